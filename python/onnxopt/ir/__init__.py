@@ -1,0 +1,44 @@
+"""The graph in memory. Everything outside this package reaches onnx-ir, ONNX files and shapes through these names."""
+
+# ruff: noqa: E402  (onnx-ir must be imported through the stand-in first)
+from __future__ import annotations
+
+from onnxopt.ir._lazy_sympy import import_onnx_ir
+
+import_onnx_ir()
+
+from onnx_ir import (
+    Attr,
+    AttributeType,
+    DataType,
+    ExternalTensor,
+    Function,
+    Graph,
+    Model,
+    Node,
+    RefAttr,
+    Shape,
+    SymbolicDim,
+    Tensor,
+    TensorProtocol,
+    TensorType,
+    Value,
+)
+
+__all__ = [
+    "Attr",
+    "AttributeType",
+    "DataType",
+    "ExternalTensor",
+    "Function",
+    "Graph",
+    "Model",
+    "Node",
+    "RefAttr",
+    "Shape",
+    "SymbolicDim",
+    "Tensor",
+    "TensorProtocol",
+    "TensorType",
+    "Value",
+]
