@@ -25,6 +25,9 @@ from onnx_ir import (
     Value,
 )
 
+from onnxopt.ir.constants import constant, integers, scalar, small_array, use_count
+from onnxopt.ir.statistics import count_nodes, count_ops, initializer_bytes, walk_graphs
+
 __all__ = [
     "Attr",
     "AttributeType",
@@ -41,4 +44,13 @@ __all__ = [
     "TensorProtocol",
     "TensorType",
     "Value",
+    "constant",
+    "count_nodes",
+    "count_ops",
+    "initializer_bytes",
+    "integers",
+    "scalar",
+    "small_array",
+    "use_count",
+    "walk_graphs",
 ]

@@ -1,0 +1,51 @@
+"""Counting what a model holds: nodes, ops, bytes. Subgraphs count, bodies of model-local functions do not."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Iterator
+
+from onnx_ir import AttributeType, Graph, Model, Node
+
+
+def walk_graphs(graph: Graph) -> Iterator[Graph]:
+    """The graph and all graphs inside its nodes, without recursion."""
+    stack = [graph]
+    while stack:
+        one = stack.pop()
+        yield one
+        for node in one:
+            stack.extend(_inner(node))
+
+
+def _inner(node: Node) -> list[Graph]:
+    found: list[Graph] = []
+    for attr in node.attributes.values():
+        if attr.is_ref():
+            continue
+        if attr.type == AttributeType.GRAPH:
+            found.append(attr.as_graph())
+        elif attr.type == AttributeType.GRAPHS:
+            found.extend(attr.as_graphs())
+    return found
+
+
+def count_nodes(model: Model) -> int:
+    return sum(graph.num_nodes() for graph in walk_graphs(model.graph))
+
+
+def count_ops(model: Model) -> dict[str, int]:
+    """Nodes per op type, most frequent first; ops outside the default domain as `domain::Op`."""
+    counter: collections.Counter[str] = collections.Counter()
+    for graph in walk_graphs(model.graph):
+        counter.update(f"{node.domain}::{node.op_type}" if node.domain else node.op_type for node in graph)
+    return dict(sorted(counter.items(), key=lambda item: (-item[1], item[0])))
+
+
+def initializer_bytes(model: Model) -> int:
+    return sum(
+        value.const_value.nbytes
+        for graph in walk_graphs(model.graph)
+        for value in graph.initializers.values()
+        if value.const_value is not None
+    )

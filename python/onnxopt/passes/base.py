@@ -1,0 +1,296 @@
+"""What a pass is, and what it is given: the model's context."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import onnx_ir
+
+from onnxopt import ir
+from onnxopt.errors import OnnxOptError, OptionError
+from onnxopt.rewrite.driver import Driver, walk
+from onnxopt.rewrite.editor import Editor
+from onnxopt.rewrite.rules import Refusal, RuleSet
+
+if TYPE_CHECKING:
+    from onnxopt.rewrite.patch import Patch
+    from onnxopt.runtime.target import Target
+
+SHARED_CONSTANT_BYTES = 4096
+"""Constants that rewrites make are stored once per content up to this size; hashing larger ones is left to the deduplication pass."""
+
+
+class Names:
+    """Gives names that no value or node of the model has."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._values: set[str] = set()
+        self._nodes: set[str] = set()
+        self._next: dict[str, int] = {}
+        self._collect(model.graph)
+
+    def _collect(self, graph: ir.Graph) -> None:
+        self._values.update(value.name for value in graph.inputs if value.name)
+        self._values.update(graph.initializers)
+        for node in walk(graph):
+            if node.name:
+                self._nodes.add(node.name)
+            self._values.update(value.name for value in node.outputs if value.name)
+            for attr in node.attributes.values():
+                if not attr.is_ref() and attr.type == ir.AttributeType.GRAPH:
+                    inner = attr.as_graph()
+                    self._values.update(value.name for value in inner.inputs if value.name)
+                    self._values.update(inner.initializers)
+
+    def value(self, stem: str) -> str:
+        return self._unique(stem, self._values)
+
+    def node(self, stem: str) -> str:
+        return self._unique(stem, self._nodes)
+
+    def _unique(self, stem: str, taken: set[str]) -> str:
+        base = stem.split("~", 1)[0]
+        while True:
+            number = self._next.get(base, 0) + 1
+            self._next[base] = number
+            name = f"{base}~{number}"
+            if name not in taken:
+                taken.add(name)
+                return name
+
+
+class Budget:
+    """How many patches may still be applied; None is no limit. Bisection runs the pipeline with ever smaller budgets."""
+
+    def __init__(self, patches: int | None = None) -> None:
+        self.limit = patches
+        self.used = 0
+
+    def take(self) -> bool:
+        if self.limit is not None and self.used >= self.limit:
+            return False
+        self.used += 1
+        return True
+
+    def give_back(self) -> None:
+        self.used -= 1
+
+
+@dataclasses.dataclass(slots=True)
+class RuleStats:
+    """How often a rule was tried at its root op and how often it was applied."""
+
+    attempts: int = 0
+    applied: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class NearMiss:
+    """A rule that nearly applied: where, why not, and how many nodes of its pattern had matched."""
+
+    rule: str
+    node: ir.Node
+    refusal: Refusal
+    depth: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AppliedPatch:
+    """One applied patch: its number in the run (what `stop_after` counts), pass, rule and the node it was rooted at."""
+
+    number: int
+    pass_name: str
+    rule: str
+    node: str
+    op_type: str
+
+
+class Log:
+    """What happened: patches, attempts, near misses, warnings and defects. Sentences are made when someone asks."""
+
+    def __init__(self, budget: Budget, *, explain: bool) -> None:
+        self._budget = budget
+        self._explain = explain
+        self.pass_name = ""
+        self.rules: dict[tuple[str, str], RuleStats] = {}
+        self.patches: list[AppliedPatch] = []
+        self.near_misses: list[NearMiss] = []
+        self.warnings: list[str] = []
+        self.defects: list[OnnxOptError] = []
+
+    def _stats(self, rule: str) -> RuleStats:
+        key = (self.pass_name, rule)
+        stats = self.rules.get(key)
+        if stats is None:
+            stats = self.rules[key] = RuleStats()
+        return stats
+
+    def attempted(self, rule: str) -> None:
+        self._stats(rule).attempts += 1
+
+    def applied(self, patch: Patch) -> None:
+        self._stats(patch.rule).applied += 1
+        anchor = patch.anchor
+        self.patches.append(
+            AppliedPatch(self._budget.used, self.pass_name, patch.rule, anchor.name or "", anchor.op_type)
+        )
+
+    def refused(self, rule: str, node: ir.Node, refusal: Refusal, depth: int) -> None:
+        if self._explain:
+            self.near_misses.append(NearMiss(rule, node, refusal, depth))
+
+    def warn(self, sentence: str) -> None:
+        if sentence not in self.warnings:
+            self.warnings.append(sentence)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Options:
+    """Choices that several passes share. `None` for a pass's own option means the pass's default."""
+
+    dims: Mapping[str, int | tuple[int, int]] = dataclasses.field(default_factory=dict)
+    fold_budget_bytes: int = 4 << 20
+    inline_functions: bool = False
+    opset: int | None = None
+    fast_math: bool = False
+
+
+class Context:
+    """Everything that passes share about one model: shapes, names, target, budget, log."""
+
+    def __init__(
+        self,
+        model: ir.Model,
+        *,
+        target: Target,
+        options: Options | None = None,
+        stop_after: int | None = None,
+        explain: bool = False,
+        strict: bool = False,
+    ) -> None:
+        self.model = model
+        self.target = target
+        self.options = options or Options()
+        self.explain = explain
+        self.strict = strict
+        self.budget = Budget(stop_after)
+        self.log = Log(self.budget, explain=explain)
+        self.names = Names(model)
+        self.shapes = ir.ShapeEnv(model, self.options.dims)
+        self.shapes.infer_model()
+        self.editor = Editor(self)
+        self._constants: dict[tuple[object, ...], ir.Value] = {}
+
+    @property
+    def opset(self) -> int:
+        """The model's opset of the default domain."""
+        return self.model.graph.opset_imports.get("", 1)
+
+    def defect(self, error: OnnxOptError) -> None:
+        """A rule or pass proposed something wrong. It was not applied; with `strict` (tests) it is raised."""
+        if self.strict:
+            raise error
+        self.log.defects.append(error)
+
+    def constant(
+        self, array: np.ndarray | np.generic | ir.TensorProtocol, name: str, anchor: ir.Node | None = None
+    ) -> ir.Value:
+        """A new initializer of the main graph (or a Constant node before `anchor` inside a function), shared when small and equal."""
+        tensor = array if isinstance(array, ir.TensorProtocol) else None
+        data = None if tensor is not None else np.ascontiguousarray(array).reshape(np.shape(array))
+        owner = None if anchor is None else function_of(anchor, self.model)
+        key = None
+        if data is not None and owner is None and data.nbytes <= SHARED_CONSTANT_BYTES and data.dtype.kind != "O":
+            key = (data.dtype.str, str(data.dtype), data.shape, hashlib.blake2b(data.tobytes(), digest_size=16).digest())
+            known = self._constants.get(key)
+            if known is not None and known.is_initializer():
+                return known
+        value = self._new_constant(tensor if tensor is not None else onnx_ir.tensor(data), name, anchor, owner)
+        if key is not None:
+            self._constants[key] = value
+        return value
+
+    def _new_constant(
+        self, tensor: ir.TensorProtocol, name: str, anchor: ir.Node | None, owner: ir.Function | None
+    ) -> ir.Value:
+        unique = self.names.value(name)
+        if owner is not None:
+            assert anchor is not None and anchor.graph is not None
+            node = ir.Node("", "Constant", [], [onnx_ir.AttrTensor("value", tensor)], name=self.names.node(name))
+            node.outputs[0].name = unique
+            anchor.graph.insert_before(anchor, node)
+            value = node.outputs[0]
+        else:
+            value = ir.Value(name=unique, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=tensor.shape)
+            tensor.name = unique
+            self.model.graph.register_initializer(value)
+        self.shapes.set_constant(value)
+        return value
+
+
+def function_of(node: ir.Node, model: ir.Model) -> ir.Function | None:
+    """The model-local function whose body holds the node, or None. Only top-level nodes of a function body are found at once."""
+    if not model.functions:
+        return None
+    graph = node.graph
+    for function in model.functions.values():
+        if function.graph is graph:
+            return function
+    return None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PassResult:
+    """Whether the model changed at all, and how many patches did it."""
+
+    modified: bool
+    patches: int = 0
+
+
+class Pass(abc.ABC):
+    """One transformation of a model.
+
+    `run` changes the model in place, keeps no state in the pass, says exactly whether anything changed, and changes nothing when it
+    is run again on its own result. The class attributes are its promises.
+    """
+
+    name: ClassVar[str]
+    phase: ClassVar[str]
+    enters_subgraphs: ClassVar[bool] = True
+    enters_functions: ClassVar[bool] = False
+
+    @abc.abstractmethod
+    def run(self, model: ir.Model, ctx: Context) -> PassResult:
+        """Transform `model` in place."""
+
+    @classmethod
+    def summary(cls) -> str:
+        """The first line of the doc string."""
+        return (cls.__doc__ or "").strip().splitlines()[0]
+
+
+class RulePass(Pass):
+    """A pass that is a set of rules: most passes are."""
+
+    rules: ClassVar[RuleSet]
+
+    def run(self, model: ir.Model, ctx: Context) -> PassResult:
+        patches = Driver(self.rules, ctx).run(model.graph)
+        return PassResult(patches > 0, patches)
+
+
+REGISTRY: dict[str, type[Pass]] = {}
+"""Every pass by name, in the order of registration; `onnxopt passes` lists it."""
+
+
+def register(cls: type[Pass]) -> type[Pass]:
+    """Class decorator: file a pass under its name."""
+    if cls.name in REGISTRY:
+        raise OptionError(f"A pass named '{cls.name}' is registered already.")
+    REGISTRY[cls.name] = cls
+    return cls

@@ -1,0 +1,277 @@
+"""The pipeline: the table of contents of the compiler, and the manager that runs it."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onnxopt import ir, passes
+from onnxopt.errors import OnnxOptError, OptionError, PassError
+from onnxopt.passes.base import REGISTRY, AppliedPatch, Context, NearMiss, Options, Pass, RuleStats
+from onnxopt.runtime.target import Target
+
+if TYPE_CHECKING:
+    from onnxopt.runtime.verify import VerificationReport
+
+PHASES: Mapping[str, tuple[str, ...]] = {
+    "canonicalize": ("inline_functions", "upgrade_opset", "lift_constants", "eliminate_dead_code", "eliminate_noops"),
+    "fold": ("fold_shapes", "fold_constants", "inline_ifs", "inline_loops"),
+    "simplify": (
+        "simplify_casts",
+        "simplify_reshapes",
+        "simplify_slices",
+        "sink_transposes",
+        "simplify_arithmetic",
+        "recognize_activations",
+        "recognize_norms",
+        "fuse_padding",
+        "fuse_into_convolutions",
+        "fuse_into_gemms",
+        "eliminate_noops",
+        "eliminate_common_subexpressions",
+        "eliminate_dead_code",
+    ),
+    "fuse": ("fuse_conv_activations", "fuse_elementwise"),
+    "lower": ("eliminate_dead_code", "deduplicate_initializers"),
+}
+"""Phases in order, and the passes of each. `fold` and `simplify` are repeated until neither changes the model."""
+
+REPEATED = ("fold", "simplify")
+MAX_ROUNDS = 8
+"""Rounds over the repeated phases. Real models settle in two or three; a model that needs more gets a warning, not a hang."""
+
+
+def default_passes(target: Target) -> list[str]:
+    """The names of the passes that run for a target, in order of their first run."""
+    names = [name for phase, phase_passes in PHASES.items() for name in phase_passes if target.runs_phase(phase)]
+    return list(dict.fromkeys(names))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PassRecord:
+    """One run of one pass: seconds, nodes in all graphs before and after, patches, bytes of initializers after."""
+
+    name: str
+    phase: str
+    round: int
+    seconds: float
+    nodes_before: int
+    nodes_after: int
+    patches: int
+    modified: bool
+
+
+@dataclasses.dataclass(slots=True)
+class Report:
+    """What a run did: every pass, rule, patch, near miss and warning, with sizes before and after."""
+
+    target: str
+    nodes_before: int = 0
+    nodes_after: int = 0
+    bytes_before: int = 0
+    bytes_after: int = 0
+    ops_before: dict[str, int] = dataclasses.field(default_factory=dict)
+    ops_after: dict[str, int] = dataclasses.field(default_factory=dict)
+    seconds: float = 0.0
+    records: list[PassRecord] = dataclasses.field(default_factory=list)
+    rules: dict[tuple[str, str], RuleStats] = dataclasses.field(default_factory=dict)
+    patches: list[AppliedPatch] = dataclasses.field(default_factory=list)
+    near_misses: list[NearMiss] = dataclasses.field(default_factory=list)
+    warnings: list[str] = dataclasses.field(default_factory=list)
+    defects: list[OnnxOptError] = dataclasses.field(default_factory=list)
+    verification: VerificationReport | None = None
+
+
+Instrument = Callable[[str, str, ir.Model, Context], None]
+"""Called with ("before" | "after", pass name, model, context) around every pass: timing, dumps and numeric checks are hooks."""
+
+
+class PassManager:
+    """Runs passes over a model.
+
+    Args:
+        target: what the model is optimized for.
+        names: the passes to run, in order; None is the pipeline of `PHASES`. A plain list is run once, in its order.
+        options: choices that passes share.
+        stop_after: apply at most this many patches (bisection).
+        explain: keep near misses.
+        strict: raise at a rule that proposes a patch that does not fit, instead of leaving it out, and check the graph after every
+            pass (tests).
+        instruments: hooks around every pass.
+    """
+
+    def __init__(
+        self,
+        target: Target | str = "cpu",
+        names: Sequence[str | Pass] | None = None,
+        *,
+        options: Options | None = None,
+        stop_after: int | None = None,
+        explain: bool = False,
+        strict: bool = False,
+        instruments: Iterable[Instrument] = (),
+    ) -> None:
+        self.target = Target.named(target) if isinstance(target, str) else target
+        passes.load_all()
+        self.options = options or Options()
+        self.stop_after = stop_after
+        self.explain = explain
+        self.strict = strict
+        self.instruments = tuple(instruments)
+        self.schedule = self._schedule(names)
+
+    def _schedule(self, names: Sequence[str | Pass] | None) -> list[tuple[str, list[Pass]]]:
+        if names is not None:
+            return [("chosen", [_make(name) for name in names])]
+        return [
+            (phase, [_make(name) for name in phase_passes if name in REGISTRY])
+            for phase, phase_passes in PHASES.items()
+            if self.target.runs_phase(phase)
+        ]
+
+    def run(self, model: ir.Model) -> Report:
+        """Optimize `model` in place and say what was done.
+
+        Raises:
+            PassError: a pass failed; the text names it, its position and the passes before it.
+        """
+        start = time.perf_counter()
+        report = Report(self.target.name)
+        report.nodes_before, report.ops_before = ir.count_nodes(model), ir.count_ops(model)
+        report.bytes_before = ir.initializer_bytes(model)
+        ctx = Context(
+            model,
+            target=self.target,
+            options=self.options,
+            stop_after=self.stop_after,
+            explain=self.explain,
+            strict=self.strict,
+        )
+        self._run_phases(model, ctx, report)
+        ctx.shapes.write_back(model)
+        report.nodes_after, report.ops_after = ir.count_nodes(model), ir.count_ops(model)
+        report.bytes_after = ir.initializer_bytes(model)
+        report.rules, report.patches = ctx.log.rules, ctx.log.patches
+        report.near_misses, report.warnings, report.defects = ctx.log.near_misses, ctx.log.warnings, ctx.log.defects
+        report.seconds = time.perf_counter() - start
+        return report
+
+    def _run_phases(self, model: ir.Model, ctx: Context, report: Report) -> None:
+        repeated = [entry for entry in self.schedule if entry[0] in REPEATED]
+        for phase, phase_passes in self.schedule:
+            if phase in REPEATED:
+                if (phase, phase_passes) == repeated[0]:
+                    self._run_rounds(repeated, model, ctx, report)
+            else:
+                self._run_phase(phase, phase_passes, 1, model, ctx, report)
+
+    def _run_rounds(
+        self, entries: list[tuple[str, list[Pass]]], model: ir.Model, ctx: Context, report: Report
+    ) -> None:
+        for number in range(1, MAX_ROUNDS + 1):
+            changed = [self._run_phase(phase, phase_passes, number, model, ctx, report) for phase, phase_passes in entries]
+            if not any(changed):
+                return
+        ctx.log.warn(f"The model still changed after {MAX_ROUNDS} rounds of {' and '.join(REPEATED)}.")
+
+    def _run_phase(
+        self, phase: str, phase_passes: list[Pass], number: int, model: ir.Model, ctx: Context, report: Report
+    ) -> bool:
+        changed = False
+        for one in phase_passes:
+            record = self._run_pass(one, phase, number, model, ctx, report.records)
+            report.records.append(record)
+            changed |= record.modified
+        return changed
+
+    def _run_pass(
+        self, one: Pass, phase: str, number: int, model: ir.Model, ctx: Context, done: list[PassRecord]
+    ) -> PassRecord:
+        nodes = done[-1].nodes_after if done else ir.count_nodes(model)
+        ctx.log.pass_name = one.name
+        for hook in self.instruments:
+            hook("before", one.name, model, ctx)
+        start = time.perf_counter()
+        try:
+            result = one.run(model, ctx)
+            if self.strict:
+                ir.check_structure(model)
+        except OnnxOptError as error:
+            raise PassError(f"{_where(one, done)}: {error}") from error
+        except (ArithmeticError, LookupError, TypeError, ValueError, AttributeError, AssertionError, OSError) as error:
+            raise PassError(f"{_where(one, done)}: {type(error).__name__}: {error}") from error
+        seconds = time.perf_counter() - start
+        for hook in self.instruments:
+            hook("after", one.name, model, ctx)
+        after = ir.count_nodes(model) if result.modified else nodes
+        return PassRecord(one.name, phase, number, seconds, nodes, after, result.patches, result.modified)
+
+
+def _make(one: str | Pass) -> Pass:
+    if isinstance(one, Pass):
+        return one
+    if one not in REGISTRY:
+        raise OptionError(f"There is no pass named '{one}'. The passes are: {', '.join(sorted(REGISTRY))}.")
+    return REGISTRY[one]()
+
+
+def _where(one: Pass, done: list[PassRecord]) -> str:
+    before = ", ".join(record.name for record in done) or "none"
+    return f"Pass {one.name} (number {len(done) + 1}; passes before it: {before}) failed"
+
+
+def optimize(
+    model: Any,
+    output: str | Path | None = None,
+    *,
+    target: Target | str = "cpu",
+    passes: Sequence[str | Pass] | None = None,
+    dims: Mapping[str, int | tuple[int, int]] | None = None,
+    verify: bool = False,
+    options: Options | None = None,
+    external_data: str | None = None,
+    report: Callable[[Report], None] | None = None,
+    instruments: Iterable[Instrument] = (),
+    strict: bool = False,
+) -> Any:
+    """Optimize an ONNX model and return it as the kind it was given.
+
+    Args:
+        model: a path, an `onnx.ModelProto`, an `onnx_ir.Model` (optimized in place) or an `onnx_graphsurgeon.Graph`.
+        output: where to write the result (whole or not at all). With a path as `model` and no `output`, an `onnx.ModelProto` is
+            returned; with an `output`, its path.
+        target: "cpu", "cuda" or "generic" (only standard ONNX ops).
+        passes: names or `Pass` objects to run in this order instead of the whole pipeline.
+        dims: fixes a named dimension (an int) or bounds it (lowest, highest).
+        verify: compare the outputs of the result with the original's on random inputs.
+        options: further choices that passes share.
+        external_data: how `output` holds its weights, see `onnxopt.ir.save`.
+        report: called with the `Report` of the run.
+        instruments: hooks around every pass, see `Instrument`.
+        strict: raise when a rule proposes something wrong instead of leaving it out.
+
+    Raises:
+        ModelError: the model cannot be read or is malformed.
+        OptionError: an unknown pass, target or option.
+        PassError: a pass failed.
+        VerificationError: outputs differ; the text names the pass, the rule and the node that is to blame.
+    """
+    chosen = options or Options()
+    if dims:
+        chosen = dataclasses.replace(chosen, dims=dict(dims))
+    manager = PassManager(target, passes, options=chosen, instruments=instruments, strict=strict)
+    loaded = ir.load(model)
+    result = manager.run(loaded)
+    if verify:
+        from onnxopt.runtime.verify import verify_run
+
+        result.verification = verify_run(model, loaded, manager)
+    if report is not None:
+        report(result)
+    if output is not None:
+        ir.save(loaded, output, external_data=external_data)
+        return Path(output)
+    return ir.as_kind_of(model, loaded)

@@ -1,0 +1,1 @@
+"""The engine: patterns, rules, patches, the driver."""

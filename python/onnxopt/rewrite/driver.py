@@ -1,0 +1,123 @@
+"""Applies a set of rules to a fixed point with a worklist: each node is looked at once, and again only when a patch touched it."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from onnxopt import ir
+from onnxopt.rewrite.editor import Editor, subgraphs
+from onnxopt.rewrite.patch import Builder, Patch
+from onnxopt.rewrite.pattern import Trace
+from onnxopt.rewrite.rules import Refusal, Rule, RuleSet
+
+if TYPE_CHECKING:
+    from onnxopt.passes.base import Context
+
+PATCHES_PER_NODE = 16
+"""A rule set that needs more patches than this for each node it was given is taken to be cyclic; real models need less than two."""
+
+
+class Driver:
+    """Runs a `RuleSet` over a graph, subgraphs included. Linear in practice: the work is nodes plus patches."""
+
+    def __init__(self, rules: RuleSet, ctx: Context) -> None:
+        self.rules = rules
+        self.ctx = ctx
+        self.editor = Editor(ctx)
+        self._queue: collections.deque[ir.Node] = collections.deque()
+        self._queued: set[ir.Node] = set()
+
+    def run(self, graph: ir.Graph) -> int:
+        """Rewrite until nothing matches. Returns the number of patches applied."""
+        self._push(walk(graph))
+        limit = PATCHES_PER_NODE * max(len(self._queue), 64)
+        applied = 0
+        while self._queue and applied < limit:
+            node = self._queue.popleft()
+            self._queued.discard(node)
+            if node.graph is not None and self._rewrite(node):
+                applied += 1
+        if applied >= limit:
+            self.ctx.log.warn(f"Stopped after {applied} patches: the rules {sorted(r.name for r in self.rules)} do not settle.")
+        return applied
+
+    def _rewrite(self, node: ir.Node) -> bool:
+        candidates = self.rules.by_root.get((node.domain, node.op_type))
+        if not candidates:
+            return False
+        for rule in candidates:
+            patch = self._attempt(rule, node)
+            if patch is not None and self._apply(patch):
+                return True
+        return False
+
+    def _attempt(self, rule: Rule, node: ir.Node) -> Patch | None:
+        log = self.ctx.log
+        log.attempted(rule.name)
+        trace = Trace() if self.ctx.explain else None
+        match = rule.pattern.match(node, self.ctx, trace)
+        if match is None:
+            if trace is not None and trace.refusal is not None and trace.depth > 1:
+                log.refused(rule.name, node, trace.refusal, trace.depth)
+            return None
+        verdict = rule.where(match)
+        if not verdict:
+            if isinstance(verdict, Refusal):
+                log.refused(rule.name, node, verdict, len(match.matched) + 1)
+            return None
+        builder = Builder(self.ctx, node)
+        built = rule.build(builder, match)
+        if built is None or isinstance(built, Refusal):
+            discard(builder.nodes)
+            if isinstance(built, Refusal):
+                log.refused(rule.name, node, built, len(match.matched) + 1)
+            return None
+        replaced = [built] if isinstance(built, ir.Value) else list(built)
+        pairs = {old: new for old, new in zip(node.outputs, replaced, strict=True) if new is not None}
+        return builder.patch(rule.name, pairs)
+
+    def _apply(self, patch: Patch) -> bool:
+        root = patch.anchor
+        users = [user for value in patch.replacements for user, _ in value.uses()]
+        if not self.editor.apply(patch):
+            discard(patch.nodes)
+            return False
+        touched = self.editor.remove_unused([root])
+        self._push(patch.nodes)
+        self._push(new.producer() for new in patch.replacements.values())
+        self._push(users)
+        self._push(touched)
+        # A producer that lost a use may now be the single-use inner node of a larger pattern rooted at its remaining user.
+        self._push(
+            user for node in touched for value in node.outputs if ir.use_count(value) == 1 for user, _ in value.uses()
+        )
+        return True
+
+    def _push(self, nodes: Iterable[ir.Node | None]) -> None:
+        for node in nodes:
+            if node is not None and node not in self._queued and node.graph is not None:
+                self._queued.add(node)
+                self._queue.append(node)
+
+
+def discard(nodes: Iterable[ir.Node]) -> None:
+    """Forget nodes that were built and not used, so that they do not count as users of their inputs."""
+    for node in nodes:
+        for index in range(len(node.inputs)):
+            node.replace_input_with(index, None)
+
+
+def walk(graph: ir.Graph) -> Iterator[ir.Node]:
+    """All nodes of a graph in order, each followed by those of its subgraphs, without recursion."""
+    stack: list[Iterator[ir.Node]] = [iter(graph)]
+    while stack:
+        for node in stack[-1]:
+            yield node
+            inner = subgraphs(node)
+            if inner:
+                stack.extend(iter(one) for one in reversed(inner))
+                break
+        else:
+            stack.pop()

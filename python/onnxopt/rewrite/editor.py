@@ -1,0 +1,158 @@
+"""The only code that edits the graph."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from onnxopt import ir
+from onnxopt.errors import PatchError
+from onnxopt.rewrite.patch import Patch
+
+if TYPE_CHECKING:
+    from onnxopt.passes.base import Context
+
+SIDE_EFFECT_FREE_DOMAINS = frozenset({"", "ai.onnx.ml", "ai.onnxopt", "com.microsoft", "ai.onnx.preview.training"})
+"""Unused nodes of other domains stay: what onnxopt does not know may have effects."""
+
+
+class Editor:
+    """Checks patches and applies them; keeps shapes up to date; counts, so that a run can be stopped after N patches."""
+
+    def __init__(self, ctx: Context) -> None:
+        self.ctx = ctx
+
+    def apply(self, patch: Patch) -> bool:
+        """Apply a patch. False, and nothing changed, when the budget of patches is spent or the patch does not fit."""
+        ctx = self.ctx
+        if not ctx.budget.take():
+            return False
+        graph = patch.anchor.graph
+        assert graph is not None, f"{patch.rule}: the anchor is not in a graph"
+        graph.insert_before(patch.anchor, patch.nodes)
+        for node in patch.nodes:
+            ctx.shapes.infer_node(node)
+        problem = self._problem(patch)
+        if problem is not None:
+            self._take_back(graph, patch)
+            ctx.budget.give_back()
+            ctx.defect(PatchError(f"Rule {patch.rule} at {patch.anchor.op_type} node '{patch.anchor.name}': {problem}."))
+            return False
+        for function in patch.functions:
+            ctx.model.functions.setdefault(function.identifier(), function)
+        for old, new in patch.replacements.items():
+            self.replace(old, new)
+        ctx.log.applied(patch)
+        return True
+
+    def _problem(self, patch: Patch) -> str | None:
+        shapes = self.ctx.shapes
+        for old, new in patch.replacements.items():
+            before, after = shapes.dtype(old), shapes.dtype(new)
+            if before is not None and after is not None and before != after:
+                return f"it replaces '{old.name}' of type {before.name} by a value of type {after.name}"
+            if shapes.same_shape(old, new) is False:
+                return f"it replaces '{old.name}' of shape {shapes.shape(old)} by a value of shape {shapes.shape(new)}"
+        return None
+
+    @staticmethod
+    def _take_back(graph: ir.Graph, patch: Patch) -> None:
+        for node in reversed(patch.nodes):
+            graph.remove(node, safe=True)
+
+    def replace(self, old: ir.Value, new: ir.Value) -> None:
+        """Let `new` take over every use of `old`, graph outputs included, whose names stay."""
+        if old is new:
+            return
+        self.ctx.shapes.learn(new, old)
+        if old.is_graph_output():
+            self._replace_output(old, new)
+        for user, index in old.uses():
+            user.replace_input_with(index, new)
+
+    def _replace_output(self, old: ir.Value, new: ir.Value) -> None:
+        graph, producer = old.graph, new.producer()
+        assert graph is not None
+        renamable = producer is not None and producer.graph is graph and not new.is_graph_output() and len(producer.outputs) >= 1
+        if not renamable:
+            anchor = old.producer()
+            node = ir.Node("", "Identity", [new], name=self.ctx.names.node(old.name or "output"))
+            if anchor is not None and anchor.graph is graph:
+                graph.insert_before(anchor, node)
+            else:
+                graph.append(node)
+            new = node.outputs[0]
+            self.ctx.shapes.infer_node(node)
+        name, old.name = old.name, None
+        new.name = name
+        if old.type is not None:
+            new.type = old.type
+        if old.shape is not None:
+            new.shape = old.shape
+        for index, output in enumerate(graph.outputs):
+            if output is old:
+                graph.outputs[index] = new
+
+    def remove_unused(self, nodes: Iterable[ir.Node]) -> list[ir.Node]:
+        """Remove those of `nodes` that nothing uses, and then what only they used. Returns the producers that lost a use and stay."""
+        stack = list(nodes)
+        touched: dict[ir.Node, None] = {}
+        while stack:
+            node = stack.pop()
+            graph = node.graph
+            if graph is None or not removable(node):
+                continue
+            producers = [value.producer() for value in node.inputs if value is not None]
+            producers += [value.producer() for value in _captured(node)]
+            graph.remove(node, safe=True)
+            _release_subgraphs(node)
+            for producer in producers:
+                if producer is None:
+                    continue
+                if removable(producer):
+                    stack.append(producer)
+                else:
+                    touched[producer] = None
+        return [node for node in touched if node.graph is not None]
+
+
+def removable(node: ir.Node) -> bool:
+    """Whether nothing uses the node and nothing but its outputs shows that it ran."""
+    if node.domain not in SIDE_EFFECT_FREE_DOMAINS:
+        return False
+    return not any(value.is_graph_output() or ir.use_count(value) for value in node.outputs)
+
+
+def _captured(node: ir.Node) -> list[ir.Value]:
+    values: list[ir.Value] = []
+    for graph in subgraphs(node):
+        for inner in graph:
+            values.extend(value for value in inner.inputs if value is not None and value.graph is not graph)
+            values.extend(_captured(inner))
+    return values
+
+
+def subgraphs(node: ir.Node) -> list[ir.Graph]:
+    """The graphs that the node's attributes hold (branches of an If, the body of a Loop or Scan)."""
+    found: list[ir.Graph] = []
+    for attr in node.attributes.values():
+        if attr.is_ref():
+            continue
+        if attr.type == ir.AttributeType.GRAPH:
+            found.append(attr.as_graph())
+        elif attr.type == ir.AttributeType.GRAPHS:
+            found.extend(attr.as_graphs())
+    return found
+
+
+def _release_subgraphs(node: ir.Node) -> None:
+    """Drop the uses that a removed node's subgraphs make of outer values."""
+    for graph in subgraphs(node):
+        for inner in graph:
+            for index, value in enumerate(inner.inputs):
+                if value is not None:
+                    inner.replace_input_with(index, None)
+            _release_subgraphs(inner)
+        with contextlib.suppress(IndexError):
+            graph.outputs.clear()

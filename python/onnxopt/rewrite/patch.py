@@ -1,0 +1,101 @@
+"""Patches: what a rewrite wants to change, as a value. `Builder` makes the nodes of one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir
+
+from onnxopt import ir
+
+if TYPE_CHECKING:
+    from onnxopt.passes.base import Context
+
+
+@dataclasses.dataclass(slots=True)
+class Patch:
+    """Insert `nodes` before `anchor`, then let `replacements` take over every use of the values that they replace.
+
+    Nodes left without uses are removed with it. `rule` is the name under which it is counted and can be bisected.
+    """
+
+    rule: str
+    anchor: ir.Node
+    nodes: list[ir.Node] = dataclasses.field(default_factory=list)
+    replacements: dict[ir.Value, ir.Value] = dataclasses.field(default_factory=dict)
+    functions: list[ir.Function] = dataclasses.field(default_factory=list)
+
+
+class Builder:
+    """Builds the nodes of a patch; constants become initializers of the main graph (Constant nodes inside a function).
+
+    `b.Mul(x, y)` makes a node of the default domain and returns its output; `b.op(...)` is the general form.
+    """
+
+    def __init__(self, ctx: Context, anchor: ir.Node) -> None:
+        self.ctx = ctx
+        self.anchor = anchor
+        self.nodes: list[ir.Node] = []
+        self.functions: list[ir.Function] = []
+
+    def __getattr__(self, op_type: str) -> Callable[..., ir.Value]:
+        if not op_type[:1].isupper():
+            raise AttributeError(op_type)
+        return lambda *inputs, **attributes: self.op(op_type, inputs, attributes)[0]
+
+    def op(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        attributes: Mapping[str, Any] | None = None,
+        *,
+        domain: str = "",
+        outputs: int = 1,
+        overload: str = "",
+        name: str | None = None,
+    ) -> tuple[ir.Value, ...]:
+        """Make a node; attribute values are plain Python values, `ir.Attr`, graphs or tensors; None leaves an attribute out."""
+        attrs = [
+            value if isinstance(value, ir.Attr) else onnx_ir.convert_attribute(key, value)
+            for key, value in (attributes or {}).items()
+            if value is not None
+        ]
+        node = ir.Node(
+            domain,
+            op_type,
+            inputs,
+            attrs,
+            num_outputs=outputs,
+            overload=overload,
+            name=self.ctx.names.node(name or self.anchor.name or op_type),
+        )
+        stem = self.anchor.outputs[0].name if self.anchor.outputs else op_type
+        for output in node.outputs:
+            output.name = self.ctx.names.value(stem or op_type)
+        self.nodes.append(node)
+        return node.outputs
+
+    def copy_of(
+        self, node: ir.Node, inputs: Sequence[ir.Value | None] | None = None, **attributes: Any
+    ) -> tuple[ir.Value, ...]:
+        """A node like `node` with other inputs and some attributes replaced (None removes one). Not for nodes that hold subgraphs."""
+        merged: dict[str, Any] = {**node.attributes, **attributes}
+        return self.op(
+            node.op_type,
+            node.inputs if inputs is None else inputs,
+            merged,
+            domain=node.domain,
+            outputs=len(node.outputs),
+            overload=node.overload,
+            name=node.name,
+        )
+
+    def constant(self, array: np.ndarray | np.generic | ir.TensorProtocol, name: str = "const") -> ir.Value:
+        """A constant value that holds `array`: the same value for the same small content, so that it is stored once."""
+        return self.ctx.constant(array, name, self.anchor)
+
+    def patch(self, rule: str, replacements: Mapping[ir.Value, ir.Value]) -> Patch:
+        return Patch(rule, self.anchor, self.nodes, dict(replacements), self.functions)

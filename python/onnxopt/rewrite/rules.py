@@ -1,0 +1,142 @@
+"""Rules as data: a name, a pattern, a condition, and what to build instead."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onnxopt import ir
+from onnxopt.ir import constants
+
+if TYPE_CHECKING:
+    from onnxopt.passes.base import Context
+    from onnxopt.rewrite.patch import Builder
+    from onnxopt.rewrite.pattern import Pattern
+
+
+class Refusal:
+    """Why a rule did not apply: a sentence, formatted only when someone asks, and the node or value to blame. It is falsy."""
+
+    __slots__ = ("args", "culprit", "template")
+
+    def __init__(self, template: str, *args: object, culprit: ir.Node | ir.Value | None = None) -> None:
+        self.template, self.args, self.culprit = template, args, culprit
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __str__(self) -> str:
+        return self.template.format(*self.args)
+
+
+class Match:
+    """What a pattern found: values and nodes by the names that the pattern gave them. Building reads it, nothing writes to it."""
+
+    __slots__ = ("ctx", "matched", "nodes", "root", "values")
+
+    def __init__(self, root: ir.Node, ctx: Context) -> None:
+        self.root = root
+        self.ctx = ctx
+        self.values: dict[str, ir.Value | None] = {}
+        self.nodes: dict[str, ir.Node] = {}
+        self.matched: list[ir.Node] = []
+
+    def __getitem__(self, name: str) -> ir.Value:
+        value = self.values[name]
+        assert value is not None, f"{name} was matched as an absent optional input"
+        return value
+
+    def get(self, name: str) -> ir.Value | None:
+        return self.values.get(name)
+
+    def node(self, name: str) -> ir.Node:
+        return self.nodes[name]
+
+    def scalar(self, name: str) -> float | int | bool | None:
+        return constants.scalar(self.values.get(name))
+
+    def array(self, name: str) -> np.ndarray | None:
+        return constants.small_array(self.values.get(name))
+
+    def integers(self, name: str) -> tuple[int, ...] | None:
+        return constants.integers(self.values.get(name))
+
+    def rank(self, name: str) -> int | None:
+        return self.ctx.shapes.rank(self[name])
+
+    def dtype(self, name: str) -> ir.DataType | None:
+        return self.ctx.shapes.dtype(self[name])
+
+    @property
+    def output(self) -> ir.Value:
+        return self.root.outputs[0]
+
+
+Where = Callable[[Match], "bool | Refusal"]
+Build = Callable[["Builder", Match], "ir.Value | Sequence[ir.Value | None] | Refusal | None"]
+
+
+def always(_: Match) -> bool:
+    return True
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Rule:
+    """Replace what `pattern` matches, where `where` holds, by what `build` makes.
+
+    `where` and `build` are pure: they read the match and return; only the driver edits the graph. `build` returns the replacement of
+    the root's output (or one per output, None for an output without uses); it may return a Refusal when it finds out late. Rules
+    with the same root are tried in falling `benefit`.
+    """
+
+    name: str
+    pattern: Pattern
+    build: Build
+    where: Where = always
+    benefit: int = 1
+
+    @property
+    def doc(self) -> str:
+        return (self.build.__doc__ or "").strip()
+
+
+class RuleSet:
+    """Rules filed by the op type of their root, so that a rule costs nothing at other nodes. Sets are joined with `+`."""
+
+    def __init__(self, rules: Iterable[Rule]) -> None:
+        self.rules = tuple(rules)
+        names = [rule.name for rule in self.rules]
+        assert len(names) == len(set(names)), f"rule names must be unique: {sorted(names)}"
+        self.by_root: dict[tuple[str, str], list[Rule]] = {}
+        for rule in sorted(self.rules, key=lambda rule: -rule.benefit):
+            for root in rule.pattern.roots:
+                self.by_root.setdefault(root, []).append(rule)
+
+    def __add__(self, other: RuleSet) -> RuleSet:
+        return RuleSet((*self.rules, *other.rules))
+
+    def __iter__(self) -> Iterator[Rule]:
+        return iter(self.rules)
+
+    def __len__(self) -> int:
+        return len(self.rules)
+
+
+def rule(pattern: Pattern, *, where: Where = always, benefit: int = 1, name: str | None = None) -> Callable[[Build], Rule]:
+    """Make a `Rule` out of its `build` function, which gives it name and doc string."""
+
+    def decorate(build: Build) -> Rule:
+        return Rule(name or getattr(build, "__name__", "rule"), pattern, build, where, benefit)
+
+    return decorate
+
+
+def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
+    """The plain value of an attribute, or `default` where the node does not have it; a reference to a function's attribute counts as unknown: None."""
+    found = node.attributes.get(name)
+    if found is None:
+        return default
+    return None if found.is_ref() else found.value
