@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 from onnx_ir import AttributeType, Graph, Model, Node
 
+_GRAPH_TYPES = frozenset({AttributeType.GRAPH, AttributeType.GRAPHS})
+
 
 def walk_graphs(graph: Graph) -> Iterator[Graph]:
     """The graph and all graphs inside its nodes, without recursion."""
@@ -21,12 +23,8 @@ def walk_graphs(graph: Graph) -> Iterator[Graph]:
 def _inner(node: Node) -> list[Graph]:
     found: list[Graph] = []
     for attr in node.attributes.values():
-        if attr.is_ref():
-            continue
-        if attr.type == AttributeType.GRAPH:
-            found.append(attr.as_graph())
-        elif attr.type == AttributeType.GRAPHS:
-            found.extend(attr.as_graphs())
+        if attr.type in _GRAPH_TYPES and not attr.is_ref():
+            found.extend([attr.as_graph()] if attr.type is AttributeType.GRAPH else attr.as_graphs())
     return found
 
 
