@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -122,6 +123,12 @@ class PassManager:
         self.strict = strict
         self.instruments = tuple(instruments)
         self.schedule = self._schedule(names)
+
+    def with_budget(self, stop_after: int | None) -> PassManager:
+        """The same manager with another limit on patches, without instruments."""
+        same = copy.copy(self)
+        same.stop_after, same.instruments = stop_after, ()
+        return same
 
     def _schedule(self, names: Sequence[str | Pass] | None) -> list[tuple[str, list[Pass]]]:
         if names is not None:

@@ -1,0 +1,407 @@
+"""The `onnxopt` command. Every subcommand is a few lines over the Python API; heavy modules load inside the commands that need them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from onnxopt.errors import ModelError, OnnxOptError, OptionError, PassError, RuntimeMissingError, VerificationError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from onnxopt.pipeline import Report
+
+EXIT_CODES = {
+    0: "success",
+    1: "the models differ, or verification failed",
+    2: "an option or argument is wrong",
+    3: "the model cannot be read or is malformed",
+    4: "a pass failed",
+    5: "onnxruntime or the native library is missing",
+    6: "the output cannot be written",
+}
+_CODE_OF: tuple[tuple[type[BaseException], int], ...] = (
+    (VerificationError, 1),
+    (OptionError, 2),
+    (ModelError, 3),
+    (PassError, 4),
+    (RuntimeMissingError, 5),
+    (OSError, 6),
+    (OnnxOptError, 4),
+)
+
+app = typer.Typer(
+    name="onnxopt",
+    help="Optimize ONNX models: fold, simplify, fuse, and run the result with fast custom kernels.",
+    epilog="Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + ".",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help="An .onnx file.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+Dims = Annotated[
+    list[str] | None, typer.Option("--dim", help="Fix or bound a named dimension: N=1, S=1..512. May be repeated.")
+]
+TargetName = Annotated[str, typer.Option("--target", help="cpu, cuda, or generic (standard ONNX ops only).")]
+
+
+def parse_dims(texts: list[str] | None) -> dict[str, int | tuple[int, int]]:
+    """Parse `N=1` and `S=1..512`.
+
+    Raises:
+        OptionError: a text has another form, or bounds are in the wrong order.
+    """
+    dims: dict[str, int | tuple[int, int]] = {}
+    for text in texts or []:
+        name, separator, value = text.partition("=")
+        try:
+            bounds = [int(part) for part in value.split("..")]
+        except ValueError:
+            bounds = []
+        if not (name and separator and len(bounds) in (1, 2) and bounds == sorted(bounds) and bounds[0] >= 0):
+            raise OptionError(f"--dim {text}: expected NAME=SIZE or NAME=LOWEST..HIGHEST with sizes of at least 0.")
+        dims[name] = bounds[0] if len(bounds) == 1 else (bounds[0], bounds[1])
+    return dims
+
+
+# --- output --------------------------------------------------------------------------------------------------------
+def human_bytes(count: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if abs(count) < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.2f} GiB"
+
+
+def human_seconds(seconds: float) -> str:
+    return f"{seconds * 1e6:.0f} us" if seconds < 1e-3 else f"{seconds * 1e3:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
+
+
+def human_count(count: float) -> str:
+    for unit in ("", " K", " M", " G"):
+        if abs(count) < 1000:
+            return f"{count:.3g}{unit}"
+        count /= 1000
+    return f"{count:.3g} T"
+
+
+def _console(*, stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def _print_json(value: object) -> None:
+    typer.echo(json.dumps(value, indent=2, default=_plain))
+
+
+def _plain(value: object) -> object:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    return str(value)
+
+
+@contextmanager
+def _progress(label: str, total: int | None = None) -> Iterator[Callable[[str], None]]:
+    """A progress bar on standard error; nothing at all when that is not a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=_console(stderr=True), transient=True) as progress:
+        task = progress.add_task(label, total=total)
+        yield lambda text: progress.update(task, description=text, advance=1)
+
+
+def _table(console: Console, title: str, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    from rich.table import Table
+
+    table = Table(*header, title=title, title_justify="left", box=None, pad_edge=False)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+# --- commands ------------------------------------------------------------------------------------------------------
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the versions of onnxopt and of what it runs on.")] = False,
+) -> None:
+    if version:
+        from onnxopt.runtime.library import describe
+
+        typer.echo(describe())
+        raise typer.Exit
+
+
+@app.command()
+def optimize(
+    model: Model,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Where to write the optimized model.")],
+    target: TargetName = "cpu",
+    passes: Annotated[str | None, typer.Option(help="Comma-separated passes to run instead of the pipeline.")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Compare outputs with the original's on random inputs.")] = False,
+    dim: Dims = None,
+    report: Annotated[Path | None, typer.Option(help="Write a report: .html or .json.")] = None,
+    external_data: Annotated[
+        str | None,
+        typer.Option(help="Weights: auto, inside, external, or reference (keep referring to the input's data file)."),
+    ] = None,
+    inline_functions: Annotated[bool, typer.Option("--inline-functions", help="Inline model-local functions.")] = False,
+    opset: Annotated[int | None, typer.Option(help="Upgrade the model to this opset first.")] = None,
+    fast_math: Annotated[bool, typer.Option("--fast-math", help="Allow rewrites that change rounding.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Optimize MODEL and write the result to OUTPUT."""
+    from onnxopt.passes.base import Options
+    from onnxopt.pipeline import optimize as run
+
+    if report is not None and report.suffix not in (".html", ".json"):
+        raise OptionError(f"--report {report}: expected a name that ends in .html or .json.")
+    options = Options(inline_functions=inline_functions, opset=opset, fast_math=fast_math)
+    reports: list[Report] = []
+    with _progress(f"Optimizing {model.name}") as tick:
+        run(
+            model,
+            output,
+            target=target,
+            passes=passes.split(",") if passes else None,
+            dims=parse_dims(dim),
+            verify=verify,
+            options=options,
+            external_data=external_data,
+            report=reports.append,
+            instruments=[lambda when, name, *_: tick(name) if when == "before" else None],
+        )
+    result = reports[0]
+    if report is not None:
+        from onnxopt.report import write_report
+
+        write_report(report, result, model, output)
+    if as_json:
+        _print_json(_report_json(result))
+    else:
+        _print_summary(result, model, output)
+
+
+def _report_json(result: Report) -> dict[str, Any]:
+    from onnxopt.report import report_json
+
+    return report_json(result)
+
+
+def _print_summary(result: Report, source: Path, output: Path) -> None:
+    console = _console()
+    size = human_bytes(result.bytes_before), human_bytes(result.bytes_after)
+    console.print(
+        f"{source.name}: {result.nodes_before} -> {result.nodes_after} nodes, weights {size[0]} -> {size[1]}, "
+        f"{len(result.patches)} rewrites in {human_seconds(result.seconds)}; wrote {output}"
+    )
+    if sys.stdout.isatty():
+        changed = {op for op in {*result.ops_before, *result.ops_after}}
+        rows = [(op, result.ops_before.get(op, 0), result.ops_after.get(op, 0)) for op in sorted(changed)]
+        different = [(op, str(a), str(b)) for op, a, b in rows if a != b]
+        _table(console, "Ops that changed", ("op", "before", "after"), different)
+    if result.verification is not None:
+        console.print(result.verification.sentence())
+    for warning in result.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    for defect in result.defects:
+        typer.echo(f"warning: a rewrite was left out: {defect}", err=True)
+
+
+@app.command()
+def inspect(model: Model, dim: Dims = None, as_json: Json = False) -> None:
+    """Show ops, sizes, shapes, floating-point operations and memory of MODEL."""
+    from onnxopt.inspection import inspect as run
+
+    found = run(model, parse_dims(dim))
+    if as_json:
+        return _print_json(found.to_json())
+    console = _console()
+    opsets = ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in found.opsets.items())
+    console.print(f"{model.name}: {found.nodes} nodes, IR {found.ir_version}, opsets {opsets}, {found.producer}")
+    dtypes = ", ".join(f"{dtype} {human_bytes(size)}" for dtype, size in found.weight_bytes_by_dtype.items())
+    console.print(f"weights: {human_bytes(found.weight_bytes)} in {found.initializers} tensors ({dtypes})")
+    unknown = f" ({found.unknown_flops} nodes with unknown sizes not counted: fix dims with --dim)" if found.unknown_flops else ""
+    console.print(f"operations: {human_count(found.flops)}FLOP{unknown}")
+    if found.peak_activation_bytes is not None:
+        console.print(f"activations alive at once: at most {human_bytes(found.peak_activation_bytes)}")
+    console.print(f"shapes known: {found.values_with_shape} of {found.values} values; {found.functions} functions")
+    ports = [("in", *_port_row(port)) for port in found.inputs] + [("out", *_port_row(port)) for port in found.outputs]
+    _table(console, "Inputs and outputs", ("", "name", "dtype", "shape"), ports)
+    ops = [(op, str(count), human_count(found.flops_by_op.get(op, 0))) for op, count in found.ops.items()]
+    _table(console, "Ops", ("op", "nodes", "FLOP"), ops)
+    return None
+
+
+def _port_row(port: Any) -> tuple[str, str, str]:
+    return port.name, port.dtype, "?" if port.shape is None else " x ".join(port.shape) or "scalar"
+
+
+@app.command()
+def diff(first: Model, second: Model, dim: Dims = None, as_json: Json = False) -> None:
+    """Show how two models differ in ops, sizes, inputs and outputs. Exit code 1 when they do."""
+    from onnxopt.inspection import diff as run
+
+    found = run(first, second, parse_dims(dim))
+    if as_json:
+        _print_json(found.to_json())
+    elif found.same:
+        typer.echo("No difference in ops, sizes, inputs or outputs.")
+    else:
+        console = _console()
+        console.print(f"nodes {found.nodes[0]} -> {found.nodes[1]}")
+        console.print(f"weights {human_bytes(found.weight_bytes[0])} -> {human_bytes(found.weight_bytes[1])}")
+        console.print(f"operations {human_count(found.flops[0])} -> {human_count(found.flops[1])}FLOP")
+        for domain, (before, after) in found.opsets.items():
+            console.print(f"opset {domain or 'ai.onnx'}: {before} -> {after}")
+        for sentence in found.ports:
+            console.print(sentence)
+        _table(console, "Ops", ("op", "first", "second"), [(op, str(a), str(b)) for op, (a, b) in found.ops.items()])
+    raise typer.Exit(0 if found.same else 1)
+
+
+@app.command()
+def verify(
+    first: Model,
+    second: Model,
+    samples: Annotated[int, typer.Option(min=1, help="Random inputs to try.")] = 3,
+    seed: Annotated[int, typer.Option(help="Seed of the random inputs.")] = 0,
+    dim: Dims = None,
+    as_json: Json = False,
+) -> None:
+    """Compare the outputs of two models on random inputs drawn over their dynamic dimensions. Exit code 1 when they differ."""
+    from onnxopt.runtime.verify import verify as run
+
+    found = run(first, second, samples=samples, dims=parse_dims(dim), seed=seed)
+    if as_json:
+        _print_json(found.to_json())
+    else:
+        typer.echo(found.sentence())
+    raise typer.Exit(0 if found.equal else 1)
+
+
+@app.command()
+def explain(
+    model: Model,
+    rule: Annotated[str | None, typer.Option(help="Only this rule.")] = None,
+    target: TargetName = "cpu",
+    dim: Dims = None,
+    as_json: Json = False,
+) -> None:
+    """Tell what was rewritten in MODEL, and why rules that nearly applied did not."""
+    from onnxopt.explanation import explain as run
+
+    found = run(model, target=target, rule=rule, dims=parse_dims(dim))
+    if as_json:
+        return _print_json(found.to_json())
+    console = _console()
+    rows = [(one.rule, one.pass_name, str(one.applied), str(one.attempts)) for one in found.rules]
+    _table(console, "Rules", ("rule", "pass", "applied", "tried"), rows)
+    for miss in found.near_misses:
+        where = f"{miss.op_type} '{miss.node}'" + (f" and {miss.count - 1} more" if miss.count > 1 else "")
+        console.print(f"{miss.rule} did not apply at {where}: {miss.reason}")
+    if not found.near_misses:
+        console.print("No rule nearly applied without applying.")
+    return None
+
+
+@app.command()
+def passes(as_json: Json = False) -> None:
+    """List the passes, in the order in which the pipeline runs them."""
+    from onnxopt.pipeline import describe_passes
+
+    found = describe_passes()
+    if as_json:
+        return _print_json(found)
+    for one in found:
+        typer.echo(f"{one['name']:32s} {one['phase']:13s} {one['summary']}")
+    return None
+
+
+@app.command()
+def ops(as_json: Json = False) -> None:
+    """List the custom ops, their kernel variants, and which variant this machine runs."""
+    from onnxopt.ops import describe_ops
+
+    found = describe_ops()
+    if as_json:
+        return _print_json(found)
+    for one in found:
+        typer.echo(f"{one['domain']}::{one['op']}")
+        for variant in one["variants"]:
+            mark = "*" if variant["chosen"] else " "
+            usable = "" if variant["usable"] else "  (not on this machine)"
+            typer.echo(f"  {mark} {variant['name']:36s} needs {variant['isa']}{usable}")
+    return None
+
+
+@app.command()
+def inline(
+    model: Model,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Where to write the model.")],
+    as_json: Json = False,
+) -> None:
+    """Put the standard ONNX ops back in place of onnxopt's custom ops."""
+    from onnxopt.pipeline import optimize as run
+
+    reports: list[Report] = []
+    run(model, output, passes=["inline_custom_ops", "eliminate_dead_code"], report=reports.append)
+    if as_json:
+        _print_json(_report_json(reports[0]))
+    else:
+        _print_summary(reports[0], model, output)
+
+
+@app.command()
+def bench(
+    models: Annotated[list[Path], typer.Argument(metavar="MODEL...", help="Models to compare; the first is the reference.")],
+    threads: Annotated[int, typer.Option(min=1, help="Threads of each session.")] = 2,
+    rounds: Annotated[int, typer.Option(min=1, help="Bursts of each model, in turn.")] = 7,
+    dim: Dims = None,
+    as_json: Json = False,
+) -> None:
+    """Compare the latency of models on equal random inputs: in turn, medians, ratios to the first."""
+    from onnxopt.runtime.bench import compare_models
+
+    with _progress("Measuring", rounds * len(models)) as tick:
+        found = compare_models(models, threads=threads, rounds=rounds, dims=parse_dims(dim), tick=lambda: tick("Measuring"))
+    if as_json:
+        return _print_json([dataclasses.asdict(one) for one in found])
+    rows = [
+        (one.name, f"{one.median_ms:.3f}", f"{one.fastest_ms:.3f}", f"{one.slowest_ms:.3f}", f"{one.speedup:.2f} x")
+        for one in found
+    ]
+    _table(_console(), f"{threads} threads", ("model", "median ms", "fastest", "slowest", "speed-up"), rows)
+    return None
+
+
+def exit_code(error: BaseException) -> int:
+    """The documented exit code of an error."""
+    return next(code for kind, code in _CODE_OF if isinstance(error, kind))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command; errors of ours become one sentence on standard error and a documented exit code."""
+    as_json = "--json" in (sys.argv[1:] if arguments is None else arguments)
+    try:
+        app(arguments)
+    except (OnnxOptError, OSError) as error:
+        payload: Mapping[str, object] = {"error": str(error), "kind": type(error).__name__}
+        typer.echo(json.dumps(payload) if as_json else f"onnxopt: {error}", err=not as_json)
+        sys.exit(exit_code(error))
