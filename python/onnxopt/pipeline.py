@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxopt import ir, passes
 from onnxopt.errors import OnnxOptError, OptionError, PassError
-from onnxopt.passes.base import REGISTRY, AppliedPatch, Context, NearMiss, Options, Pass, RuleStats
+from onnxopt.passes.base import REGISTRY, AppliedPatch, Context, NearMiss, Options, Pass, PassResult, RuleStats, register_pass
 from onnxopt.runtime.target import Target
 
 if TYPE_CHECKING:
@@ -130,6 +130,10 @@ class PassManager:
         same.stop_after, same.instruments = stop_after, ()
         return same
 
+    def rule_names(self) -> set[str]:
+        """The names of all rules that a run may apply."""
+        return {name for _, phase_passes in self.schedule for one in phase_passes for name in one.rule_names()}
+
     def _schedule(self, names: Sequence[str | Pass] | None) -> list[tuple[str, list[Pass]]]:
         if names is not None:
             return [("chosen", [_make(name) for name in names])]
@@ -215,6 +219,46 @@ class PassManager:
             hook("after", one.name, model, ctx)
         after = ir.count_nodes(model) if result.modified else nodes
         return PassRecord(one.name, phase, number, seconds, nodes, after, result.patches, result.modified)
+
+
+def describe_passes() -> list[dict[str, Any]]:
+    """Every pass, those of the pipeline first and in its order: name, phase, first line of its doc string, its rules."""
+    passes.load_all()
+    in_order = [name for phase_passes in PHASES.values() for name in phase_passes]
+    names = dict.fromkeys([name for name in in_order if name in REGISTRY] + list(REGISTRY))
+    return [
+        {
+            "name": name,
+            "phase": REGISTRY[name].phase,
+            "summary": REGISTRY[name].summary(),
+            "rules": REGISTRY[name]().rule_names(),
+        }
+        for name in names
+    ]
+
+
+def graphsurgeon_pass(name: str, *, phase: str = "simplify") -> Callable[[Callable[[Any], Any]], type[Pass]]:
+    """Register a function over an `onnx_graphsurgeon.Graph` as a pass; it may change the graph in place or return another.
+
+        @onnxopt.graphsurgeon_pass("drop_debug_outputs")
+        def drop_debug_outputs(graph):
+            graph.outputs = [o for o in graph.outputs if not o.name.startswith("debug")]
+            graph.cleanup()
+
+    The pass runs when it is named in `passes`.
+    """
+
+    def decorate(function: Callable[[Any], Any]) -> type[Pass]:
+        def run(self: Pass, model: ir.Model, ctx: Context) -> PassResult:
+            modified = ir.apply_graphsurgeon(model, function)
+            if modified:
+                ctx.refresh()
+            return PassResult(modified)
+
+        attributes = {"name": name, "phase": phase, "run": run, "__doc__": function.__doc__ or f"User pass {name}."}
+        return register_pass(type(name, (Pass,), attributes))
+
+    return decorate
 
 
 def _make(one: str | Pass) -> Pass:

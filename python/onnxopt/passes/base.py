@@ -6,7 +6,7 @@ import abc
 import dataclasses
 import hashlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import numpy as np
 import onnx_ir
@@ -180,10 +180,14 @@ class Context:
         self.strict = strict
         self.budget = Budget(stop_after)
         self.log = Log(self.budget, explain=explain)
-        self.names = Names(model)
-        self.shapes = ir.ShapeEnv(model, self.options.dims)
-        self.shapes.infer_model()
         self.editor = Editor(self)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Forget every analysis and start anew: for passes that changed the model behind the editor's back."""
+        self.names = Names(self.model)
+        self.shapes = ir.ShapeEnv(self.model, self.options.dims)
+        self.shapes.infer_model()
         self._constants: dict[tuple[object, ...], ir.Value] = {}
 
     @property
@@ -268,6 +272,10 @@ class Pass(abc.ABC):
     def run(self, model: ir.Model, ctx: Context) -> PassResult:
         """Transform `model` in place."""
 
+    def rule_names(self) -> list[str]:
+        """The names under which the pass counts its patches."""
+        return [self.name]
+
     @classmethod
     def summary(cls) -> str:
         """The first line of the doc string."""
@@ -279,6 +287,9 @@ class RulePass(Pass):
 
     rules: ClassVar[RuleSet]
 
+    def rule_names(self) -> list[str]:
+        return [rule.name for rule in self.rules]
+
     def run(self, model: ir.Model, ctx: Context) -> PassResult:
         patches = Driver(self.rules, ctx).run(model.graph)
         return PassResult(patches > 0, patches)
@@ -288,7 +299,10 @@ REGISTRY: dict[str, type[Pass]] = {}
 """Every pass by name, in the order of registration; `onnxopt passes` lists it."""
 
 
-def register(cls: type[Pass]) -> type[Pass]:
+PassClass = TypeVar("PassClass", bound=type[Pass])
+
+
+def register_pass(cls: PassClass) -> PassClass:
     """Class decorator: file a pass under its name."""
     if cls.name in REGISTRY:
         raise OptionError(f"A pass named '{cls.name}' is registered already.")

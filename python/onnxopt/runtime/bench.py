@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 PAUSE_SECONDS = 0.05
 """Rest between bursts: onnxruntime's worker threads spin for a while after a run and would slow whatever runs beside them."""
@@ -68,3 +70,34 @@ def compare(contenders: Sequence[tuple[str, Call]], rounds: int = 7, tick: Calla
         )
         for name, own in times.items()
     ]
+
+
+def compare_models(
+    models: Sequence[str | Path],
+    *,
+    threads: int,
+    rounds: int,
+    dims: Mapping[str, int | tuple[int, int]] | None = None,
+    tick: Callable[[], None] | None = None,
+) -> list[Latency]:
+    """Compare the latency of models with the same inputs, each in a session of its own at the highest optimization level.
+
+    Args:
+        models: paths; the first is the reference and gives the inputs.
+        threads: intra-op threads of each session.
+        rounds: bursts of each model.
+        dims: sizes of named dimensions of the inputs.
+        tick: called after every burst (progress).
+
+    Raises:
+        ModelError: a model cannot be loaded by onnxruntime.
+    """
+    from onnxopt.runtime.library import session
+    from onnxopt.runtime.verify import random_inputs
+
+    inputs = random_inputs(models[0], dims=dims or {}, seed=0)
+    contenders: list[tuple[str, Call]] = []
+    for path in models:
+        one = session(path, threads=threads)
+        contenders.append((Path(path).name, functools.partial(one.run, None, inputs)))
+    return compare(contenders, rounds, tick)
