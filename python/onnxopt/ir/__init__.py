@@ -26,9 +26,20 @@ from onnx_ir import (
 )
 
 from onnxopt.ir.constants import constant, integers, scalar, small_array, use_count
+from onnxopt.ir.load import load, load_copy
+from onnxopt.ir.mapped import MappedTensor
+from onnxopt.ir.save import as_kind_of, save, to_proto
 from onnxopt.ir.statistics import count_nodes, count_ops, initializer_bytes, walk_graphs
+from onnxopt.ir.structure import check_structure
 
 __all__ = [
+    "as_kind_of",
+    "check_structure",
+    "load",
+    "load_copy",
+    "save",
+    "to_proto",
+    "MappedTensor",
     "Attr",
     "AttributeType",
     "DataType",

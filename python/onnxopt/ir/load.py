@@ -1,0 +1,190 @@
+"""Reading models: files with their weights left in place, protobufs, onnx-ir models, GraphSurgeon graphs."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import mmap
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx
+import onnx_ir
+from onnx_ir import AttributeType, ExternalTensor, Model, TensorProtocol, serde
+
+from onnxopt.errors import ModelError, OptionError
+from onnxopt.ir import wire
+from onnxopt.ir.mapped import DataFile, MappedTensor
+from onnxopt.ir.statistics import walk_graphs
+from onnxopt.ir.structure import check_structure
+
+if TYPE_CHECKING:
+    from onnx_ir import Graph
+
+TRAINING_KEY = "onnxopt.training_info"
+SOURCE_KEY = "onnxopt.source"
+
+
+def load(source: Any) -> Model:
+    """Read a model: a path, bytes, an `onnx.ModelProto`, or an `onnx_graphsurgeon.Graph`; an `onnx_ir.Model` is returned as it is.
+
+    Weights of a file are not read: tensors are ranges of the .onnx file or of its external data, mapped when they are needed.
+
+    Raises:
+        ModelError: the model cannot be read, is malformed, or refers to data outside of its folder.
+        OptionError: `source` is of another kind.
+    """
+    if isinstance(source, Model):
+        check_structure(source)
+        return source
+    if isinstance(source, (str, os.PathLike)):
+        return _load_file(Path(source))
+    if isinstance(source, bytes):
+        return _checked(_parse(source))
+    if isinstance(source, onnx.ModelProto):
+        return _checked(source)
+    if type(source).__module__.startswith("onnx_graphsurgeon"):
+        from onnxopt.ir.graphsurgeon import from_graphsurgeon
+
+        return from_graphsurgeon(source)
+    raise OptionError(f"Expected a path, ModelProto, onnx_ir.Model or onnx_graphsurgeon.Graph, got {type(source).__name__}.")
+
+
+def load_copy(source: Any) -> Model:
+    """Like `load`, but an `onnx_ir.Model` is copied, so that the caller may change the result."""
+    return source.clone() if isinstance(source, Model) else load(source)
+
+
+def _load_file(path: Path) -> Model:
+    if not path.is_file():
+        raise ModelError(f"There is no model file '{path}'." if not path.exists() else f"'{path}' is not a file.")
+    data = DataFile(path)
+    if data.size == 0:
+        raise ModelError(f"The model file '{path}' is empty.")
+    try:
+        model = _checked(_parse(wire.split(data.map())), data)
+    except ModelError as error:
+        raise ModelError(f"'{path}' cannot be loaded: {error}") from error
+    model.meta[SOURCE_KEY] = str(path)
+    # The walk touched pages all over the file; its weights are not needed now.
+    data.map().madvise(mmap.MADV_DONTNEED)
+    return model
+
+
+def _parse(skeleton: bytes) -> onnx.ModelProto:
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(skeleton)
+    except Exception as error:
+        raise ModelError(f"It is not a valid ONNX protobuf ({error}).") from error
+    return proto
+
+
+def _checked(proto: onnx.ModelProto, data: DataFile | None = None) -> Model:
+    if not proto.HasField("graph"):
+        raise ModelError("It holds no graph.")
+    _move_sparse_initializers(proto.graph)
+    try:
+        with _without_collector():
+            model = serde.deserialize_model(proto)
+    except RecursionError as error:
+        raise ModelError("Its subgraphs are nested too deep.") from error
+    except Exception as error:
+        raise ModelError(_first_cause(error)) from error
+    if proto.training_info:
+        model.meta[TRAINING_KEY] = list(proto.training_info)
+    if data is not None:
+        _attach_files(model, data)
+    check_structure(model)
+    return model
+
+
+@contextlib.contextmanager
+def _without_collector() -> Iterator[None]:
+    """Millions of objects are made and none is garbage: collections in between would cost a third of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _first_cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no detail'}."
+
+
+def _move_sparse_initializers(graph: onnx.GraphProto) -> None:
+    """Turn sparse initializers, which onnx-ir has no place for, into Constant nodes of the same name."""
+    for index, sparse in enumerate(graph.sparse_initializer):
+        node = onnx.helper.make_node("Constant", [], [sparse.values.name], name=sparse.values.name)
+        attribute = node.attribute.add()
+        attribute.name, attribute.type = "sparse_value", onnx.AttributeProto.SPARSE_TENSOR
+        attribute.sparse_tensor.CopyFrom(sparse)
+        graph.node.insert(index, node)
+    del graph.sparse_initializer[:]
+
+
+# --- external data -------------------------------------------------------------------------------------------------
+def _attach_files(model: Model, data: DataFile) -> None:
+    """Let every external tensor refer to its opened file, after checking that the file may be read."""
+    folder = data.path.parent
+    files: dict[str, DataFile] = {wire.INSIDE: data}
+    for graph in _all_graphs(model):
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ExternalTensor):
+                value.const_value = _attach(value.const_value, folder, files)
+        for node in graph:
+            for name, attr in node.attributes.items():
+                if attr.type == AttributeType.TENSOR and not attr.is_ref() and isinstance(attr.value, ExternalTensor):
+                    node.attributes[name] = onnx_ir.AttrTensor(name, _attach(attr.value, folder, files))
+
+
+def _all_graphs(model: Model) -> Iterator[Graph]:
+    yield from walk_graphs(model.graph)
+    for function in model.functions.values():
+        yield from walk_graphs(function.graph)
+
+
+def _attach(tensor: ExternalTensor, folder: Path, files: dict[str, DataFile]) -> TensorProtocol:
+    location = str(tensor.location)
+    if location not in files:
+        files[location] = DataFile(contained(folder, location, tensor.name))
+    source = files[location]
+    shape, dtype, offset = tensor.shape, tensor.dtype, tensor.offset or 0
+    if any(not isinstance(dim, int) or dim < 0 for dim in shape):
+        raise ModelError(f"The tensor '{tensor.name}' has the impossible shape {shape}.")
+    expected = tensor.nbytes
+    length = expected if tensor.length is None else tensor.length
+    if length != expected:
+        raise ModelError(f"The tensor '{tensor.name}' needs {expected} bytes and has {length}.")
+    if offset < 0 or offset + expected > source.size:
+        raise ModelError(
+            f"The tensor '{tensor.name}' lies at bytes {offset} to {offset + expected} of '{source.path}', which has {source.size}."
+        )
+    mapped = MappedTensor(source, location, offset, expected, dtype, shape, tensor.name or "")
+    mapped.doc_string = tensor.doc_string
+    mapped.metadata_props.update(tensor.metadata_props)
+    return mapped
+
+
+def contained(folder: Path, location: str, tensor: str | None) -> Path:
+    """The path of an external data file, which must lie in the model's folder, links resolved.
+
+    Raises:
+        ModelError: the location is absolute, leads out of the folder, or there is no such file.
+    """
+    where = f"The tensor '{tensor}' keeps its data in '{location}'"
+    if not location or "\0" in location or os.path.isabs(location):
+        raise ModelError(f"{where}, which is not a path relative to the model's folder.")
+    path = folder / location
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+        raise ModelError(f"{where}, which leads out of the model's folder.")
+    if not path.is_file():
+        raise ModelError(f"{where}, and there is no such file.")
+    return path

@@ -1,0 +1,319 @@
+"""Writing models: whole or not at all, with unchanged weights streamed from file to file."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import onnx
+import onnx_ir
+from onnx_ir import Attr, AttributeType, ExternalTensor, Graph, Model, Node, TensorProtocol, Value, serde
+
+from onnxopt.errors import ModelError, OptionError
+from onnxopt.ir import wire
+from onnxopt.ir.load import SOURCE_KEY, TRAINING_KEY
+from onnxopt.ir.mapped import MappedTensor
+from onnxopt.ir.statistics import walk_graphs
+
+PROTOBUF_LIMIT = (2 << 30) - (16 << 20)
+"""Protobuf refuses messages of 2 GiB; the margin is room for the graph around the weights."""
+
+PAGE_ALIGNMENT = 4096
+LARGE_ALIGNMENT = 64 << 10
+LARGE_TENSOR = 1 << 20
+"""Tensors in a data file start on a page, so that runtimes can map them; large ones on 64 KiB, the coarsest unit any platform maps by."""
+
+MODES = ("auto", "inside", "external", "reference")
+
+
+def save(model: Model, path: str | os.PathLike[str], *, external_data: str | None = None) -> None:
+    """Write a model to `path`. The file appears whole or not at all, whatever happens meanwhile.
+
+    Args:
+        model: what to write; it is not changed.
+        path: the .onnx file.
+        external_data: "inside" keeps weights in the .onnx file; "external" writes them to `<path>.data`; "reference" lets the
+            output refer to the data file of the input, which must lie in or below the output's folder; None or "auto" writes
+            them where they were read from: inside if they were inside and the model fits into a protobuf, else external.
+
+    Raises:
+        OptionError: the mode is unknown or impossible, or the output would overwrite a file that the model reads.
+        OSError: the file cannot be written; nothing is left behind.
+    """
+    target = Path(path)
+    mode = external_data or "auto"
+    if mode not in MODES:
+        raise OptionError(f"external_data '{mode}' is unknown; the modes are {', '.join(MODES)}.")
+    if not target.parent.is_dir():
+        raise OptionError(f"The folder '{target.parent}' of the output does not exist.")
+    _refuse_overwriting(model, target)
+    _remove_stale(target)
+    with _placeholders(model, mode, target) as large:
+        proto = _skeleton(model)
+    _Writer(target, proto, large).write(_external(mode, large))
+
+
+def to_proto(model: Model) -> onnx.ModelProto:
+    """The model as one protobuf in memory, weights included.
+
+    Raises:
+        ModelError: it is larger than a protobuf can be.
+    """
+    size = sum(tensor.nbytes for tensor in _tensors(model))
+    if size > PROTOBUF_LIMIT:
+        raise ModelError(f"The model has {size} bytes of weights, more than a protobuf holds; write it to a file instead.")
+    with _placeholders(model, "inside", None) as large:
+        proto = _skeleton(model)
+    for initializer in proto.graph.initializer:
+        tensor = large.get(initializer.name)
+        if tensor is not None:
+            _clear_location(initializer)
+            initializer.raw_data = tensor.tobytes()
+    return proto
+
+
+def as_kind_of(source: Any, model: Model) -> Any:
+    """The model as the kind of thing that `source` is; a path stands for an `onnx.ModelProto`."""
+    if isinstance(source, Model):
+        return model
+    if type(source).__module__.startswith("onnx_graphsurgeon"):
+        from onnxopt.ir.graphsurgeon import to_graphsurgeon
+
+        return to_graphsurgeon(model)
+    proto = to_proto(model)
+    return proto.SerializeToString() if isinstance(source, bytes) else proto
+
+
+# --- the protobuf without its weights ------------------------------------------------------------------------------
+def _skeleton(model: Model) -> onnx.ModelProto:
+    try:
+        proto = serde.serialize_model(model)
+    except Exception as error:
+        raise ModelError(f"The model cannot be written: {type(error).__name__}: {error}") from error
+    proto.training_info.extend(model.meta.get(TRAINING_KEY) or [])
+    return proto
+
+
+def _tensors(model: Model) -> Iterator[TensorProtocol]:
+    for graph in walk_graphs(model.graph):
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                yield value.const_value
+
+
+@contextlib.contextmanager
+def _placeholders(model: Model, mode: str, target: Path | None) -> Iterator[dict[str, TensorProtocol]]:
+    """While inside, large initializers of the main graph stand for no bytes; yields those tensors by name.
+
+    Mapped tensors anywhere else (subgraphs, attributes) become arrays in memory: they are few and small.
+    """
+    large: dict[str, TensorProtocol] = {}
+    restore: list[tuple[Value, TensorProtocol]] = []
+    try:
+        for graph in walk_graphs(model.graph):
+            for name, value in graph.initializers.items():
+                tensor = value.const_value
+                if tensor is None or tensor.dtype == onnx_ir.DataType.STRING:
+                    continue
+                if graph is model.graph and (tensor.nbytes >= wire.LARGE_BYTES or isinstance(tensor, ExternalTensor)):
+                    if mode == "reference" and isinstance(tensor, ExternalTensor) and tensor.location != wire.INSIDE:
+                        stand_in: TensorProtocol = _reference(tensor, target)
+                    else:
+                        large[name] = tensor
+                        stand_in = ExternalTensor(wire.INSIDE, 0, 0, tensor.dtype, shape=tensor.shape, name=name)
+                        stand_in.doc_string = tensor.doc_string
+                        stand_in.metadata_props.update(tensor.metadata_props)
+                elif isinstance(tensor, ExternalTensor):
+                    stand_in = onnx_ir.Tensor(tensor.numpy(), dtype=tensor.dtype, shape=tensor.shape, name=name)
+                else:
+                    continue
+                restore.append((value, tensor))
+                value.const_value = stand_in
+        with _attributes_in_memory(model):
+            yield large
+    finally:
+        for value, tensor in restore:
+            value.const_value = tensor
+
+
+@contextlib.contextmanager
+def _attributes_in_memory(model: Model) -> Iterator[None]:
+    """While inside, mapped tensors in attributes (Constant nodes that were left alone) are arrays, which serialize as bytes."""
+    restore: list[tuple[Node, Attr]] = []
+    try:
+        for graph in _all_graphs(model):
+            for node in graph:
+                for name, attr in node.attributes.items():
+                    if attr.type is AttributeType.TENSOR and isinstance(attr.value, ExternalTensor):
+                        restore.append((node, attr))
+                        tensor = attr.value
+                        data = onnx_ir.Tensor(tensor.numpy(), dtype=tensor.dtype, shape=tensor.shape, name=tensor.name)
+                        node.attributes[name] = onnx_ir.AttrTensor(name, data, doc_string=attr.doc_string)
+        yield
+    finally:
+        for node, attr in restore:
+            node.attributes[attr.name] = attr
+
+
+def _all_graphs(model: Model) -> Iterator[Graph]:
+    yield from walk_graphs(model.graph)
+    for function in model.functions.values():
+        yield from walk_graphs(function.graph)
+
+
+def _reference(tensor: ExternalTensor, target: Path | None) -> ExternalTensor:
+    assert target is not None
+    data = Path(os.path.realpath(tensor.path))
+    folder = Path(os.path.realpath(target.parent))
+    if not data.is_relative_to(folder):
+        raise OptionError(f"The output in '{folder}' cannot refer to '{data}', which lies outside of its folder.")
+    location = str(data.relative_to(folder))
+    return ExternalTensor(
+        location, tensor.offset, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=tensor.name or "", base_dir=folder
+    )
+
+
+def _external(mode: str, large: dict[str, TensorProtocol]) -> bool:
+    if mode == "external":
+        return True
+    size = sum(tensor.nbytes for tensor in large.values())
+    if size > PROTOBUF_LIMIT:
+        return True
+    was_external = any(isinstance(one, ExternalTensor) and one.location != wire.INSIDE for one in large.values())
+    return mode == "auto" and was_external
+
+
+def _clear_location(proto: onnx.TensorProto) -> None:
+    proto.ClearField("external_data")
+    proto.ClearField("data_location")
+
+
+# --- files ---------------------------------------------------------------------------------------------------------
+@dataclasses.dataclass(slots=True)
+class _Writer:
+    """Writes temporary files beside the target and renames them when all is written."""
+
+    target: Path
+    proto: onnx.ModelProto
+    large: dict[str, TensorProtocol]
+
+    def write(self, external: bool) -> None:
+        data_path = self.target.with_name(self.target.name + ".data")
+        model_temporary, data_temporary = _temporary(self.target), _temporary(data_path)
+        try:
+            if external:
+                with data_temporary.open("wb", buffering=0) as file:
+                    self._write_data(file, data_path.name)
+            with model_temporary.open("wb", buffering=0) as file:
+                self._write_model(file, inside=not external)
+            if external:
+                # An old model must never be seen with the new data: it goes first.
+                self.target.unlink(missing_ok=True)
+                os.replace(data_temporary, data_path)
+            os.replace(model_temporary, self.target)
+        finally:
+            model_temporary.unlink(missing_ok=True)
+            data_temporary.unlink(missing_ok=True)
+
+    def _write_data(self, file: BinaryIO, location: str) -> None:
+        position = 0
+        for initializer in self.proto.graph.initializer:
+            tensor = self.large.get(initializer.name)
+            if tensor is None or initializer.data_location != onnx.TensorProto.EXTERNAL:
+                continue
+            alignment = LARGE_ALIGNMENT if tensor.nbytes >= LARGE_TENSOR else PAGE_ALIGNMENT
+            padding = -position % alignment
+            _write_all(file, bytes(padding))
+            position += padding
+            _write_tensor(file, tensor)
+            _clear_location(initializer)
+            initializer.MergeFromString(wire.external_entries(location, position, tensor.nbytes))
+            position += tensor.nbytes
+
+    def _write_model(self, file: BinaryIO, *, inside: bool) -> None:
+        if not inside or not self.large:
+            _write_all(file, self.proto.SerializeToString(deterministic=True))
+            return
+        headers = self._take_large()
+        graph = self.proto.graph.SerializeToString(deterministic=True)
+        self.proto.ClearField("graph")
+        length = len(graph)
+        for header, tensor in headers:
+            length += len(_tensor_prefix(header, tensor)) + tensor.nbytes
+        _write_all(file, self.proto.SerializeToString(deterministic=True) + wire.field(7, length) + graph)
+        for header, tensor in headers:
+            _write_all(file, _tensor_prefix(header, tensor))
+            _write_tensor(file, tensor)
+
+    def _take_large(self) -> list[tuple[bytes, TensorProtocol]]:
+        """Remove the large initializers from the protobuf; their headers (name, type, shape) in the order of the file."""
+        taken: list[tuple[bytes, TensorProtocol]] = []
+        kept: list[onnx.TensorProto] = []
+        for initializer in self.proto.graph.initializer:
+            tensor = self.large.get(initializer.name)
+            if tensor is None:
+                kept.append(initializer)
+                continue
+            _clear_location(initializer)
+            taken.append((initializer.SerializeToString(deterministic=True), tensor))
+        copies = [onnx.TensorProto.FromString(one.SerializeToString()) for one in kept]
+        self.proto.graph.ClearField("initializer")
+        self.proto.graph.initializer.extend(copies)
+        return taken
+
+
+def _tensor_prefix(header: bytes, tensor: TensorProtocol) -> bytes:
+    """Everything of an initializer field before its bytes."""
+    prefix = header + wire.raw_data_header(tensor.nbytes)
+    return wire.field(5, len(prefix) + tensor.nbytes) + prefix
+
+
+def _write_tensor(file: BinaryIO, tensor: TensorProtocol) -> None:
+    if isinstance(tensor, MappedTensor):
+        tensor.copy_to(file)
+    else:
+        data = tensor.tobytes()
+        if len(data) != tensor.nbytes:
+            raise ModelError(f"The tensor '{tensor.name}' has {len(data)} bytes and should have {tensor.nbytes}.")
+        _write_all(file, data)
+
+
+def _write_all(file: BinaryIO, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        written = file.write(view)
+        view = view[written:]
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.onnxopt-{os.getpid()}.tmp")
+
+
+def _remove_stale(target: Path) -> None:
+    """Remove temporary files that killed processes left for this output."""
+    for name in (target.name, target.name + ".data"):
+        for path in target.parent.glob(f".{_escaped(name)}.onnxopt-*.tmp"):
+            pid = path.name.rsplit("-", 1)[1].removesuffix(".tmp")
+            if pid.isdigit() and int(pid) != os.getpid() and not Path(f"/proc/{pid}").exists():
+                path.unlink(missing_ok=True)
+
+
+def _escaped(name: str) -> str:
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
+
+
+def _refuse_overwriting(model: Model, target: Path) -> None:
+    """The files that the model's tensors live in are inputs, and inputs are never changed."""
+    outputs = [path for path in (target, target.with_name(target.name + ".data")) if path.exists()]
+    if not outputs:
+        return
+    sources = {tensor.source.path for tensor in _tensors(model) if isinstance(tensor, MappedTensor)}
+    sources |= {Path(source) for source in [model.meta.get(SOURCE_KEY)] if source}
+    for source in sources:
+        for output in outputs:
+            if source.exists() and output.samefile(source):
+                raise OptionError(f"The output '{output}' is a file that the model is read from; choose another name.")
