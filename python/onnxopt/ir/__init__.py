@@ -29,6 +29,7 @@ from onnxopt.ir.constants import constant, integers, scalar, small_array, use_co
 from onnxopt.ir.load import load, load_copy
 from onnxopt.ir.mapped import MappedTensor
 from onnxopt.ir.save import as_kind_of, save, to_proto
+from onnxopt.ir.shapes import ShapeEnv
 from onnxopt.ir.statistics import count_nodes, count_ops, initializer_bytes, walk_graphs
 from onnxopt.ir.structure import check_structure
 
@@ -40,6 +41,7 @@ __all__ = [
     "save",
     "to_proto",
     "MappedTensor",
+    "ShapeEnv",
     "Attr",
     "AttributeType",
     "DataType",

@@ -1,0 +1,274 @@
+"""What is known of every value: element type, dims, and the elements of small integer tensors, over named symbols."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import onnx_ir
+from onnx_ir import AttributeType, DataType, Function, Graph, Model, Node, TensorType, Value
+
+from onnxopt.ir import constants, dims, schema_inference
+from onnxopt.ir.dims import Bounds, Dim, Expr
+from onnxopt.ir.statistics import walk_graphs
+
+Shape = tuple[Dim, ...]
+
+MAX_ELEMENTS = 1024
+"""Integer tensors up to this many elements are followed element by element: shapes, axes and index vectors are far smaller."""
+
+MAX_FUNCTION_DEPTH = 16
+"""Calls of model-local functions inside each other that are followed; functions must not be recursive, files may lie."""
+
+_INTEGERS = frozenset({DataType.INT64, DataType.INT32, DataType.BOOL})
+
+
+class ShapeEnv:
+    """Facts about the values of one model, kept by value identity. Rewrites keep it current with `infer_node` and `learn`."""
+
+    def __init__(self, model: Model, fixed: Mapping[str, int | tuple[int, int]] | None = None) -> None:
+        self.model = model
+        self.bounds = Bounds()
+        self.fixed: dict[str, int] = {}
+        for name, size in (fixed or {}).items():
+            if isinstance(size, int):
+                self.fixed[name] = size
+            else:
+                self.bounds.set(name, *size)
+        self.opset = model.graph.opset_imports.get("", 1)
+        self._dtypes: dict[Value, DataType] = {}
+        self._shapes: dict[Value, Shape] = {}
+        self._elements: dict[Value, Shape] = {}
+        self._depth = 0
+
+    # --- questions
+    def dtype(self, value: Value) -> DataType | None:
+        """Element type of a tensor, None where it is unknown or the value is no tensor."""
+        found = self._dtypes.get(value)
+        if found is None and isinstance(value.type, TensorType):
+            found = value.type.dtype
+        return None if found is DataType.UNDEFINED else found
+
+    def shape(self, value: Value) -> Shape | None:
+        return self._shapes.get(value)
+
+    def rank(self, value: Value) -> int | None:
+        shape = self._shapes.get(value)
+        return None if shape is None else len(shape)
+
+    def static_shape(self, value: Value) -> tuple[int, ...] | None:
+        """The shape when every dim is an int."""
+        shape = self._shapes.get(value)
+        if shape is None:
+            return None
+        for dim in shape:
+            if dim.__class__ is not int:
+                return None
+        return shape  # type: ignore[return-value]
+
+    def elements(self, value: Value | None) -> Shape | None:
+        """The elements of a small integer tensor, flat, as far as they can be written with symbols; None where one cannot."""
+        if value is None:
+            return None
+        found = self._elements.get(value)
+        if found is None and value not in self._elements:
+            found = self._constant_elements(value)
+        return found
+
+    def _constant_elements(self, value: Value) -> Shape | None:
+        tensor = constants.constant(value)
+        if tensor is None or tensor.dtype not in _INTEGERS or tensor.size > MAX_ELEMENTS:
+            return None
+        array = constants.small_array(value)
+        found = None if array is None else tuple(int(one) for one in array.reshape(-1).tolist())
+        if found is not None:
+            self._elements[value] = found
+        return found
+
+    def integers(self, value: Value | None) -> tuple[int, ...] | None:
+        """The elements when all are known ints."""
+        found = self.elements(value)
+        if found is None or any(one.__class__ is not int for one in found):
+            return None
+        return found  # type: ignore[return-value]
+
+    def equal(self, a: Dim, b: Dim) -> bool | None:
+        return a == b if a.__class__ is int and b.__class__ is int else self.bounds.prove_equal(a, b)
+
+    def same_shape(self, a: Value, b: Value) -> bool | None:
+        """Whether two values have the same shape: True, False, or None where that is not known."""
+        first, second = self._shapes.get(a), self._shapes.get(b)
+        if first is None or second is None:
+            return None
+        if first == second:
+            return True
+        if len(first) != len(second):
+            return False
+        verdicts = [self.equal(x, y) for x, y in zip(first, second, strict=True)]
+        return False if False in verdicts else None if None in verdicts else True
+
+    # --- learning
+    def set(
+        self, value: Value, dtype: DataType | None, shape: Sequence[Dim] | None, elements: Sequence[Dim] | None = None
+    ) -> None:
+        if dtype is not None:
+            self._dtypes[value] = dtype
+        if shape is not None:
+            self._shapes[value] = tuple(shape)
+        if elements is not None and len(elements) <= MAX_ELEMENTS:
+            self._elements[value] = tuple(elements)
+
+    def set_constant(self, value: Value) -> None:
+        tensor = value.const_value
+        if tensor is None:
+            tensor = constants.constant(value)
+        if tensor is not None:
+            self._dtypes[value] = tensor.dtype
+            self._shapes[value] = tuple(tensor.shape.numpy())
+
+    def learn(self, new: Value, old: Value) -> None:
+        """Let `new` know what is known of `old`, whose place it takes, where that is more."""
+        if new not in self._dtypes and (dtype := self.dtype(old)) is not None:
+            self._dtypes[new] = dtype
+        known, shape = self._shapes.get(new), self._shapes.get(old)
+        if shape is not None:
+            if known is None or len(known) != len(shape):
+                self._shapes[new] = shape
+            elif known != shape:
+                self._shapes[new] = tuple(
+                    theirs if dims.is_fresh(own) else own for own, theirs in zip(known, shape, strict=True)
+                )
+        if old in self._elements and new not in self._elements:
+            self._elements[new] = self._elements[old]
+
+    def forget(self, value: Value) -> None:
+        for facts in (self._dtypes, self._shapes, self._elements):
+            facts.pop(value, None)  # type: ignore[attr-defined]
+
+    # --- inference
+    def infer_model(self) -> None:
+        """Infer everything forward: inputs as declared, then node by node, subgraphs where their node stands."""
+        graph = self.model.graph
+        for value in graph.inputs:
+            self._declare(value, is_input=True)
+        self._infer_graph(graph)
+
+    def _infer_graph(self, graph: Graph) -> None:
+        for value in graph.initializers.values():
+            if not value.is_graph_input():
+                self.set_constant(value)
+        for node in graph:
+            self.infer_node(node)
+
+    def infer_node(self, node: Node) -> None:
+        """Recompute what is known of a node's outputs from its inputs."""
+        from onnxopt.ir import shape_rules
+
+        outputs = node.outputs
+        for value in outputs:
+            self._elements.pop(value, None)
+        if node.domain == "":
+            rule = shape_rules.RULES.get(node.op_type)
+            if rule is None:
+                schema_inference.infer(self, node)
+            else:
+                rule(self, node)
+        elif (function := self.model.functions.get(node.op_identifier())) is not None:
+            self._infer_call(node, function)
+        elif node.domain == "com.microsoft":
+            contrib = shape_rules.CONTRIB.get(node.op_type)
+            if contrib is not None:
+                contrib(self, node)
+        for value in outputs:
+            self._merge_declared(value)
+
+    def infer_subgraphs(self, node: Node) -> list[Graph]:
+        """Infer the bodies that a node holds; inputs of bodies keep what was set for them. Returns the bodies."""
+        found = [attr.as_graph() for attr in node.attributes.values() if attr.type == AttributeType.GRAPH]
+        for graph in found:
+            for value in graph.inputs:
+                if value not in self._shapes:
+                    self._declare(value, is_input=False)
+            self._infer_graph(graph)
+        return found
+
+    def _infer_call(self, node: Node, function: Function) -> None:
+        if self._depth >= MAX_FUNCTION_DEPTH:
+            return
+        self._depth += 1
+        opset, self.opset = self.opset, function.opset_imports.get("", self.opset)
+        try:
+            for index, formal in enumerate(function.inputs):
+                actual = node.inputs[index] if index < len(node.inputs) else None
+                self.forget(formal)
+                if actual is not None:
+                    self.set(formal, self.dtype(actual), self.shape(actual), self.elements(actual))
+            for inner in function:
+                for value in inner.outputs:
+                    self.forget(value)
+                self.infer_node(inner)
+            for value, result in zip(node.outputs, function.outputs, strict=False):
+                self.set(value, self.dtype(result), self.shape(result), self.elements(result))
+        finally:
+            self._depth -= 1
+            self.opset = opset
+
+    # --- what the model declares
+    def declared_dims(self, shape: onnx_ir.Shape, *, is_input: bool) -> Shape:
+        found: list[Dim] = []
+        for dim in shape:
+            if isinstance(dim, int):
+                found.append(dim if dim >= 0 else dims.fresh())
+                continue
+            name = dim.value
+            if name is None:
+                found.append(dims.fresh())
+            elif name in self.fixed:
+                found.append(self.fixed[name])
+            else:
+                found.append(dims.symbol(name))
+            last = found[-1]
+            if is_input and isinstance(last, Expr) and last.symbol and not self.bounds.known(last.symbol):
+                # The data a model is fed is not empty unless the user says so with bounds.
+                self.bounds.set(last.symbol, 1, float("inf"))
+        return tuple(found)
+
+    def _declare(self, value: Value, *, is_input: bool) -> None:
+        if value.shape is not None and isinstance(value.type, TensorType):
+            self._shapes[value] = self.declared_dims(value.shape, is_input=is_input)
+
+    def _merge_declared(self, value: Value) -> None:
+        """Take from the declared shape what inference left open; what ops imply wins over what a file says."""
+        if value.shape is None:
+            return
+        known = self._shapes.get(value)
+        if known is None:
+            if isinstance(value.type, TensorType):
+                self._shapes[value] = self.declared_dims(value.shape, is_input=False)
+        elif len(known) == len(value.shape) and any(dims.is_fresh(dim) for dim in known):
+            declared = self.declared_dims(value.shape, is_input=False)
+            self._shapes[value] = tuple(
+                theirs if dims.is_fresh(own) and dims.is_plain(theirs) else own
+                for own, theirs in zip(known, declared, strict=True)
+            )
+
+    def write_back(self, model: Model) -> None:
+        """Store types and shapes on the values of the main graph and its subgraphs, as far as a model can express them."""
+        for graph in walk_graphs(model.graph):
+            for value in graph.inputs:
+                self._store(value)
+            for value in graph.outputs:
+                self._store(value)
+            for node in graph:
+                for value in node.outputs:
+                    self._store(value)
+
+    def _store(self, value: Value) -> None:
+        dtype, shape = self._dtypes.get(value), self._shapes.get(value)
+        if value.type is None and dtype is not None:
+            value.type = TensorType(dtype)
+        if shape is None or not isinstance(value.type, TensorType):
+            return
+        if all(map(dims.is_plain, shape)):
+            plain = [dim if isinstance(dim, int) else dim.symbol for dim in shape]
+            if value.shape is None or list(value.shape) != plain:
+                value.shape = onnx_ir.Shape(plain)
