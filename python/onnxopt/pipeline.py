@@ -149,6 +149,10 @@ class PassManager:
         Raises:
             PassError: a pass failed; the text names it, its position and the passes before it.
         """
+        with ir.without_collector():
+            return self._run(model)
+
+    def _run(self, model: ir.Model) -> Report:
         start = time.perf_counter()
         report = Report(self.target.name)
         report.nodes_before, report.ops_before = ir.count_nodes(model), ir.count_ops(model)

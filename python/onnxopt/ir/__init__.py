@@ -24,10 +24,12 @@ from onnx_ir import (
     TensorType,
     Value,
 )
+from onnx_ir.convenience import convert_attribute
 
 from onnxopt.ir.constants import constant, integers, scalar, small_array, use_count
-from onnxopt.ir.load import load, load_copy
+from onnxopt.ir.load import load, load_copy, without_collector
 from onnxopt.ir.mapped import MappedTensor
+from onnxopt.ir.protos import captures, inputs_with_captures, node_to_proto, tensor_of, tensor_to_proto
 from onnxopt.ir.save import as_kind_of, save, to_proto
 from onnxopt.ir.shapes import ShapeEnv
 from onnxopt.ir.statistics import count_nodes, count_ops, initializer_bytes, walk_graphs
@@ -40,6 +42,13 @@ __all__ = [
     "load_copy",
     "save",
     "to_proto",
+    "captures",
+    "inputs_with_captures",
+    "node_to_proto",
+    "tensor_of",
+    "tensor_to_proto",
+    "without_collector",
+    "convert_attribute",
     "MappedTensor",
     "ShapeEnv",
     "Attr",

@@ -87,7 +87,7 @@ def _checked(proto: onnx.ModelProto, data: DataFile | None = None) -> Model:
         raise ModelError("It holds no graph.")
     _move_sparse_initializers(proto.graph)
     try:
-        with _without_collector():
+        with without_collector():
             model = serde.deserialize_model(proto)
     except RecursionError as error:
         raise ModelError("Its subgraphs are nested too deep.") from error
@@ -102,7 +102,7 @@ def _checked(proto: onnx.ModelProto, data: DataFile | None = None) -> Model:
 
 
 @contextlib.contextmanager
-def _without_collector() -> Iterator[None]:
+def without_collector() -> Iterator[None]:
     """Millions of objects are made and none is garbage: collections in between would cost a third of the time."""
     enabled = gc.isenabled()
     gc.disable()

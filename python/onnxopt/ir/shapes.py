@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import onnx_ir
 from onnx_ir import AttributeType, DataType, Function, Graph, Model, Node, TensorType, Value
@@ -19,6 +19,7 @@ MAX_ELEMENTS = 1024
 MAX_FUNCTION_DEPTH = 16
 """Calls of model-local functions inside each other that are followed; functions must not be recursive, files may lie."""
 
+_BODIES = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 _INTEGERS = frozenset({DataType.INT64, DataType.INT32, DataType.BOOL})
 
 
@@ -83,6 +84,11 @@ class ShapeEnv:
         if found is not None:
             self._elements[value] = found
         return found
+
+    @property
+    def known_elements(self) -> Mapping[Value, Shape]:
+        """The values whose elements were inferred (constants join when they are asked for)."""
+        return self._elements
 
     def integers(self, value: Value | None) -> tuple[int, ...] | None:
         """The elements when all are known ints."""
@@ -180,6 +186,29 @@ class ShapeEnv:
                 contrib(self, node)
         for value in outputs:
             self._merge_declared(value)
+
+    def propagate(self, values: Iterable[Value]) -> None:
+        """Recompute what depends on values of which more became known, as far as that makes more known."""
+        stack = [user for value in values for user, _ in value.uses()]
+        while stack:
+            node = stack.pop()
+            before = [self._precision(value) for value in node.outputs]
+            if node.graph is None or node.op_type in _BODIES:
+                continue
+            self.infer_node(node)
+            for value, old in zip(node.outputs, before, strict=True):
+                if self._precision(value) > old:
+                    stack.extend(user for user, _ in value.uses())
+
+    def _precision(self, value: Value) -> int:
+        """A number that grows with what is known of the value."""
+        facts = (self._shapes.get(value), self._elements.get(value))
+        return sum(1 + sum(not dims.is_fresh(dim) for dim in known) for known in facts if known is not None)
+
+    def knows_more(self, new: Value, old: Value) -> bool:
+        if self._precision(new) > self._precision(old):
+            return True
+        return old not in self._elements and constants.constant(new) is not None and constants.constant(old) is None
 
     def infer_subgraphs(self, node: Node) -> list[Graph]:
         """Infer the bodies that a node holds; inputs of bodies keep what was set for them. Returns the bodies."""

@@ -181,6 +181,7 @@ class Context:
         self.budget = Budget(stop_after)
         self.log = Log(self.budget, explain=explain)
         self.editor = Editor(self)
+        self.not_foldable: set[ir.Node] = set()
         self.refresh()
 
     def refresh(self) -> None:

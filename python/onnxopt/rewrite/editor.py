@@ -65,11 +65,15 @@ class Editor:
         """Let `new` take over every use of `old`, graph outputs included, whose names stay."""
         if old is new:
             return
+        more = self.ctx.shapes.knows_more(new, old)
         self.ctx.shapes.learn(new, old)
         if old.is_graph_output():
             self._replace_output(old, new)
-        for user, index in old.uses():
+        uses = old.uses()
+        for user, index in uses:
             user.replace_input_with(index, new)
+        if more and uses:
+            self.ctx.shapes.propagate([new])
 
     def _replace_output(self, old: ir.Value, new: ir.Value) -> None:
         graph, producer = old.graph, new.producer()

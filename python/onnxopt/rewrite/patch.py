@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx_ir
 
 from onnxopt import ir
 
@@ -59,7 +58,7 @@ class Builder:
     ) -> tuple[ir.Value, ...]:
         """Make a node; attribute values are plain Python values, `ir.Attr`, graphs or tensors; None leaves an attribute out."""
         attrs = [
-            value if isinstance(value, ir.Attr) else onnx_ir.convert_attribute(key, value)
+            value if isinstance(value, ir.Attr) else ir.convert_attribute(key, value)
             for key, value in (attributes or {}).items()
             if value is not None
         ]

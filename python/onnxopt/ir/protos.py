@@ -1,0 +1,60 @@
+"""Small conversions between onnx-ir and protobuf, and what a node reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx
+import onnx_ir
+from onnx_ir import AttributeType, DataType, Graph, Node, TensorProtocol, Value, serde
+
+_GRAPH_TYPES = frozenset({AttributeType.GRAPH, AttributeType.GRAPHS})
+
+
+def node_to_proto(node: Node) -> onnx.NodeProto:
+    return serde.serialize_node(node)
+
+
+def tensor_to_proto(tensor: TensorProtocol, name: str) -> onnx.TensorProto:
+    """A protobuf that holds the tensor's bytes, wherever they were, under `name`."""
+    if tensor.dtype == DataType.STRING:
+        proto = serde.serialize_tensor(tensor)
+        proto.name = name
+        return proto
+    return onnx.TensorProto(
+        name=name, data_type=tensor.dtype.value, dims=list(tensor.shape.numpy()), raw_data=tensor.tobytes()
+    )
+
+
+def tensor_of(array: np.ndarray, dtype: DataType | None = None) -> TensorProtocol:
+    """A tensor of an array that onnxruntime returned; `dtype` tells what numpy has no type for."""
+    if array.dtype.kind in "OUS":
+        return onnx_ir.StringTensor(array, shape=onnx_ir.Shape(array.shape))
+    if dtype is not None and dtype.numpy() != array.dtype and dtype.numpy().itemsize == array.dtype.itemsize:
+        return onnx_ir.Tensor(array.view(dtype.numpy()), dtype=dtype)
+    return onnx_ir.Tensor(np.ascontiguousarray(array).reshape(array.shape))
+
+
+def inputs_with_captures(node: Node) -> Iterator[Value]:
+    """The values that a node reads: its inputs, and what its subgraphs take from outside."""
+    for value in node.inputs:
+        if value is not None:
+            yield value
+    for attr in node.attributes.values():
+        if attr.type in _GRAPH_TYPES and not attr.is_ref():
+            for graph in [attr.as_graph()] if attr.type is AttributeType.GRAPH else attr.as_graphs():
+                yield from captures(graph)
+
+
+def captures(graph: Graph) -> Iterator[Value]:
+    """The values of outer scopes that a subgraph, or one inside it, uses."""
+    inside: set[Value] = {*graph.inputs, *graph.initializers.values()}
+    for node in graph:
+        inside.update(node.outputs)
+        for value in inputs_with_captures(node):
+            if value not in inside:
+                yield value
+    for value in graph.outputs:
+        if value not in inside:
+            yield value

@@ -1,0 +1,88 @@
+"""Removal of what nothing uses."""
+
+from __future__ import annotations
+
+from onnxopt import ir
+from onnxopt.passes.base import Context, Pass, PassResult, register_pass
+from onnxopt.rewrite.driver import walk
+from onnxopt.rewrite.editor import removable
+from onnxopt.rewrite.rules import attribute
+
+OPTIONAL_OUTPUTS = {
+    "BatchNormalization": 1,
+    "Dropout": 1,
+    "GRU": 0,
+    "LSTM": 0,
+    "LayerNormalization": 1,
+    "MaxPool": 1,
+    "RNN": 0,
+    "SkipLayerNormalization": 1,
+    "Unique": 1,
+}
+"""Ops whose outputs from this position on may be absent."""
+
+
+@register_pass
+class EliminateDeadCode(Pass):
+    """Remove nodes, initializers, optional outputs and custom-op functions that nothing uses.
+
+    Nodes of unknown domains stay, since they may have effects, and so do functions that the model came with. Graph inputs stay: they
+    are the model's interface.
+    """
+
+    name = "eliminate_dead_code"
+    phase = "simplify"
+
+    def run(self, model: ir.Model, ctx: Context) -> PassResult:
+        removed = self._remove_nodes(model, ctx) + self._trim_outputs(model) + self._remove_initializers(model)
+        removed += self._remove_functions(model)
+        return PassResult(removed > 0, removed)
+
+    @staticmethod
+    def _remove_nodes(model: ir.Model, ctx: Context) -> int:
+        before = ir.count_nodes(model)
+        for graph in ir.walk_graphs(model.graph):
+            ctx.editor.remove_unused([node for node in graph if removable(node)])
+        return before - ir.count_nodes(model)
+
+    @staticmethod
+    def _trim_outputs(model: ir.Model) -> int:
+        trimmed = 0
+        for node in walk(model.graph):
+            first = OPTIONAL_OUTPUTS.get(node.op_type)
+            if first is None or len(node.outputs) <= max(first, 1) or attribute(node, "training_mode", 0):
+                continue
+            keep = len(node.outputs)
+            while keep > max(first, 1) and not _used(node.outputs[keep - 1]):
+                keep -= 1
+            if keep < len(node.outputs):
+                trimmed += len(node.outputs) - keep
+                node.resize_outputs(keep)
+        return trimmed
+
+    @staticmethod
+    def _remove_initializers(model: ir.Model) -> int:
+        removed = 0
+        for graph in ir.walk_graphs(model.graph):
+            for name, value in list(graph.initializers.items()):
+                if not _used(value) and not value.is_graph_input():
+                    graph.initializers.pop(name)
+                    removed += 1
+        return removed
+
+    @staticmethod
+    def _remove_functions(model: ir.Model) -> int:
+        ours = [key for key, function in model.functions.items() if function.domain in ("ai.onnxopt", "com.microsoft")]
+        if not ours:
+            return 0
+        called = {node.op_identifier() for node in walk(model.graph)}
+        for function in model.functions.values():
+            called.update(node.op_identifier() for node in function)
+        unused = [key for key in ours if key not in called]
+        for key in unused:
+            del model.functions[key]
+        return len(unused)
+
+
+def _used(value: ir.Value) -> bool:
+    return bool(ir.use_count(value)) or value.is_graph_output()

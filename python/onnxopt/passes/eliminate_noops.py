@@ -1,0 +1,206 @@
+"""Nodes that change nothing, and pairs of nodes that undo each other."""
+
+from __future__ import annotations
+
+from onnxopt import ir
+from onnxopt.passes.base import RulePass, register_pass
+from onnxopt.rewrite.pattern import op, pattern
+from onnxopt.rewrite.patch import Builder
+from onnxopt.rewrite.rules import Match, Refusal, Rule, RuleSet, attribute, rule
+
+IDEMPOTENT = ("Abs", "Ceil", "Floor", "Relu", "Round", "Sign")
+
+
+def _first_input(_: Builder, m: Match) -> ir.Value:
+    """The node's first input takes its place."""
+    value = m.root.inputs[0]
+    assert value is not None
+    return value
+
+
+def _keeps_shape(m: Match, kept: ir.Value) -> bool | Refusal:
+    """Whether the kept operand alone has the output's shape: the other one must not broadcast it to a larger one."""
+    if m.ctx.shapes.same_shape(kept, m.output):
+        return True
+    return Refusal("'{}' may be broadcast to another shape", kept.name, culprit=kept)
+
+
+# --- one node ------------------------------------------------------------------------------------------------------
+def _drops_nothing(m: Match) -> bool | Refusal:
+    if len(m.root.outputs) > 1 and ir.use_count(m.root.outputs[1]):
+        return Refusal("the mask is used", culprit=m.root)
+    if attribute(m.root, "is_test", 1) == 0:
+        return Refusal("it is in training mode", culprit=m.root)
+    training = m.root.inputs[2] if len(m.root.inputs) > 2 else None
+    if training is not None and ir.scalar(training) not in (False, 0):
+        return Refusal("it may be in training mode", culprit=m.root)
+    return not any(value.is_graph_output() for value in m.root.outputs[1:])
+
+
+@rule(op("Dropout"), where=_drops_nothing)
+def drop_dropout(b: Builder, m: Match) -> list[ir.Value | None]:
+    """Dropout passes its input through when it does not train."""
+    return [m.root.inputs[0], *(None for _ in m.root.outputs[1:])]
+
+
+def _same_type(m: Match) -> bool:
+    source = m.root.inputs[0]
+    return source is not None and m.ctx.shapes.dtype(source) == m.ctx.shapes.dtype(m.output) is not None
+
+
+def _full_shape_of_own(m: Match) -> bool:
+    source = m.root.inputs[0]
+    return source is not None and m.ctx.shapes.same_shape(source, m.output) is True
+
+
+def _one_input(m: Match) -> bool:
+    return len(m.root.inputs) == 1
+
+
+@pattern
+def _double_not(p, x):  # type: ignore[no-untyped-def]
+    return p.Not(p.Not(x, shared=True))
+
+
+@pattern
+def _double_neg(p, x):  # type: ignore[no-untyped-def]
+    return p.Neg(p.Neg(x, shared=True))
+
+
+def _take_x(_: Builder, m: Match) -> ir.Value:
+    return m["x"]
+
+
+# --- x + 0, x * 1 --------------------------------------------------------------------------------------------------
+@pattern
+def _neutral(p, x):  # type: ignore[no-untyped-def]
+    return [
+        p.Add(x, p.number(0)),
+        p.Sub(x, p.number(0)),
+        p.Mul(x, p.number(1)),
+        p.Div(x, p.number(1)),
+        p.Pow(x, p.number(1)),
+        p.Or(x, p.number(0)),
+        p.And(x, p.number(1)),
+        p.Xor(x, p.number(0)),
+    ]
+
+
+def _neutral_fits(m: Match) -> bool | Refusal:
+    numbers = [value for value in m.root.inputs if value is not None and value is not m["x"]]
+    exact = 1 if m.root.op_type in ("Mul", "Div", "Pow", "And") else 0
+    if not numbers or ir.scalar(numbers[0]) != exact:
+        return Refusal("the constant is only nearly neutral", culprit=m.root)
+    if m.dtype("x") != m.ctx.shapes.dtype(m.output):
+        return False
+    return _keeps_shape(m, m["x"])
+
+
+# --- Where, Clip, Relu ---------------------------------------------------------------------------------------------
+@pattern
+def _where_not(p, c, x, y):  # type: ignore[no-untyped-def]
+    return p.Where(p.Not(c, shared=True), x, y)
+
+
+@rule(_where_not)
+def swap_where_branches(b: Builder, m: Match) -> ir.Value:
+    """Where(Not(c), x, y) is Where(c, y, x)."""
+    return b.Where(m["c"], m["y"], m["x"])
+
+
+def _constant_condition(m: Match) -> bool | Refusal:
+    condition = ir.scalar(m.root.inputs[0])
+    if condition is None:
+        return False
+    chosen = m.root.inputs[1 if condition else 2]
+    assert chosen is not None
+    return _keeps_shape(m, chosen)
+
+
+@rule(op("Where"), where=_constant_condition)
+def fold_where(_: Builder, m: Match) -> ir.Value:
+    """Where with a constant condition is one of its branches."""
+    chosen = m.root.inputs[1 if ir.scalar(m.root.inputs[0]) else 2]
+    assert chosen is not None
+    return chosen
+
+
+@rule(op("Where"), where=lambda m: m.root.inputs[1] is m.root.inputs[2] and _keeps_shape(m, m.root.inputs[1]))  # type: ignore[arg-type]
+def fold_where_equal_branches(_: Builder, m: Match) -> ir.Value:
+    """Where with equal branches is the branch."""
+    branch = m.root.inputs[1]
+    assert branch is not None
+    return branch
+
+
+@pattern
+def _idempotent(p, x):  # type: ignore[no-untyped-def]
+    return [p.op(name, p.op(name, x, shared=True)) for name in IDEMPOTENT]
+
+
+def _inner(_: Builder, m: Match) -> ir.Value:
+    value = m.root.inputs[0]
+    assert value is not None
+    return value
+
+
+def _clip_keeps_relu(m: Match) -> bool:
+    bounds = _clip_bounds(m.root)
+    return bounds is not None and bounds[0] is not None and bounds[0] >= 0
+
+
+def _clip_bounds(node: ir.Node) -> tuple[float | None, float | None] | None:
+    """Lowest and highest value of a Clip, None for an open end; None altogether where a bound is not constant."""
+    if "min" in node.attributes or "max" in node.attributes:
+        return attribute(node, "min"), attribute(node, "max")
+    found: list[float | None] = []
+    for index in (1, 2):
+        value = node.inputs[index] if index < len(node.inputs) else None
+        number = ir.scalar(value)
+        if value is not None and number is None:
+            return None
+        found.append(None if number is None else float(number))
+    return found[0], found[1]
+
+
+@pattern
+def _clip_of_relu(p, x):  # type: ignore[no-untyped-def]
+    return p.Clip(p.Relu(x, shared=True), open_inputs=True)
+
+
+@rule(_clip_of_relu, where=_clip_keeps_relu)
+def drop_relu_before_clip(b: Builder, m: Match) -> ir.Value:
+    """Clip from 0 or above takes Relu's work over."""
+    return b.copy_of(m.root, [m["x"], *m.root.inputs[1:]])[0]
+
+
+RULES = RuleSet(
+    [
+        Rule("drop_identity", op("Identity"), _first_input),
+        drop_dropout,
+        Rule("drop_cast_to_own_type", op("Cast", "CastLike"), _first_input, _same_type),
+        Rule("drop_expand_to_own_shape", op("Expand", "Tile"), _first_input, _full_shape_of_own),
+        Rule("drop_single_operand", op("Sum", "Mean", "Max", "Min", "Concat"), _first_input, _one_input),
+        Rule("drop_double_not", _double_not, _take_x),
+        Rule("drop_double_neg", _double_neg, _take_x),
+        Rule("drop_neutral_operand", _neutral, _take_x, _neutral_fits),
+        Rule("drop_repeated_idempotent", _idempotent, _inner),
+        swap_where_branches,
+        fold_where,
+        fold_where_equal_branches,
+        drop_relu_before_clip,
+    ]
+)
+
+
+@register_pass
+class EliminateNoops(RulePass):
+    """Remove nodes that change nothing: Identity, Dropout, casts to the own type, x+0, x*1, repeated idempotent ops, decided Wheres.
+
+    `x + 0.0` is dropped although it turns -0.0 into 0.0, as every optimizer of the field does. Refused: operands that broadcast the
+    kept one to a larger shape, and Dropout that may train.
+    """
+
+    name = "eliminate_noops"
+    phase = "simplify"
+    rules = RULES

@@ -1,0 +1,54 @@
+"""Constant nodes become initializers."""
+
+from __future__ import annotations
+
+from onnxopt import ir
+from onnxopt.passes.base import Context, Pass, PassResult, register_pass
+from onnxopt.rewrite.driver import walk
+from onnxopt.rewrite.patch import Patch
+
+
+@register_pass
+class LiftConstants(Pass):
+    """Turn Constant nodes of the main graph and its subgraphs into initializers of the main graph.
+
+    Every later pass then meets constants in one form, and equal constants of two branches can become one. Refused: sparse constants,
+    and Constant nodes that are graph outputs of a subgraph (a subgraph's output must be made inside of it).
+    """
+
+    name = "lift_constants"
+    phase = "canonicalize"
+
+    def run(self, model: ir.Model, ctx: Context) -> PassResult:
+        patches = 0
+        for node in list(walk(model.graph)):
+            if node.op_type != "Constant" or node.domain:
+                continue
+            value = node.outputs[0]
+            tensor = ir.constant(value)
+            if tensor is None or value.is_graph_output():
+                continue
+            constant = ctx.constant(tensor, value.name or "constant")
+            if not ctx.editor.apply(Patch(self.name, node, [], {value: constant})):
+                break
+            ctx.editor.remove_unused([node])
+            patches += 1
+        patches += self._lift_initializers(model, ctx)
+        return PassResult(patches > 0, patches)
+
+    def _lift_initializers(self, model: ir.Model, ctx: Context) -> int:
+        """Initializers of subgraphs move to the main graph too."""
+        moved = 0
+        for graph in ir.walk_graphs(model.graph):
+            if graph is model.graph:
+                continue
+            for value in list(graph.initializers.values()):
+                if value.is_graph_input() or value.is_graph_output() or value.const_value is None:
+                    continue
+                if not ctx.budget.take():
+                    return moved
+                constant = ctx.constant(value.const_value, value.name or "constant")
+                ctx.editor.replace(value, constant)
+                graph.initializers.pop(value.name or "")
+                moved += 1
+        return moved

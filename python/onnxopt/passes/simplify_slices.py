@@ -1,0 +1,145 @@
+"""Slice, Concat, Split, Pad, Gather: what takes or adds nothing goes, chains become one node."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnxopt import ir
+from onnxopt.ir import shape_rules
+from onnxopt.passes.base import RulePass, register_pass
+from onnxopt.rewrite.pattern import op, pattern
+from onnxopt.rewrite.patch import Builder
+from onnxopt.rewrite.rules import Match, Refusal, Rule, RuleSet, attribute, rule
+
+def _first_input(_: Builder, m: Match) -> ir.Value:
+    value = m.root.inputs[0]
+    assert value is not None
+    return value
+
+
+def _unit_steps(m: Match) -> bool:
+    rank = m.ctx.shapes.rank(m.root.inputs[0]) if m.root.inputs[0] is not None else None
+    bounds = None if rank is None else shape_rules.slice_bounds(m.ctx.shapes, m.root, rank)
+    return bounds is not None and all(step == 1 for _, _, _, step in bounds)
+
+
+def _keeps_all(m: Match) -> bool:
+    source = m.root.inputs[0]
+    return source is not None and m.ctx.shapes.same_shape(source, m.output) is True
+
+
+def _slices_all(m: Match) -> bool:
+    return _keeps_all(m) and _unit_steps(m)
+
+
+def _pads_nothing(m: Match) -> bool:
+    pads = attribute(m.root, "pads") or ir.integers(m.root.inputs[1] if len(m.root.inputs) > 1 else None)
+    return pads is not None and not any(pads)
+
+
+def _splits_into_one(m: Match) -> bool:
+    return len(m.root.outputs) == 1
+
+
+@pattern
+def _concat_of_split(p):  # type: ignore[no-untyped-def]
+    return p.Concat(p.Split(p.any("x"), open_inputs=True, as_="split", shared=True), open_inputs=True)
+
+
+@rule(_concat_of_split)
+def drop_split_and_concat(_: Builder, m: Match) -> ir.Value | Refusal | None:
+    """All parts of a Split, in order and along the same axis, are its input."""
+    split, concat = m.node("split"), m.root
+    rank = m.rank("x")
+    if rank is None or tuple(concat.inputs) != tuple(split.outputs):
+        return None
+    if attribute(split, "axis", 0) % rank != attribute(concat, "axis", 0) % rank:
+        return Refusal("they split and join along different axes", culprit=concat)
+    return m["x"]
+
+
+@rule(op("Concat"))
+def merge_concats(b: Builder, m: Match) -> ir.Value | None:
+    """A Concat inside a Concat along the same axis."""
+    axis, rank = attribute(m.root, "axis", 0), m.ctx.shapes.rank(m.output)
+    if rank is None:
+        return None
+    inputs: list[ir.Value | None] = []
+    merged = False
+    for value in m.root.inputs:
+        inner = None if value is None else value.producer()
+        alone = value is not None and ir.use_count(value) == 1 and not value.is_graph_output()
+        if inner is not None and inner.op_type == "Concat" and not inner.domain and alone and inner.graph is m.root.graph:
+            if attribute(inner, "axis", 0) % rank == axis % rank:
+                inputs.extend(inner.inputs)
+                merged = True
+                continue
+        inputs.append(value)
+    return b.op("Concat", inputs, {"axis": axis})[0] if merged else None
+
+
+@rule(op("Concat"))
+def drop_empty_parts(b: Builder, m: Match) -> ir.Value | None:
+    """Parts of a Concat that hold no element."""
+    rank, axis = m.ctx.shapes.rank(m.output), attribute(m.root, "axis", 0)
+    if rank is None:
+        return None
+    kept = [value for value in m.root.inputs if not _is_empty(value, axis % rank, m)]
+    if len(kept) == len(m.root.inputs) or not kept:
+        return None
+    return b.op("Concat", kept, {"axis": axis})[0]
+
+
+def _is_empty(value: ir.Value | None, axis: int, m: Match) -> bool:
+    shape = None if value is None else m.ctx.shapes.shape(value)
+    return shape is not None and axis < len(shape) and shape[axis] == 0
+
+
+@pattern
+def _slice_of_slice(p, x):  # type: ignore[no-untyped-def]
+    return p.Slice(p.Slice(x, open_inputs=True, as_="inner"), open_inputs=True)
+
+
+@rule(_slice_of_slice)
+def merge_slices(b: Builder, m: Match) -> ir.Value | Refusal | None:
+    """Two Slices along different axes are one."""
+    rank = m.rank("x")
+    if rank is None or m.ctx.opset < 10:
+        return None
+    inner = shape_rules.slice_bounds(m.ctx.shapes, m.node("inner"), rank)
+    outer = shape_rules.slice_bounds(m.ctx.shapes, m.root, rank)
+    if inner is None or outer is None:
+        return Refusal("the bounds are not constant", culprit=m.root)
+    both = [*inner, *outer]
+    if len({axis for axis, *_ in both}) != len(both):
+        return Refusal("both slice the same axis", culprit=m.root)
+    if not all(isinstance(part, int) for bound in both for part in bound):
+        return Refusal("the bounds are not constant", culprit=m.root)
+    columns = [np.array(column, np.int64) for column in zip(*both, strict=True)]
+    axes, starts, ends, steps = (b.constant(column, "slice") for column in columns)
+    return b.Slice(m["x"], starts, ends, axes, steps)
+
+
+RULES = RuleSet(
+    [
+        Rule("drop_full_slice", op("Slice"), _first_input, _slices_all),
+        Rule("drop_empty_pad", op("Pad"), _first_input, _pads_nothing),
+        Rule("drop_single_split", op("Split"), _first_input, _splits_into_one),
+        drop_split_and_concat,
+        merge_concats,
+        drop_empty_parts,
+        merge_slices,
+    ]
+)
+
+
+@register_pass
+class SimplifySlices(RulePass):
+    """Remove Slices, Pads and Splits that keep everything; merge Slices, Concats, and Splits that are joined again.
+
+    Refused: bounds that are not constant, Slices of the same axis, Concats along different axes.
+    """
+
+    name = "simplify_slices"
+    phase = "simplify"
+    rules = RULES

@@ -1,0 +1,41 @@
+"""What a model is optimized for."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from onnxopt.errors import OptionError
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Target:
+    """A frozen description of a target. It decides benefit, never correctness.
+
+    Attributes:
+        name: "cpu", "cuda" or "generic".
+        custom_ops: whether onnxopt's custom ops may be emitted (always with a standard function body).
+    """
+
+    name: str
+    custom_ops: bool
+
+    @staticmethod
+    def named(name: str) -> Target:
+        """The target of that name.
+
+        Raises:
+            OptionError: there is none.
+        """
+        if name not in TARGETS:
+            raise OptionError(f"There is no target '{name}'. The targets are: {', '.join(TARGETS)}.")
+        return TARGETS[name]
+
+    def runs_phase(self, phase: str) -> bool:
+        return phase != "fuse" or self.custom_ops
+
+
+TARGETS = {
+    "cpu": Target("cpu", custom_ops=True),
+    "cuda": Target("cuda", custom_ops=True),
+    "generic": Target("generic", custom_ops=False),
+}
