@@ -26,7 +26,8 @@ from onnx_ir import (
 )
 from onnx_ir.convenience import convert_attribute
 
-from onnxopt.ir.constants import constant, integers, scalar, small_array, use_count
+from onnxopt.ir.constants import SMALL_ELEMENTS, constant, integers, scalar, small_array, use_count
+from onnxopt.ir.lazy import TransposedTensor, can_stream_transpose
 from onnxopt.ir.load import load, load_copy, without_collector
 from onnxopt.ir.mapped import MappedTensor
 from onnxopt.ir.protos import captures, inputs_with_captures, node_to_proto, tensor_of, tensor_to_proto
@@ -49,7 +50,10 @@ __all__ = [
     "tensor_to_proto",
     "without_collector",
     "convert_attribute",
+    "SMALL_ELEMENTS",
     "MappedTensor",
+    "TransposedTensor",
+    "can_stream_transpose",
     "ShapeEnv",
     "Attr",
     "AttributeType",

@@ -95,6 +95,11 @@ class MappedTensor(ExternalTensor):
         start = self.offset or 0
         return self.source.map()[start : start + self.nbytes] if self.size else b""
 
+    def view(self) -> memoryview:
+        """The bytes, without a copy."""
+        start = self.offset or 0
+        return memoryview(self.source.map())[start : start + self.nbytes] if self.size else memoryview(b"")
+
     def copy_to(self, target: BinaryIO) -> None:
         """Append the bytes to an unbuffered file without passing them through this process where that is possible."""
         self.source.copy_to(target, self.offset or 0, self.nbytes)

@@ -15,6 +15,7 @@ from onnx_ir import Attr, AttributeType, ExternalTensor, Graph, Model, Node, Ten
 
 from onnxopt.errors import ModelError, OptionError
 from onnxopt.ir import wire
+from onnxopt.ir.lazy import TransposedTensor
 from onnxopt.ir.load import SOURCE_KEY, TRAINING_KEY
 from onnxopt.ir.mapped import MappedTensor
 from onnxopt.ir.statistics import walk_graphs
@@ -183,8 +184,13 @@ def _external(mode: str, large: dict[str, TensorProtocol]) -> bool:
     size = sum(tensor.nbytes for tensor in large.values())
     if size > PROTOBUF_LIMIT:
         return True
-    was_external = any(isinstance(one, ExternalTensor) and one.location != wire.INSIDE for one in large.values())
+    was_external = any(_lies_outside(one) for one in large.values())
     return mode == "auto" and was_external
+
+
+def _lies_outside(tensor: TensorProtocol) -> bool:
+    source = tensor.source if isinstance(tensor, TransposedTensor) else tensor
+    return isinstance(source, ExternalTensor) and source.location != wire.INSIDE
 
 
 def _clear_location(proto: onnx.TensorProto) -> None:
@@ -273,7 +279,7 @@ def _tensor_prefix(header: bytes, tensor: TensorProtocol) -> bytes:
 
 
 def _write_tensor(file: BinaryIO, tensor: TensorProtocol) -> None:
-    if isinstance(tensor, MappedTensor):
+    if isinstance(tensor, (MappedTensor, TransposedTensor)):
         tensor.copy_to(file)
     else:
         data = tensor.tobytes()
@@ -311,7 +317,11 @@ def _refuse_overwriting(model: Model, target: Path) -> None:
     outputs = [path for path in (target, target.with_name(target.name + ".data")) if path.exists()]
     if not outputs:
         return
-    sources = {tensor.source.path for tensor in _tensors(model) if isinstance(tensor, MappedTensor)}
+    sources = {
+        (tensor.source.source if isinstance(tensor, TransposedTensor) else tensor.source).path
+        for tensor in _tensors(model)
+        if isinstance(tensor, (MappedTensor, TransposedTensor))
+    }
     sources |= {Path(source) for source in [model.meta.get(SOURCE_KEY)] if source}
     for source in sources:
         for output in outputs:

@@ -11,6 +11,7 @@ from onnxopt.passes.base import Context, Pass, PassResult, register_pass
 from onnxopt.rewrite.driver import walk
 from onnxopt.rewrite.editor import subgraphs
 from onnxopt.rewrite.patch import Patch
+from onnxopt.rewrite.rules import attribute
 
 RANDOM = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli", "Dropout"}
@@ -22,6 +23,10 @@ EXPANDING_BYTES = 4096
 
 LOW_BITS = 8
 """Constants of at most this many bits per element were compressed on purpose; folding must not turn them into wide ones."""
+
+
+STREAMED_BYTES = 1 << 20
+"""Transposes of constants from this size on are computed while the output is written, one block at a time."""
 
 
 @register_pass
@@ -37,13 +42,17 @@ class FoldConstants(Pass):
     name = "fold_constants"
     phase = "fold"
 
+    def rule_names(self) -> list[str]:
+        return ["fold_constants", "stream_transpose"]
+
     def run(self, model: ir.Model, ctx: Context) -> PassResult:
+        streamed = self._stream_transposes(model, ctx)
         region = _Region(ctx)
         for node in walk(model.graph):
             region.consider(node)
         wanted = region.frontier()
         if not wanted:
-            return PassResult(False)
+            return PassResult(streamed > 0, streamed)
         from onnxopt.runtime.evaluate import evaluate
 
         results = evaluate(region.needed(wanted), wanted, model.graph.opset_imports, model.ir_version)
@@ -54,7 +63,25 @@ class FoldConstants(Pass):
             patches += 1
         ctx.editor.remove_unused(list(region.nodes))
         region.remember_failures(wanted, results)
-        return PassResult(patches > 0, patches)
+        return PassResult(patches + streamed > 0, patches + streamed)
+
+    def _stream_transposes(self, model: ir.Model, ctx: Context) -> int:
+        """Transposed weight matrices are neither read nor computed now, but while the model is written."""
+        patches = 0
+        for node in walk(model.graph):
+            if node.op_type != "Transpose" or node.domain or node.inputs[0] is None:
+                continue
+            tensor = ir.constant(node.inputs[0])
+            if tensor is None or tensor.nbytes < STREAMED_BYTES or not ir.can_stream_transpose(tensor):
+                continue
+            if list(attribute(node, "perm", (1, 0))) != [1, 0] or not _only_used_by(node.inputs[0], node):
+                continue
+            value = node.outputs[0]
+            constant = ctx.constant(ir.TransposedTensor(tensor, value.name or ""), value.name or "transposed", node)
+            if ctx.editor.apply(Patch("stream_transpose", node, [], {value: constant})):
+                ctx.editor.remove_unused([node])
+                patches += 1
+        return patches
 
     def _replace(self, value: ir.Value, array: np.ndarray, ctx: Context) -> bool:
         node = value.producer()
@@ -174,6 +201,10 @@ class _Region:
             producer = value.producer()
             if value not in results and producer is not None:
                 self.ctx.not_foldable.add(producer)
+
+
+def _only_used_by(value: ir.Value, node: ir.Node) -> bool:
+    return all(user is node for user, _ in value.uses()) and not value.is_graph_output()
 
 
 _SOURCES = frozenset({"Range", "EyeLike"})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from onnxopt import ir
@@ -97,6 +97,45 @@ class Editor:
         for index, output in enumerate(graph.outputs):
             if output is old:
                 graph.outputs[index] = new
+
+    def inline_graph(
+        self, rule: str, anchor: ir.Node, body: ir.Graph, arguments: Sequence[ir.Value], outputs: dict[ir.Value, ir.Value]
+    ) -> bool:
+        """Move the nodes of a subgraph of `anchor` before it.
+
+        Args:
+            rule: the name under which it counts.
+            anchor: the If or Loop that holds the body.
+            body: the subgraph; it is empty afterwards.
+            arguments: what stands for the body's inputs.
+            outputs: what stands for outputs of `anchor`, in terms of values of the body or outside of it.
+        """
+        if not self.ctx.budget.take():
+            return False
+        graph = anchor.graph
+        assert graph is not None
+        stand_for = dict(zip(body.inputs, arguments, strict=True))
+        for formal, actual in stand_for.items():
+            for user, index in formal.uses():
+                user.replace_input_with(index, actual)
+        body.outputs.clear()
+        nodes = list(body)
+        body.remove(nodes)
+        for node in nodes:
+            for value in node.outputs:
+                value.name = None if not value.name else self.ctx.names.value(value.name)
+        graph.insert_before(anchor, nodes)
+        for name in list(body.initializers):
+            value = body.initializers.pop(name)
+            value.name = self.ctx.names.value(name)
+            self.ctx.model.graph.register_initializer(value)
+        for node in nodes:
+            self.ctx.shapes.infer_node(node)
+        for old, new in outputs.items():
+            self.replace(old, stand_for.get(new, new))
+        self.ctx.log.applied(Patch(rule, anchor))
+        self.remove_unused([anchor])
+        return True
 
     def remove_unused(self, nodes: Iterable[ir.Node]) -> list[ir.Node]:
         """Remove those of `nodes` that nothing uses, and then what only they used. Returns the producers that lost a use and stay."""

@@ -1,0 +1,68 @@
+"""Tensors that are computed from mapped ones while they are written, block by block."""
+
+from __future__ import annotations
+
+from typing import Any, BinaryIO
+
+import numpy as np
+from onnx_ir import LazyTensor, Shape
+
+from onnxopt.ir.mapped import MappedTensor
+
+BLOCK_BYTES = 16 << 20
+"""Bytes that are transposed at once: many times a cache, and small beside any model."""
+
+TILE = 64
+"""Rows and columns of a tile: 64 x 64 floats are 16 KiB, half of a first-level cache."""
+
+
+class TransposedTensor(LazyTensor):
+    """A mapped matrix, transposed. Writing it needs one block of memory, whatever its size."""
+
+    def __init__(self, source: MappedTensor, name: str) -> None:
+        rows, columns = source.shape.numpy()
+        self.source = source
+        super().__init__(
+            lambda: _as_tensor(np.ascontiguousarray(source.numpy().T), source),
+            dtype=source.dtype,
+            shape=Shape((columns, rows)),
+            cache=False,
+            name=name,
+        )
+
+    def copy_to(self, target: BinaryIO) -> None:
+        """Append the bytes to an unbuffered file."""
+        array = self.source.numpy()
+        rows, columns = array.shape
+        step = max(TILE, BLOCK_BYTES // max(rows * array.itemsize, 1) // TILE * TILE)
+        block = np.empty((min(step, columns), rows), array.dtype)
+        for start in range(0, columns, step):
+            part = block[: min(step, columns - start)]
+            transpose_into(array[:, start : start + step], part)
+            _write(target, part)
+        self.source.release()
+
+
+def transpose_into(source: np.ndarray, target: np.ndarray) -> None:
+    """target[j, i] = source[i, j], tile by tile, so that both sides stay in cache."""
+    rows = source.shape[0]
+    step = TILE * 8
+    for start in range(0, rows, step):
+        target[:, start : start + step] = source[start : start + step].T
+
+
+def _as_tensor(array: np.ndarray, like: MappedTensor) -> Any:
+    from onnx_ir import Tensor
+
+    return Tensor(array, dtype=like.dtype)
+
+
+def _write(target: BinaryIO, array: np.ndarray) -> None:
+    view = memoryview(array.reshape(-1).view(np.uint8))
+    while view:
+        view = view[target.write(view) :]
+
+
+def can_stream_transpose(tensor: object) -> bool:
+    """Whether a tensor is a mapped matrix of whole bytes."""
+    return isinstance(tensor, MappedTensor) and len(tensor.shape) == 2 and tensor.dtype.bitwidth >= 8 and tensor.size > 0

@@ -1,0 +1,117 @@
+"""Common subexpressions: what is computed twice from the same inputs is computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+from onnxopt import ir
+from onnxopt.passes.base import Context, Pass, PassResult, register_pass
+from onnxopt.passes.fold_constants import RANDOM
+from onnxopt.rewrite.editor import SIDE_EFFECT_FREE_DOMAINS, subgraphs
+from onnxopt.rewrite.patch import Patch
+
+Scope = list[dict[Hashable, ir.Node]]
+
+
+@register_pass
+class EliminateCommonSubexpressions(Pass):
+    """Merge nodes of equal op, inputs and attributes; an expression of an outer graph also serves the subgraphs inside it.
+
+    Equal subgraphs in attributes count as equal attributes when they take the same outer values. Refused: random ops, ops of unknown
+    domains, and pairs of which both are outputs of the graph.
+    """
+
+    name = "eliminate_common_subexpressions"
+    phase = "simplify"
+
+    def run(self, model: ir.Model, ctx: Context) -> PassResult:
+        patches = self._run_graph(model.graph, ctx, [])
+        return PassResult(patches > 0, patches)
+
+    def _run_graph(self, graph: ir.Graph, ctx: Context, outer: Scope) -> int:
+        own: dict[Hashable, ir.Node] = {}
+        scope = [*outer, own]
+        patches = 0
+        for node in list(graph):
+            for inner in subgraphs(node):
+                patches += self._run_graph(inner, ctx, scope)
+            key = _key(node)
+            if key is None:
+                continue
+            earlier = next((found[key] for found in scope if key in found), None)
+            if earlier is None:
+                own[key] = node
+            elif self._merge(node, earlier, ctx):
+                patches += 1
+        return patches
+
+    def _merge(self, node: ir.Node, earlier: ir.Node, ctx: Context) -> bool:
+        pairs = dict(zip(node.outputs, earlier.outputs, strict=False))
+        if len(node.outputs) > len(earlier.outputs) or any(
+            old.is_graph_output() and (new.is_graph_output() or new.graph is not old.graph) for old, new in pairs.items()
+        ):
+            return False
+        if not ctx.editor.apply(Patch(self.name, node, [], pairs)):
+            return False
+        ctx.editor.remove_unused([node])
+        return True
+
+
+def _key(node: ir.Node) -> Hashable | None:
+    """What two nodes must share to compute the same; None for nodes that are never merged."""
+    if node.domain not in SIDE_EFFECT_FREE_DOMAINS or node.op_type in RANDOM or not node.outputs:
+        return None
+    if node.op_type == "Constant":
+        return None
+    inputs = tuple(map(id, node.inputs))
+    attributes = _attributes_key(node, {})
+    return None if attributes is None else (node.domain, node.op_type, node.overload, inputs, attributes)
+
+
+def _attributes_key(node: ir.Node, numbers: dict[ir.Value, int]) -> Hashable | None:
+    if not node.attributes:
+        return ()
+    parts: list[Hashable] = []
+    for name in sorted(node.attributes):
+        attr = node.attributes[name]
+        key = _attribute_key(attr, numbers)
+        if key is None:
+            return None
+        parts.append((name, key))
+    return tuple(parts)
+
+
+def _attribute_key(attr: ir.Attr, numbers: dict[ir.Value, int]) -> Hashable | None:
+    if attr.is_ref():
+        return ("ref", attr.ref_attr_name)
+    kind, value = attr.type, attr.value
+    if kind is ir.AttributeType.GRAPH:
+        return _graph_key(value, dict(numbers))
+    if kind is ir.AttributeType.TENSOR:
+        if value.size > ir.SMALL_ELEMENTS or value.dtype == ir.DataType.STRING:
+            return None
+        return (kind.value, value.dtype.value, tuple(value.shape.numpy()), value.tobytes())
+    if isinstance(value, (list, tuple)):
+        return (kind.value, tuple(map(repr, value)))
+    return (kind.value, repr(value)) if isinstance(value, (int, float, str, bytes)) else None
+
+
+def _graph_key(graph: ir.Graph, numbers: dict[ir.Value, int]) -> Hashable | None:
+    """A graph by its structure: inner values by position, outer ones by identity."""
+    if graph.initializers:
+        return None
+    for value in graph.inputs:
+        numbers[value] = len(numbers)
+    parts: list[Hashable] = [len(graph.inputs)]
+    for node in graph:
+        if node.op_type in RANDOM or node.domain not in SIDE_EFFECT_FREE_DOMAINS:
+            return None
+        attributes = _attributes_key(node, numbers)
+        if attributes is None:
+            return None
+        inputs = tuple(-1 if value is None else ("in", numbers[value]) if value in numbers else id(value) for value in node.inputs)
+        parts.append((node.domain, node.op_type, node.overload, inputs, attributes, len(node.outputs)))
+        for value in node.outputs:
+            numbers[value] = len(numbers)
+    parts.append(tuple(("in", numbers[value]) if value in numbers else id(value) for value in graph.outputs))
+    return tuple(parts)
