@@ -187,6 +187,9 @@ class PassManager:
         self, entries: list[tuple[str, list[Pass]]], model: ir.Model, ctx: Context, report: Report
     ) -> None:
         for number in range(1, MAX_ROUNDS + 1):
+            if number > 1 and ctx.has_subgraphs:
+                # What changed inside a branch or body says more about the outputs of the node that holds it.
+                ctx.shapes.infer_model()
             changed = [self._run_phase(phase, phase_passes, number, model, ctx, report) for phase, phase_passes in entries]
             if not any(changed):
                 return

@@ -929,7 +929,7 @@ def _loop(env: ShapeEnv, node: Node) -> None:
         if actual is not None:
             # A carried value may change its shape from one iteration to the next; its type may not.
             env.set(formal, env.dtype(actual), None)
-    env.infer_subgraphs(node)
+    env.infer_subgraphs(node, repeated=True)
     for index, value in enumerate(node.outputs):
         inner = body.outputs[index + 1] if index + 1 < len(body.outputs) else None
         if inner is None:
@@ -957,7 +957,7 @@ def _scan(env: ShapeEnv, node: Node) -> None:
             env.set(formal, None if actual is None else env.dtype(actual), shape[1:] if shape else None)
     for formal, actual in zip(body.inputs[:states], node.inputs[:states], strict=False):
         env.set(formal, None if actual is None else env.dtype(actual), None)
-    env.infer_subgraphs(node)
+    env.infer_subgraphs(node, repeated=True)
     for index, value in enumerate(node.outputs):
         if index < len(body.outputs):
             env.set(value, env.dtype(body.outputs[index]), None)

@@ -40,6 +40,8 @@ class ShapeEnv:
         self._shapes: dict[Value, Shape] = {}
         self._elements: dict[Value, Shape] = {}
         self._depth = 0
+        self._repeated = 0
+        self._in_bodies: set[Value] = set()
 
     # --- questions
     def dtype(self, value: Value) -> DataType | None:
@@ -172,6 +174,8 @@ class ShapeEnv:
         outputs = node.outputs
         for value in outputs:
             self._elements.pop(value, None)
+        if self._repeated:
+            self._in_bodies.update(outputs)
         if node.domain == "":
             rule = shape_rules.RULES.get(node.op_type)
             if rule is None:
@@ -210,14 +214,19 @@ class ShapeEnv:
             return True
         return old not in self._elements and constants.constant(new) is not None and constants.constant(old) is None
 
-    def infer_subgraphs(self, node: Node) -> list[Graph]:
-        """Infer the bodies that a node holds; inputs of bodies keep what was set for them. Returns the bodies."""
+    def infer_subgraphs(self, node: Node, *, repeated: bool = False) -> list[Graph]:
+        """Infer the bodies that a node holds; inputs of bodies keep what was set for them. Returns the bodies.
+
+        Shapes that a file declares inside a repeated body are often those of the first iteration alone, so they are not believed.
+        """
         found = [attr.as_graph() for attr in node.attributes.values() if attr.type == AttributeType.GRAPH]
+        self._repeated += repeated
         for graph in found:
             for value in graph.inputs:
-                if value not in self._shapes:
+                if value not in self._shapes and not self._repeated:
                     self._declare(value, is_input=False)
             self._infer_graph(graph)
+        self._repeated -= repeated
         return found
 
     def _infer_call(self, node: Node, function: Function) -> None:
@@ -267,7 +276,7 @@ class ShapeEnv:
 
     def _merge_declared(self, value: Value) -> None:
         """Take from the declared shape what inference left open; what ops imply wins over what a file says."""
-        if value.shape is None:
+        if value.shape is None or self._repeated or value in self._in_bodies:
             return
         known = self._shapes.get(value)
         if known is None:

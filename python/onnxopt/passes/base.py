@@ -192,6 +192,10 @@ class Context:
         self._constants: dict[tuple[object, ...], ir.Value] = {}
 
     @property
+    def has_subgraphs(self) -> bool:
+        return any(graph is not self.model.graph for graph in ir.walk_graphs(self.model.graph))
+
+    @property
     def opset(self) -> int:
         """The model's opset of the default domain."""
         return self.model.graph.opset_imports.get("", 1)

@@ -111,7 +111,7 @@ class _Region:
             return
         made = self._made
         inputs = node.inputs
-        if node.op_type == "Constant" or (not inputs and node.op_type not in _SOURCES):
+        if node.op_type in ("Constant", "Identity") or (not inputs and node.op_type not in _SOURCES):
             return
         for value in inputs:
             if value is not None and value not in made and ir.constant(value) is None:

@@ -166,7 +166,7 @@ class FoldShapes(Pass):
 
 
 def _is_known(node: ir.Node, ctx: Context) -> bool:
-    if node.domain or len(node.outputs) != 1 or node.op_type in ("Constant", "If", "Loop", "Scan"):
+    if node.domain or len(node.outputs) != 1 or node.op_type in ("Constant", "Identity", "If", "Loop", "Scan"):
         return False
     value = node.outputs[0]
     return (

@@ -26,7 +26,7 @@ class Editor:
     def apply(self, patch: Patch) -> bool:
         """Apply a patch. False, and nothing changed, when the budget of patches is spent or the patch does not fit."""
         ctx = self.ctx
-        if not ctx.budget.take():
+        if _only_names_output(patch) or not ctx.budget.take():
             return False
         graph = patch.anchor.graph
         assert graph is not None, f"{patch.rule}: the anchor is not in a graph"
@@ -76,10 +76,9 @@ class Editor:
             self.ctx.shapes.propagate([new])
 
     def _replace_output(self, old: ir.Value, new: ir.Value) -> None:
-        graph, producer = old.graph, new.producer()
+        graph = old.graph
         assert graph is not None
-        renamable = producer is not None and producer.graph is graph and not new.is_graph_output() and len(producer.outputs) >= 1
-        if not renamable:
+        if not _can_take_name(new, graph):
             anchor = old.producer()
             node = ir.Node("", "Identity", [new], name=self.ctx.names.node(old.name or "output"))
             if anchor is not None and anchor.graph is graph:
@@ -158,6 +157,22 @@ class Editor:
                 else:
                     touched[producer] = None
         return [node for node in touched if node.graph is not None]
+
+
+def _can_take_name(value: ir.Value, graph: ir.Graph) -> bool:
+    """Whether a value can become an output of the graph under the output's name: inputs, constants and other outputs cannot."""
+    producer = value.producer()
+    return producer is not None and producer.graph is graph and not value.is_graph_output()
+
+
+def _only_names_output(patch: Patch) -> bool:
+    """Whether the patch would replace an Identity, which gives an input or constant the name of a graph output, by such an Identity."""
+    if patch.anchor.op_type != "Identity" or patch.nodes:
+        return False
+    return any(
+        old.is_graph_output() and old.graph is not None and not _can_take_name(new, old.graph)
+        for old, new in patch.replacements.items()
+    )
 
 
 def removable(node: ir.Node) -> bool:
