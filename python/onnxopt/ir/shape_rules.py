@@ -892,7 +892,9 @@ def _depth_to_space(env: ShapeEnv, node: Node) -> None:
 @_on("LSTM", "GRU", "RNN")
 def _recurrent(env: ShapeEnv, node: Node) -> None:
     data, recurrence, dtype = _shape(env, node, 0), _shape(env, node, 2), _dtype(env, node)
-    if data is None or recurrence is None or len(data) != 3:
+    if data is None:
+        data = _unknown(3)
+    if recurrence is None or len(recurrence) != 3 or len(data) != 3:
         for value in node.outputs:
             env.set(value, dtype, None)
         return

@@ -1,0 +1,42 @@
+// The exported functions of libonnxopt_ops.
+#include <cstdio>
+
+#include "csrc/ops/fused_elementwise.h"
+#include "csrc/ort/adapter.h"
+#include "csrc/registry.h"
+
+#define ONNXOPT_EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace {
+constexpr const char* kDomain = "ai.onnxopt";
+}
+
+/// What onnxruntime calls when the library is registered with session options. The domain lives as long as the process: sessions keep
+/// plain pointers to its ops.
+ONNXOPT_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
+  using namespace onnxopt;
+  const void* table = base->GetApi(ort::kApiVersion);
+  if (table == nullptr) {
+    // Nothing of this ABI version can be called, so the sentence goes through the first version, whose error functions are the same.
+    const char* version = base->GetVersionString();
+    char text[160];
+    std::snprintf(text, sizeof text, "onnxopt needs onnxruntime 1.18 or newer; this is %s.", version ? version : "older");
+    const void* first = base->GetApi(1);
+    return first ? ort::Api(first).CreateStatus(ort::kFail, text) : nullptr;
+  }
+  ort::set_api(table);
+  static OrtCustomOpDomain* domain = [] {
+    OrtCustomOpDomain* made = nullptr;
+    const bool ok = ort::succeeded(ort::api().CreateCustomOpDomain(kDomain, &made)) &&
+                    ort::succeeded(ort::api().CustomOpDomain_Add(made, ops::fused_elementwise()));
+    return ok ? made : nullptr;
+  }();
+  if (domain == nullptr) return ort::failure("library", "The custom ops could not be registered.", ort::kFail);
+  return ort::api().AddCustomOpDomain(options, domain);
+}
+
+ONNXOPT_EXPORT const OnnxOptRegistry* onnxopt_registry() {
+  using namespace onnxopt::elementwise;
+  static const OnnxOptRegistry registry{variants().data(), variants().size(), op_table().data(), op_table().size()};
+  return &registry;
+}

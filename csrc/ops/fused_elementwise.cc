@@ -1,0 +1,173 @@
+#include "csrc/ops/fused_elementwise.h"
+
+#include <memory>
+#include <new>
+#include <string>
+
+#include "csrc/dispatch/cpu.h"
+#include "csrc/ort/adapter.h"
+#include "kernels/cpu/elementwise/elementwise.h"
+
+namespace onnxopt::ops {
+
+namespace {
+
+using elementwise::DType;
+using elementwise::Program;
+using elementwise::Shape;
+
+constexpr std::string_view kName = "FusedElementwise";
+
+int element_type(DType type) {
+  switch (type) {
+    case DType::f32: return ort::kFloat;
+    case DType::f16: return ort::kFloat16;
+    case DType::i32: return ort::kInt32;
+    case DType::i64: return ort::kInt64;
+    case DType::boolean: return ort::kBool;
+  }
+  return ort::kUndefined;
+}
+
+struct Kernel {
+  Program program;
+  const elementwise::Variant* variant;
+};
+
+std::string number(std::size_t value) { return std::to_string(value); }
+
+OrtStatus* create(const ort::CustomOp*, const void*, const OrtKernelInfo* info, void** kernel) try {
+  const std::optional<std::string> text = ort::string_attribute(info, "expr");
+  if (!text) return ort::failure(kName, "The node has no attribute 'expr'.");
+  Result<Program> program = Program::parse(*text);
+  if (!program) return ort::failure(kName, program.error());
+  if (const auto cap = dispatch::max_isa(); !cap) return ort::failure(kName, cap.error());
+  const auto variants = elementwise::variants();
+  const elementwise::Variant* variant = dispatch::choose(variants);
+  if (variant == nullptr) return ort::failure(kName, "No kernel variant runs on this processor.");
+  *kernel = new Kernel{std::move(*program), variant};
+  return nullptr;
+} catch (const std::exception& error) {
+  return ort::failure(kName, error.what(), ort::kFail);
+}
+
+/// Reads and checks the inputs; a sentence says which one is wrong.
+Result<std::vector<ort::TensorView>> read_inputs(const Program& program, const OrtKernelContext* context) {
+  using Views = std::vector<ort::TensorView>;
+  std::size_t count = 0;
+  if (!ort::succeeded(ort::api().KernelContext_GetInputCount(context, &count)) || count != program.inputs().size())
+    return Result<Views>::failure("It got " + number(count) + " inputs and its expression has " + number(program.inputs().size()) + ".");
+  Views views;
+  for (std::size_t i = 0; i < count; ++i) {
+    std::optional<ort::TensorView> view = ort::input(context, i);
+    if (!view) return Result<Views>::failure("Input " + number(i) + " is missing or no tensor.");
+    if (view->type != element_type(program.inputs()[i]))
+      return Result<Views>::failure("Input " + number(i) + " has ONNX element type " + std::to_string(view->type) + " and should be " +
+                                    std::string(elementwise::name_of(program.inputs()[i])) + ".");
+    views.push_back(std::move(*view));
+  }
+  return views;
+}
+
+OrtStatus* compute(void* state, OrtKernelContext* context) try {
+  const Kernel& kernel = *static_cast<const Kernel*>(state);
+  const Result<std::vector<ort::TensorView>> inputs = read_inputs(kernel.program, context);
+  if (!inputs) return ort::failure(kName, inputs.error());
+  std::vector<std::span<const std::int64_t>> input_shapes;
+  std::vector<const void*> data;
+  for (const ort::TensorView& view : *inputs) {
+    input_shapes.emplace_back(view.shape);
+    data.push_back(view.data);
+  }
+  const Result<std::vector<Shape>> shapes = elementwise::output_shapes(kernel.program, input_shapes);
+  if (!shapes) return ort::failure(kName, shapes.error());
+  std::vector<void*> outputs;
+  for (std::size_t i = 0; i < shapes->size(); ++i) {
+    outputs.push_back(ort::output(context, i, (*shapes)[i]));
+    if (outputs.back() == nullptr) return ort::failure(kName, "Output " + number(i) + " could not be allocated.", ort::kFail);
+  }
+  const elementwise::Arguments arguments{data, input_shapes, outputs, *shapes};
+  const Result<bool> done = elementwise::run(kernel.program, *kernel.variant, arguments, ort::thread_pool(context));
+  return done ? nullptr : ort::failure(kName, done.error());
+} catch (const std::exception& error) {
+  return ort::failure(kName, error.what(), ort::kFail);
+}
+
+void destroy(void* kernel) { delete static_cast<Kernel*>(kernel); }
+
+/// The broadcast of two dims of which -1 is unknown.
+std::int64_t merge_dims(std::int64_t a, std::int64_t b) {
+  if (a == b || b == 1) return a;
+  if (a == 1) return b;
+  return a > 1 ? a : b > 1 ? b : -1;
+}
+
+/// The shape of an output; nothing when an input's rank may be unknown, which onnxruntime shows as rank 0.
+std::optional<Shape> infer_shape(const Program& program, std::size_t output, const std::vector<ort::TensorView>& inputs) {
+  Shape shape;
+  for (std::size_t i = 0; i < inputs.size(); ++i) {
+    if (!(program.dependencies(output) >> i & 1)) continue;
+    const Shape& other = inputs[i].shape;
+    if (other.empty()) return std::nullopt;
+    if (other.size() > shape.size()) shape.insert(shape.begin(), other.size() - shape.size(), 1);
+    for (std::size_t axis = 0; axis < other.size(); ++axis) {
+      std::int64_t& dim = shape[shape.size() - other.size() + axis];
+      dim = merge_dims(dim, other[axis]);
+    }
+  }
+  return shape;
+}
+
+OrtStatus* infer(const ort::CustomOp*, OrtShapeInferContext* context) try {
+  const std::optional<std::string> text = ort::string_attribute(context, "expr");
+  const Result<Program> program = Program::parse(text.value_or(""));
+  std::size_t count = 0;
+  if (!program || !ort::succeeded(ort::api().ShapeInferContext_GetInputCount(context, &count))) return nullptr;
+  if (count != program->inputs().size()) return nullptr;
+  std::vector<ort::TensorView> inputs;
+  for (std::size_t i = 0; i < count; ++i) {
+    std::optional<ort::TensorView> view = ort::inferred_input(context, i);
+    if (!view) return nullptr;
+    inputs.push_back(std::move(*view));
+  }
+  for (std::size_t i = 0; i < program->outputs().size(); ++i)
+    if (const std::optional<Shape> shape = infer_shape(*program, i, inputs))
+      ort::set_inferred_output(context, i, element_type(program->outputs()[i]), *shape);
+  return nullptr;
+} catch (const std::exception&) {
+  return nullptr;  // what cannot be inferred is checked when the kernel runs
+}
+
+ort::CustomOp describe() {
+  ort::CustomOp op{};
+  op.version = ort::kApiVersion;
+  op.GetName = [](const ort::CustomOp*) { return "FusedElementwise"; };
+  op.GetExecutionProviderType = [](const ort::CustomOp*) -> const char* { return nullptr; };
+  op.GetInputType = [](const ort::CustomOp*, std::size_t) -> int { return ort::kUndefined; };
+  op.GetInputTypeCount = [](const ort::CustomOp*) -> std::size_t { return 1; };
+  op.GetOutputType = [](const ort::CustomOp*, std::size_t) -> int { return ort::kUndefined; };
+  op.GetOutputTypeCount = [](const ort::CustomOp*) -> std::size_t { return 1; };
+  op.GetInputCharacteristic = [](const ort::CustomOp*, std::size_t) -> int { return ort::kVariadic; };
+  op.GetOutputCharacteristic = [](const ort::CustomOp*, std::size_t) -> int { return ort::kVariadic; };
+  op.GetInputMemoryType = [](const ort::CustomOp*, std::size_t) { return 0; };
+  op.GetVariadicInputMinArity = [](const ort::CustomOp*) { return 1; };
+  op.GetVariadicInputHomogeneity = [](const ort::CustomOp*) { return 0; };
+  op.GetVariadicOutputMinArity = [](const ort::CustomOp*) { return 1; };
+  op.GetVariadicOutputHomogeneity = [](const ort::CustomOp*) { return 0; };
+  op.CreateKernelV2 = create;
+  op.KernelComputeV2 = compute;
+  op.KernelDestroy = destroy;
+  op.InferOutputShapeFn = infer;
+  op.GetStartVersion = [](const ort::CustomOp*) { return 1; };
+  op.GetEndVersion = [](const ort::CustomOp*) { return 2147483647; };
+  return op;
+}
+
+}  // namespace
+
+const ort::CustomOp* fused_elementwise() {
+  static const ort::CustomOp op = describe();
+  return &op;
+}
+
+}  // namespace onnxopt::ops
