@@ -44,16 +44,17 @@ inline F polynomial(F x, const float (&c)[N]) {
 
 constexpr float kExp[] = {0.49999994f, 0.166665196f, 0.0416684002f, 0.00836885069f, 0.00138143206f};
 
-/// x = n ln 2 + r. Returns n and (e^r - 1).
+/// x = n ln 2 + r. Returns n and (e^r - 1); what r loses to rounding is added to the polynomial.
 struct Reduced {
   F n, expm1_r;
 };
 inline Reduced reduce_exp(F x) {
   F n = V::round(V::mul(x, splat(1.44269504f)));
-  F r = V::fma(n, splat(-0.693145752f), x);
-  r = V::fma(n, splat(-1.42860677e-06f), r);
+  F high = V::fma(n, splat(-0.693145752f), x);
+  F r = V::fma(n, splat(-1.42860677e-06f), high);
+  F lost = V::fma(n, splat(-1.42860677e-06f), V::sub(high, r));
   F q = polynomial(r, kExp);
-  return {n, V::fma(V::mul(r, r), q, r)};
+  return {n, V::add(r, V::fma(V::mul(r, r), q, lost))};
 }
 
 /// NaN passes: min and max return their second operand when one is NaN.
@@ -76,17 +77,35 @@ inline F expm1(F x) {
   return V::select(V::greater(x, splat(60.0f)), exp(x), y);
 }
 
-inline F sigmoid(F x) {
-  F e = exp(V::negate(V::abs(x)));
-  F numerator = V::select(V::less(x, splat(0.0f)), e, splat(1.0f));
-  return V::div(numerator, V::add(e, splat(1.0f)));
+/// a / b for operands that carry what their rounding lost: the quotient is corrected by its remainder.
+inline F divide_exactly(F a, F a_lost, F b, F b_lost) {
+  F inverse = V::div(splat(1.0f), b);
+  F q = V::mul(a, inverse);
+  F remainder = V::add(V::fma(V::negate(q), b, a), V::fma(V::negate(q), b_lost, a_lost));
+  return V::fma(remainder, inverse, q);
 }
 
-/// tanh(x) = em1 / (em1 + 2) with em1 = e^(2|x|) - 1; beyond 10 it is 1 in float.
+/// e / (1 + e) with e = e^-|x|, or 1 / (1 + e). One ulp of e can be two of the quotient, hence the lost parts.
+inline F sigmoid(F x) {
+  const F zero = splat(0.0f), one = splat(1.0f);
+  Reduced r = reduce_exp(V::max(splat(-104.0f), V::negate(V::abs(x))));
+  F p = V::add(r.expm1_r, one);
+  F e = V::scale(p, r.n);
+  F e_lost = V::scale(V::sub(r.expm1_r, V::sub(p, one)), r.n);
+  F u = V::add(e, one);
+  F u_lost = V::add(V::sub(e, V::sub(u, one)), e_lost);
+  M negative = V::less(x, zero);
+  return divide_exactly(V::select(negative, e, one), V::select(negative, e_lost, zero), u, u_lost);
+}
+
+/// tanh(x) = em1 / (em1 + 2) with em1 = e^(2|x|) - 1; beyond 10 it is 1 in float. What the sum loses to rounding is put back to first
+/// order, where 1 / (em1 + 2) is (1 - tanh) / 2.
 inline F tanh(F x) {
-  F y = V::min(splat(20.0f), V::add(V::abs(x), V::abs(x)));
-  F em1 = expm1_bounded(y);
-  F t = V::copysign(V::div(em1, V::add(em1, splat(2.0f))), x);
+  const F two = splat(2.0f);
+  F em1 = expm1_bounded(V::min(splat(20.0f), V::add(V::abs(x), V::abs(x))));
+  F d = V::add(em1, two);
+  F d_lost = V::sub(em1, V::sub(d, two));
+  F t = V::copysign(divide_exactly(em1, splat(0.0f), d, d_lost), x);
   return V::select(V::unordered(x), x, t);
 }
 
@@ -143,7 +162,12 @@ inline F softplus(F x) {
   return V::select(V::unordered(x), x, y);
 }
 
-inline F silu(F x) { return V::mul(x, sigmoid(x)); }
+/// x sigmoid(x): a product needs no more of the sigmoid than plain arithmetic gives.
+inline F silu(F x) {
+  F e = exp(V::negate(V::abs(x)));
+  F numerator = V::select(V::less(x, splat(0.0f)), e, splat(1.0f));
+  return V::mul(x, V::div(numerator, V::add(e, splat(1.0f))));
+}
 
 /// x tanh(softplus(x)) = x n / (n + 2) with n = e^x (e^x + 2).
 inline F mish(F x) {
@@ -161,7 +185,10 @@ inline F gelu(F x) {
 inline F gelu_tanh(F x) {
   F cube = V::mul(V::mul(x, x), x);
   F inner = V::mul(splat(0.797884583f), V::fma(splat(0.044715f), cube, x));
-  return V::mul(V::mul(splat(0.5f), x), V::add(splat(1.0f), tanh(inner)));
+  // 1 + tanh absorbs what a plain quotient loses.
+  F em1 = expm1_bounded(V::min(splat(20.0f), V::add(V::abs(inner), V::abs(inner))));
+  F t = V::copysign(V::div(em1, V::add(em1, splat(2.0f))), inner);
+  return V::mul(V::mul(splat(0.5f), x), V::add(splat(1.0f), V::select(V::unordered(inner), inner, t)));
 }
 
 inline F clamp01(F x) { return clamp_keep_nan(x, 0.0f, 1.0f); }

@@ -219,6 +219,7 @@ class Parser {
     else
       literal.i64 = std::strtoll(number.c_str(), &end, 10);
     bool overflow = errno == ERANGE && !is_float(*type);
+    overflow |= *type == DType::i32 && literal.i64 != static_cast<std::int32_t>(literal.i64);
     if (end != number.c_str() + number.size() || overflow) return fail("literal " + quoted(token) + " is not a number of its type.");
     if (*type == DType::i32) literal.i32 = static_cast<std::int32_t>(literal.i64);
     return true;
