@@ -1,0 +1,206 @@
+"""Scales and shifts per channel before and after convolutions become part of their weights and biases."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnxopt import ir
+from onnxopt.passes.base import RulePass, register_pass
+from onnxopt.rewrite.affine import Affine, affine_of, may_copy, rounded
+from onnxopt.rewrite.patch import Builder
+from onnxopt.rewrite.pattern import Constant, Op, PatternBuilder, Term, pattern
+from onnxopt.rewrite.rules import Match, Refusal, RuleSet, attribute, rule
+
+CONVOLUTIONS = ("Conv", "ConvTranspose")
+
+
+def affine_terms(p: PatternBuilder, x: Term, as_: str | None = None) -> list[Op]:
+    """The nodes that may be an affine map of `x` with constants."""
+    statistics = [Constant(name) for name in ("gamma", "beta", "mean", "variance")]
+    return [
+        p.op(("Add", "Mul"), x, p.const("c"), as_=as_),
+        p.op(("Sub", "Div"), x, p.const("c"), as_=as_),
+        p.Sub(p.const("c"), x, as_=as_),
+        p.BatchNormalization(x, *statistics, as_=as_),
+    ]
+
+
+@pattern
+def _affine_of_convolution(p, x, w):  # type: ignore[no-untyped-def]
+    return affine_terms(p, p.op(CONVOLUTIONS, x, w, p.optional("bias"), as_="conv"))
+
+
+@pattern
+def _convolution_of_affine(p, x, w):  # type: ignore[no-untyped-def]
+    return [p.op(CONVOLUTIONS, affine, w, p.optional("bias")) for affine in affine_terms(p, x, as_="affine")]
+
+
+class _Weights:
+    """The weights of a convolution as blocks of [groups, rows, columns, kernel].
+
+    Rows are output channels of a Conv and input channels of a ConvTranspose; columns are the other kind.
+    """
+
+    def __init__(self, conv: ir.Node, shape: tuple[int, ...]) -> None:
+        self.groups = attribute(conv, "group", 1) or 0
+        self.shape = shape
+        self.transposed = conv.op_type == "ConvTranspose"
+
+    @property
+    def rank(self) -> int:
+        return len(self.shape)
+
+    @property
+    def valid(self) -> bool:
+        return self.groups > 0 and self.rank > 2 and 0 not in self.shape and self.shape[0] % self.groups == 0
+
+    @property
+    def inputs(self) -> int:
+        """Input channels."""
+        return self.shape[0] if self.transposed else self.shape[1] * self.groups
+
+    @property
+    def outputs(self) -> int:
+        """Output channels."""
+        return self.shape[1] * self.groups if self.transposed else self.shape[0]
+
+    def blocks(self, weights: np.ndarray) -> np.ndarray:
+        return weights.astype(np.float64).reshape(self.groups, self.shape[0] // self.groups, self.shape[1], -1)
+
+    def along_inputs(self, vector: np.ndarray) -> np.ndarray:
+        """A vector over input channels, as it multiplies the blocks."""
+        return vector.reshape((self.groups, -1, 1, 1) if self.transposed else (self.groups, 1, -1, 1))
+
+    def along_outputs(self, vector: np.ndarray) -> np.ndarray:
+        """A vector over output channels, as it multiplies the blocks."""
+        return vector.reshape((self.groups, 1, -1, 1) if self.transposed else (self.groups, -1, 1, 1))
+
+
+def _weights(conv: ir.Node, m: Match) -> _Weights | Refusal:
+    shape = m.ctx.shapes.static_shape(m["w"])
+    weights = None if shape is None else _Weights(conv, shape)
+    if weights is None or not weights.valid:
+        return Refusal("the shape of the weights is not known", culprit=m["w"])
+    return weights
+
+
+def _bias(m: Match, channels: int) -> np.ndarray | Refusal:
+    """The bias as float64, zeros where there is none."""
+    value = m.get("bias")
+    if value is None:
+        return np.zeros(channels)
+    tensor = ir.constant(value)
+    if tensor is None or tuple(tensor.shape.numpy()) != (channels,):
+        return Refusal("the bias '{}' is no constant of {} elements", value.name, channels, culprit=value)
+    return tensor.numpy().astype(np.float64)
+
+
+def _replaced(
+    b: Builder, m: Match, conv: ir.Node, x: ir.Value, w: np.ndarray | None, bias: np.ndarray | None
+) -> list[ir.Value | None] | Refusal:
+    """The convolution of `x` with new weights and a new bias (None keeps the old ones) in place of the root."""
+    dtype = m.dtype("w")
+    if dtype is None:
+        return Refusal("the element type is not known", culprit=m["w"])
+    inputs: list[ir.Value | None] = [x, m["w"], m.get("bias")]
+    for index, exact in ((1, w), (2, bias)):
+        if exact is None:
+            continue
+        tensor = rounded(exact, dtype)
+        if tensor is None:
+            return Refusal("the folded constants do not fit into {}", dtype.name, culprit=conv)
+        old = inputs[index]
+        inputs[index] = b.constant(tensor, (old.name if old is not None else None) or f"{conv.name}.bias")
+    if inputs[2] is None:
+        del inputs[2]
+    return [b.copy_of(conv, inputs)[0], *(None for _ in m.root.outputs[1:])]
+
+
+@rule(_affine_of_convolution)
+def fold_affine_after_convolution(b: Builder, m: Match) -> list[ir.Value | None] | Refusal:
+    """A convolution whose result is scaled or shifted per channel is one with other weights and another bias."""
+    conv = m.node("conv")
+    weights = _weights(conv, m)
+    if isinstance(weights, Refusal):
+        return weights
+    affine = affine_of(m.root, conv.outputs[0], rank=weights.rank, axis=1, length=weights.outputs)
+    bias = _bias(m, weights.outputs)
+    if isinstance(affine, Refusal):
+        return affine
+    if isinstance(bias, Refusal):
+        return bias
+    scaled = None
+    if affine.scale is not None:
+        allowed = may_copy(m["w"])
+        if isinstance(allowed, Refusal):
+            return allowed
+        scale = weights.along_outputs(affine.scale_or_one(weights.outputs))
+        scaled = (weights.blocks(_read(m["w"])) * scale).reshape(weights.shape)
+    shifted = bias * affine.scale_or_one(weights.outputs) + affine.shift_or_zero(weights.outputs)
+    needs_bias = m.get("bias") is not None or affine.shift is not None
+    return _replaced(b, m, conv, m["x"], scaled, shifted if needs_bias else None)
+
+
+@rule(_convolution_of_affine)
+def fold_affine_before_convolution(b: Builder, m: Match) -> list[ir.Value | None] | Refusal:
+    """A convolution of a tensor scaled per channel has scaled weights; a shift becomes bias where no padding mixes zeros in."""
+    conv, node = m.root, m.node("affine")
+    if m.ctx.shapes.same_shape(m["x"], node.outputs[0]) is not True:
+        return Refusal("'{}' may be broadcast to another shape", m["x"].name, culprit=node)
+    weights = _weights(conv, m)
+    if isinstance(weights, Refusal):
+        return weights
+    allowed = may_copy(m["w"])
+    if isinstance(allowed, Refusal):
+        return allowed
+    affine = affine_of(node, m["x"], rank=weights.rank, axis=1, length=weights.inputs)
+    if isinstance(affine, Refusal):
+        return affine
+    blocks = weights.blocks(_read(m["w"]))
+    bias = None
+    if affine.shift is not None:
+        bias = _bias_of_shift(m, weights, blocks, affine)
+        if isinstance(bias, Refusal):
+            return bias
+    if affine.scale is None:
+        return _replaced(b, m, conv, m["x"], None, bias)
+    scaled = (blocks * weights.along_inputs(affine.scale_or_one(weights.inputs))).reshape(weights.shape)
+    return _replaced(b, m, conv, m["x"], scaled, bias)
+
+
+def _bias_of_shift(m: Match, weights: _Weights, blocks: np.ndarray, affine: Affine) -> np.ndarray | Refusal:
+    """The bias with what the shift of the input adds to every output."""
+    if weights.transposed or not is_unpadded(m.root):
+        return Refusal("the shift does not reach the padding", culprit=m.root)
+    bias = _bias(m, weights.outputs)
+    if isinstance(bias, Refusal):
+        return bias
+    shift = weights.along_inputs(affine.shift_or_zero(weights.inputs))
+    return bias + (blocks * shift).sum(axis=(2, 3)).reshape(-1)
+
+
+def is_unpadded(node: ir.Node) -> bool:
+    """Whether a convolution or pooling has no padding of its own."""
+    mode = attribute(node, "auto_pad", b"NOTSET")
+    mode = mode.decode() if isinstance(mode, bytes) else mode
+    return mode == "VALID" or (mode == "NOTSET" and not any(attribute(node, "pads", ()) or ()))
+
+
+def _read(value: ir.Value) -> np.ndarray:
+    tensor = ir.constant(value)
+    assert tensor is not None
+    return tensor.numpy()
+
+
+@register_pass
+class FuseIntoConvolutions(RulePass):
+    """Fold BatchNormalization, Mul, Div, Add and Sub with constants per channel into the Conv or ConvTranspose before or after them.
+
+    The folded constants are computed in float64 and rounded once. Refused: constants that vary along other axes or broadcast the
+    tensor, convolutions whose result others use as well, biases that are not constant, a shift before a convolution that pads (the
+    padding is not shifted), large weights that others use as well, and results that the element type cannot hold.
+    """
+
+    name = "fuse_into_convolutions"
+    phase = "simplify"
+    rules = RuleSet([fold_affine_after_convolution, fold_affine_before_convolution])

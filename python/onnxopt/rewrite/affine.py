@@ -1,0 +1,127 @@
+"""Reading nodes as `y = x * scale + shift` along one axis, and folding scales into weights."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from onnxopt import ir
+from onnxopt.rewrite.rules import Refusal, attribute
+
+FOLDABLE = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
+"""Element types whose arithmetic may be re-associated with constants; integers would wrap elsewhere."""
+
+SHARED_COPY_BYTES = 64 << 10
+"""Weights that others use as well are copied with a scale folded in up to this size: then the node saved is worth more than the bytes."""
+
+STATISTICS_INPUTS = 5
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Affine:
+    """`y = x * scale + shift`: float64 vectors of one element or of the axis's length; None where the node has no such part."""
+
+    scale: np.ndarray | None = None
+    shift: np.ndarray | None = None
+
+    def scale_or_one(self, length: int) -> np.ndarray:
+        """The scale as a vector of the axis's length."""
+        return np.broadcast_to(np.ones(1) if self.scale is None else self.scale, (length,))
+
+    def shift_or_zero(self, length: int) -> np.ndarray:
+        """The shift as a vector of the axis's length."""
+        return np.broadcast_to(np.zeros(1) if self.shift is None else self.shift, (length,))
+
+
+def affine_of(node: ir.Node, source: ir.Value, *, rank: int, axis: int, length: int) -> Affine | Refusal:
+    """Read Add, Sub, Mul, Div or BatchNormalization of `source` as an affine map along an axis.
+
+    Args:
+        node: the node; its other inputs must be constant.
+        source: the input that varies, a tensor of `rank` dims.
+        rank: the rank of `source`.
+        axis: the axis along which the constants may vary; along all others they must not.
+        length: the size of `source` along that axis.
+    """
+    if node.op_type == "BatchNormalization":
+        return _batch_norm(node, length) if axis == 1 else Refusal("it normalizes another axis", culprit=node)
+    first = node.inputs[0] is source
+    operand = node.inputs[1 if first else 0]
+    vector = axis_vector(operand, rank, axis, length)
+    if vector is None:
+        return Refusal("'{}' is no constant along axis {} only", getattr(operand, "name", ""), axis, culprit=operand)
+    affine = _arithmetic(node.op_type, vector, first)
+    if affine is None:
+        return Refusal("'{}' is divided by, or divides by, what cannot be folded", source.name, culprit=node)
+    return affine
+
+
+def _arithmetic(op_type: str, vector: np.ndarray, source_first: bool) -> Affine | None:
+    if op_type == "Add":
+        return Affine(shift=vector)
+    if op_type == "Sub":
+        return Affine(shift=-vector) if source_first else Affine(-np.ones(1), vector)
+    if op_type == "Mul":
+        return Affine(scale=vector)
+    if op_type == "Div" and source_first and vector.all():
+        return Affine(scale=1 / vector)
+    return None
+
+
+def _batch_norm(node: ir.Node, length: int) -> Affine | Refusal:
+    if attribute(node, "training_mode", 0) != 0 or attribute(node, "is_test", 1) == 0:
+        return Refusal("it is in training mode", culprit=node)
+    if any(ir.use_count(value) or value.is_graph_output() for value in node.outputs[1:]):
+        return Refusal("its statistics are used", culprit=node)
+    vectors = [axis_vector(value, 1, 0, length) for value in node.inputs[1:STATISTICS_INPUTS]]
+    if any(vector is None or vector.size != length for vector in vectors):
+        return Refusal("its parameters are no constants of {} elements", length, culprit=node)
+    gamma, beta, mean, variance = vectors
+    assert gamma is not None and beta is not None and mean is not None and variance is not None
+    spread = variance + attribute(node, "epsilon", 1e-5)
+    if not (spread > 0).all():
+        return Refusal("a variance is not positive", culprit=node)
+    scale = gamma / np.sqrt(spread)
+    return Affine(scale, beta - mean * scale)
+
+
+def axis_vector(value: ir.Value | None, rank: int, axis: int, length: int) -> np.ndarray | None:
+    """The elements of a constant that varies along one axis of a tensor of `rank` dims at most, as float64.
+
+    None where the value is not constant, varies along other axes, or would broadcast the tensor to more dims or a larger axis.
+    """
+    tensor = ir.constant(value)
+    if tensor is None or tensor.dtype not in FOLDABLE or len(tensor.shape) > rank:
+        return None
+    shape = (1,) * (rank - len(tensor.shape)) + tuple(tensor.shape.numpy())
+    if shape[axis] not in (1, length) or any(dim != 1 for index, dim in enumerate(shape) if index != axis):
+        return None
+    return tensor.numpy().astype(np.float64).reshape(-1)
+
+
+def may_copy(value: ir.Value) -> bool | Refusal:
+    """Whether scaled weights may stand beside the original: it goes, or it is small."""
+    tensor = ir.constant(value)
+    if tensor is None or tensor.dtype not in FOLDABLE or tensor.size == 0:
+        return Refusal("'{}' is not constant", value.name, culprit=value)
+    if ir.use_count(value) > 1 and tensor.nbytes > SHARED_COPY_BYTES:
+        return Refusal("'{}' is used by others and too large for a copy", value.name, culprit=value)
+    return True
+
+
+def rounded(exact: np.ndarray, dtype: ir.DataType) -> ir.TensorProtocol | None:
+    """A tensor of float64 results rounded once; None where the element type cannot hold them.
+
+    They must be finite, and in float16 the largest of each row must be a normal number: else the row has lost its precision.
+    """
+    kind = dtype.numpy()
+    with np.errstate(over="ignore"):
+        result = exact.astype(kind)
+    if not np.isfinite(result.astype(np.float64) if dtype is ir.DataType.BFLOAT16 else result).all():
+        return None
+    if dtype is ir.DataType.FLOAT16 and exact.size:
+        largest = np.abs(exact).reshape(exact.shape[0] if exact.ndim > 1 else 1, -1).max(axis=1)
+        if ((largest > 0) & (largest < np.finfo(np.float16).smallest_normal)).any():
+            return None
+    return ir.tensor_of(result, dtype)

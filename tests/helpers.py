@@ -1,0 +1,73 @@
+"""Shared by all tests: models from text, single passes over them, and the comparison in onnxruntime."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnxopt import ir
+from onnxopt.passes.base import Pass
+from onnxopt.pipeline import PassManager, Report
+
+
+def model(graph: str, *, opset: int = 17, ir_version: int = 8, **weights: np.ndarray) -> onnx.ModelProto:
+    """A model from a graph in onnx's text syntax; `weights` become its initializers."""
+    text = f'<ir_version: {ir_version}, opset_import: ["": {opset}]> {graph}'
+    proto = onnx.parser.parse_model(text)
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in weights.items())
+    return proto
+
+
+def run_passes(
+    proto: onnx.ModelProto, *names: str | Pass, target: str = "generic", explain: bool = False
+) -> tuple[onnx.ModelProto, Report]:
+    """Run passes over a copy of the model; a second run must change nothing."""
+    loaded = ir.load(onnx.ModelProto.FromString(proto.SerializeToString()))
+    report = PassManager(target, names, strict=True, explain=explain).run(loaded)
+    again = PassManager(target, names, strict=True).run(loaded)
+    assert not again.patches, f"the second run applied {again.patches}"
+    result = ir.to_proto(loaded)
+    onnx.checker.check_model(result)
+    return result, report
+
+
+def ops(proto: onnx.ModelProto) -> dict[str, int]:
+    """How many nodes of each op type the main graph has."""
+    return dict(collections.Counter(node.op_type for node in proto.graph.node))
+
+
+def op_list(proto: onnx.ModelProto) -> list[str]:
+    """The op types of the main graph in order."""
+    return [node.op_type for node in proto.graph.node]
+
+
+def evaluate(proto: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """The outputs by onnxruntime without its own optimizations."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return session.run(None, dict(feeds))
+
+
+def assert_same(
+    before: onnx.ModelProto,
+    after: onnx.ModelProto,
+    feeds: Mapping[str, np.ndarray] | Sequence[Mapping[str, np.ndarray]],
+    *,
+    rtol: float = 1e-5,
+    atol: float = 1e-6,
+) -> None:
+    """Both models give the same outputs; `atol` is in units of the largest finite number of the output."""
+    for one in [feeds] if isinstance(feeds, Mapping) else feeds:
+        for expected, actual in zip(evaluate(before, one), evaluate(after, one), strict=True):
+            assert (expected.shape, expected.dtype) == (actual.shape, actual.dtype)
+            if expected.dtype.kind != "f":
+                np.testing.assert_array_equal(actual, expected)
+                continue
+            finite = np.abs(expected[np.isfinite(expected)].astype(np.float64))
+            np.testing.assert_allclose(actual, expected, rtol=rtol, atol=atol * finite.max(initial=1e-30))
