@@ -95,26 +95,32 @@ OrtStatus* compute(void* state, OrtKernelContext* context) try {
 
 void destroy(void* kernel) { delete static_cast<Kernel*>(kernel); }
 
-/// The broadcast of two dims of which -1 is unknown.
-std::int64_t merge_dims(std::int64_t a, std::int64_t b) {
-  if (a == b || b == 1) return a;
-  if (a == 1) return b;
-  return a > 1 ? a : b > 1 ? b : -1;
+/// The broadcast of two dims. Two different unknown dims make a third one.
+ort::InferredDim merge_dims(const ort::InferredDim& a, const ort::InferredDim& b) {
+  if (b.size == 1) return a;
+  if (a.size == 1) return b;
+  if (a.size > 1) return a;
+  if (b.size > 1) return b;
+  if (a.size == b.size && a.name == b.name && (a.size >= 0 || !a.name.empty())) return a;
+  return {-1, ort::fresh_dim()};
 }
 
 /// The shape of an output; nothing when an input's rank may be unknown, which onnxruntime shows as rank 0.
-std::optional<Shape> infer_shape(const Program& program, std::size_t output, const std::vector<ort::TensorView>& inputs) {
-  Shape shape;
+std::optional<ort::InferredShape> infer_shape(const Program& program, std::size_t output,
+                                              const std::vector<ort::InferredShape>& inputs) {
+  ort::InferredShape shape;
   for (std::size_t i = 0; i < inputs.size(); ++i) {
     if (!(program.dependencies(output) >> i & 1)) continue;
-    const Shape& other = inputs[i].shape;
+    const ort::InferredShape& other = inputs[i];
     if (other.empty()) return std::nullopt;
-    if (other.size() > shape.size()) shape.insert(shape.begin(), other.size() - shape.size(), 1);
+    if (other.size() > shape.size()) shape.insert(shape.begin(), other.size() - shape.size(), ort::InferredDim{});
     for (std::size_t axis = 0; axis < other.size(); ++axis) {
-      std::int64_t& dim = shape[shape.size() - other.size() + axis];
+      ort::InferredDim& dim = shape[shape.size() - other.size() + axis];
       dim = merge_dims(dim, other[axis]);
     }
   }
+  for (ort::InferredDim& dim : shape)
+    if (dim.size < 0 && dim.name.empty()) dim.name = ort::fresh_dim();
   return shape;
 }
 
@@ -124,14 +130,14 @@ OrtStatus* infer(const ort::CustomOp*, OrtShapeInferContext* context) try {
   std::size_t count = 0;
   if (!program || !ort::succeeded(ort::api().ShapeInferContext_GetInputCount(context, &count))) return nullptr;
   if (count != program->inputs().size()) return nullptr;
-  std::vector<ort::TensorView> inputs;
+  std::vector<ort::InferredShape> inputs;
   for (std::size_t i = 0; i < count; ++i) {
-    std::optional<ort::TensorView> view = ort::inferred_input(context, i);
-    if (!view) return nullptr;
-    inputs.push_back(std::move(*view));
+    std::optional<ort::InferredShape> shape = ort::inferred_input(context, i);
+    if (!shape) return nullptr;
+    inputs.push_back(std::move(*shape));
   }
   for (std::size_t i = 0; i < program->outputs().size(); ++i)
-    if (const std::optional<Shape> shape = infer_shape(*program, i, inputs))
+    if (const std::optional<ort::InferredShape> shape = infer_shape(*program, i, inputs))
       ort::set_inferred_output(context, i, element_type(program->outputs()[i]), *shape);
   return nullptr;
 } catch (const std::exception&) {

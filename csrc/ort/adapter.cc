@@ -1,5 +1,7 @@
 #include "csrc/ort/adapter.h"
 
+#include <atomic>
+
 namespace onnxopt::ort {
 
 namespace {
@@ -81,19 +83,37 @@ void* output(OrtKernelContext* context, std::size_t index, const std::vector<std
   return succeeded(api().GetTensorMutableData(value, &data)) ? data : nullptr;
 }
 
-std::optional<TensorView> inferred_input(const OrtShapeInferContext* context, std::size_t index) {
+std::optional<InferredShape> inferred_input(const OrtShapeInferContext* context, std::size_t index) {
   OrtTensorTypeAndShapeInfo* info = nullptr;
   // The context keeps this object; it is not released here.
   if (!succeeded(api().ShapeInferContext_GetInputTypeShape(context, index, &info)) || info == nullptr) return std::nullopt;
-  return type_and_shape(info);
+  const std::optional<TensorView> view = type_and_shape(info);
+  if (!view) return std::nullopt;
+  std::vector<const char*> names(view->shape.size(), nullptr);
+  if (!succeeded(api().GetSymbolicDimensions(info, names.data(), names.size()))) return std::nullopt;
+  InferredShape shape;
+  for (std::size_t i = 0; i < names.size(); ++i) shape.push_back({view->shape[i], names[i] ? names[i] : ""});
+  return shape;
 }
 
-void set_inferred_output(const OrtShapeInferContext* context, std::size_t index, int type, const std::vector<std::int64_t>& shape) {
+void set_inferred_output(const OrtShapeInferContext* context, std::size_t index, int type, const InferredShape& shape) {
   OrtTensorTypeAndShapeInfo* info = nullptr;
   if (!succeeded(api().CreateTensorTypeAndShapeInfo(&info))) return;
-  if (succeeded(api().SetTensorElementType(info, type)) && succeeded(api().SetDimensions(info, shape.data(), shape.size())))
+  std::vector<std::int64_t> sizes;
+  std::vector<const char*> names;
+  for (const InferredDim& dim : shape) {
+    sizes.push_back(dim.size);
+    names.push_back(dim.size < 0 ? dim.name.c_str() : "");
+  }
+  if (succeeded(api().SetTensorElementType(info, type)) && succeeded(api().SetDimensions(info, sizes.data(), sizes.size())) &&
+      succeeded(api().SetSymbolicDimensions(info, names.data(), names.size())))
     succeeded(api().ShapeInferContext_SetOutputTypeShape(context, index, info));
   api().ReleaseTensorTypeAndShapeInfo(info);
+}
+
+std::string fresh_dim() {
+  static std::atomic<std::uint64_t> next{0};
+  return "onnxopt_dim_" + std::to_string(next++);
 }
 
 ParallelFor thread_pool(const OrtKernelContext* context) {

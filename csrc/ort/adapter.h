@@ -37,9 +37,19 @@ std::optional<TensorView> input(const OrtKernelContext* context, std::size_t ind
 /// Allocates an output and returns its memory.
 void* output(OrtKernelContext* context, std::size_t index, const std::vector<std::int64_t>& shape);
 
-/// Type and shape of an input as far as they are known before the run; unknown dims are -1. onnxruntime shows an unknown rank as rank 0.
-std::optional<TensorView> inferred_input(const OrtShapeInferContext* context, std::size_t index);
-void set_inferred_output(const OrtShapeInferContext* context, std::size_t index, int type, const std::vector<std::int64_t>& shape);
+/// A dim before the run: a size, or -1 with the name that the model gives it (empty where it has none).
+struct InferredDim {
+  std::int64_t size = 1;
+  std::string name;
+};
+using InferredShape = std::vector<InferredDim>;
+
+/// The shape of an input as far as it is known before the run. onnxruntime shows an unknown rank as rank 0.
+std::optional<InferredShape> inferred_input(const OrtShapeInferContext* context, std::size_t index);
+void set_inferred_output(const OrtShapeInferContext* context, std::size_t index, int type, const InferredShape& shape);
+
+/// A name for an unknown dim that equals no other dim.
+std::string fresh_dim();
 
 /// The runtime's own intra-op threads.
 ParallelFor thread_pool(const OrtKernelContext* context);

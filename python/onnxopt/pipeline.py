@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from onnxopt import ir, passes
 from onnxopt.errors import OnnxOptError, OptionError, PassError
 from onnxopt.passes.base import REGISTRY, AppliedPatch, Context, NearMiss, Options, Pass, PassResult, RuleStats, register_pass
-from onnxopt.runtime.target import Target
+from onnxopt.runtime.target import TARGETS, Target
 
 if TYPE_CHECKING:
     from onnxopt.runtime.verify import VerificationReport

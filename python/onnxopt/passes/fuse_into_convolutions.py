@@ -157,11 +157,9 @@ def fold_affine_before_convolution(b: Builder, m: Match) -> list[ir.Value | None
     if isinstance(affine, Refusal):
         return affine
     blocks = weights.blocks(_read(m["w"]))
-    bias = None
-    if affine.shift is not None:
-        bias = _bias_of_shift(m, weights, blocks, affine)
-        if isinstance(bias, Refusal):
-            return bias
+    bias = None if affine.shift is None else _bias_of_shift(m, weights, blocks, affine)
+    if isinstance(bias, Refusal):
+        return bias
     if affine.scale is None:
         return _replaced(b, m, conv, m["x"], None, bias)
     scaled = (blocks * weights.along_inputs(affine.scale_or_one(weights.inputs))).reshape(weights.shape)
@@ -176,7 +174,8 @@ def _bias_of_shift(m: Match, weights: _Weights, blocks: np.ndarray, affine: Affi
     if isinstance(bias, Refusal):
         return bias
     shift = weights.along_inputs(affine.shift_or_zero(weights.inputs))
-    return bias + (blocks * shift).sum(axis=(2, 3)).reshape(-1)
+    added: np.ndarray = (blocks * shift).sum(axis=(2, 3)).reshape(-1)
+    return bias + added
 
 
 def is_unpadded(node: ir.Node) -> bool:

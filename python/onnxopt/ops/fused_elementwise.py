@@ -1,0 +1,354 @@
+"""FusedElementwise: a region of element-wise ops as one node.
+
+The attribute `expr` is what the kernel runs (the language is described in kernels/cpu/elementwise/elementwise.h); the function body is the
+original ops. Inputs and outputs are variadic; types are float32, float16, int32, int64 and bool; shapes broadcast as in ONNX.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from onnxopt import ir
+from onnxopt.ir import DataType
+from onnxopt.ops.base import OpSpec
+from onnxopt.rewrite.rules import Refusal, attribute
+
+SPEC = OpSpec(
+    name="FusedElementwise",
+    attributes=("expr",),
+    dtypes=(DataType.FLOAT, DataType.FLOAT16, DataType.INT32, DataType.INT64, DataType.BOOL),
+    tolerance={DataType.FLOAT: 2e-6, DataType.FLOAT16: 2e-3},
+)
+
+MAX_INPUTS = 32
+MAX_OUTPUTS = 16
+MAX_STATEMENTS = 240
+"""The kernel's limits (`Program` in elementwise.h); an ONNX op may need several statements, hence the margin below 256."""
+
+TYPE_NAMES = {
+    DataType.FLOAT: "f32",
+    DataType.FLOAT16: "f16",
+    DataType.INT32: "i32",
+    DataType.INT64: "i64",
+    DataType.BOOL: "bool",
+}
+FLOATS = frozenset({DataType.FLOAT, DataType.FLOAT16})
+NUMBERS = frozenset({DataType.FLOAT, DataType.FLOAT16, DataType.INT32, DataType.INT64})
+INTEGERS = frozenset({DataType.INT32, DataType.INT64})
+BOOLEANS = frozenset({DataType.BOOL})
+ANY = frozenset(TYPE_NAMES)
+
+
+class Expression:
+    """An expression under construction: equal statements are written once."""
+
+    def __init__(self) -> None:
+        self.statements: list[str] = []
+        self._index: dict[str, str] = {}
+
+    def add(self, call: str) -> str:
+        name = self._index.get(call)
+        if name is None:
+            name = self._index[call] = f"t{len(self.statements)}"
+            self.statements.append(f"{name}={call}")
+        return name
+
+    def call(self, op: str, *operands: str) -> str:
+        return self.add(f"{op}({','.join(operands)})")
+
+
+def literal(number: float | int | bool, dtype: DataType) -> str:
+    """A literal of the expression language; floats are exact."""
+    if dtype is DataType.BOOL:
+        text = "true" if number else "false"
+    elif dtype in INTEGERS:
+        text = str(int(number))
+    else:
+        # Kernels compute float16 in float32; a float32 literal prints its own value, not a nearby double's.
+        value = float(np.float32(number)) if dtype is DataType.FLOAT else float(np.float16(number))
+        text = "nan" if math.isnan(value) else ("-inf" if value < 0 else "inf") if math.isinf(value) else value.hex()
+    return f"#{text}:{TYPE_NAMES[dtype]}"
+
+
+def parameter(number: float) -> str:
+    """A literal parameter of an operation."""
+    return literal(number, DataType.FLOAT)
+
+
+# --- ONNX ops as statements ----------------------------------------------------------------------------------------
+Emit = Callable[[Expression, ir.Node, list[str], DataType], str]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Lowering:
+    """How an ONNX op is written in the language: for which operand types, and from how many operands."""
+
+    emit: Emit
+    dtypes: frozenset[DataType]
+    operands: range
+
+
+def _plain(name: str) -> Emit:
+    return lambda e, node, operands, dtype: e.call(name, *operands)
+
+
+def _chain(name: str) -> Emit:
+    def emit(e: Expression, node: ir.Node, operands: list[str], dtype: DataType) -> str:
+        result = operands[0]
+        for operand in operands[1:]:
+            result = e.call(name, result, operand)
+        return result
+
+    return emit
+
+
+def _mean(e: Expression, node: ir.Node, operands: list[str], dtype: DataType) -> str:
+    total = _chain("add")(e, node, operands, dtype)
+    return e.call("div", total, literal(len(operands), dtype))
+
+
+def _with(name: str, *defaults: tuple[str, float]) -> Emit:
+    def emit(e: Expression, node: ir.Node, operands: list[str], dtype: DataType) -> str:
+        values = [parameter(attribute(node, key, default)) for key, default in defaults]
+        return e.call(name, operands[0], *values)
+
+    return emit
+
+
+def _gelu(e: Expression, node: ir.Node, operands: list[str], dtype: DataType) -> str:
+    tanh = attribute(node, "approximate", "none") == "tanh"
+    return e.call("gelu_tanh" if tanh else "gelu", operands[0])
+
+
+def _swish(e: Expression, node: ir.Node, operands: list[str], dtype: DataType) -> str:
+    alpha = attribute(node, "alpha", 1.0)
+    if alpha == 1.0:
+        return e.call("silu", operands[0])
+    scaled = e.call("mul", operands[0], literal(alpha, dtype))
+    return e.call("mul", operands[0], e.call("sigmoid", scaled))
+
+
+def _mul(e: Expression, node: ir.Node, operands: list[str], dtype: DataType) -> str:
+    """x * sigmoid(x) is one operation in the kernel."""
+    for x, gate in (operands, reversed(operands)):
+        index = int(gate[1:]) if gate.startswith("t") else -1
+        if index >= 0 and e.statements[index] == f"{gate}=sigmoid({x})" and dtype is DataType.FLOAT:
+            return e.call("silu", x)
+    return e.call("mul", *operands)
+
+
+def _prelu(e: Expression, node: ir.Node, operands: list[str], dtype: DataType) -> str:
+    x, slope = operands
+    return e.call("where", e.call("less", x, literal(0, dtype)), e.call("mul", x, slope), x)
+
+
+def _clip(e: Expression, node: ir.Node, operands: list[str], dtype: DataType) -> str:
+    low, high = attribute(node, "min"), attribute(node, "max")
+    lower = literal(low, dtype) if low is not None else operands[1] if len(operands) > 1 else ""
+    upper = literal(high, dtype) if high is not None else operands[2] if len(operands) > 2 else ""
+    if lower and upper:
+        return e.call("clip", operands[0], lower, upper)
+    if lower:
+        return e.call("max", operands[0], lower)
+    return e.call("min", operands[0], upper) if upper else operands[0]
+
+
+def _cast(e: Expression, node: ir.Node, operands: list[str], dtype: DataType) -> str:
+    return e.call(f"cast_{TYPE_NAMES[DataType(attribute(node, 'to'))]}", operands[0])
+
+
+def _one(emit: Emit, dtypes: frozenset[DataType]) -> Lowering:
+    return Lowering(emit, dtypes, range(1, 2))
+
+
+def _two(emit: Emit, dtypes: frozenset[DataType]) -> Lowering:
+    return Lowering(emit, dtypes, range(2, 3))
+
+
+LOWERINGS: dict[str, Lowering] = {
+    **{
+        op: _one(_plain(name), FLOATS)
+        for op, name in {
+            "Ceil": "ceil", "Erf": "erf", "Exp": "exp", "Floor": "floor", "HardSwish": "hard_swish", "IsNaN": "isnan", "Log": "log",
+            "Mish": "mish", "Reciprocal": "reciprocal", "Relu": "relu", "Round": "round", "Sigmoid": "sigmoid", "Softplus": "softplus",
+            "Softsign": "softsign", "Sqrt": "sqrt", "Tanh": "tanh",
+        }.items()
+    },
+    "Abs": _one(_plain("abs"), NUMBERS),
+    "Neg": _one(_plain("neg"), NUMBERS),
+    "Sign": _one(_plain("sign"), NUMBERS),
+    "Not": _one(_plain("not"), BOOLEANS),
+    "IsInf": _one(_plain("isinf"), FLOATS),
+    "Gelu": _one(_gelu, FLOATS),
+    "Swish": _one(_swish, FLOATS),
+    "LeakyRelu": _one(_with("leaky_relu", ("alpha", 0.01)), FLOATS),
+    "Elu": _one(_with("elu", ("alpha", 1.0)), FLOATS),
+    "Celu": _one(_with("celu", ("alpha", 1.0)), frozenset({DataType.FLOAT})),
+    "Selu": _one(_with("selu", ("alpha", 1.67326319217681884765625), ("gamma", 1.05070102214813232421875)), FLOATS),
+    "HardSigmoid": _one(_with("hard_sigmoid", ("alpha", 0.2), ("beta", 0.5)), FLOATS),
+    "ThresholdedRelu": _one(_with("thresholded_relu", ("alpha", 1.0)), FLOATS),
+    "Cast": _one(_cast, ANY),
+    "Add": _two(_plain("add"), NUMBERS),
+    "Sub": _two(_plain("sub"), NUMBERS),
+    "Mul": _two(_mul, NUMBERS),
+    "Div": _two(_plain("div"), NUMBERS),
+    "Pow": _two(_plain("pow"), frozenset({DataType.FLOAT})),
+    "PRelu": _two(_prelu, FLOATS),
+    "Equal": _two(_plain("equal"), ANY),
+    "Less": _two(_plain("less"), NUMBERS),
+    "LessOrEqual": _two(_plain("less_equal"), NUMBERS),
+    "Greater": _two(_plain("greater"), NUMBERS),
+    "GreaterOrEqual": _two(_plain("greater_equal"), NUMBERS),
+    "And": _two(_plain("and"), BOOLEANS),
+    "Or": _two(_plain("or"), BOOLEANS),
+    "Xor": _two(_plain("xor"), BOOLEANS),
+    "Sum": Lowering(_chain("add"), FLOATS, range(1, MAX_INPUTS)),
+    "Mean": Lowering(_mean, FLOATS, range(1, MAX_INPUTS)),
+    "Max": Lowering(_chain("max"), NUMBERS, range(1, MAX_INPUTS)),
+    "Min": Lowering(_chain("min"), NUMBERS, range(1, MAX_INPUTS)),
+    "Clip": Lowering(_clip, NUMBERS, range(1, 4)),
+    "Where": Lowering(_plain("where"), ANY, range(3, 4)),
+}  # fmt: skip
+"""Every ONNX op that a region may hold."""
+
+
+def refuse_node(node: ir.Node, shapes: ir.ShapeEnv) -> Refusal | None:
+    """Why the kernel cannot compute the node; None when it can."""
+    lowering = LOWERINGS.get(node.op_type)
+    if lowering is None or node.domain:
+        return Refusal("{} is not element-wise", node.op_type, culprit=node)
+    inputs = [value for value in node.inputs if value is not None]
+    if len(node.outputs) != 1 or len(inputs) not in lowering.operands or len(inputs) != len(node.inputs):
+        return Refusal("{} has an unusual number of operands", node.op_type, culprit=node)
+    if any(attr.is_ref() for attr in node.attributes.values()) or "broadcast" in node.attributes:
+        return Refusal("{} has an attribute that is not known here", node.op_type, culprit=node)
+    types = [shapes.dtype(value) for value in inputs]
+    operand_types = types[1:] if node.op_type == "Where" else types
+    if any(one is None for one in types):
+        return Refusal("an element type is unknown", culprit=node)
+    if any(one != operand_types[0] or one not in lowering.dtypes for one in operand_types):
+        return Refusal("{} of {} is not computed by the kernel", node.op_type, operand_types, culprit=node)
+    return _refuse_attributes(node, operand_types[0])
+
+
+def _refuse_attributes(node: ir.Node, dtype: DataType | None) -> Refusal | None:
+    if node.op_type == "Cast":
+        to = attribute(node, "to")
+        if to not in [one.value for one in TYPE_NAMES] or not attribute(node, "saturate", 1):
+            return Refusal("the Cast's type is not computed by the kernel", culprit=node)
+        if dtype in FLOATS and DataType(to) in INTEGERS and attribute(node, "round_mode") not in (None, "up"):
+            return Refusal("the Cast has an unusual rounding", culprit=node)
+    if node.op_type == "IsInf" and not (attribute(node, "detect_negative", 1) and attribute(node, "detect_positive", 1)):
+        return Refusal("IsInf looks at one sign only", culprit=node)
+    if node.op_type in ("Div", "Mod") and dtype in INTEGERS:
+        return Refusal("integer division by zero is not defined", culprit=node)
+    return None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Compiled:
+    """An expression, and the values that its inputs and outputs stand for."""
+
+    text: str
+    inputs: tuple[ir.Value, ...]
+    outputs: tuple[ir.Value, ...]
+
+
+def compile_region(
+    nodes: Sequence[ir.Node], outputs: Sequence[ir.Value], shapes: ir.ShapeEnv
+) -> Compiled | Refusal:
+    """Write a region down as an expression.
+
+    Args:
+        nodes: the region in topological order; `refuse_node` is None for each.
+        outputs: values of the region that others use.
+        shapes: what is known of the values.
+    """
+    expression = Expression()
+    names: dict[ir.Value, str] = {}
+    inputs: list[ir.Value] = []
+    for node in nodes:
+        operands = [_operand(value, node, names, inputs, shapes) for value in node.inputs if value is not None]
+        typed = node.inputs[1] if node.op_type == "Where" else node.inputs[0]
+        assert typed is not None
+        dtype = shapes.dtype(typed)
+        assert dtype is not None
+        names[node.outputs[0]] = LOWERINGS[node.op_type].emit(expression, node, operands, dtype)
+    if not inputs:
+        return Refusal("the region reads constants only", culprit=nodes[0])
+    if len(inputs) > MAX_INPUTS or len(outputs) > MAX_OUTPUTS or len(expression.statements) > MAX_STATEMENTS:
+        return Refusal("the region is too large for one kernel", culprit=nodes[0])
+    results = []
+    for value in outputs:
+        dtype = shapes.dtype(value)
+        name = names[value]
+        if dtype is None or not name.startswith("t"):
+            return Refusal("'{}' is a copy of an input", value.name, culprit=value)
+        results.append(f"{name}:{TYPE_NAMES[dtype]}")
+    arguments = []
+    for index, value in enumerate(inputs):
+        known = shapes.dtype(value)
+        assert known is not None
+        arguments.append(f"i{index}:{TYPE_NAMES[known]}")
+    text = " | ".join(" ".join(section) for section in (arguments, expression.statements, results))
+    return Compiled(text, tuple(inputs), tuple(outputs))
+
+
+def _operand(
+    value: ir.Value, node: ir.Node, names: dict[ir.Value, str], inputs: list[ir.Value], shapes: ir.ShapeEnv
+) -> str:
+    number = _number(value, node, shapes)
+    if number is not None:
+        return number
+    if value not in names:
+        names[value] = f"i{len(inputs)}"
+        inputs.append(value)
+    return names[value]
+
+
+def _number(value: ir.Value, node: ir.Node, shapes: ir.ShapeEnv) -> str | None:
+    """The literal that a constant of one element is written as, unless it gives the result dims that no other operand has."""
+    array = ir.small_array(value)
+    dtype = shapes.dtype(value)
+    if array is None or array.size != 1 or dtype is None:
+        return None
+    ranks = [shapes.rank(other) for other in node.inputs if other is not None and ir.constant(other) is None]
+    if array.ndim and not any(rank is not None and rank >= array.ndim for rank in ranks):
+        return None
+    return literal(array.reshape(-1)[0].item(), dtype)
+
+
+def body(nodes: Iterable[ir.Node], compiled: Compiled, overload: str, opset: int) -> ir.Function:
+    """The function that the op stands for: the original ops with constants inside, so that any runtime can run it."""
+    formals = {value: ir.Value(name=f"i{index}") for index, value in enumerate(compiled.inputs)}
+    inner: dict[ir.Value, ir.Value] = dict(formals)
+    made: list[ir.Node] = []
+    for node in nodes:
+        arguments = []
+        for value in node.inputs:
+            assert value is not None
+            if value not in inner:
+                inner[value] = _constant(value, made)
+            arguments.append(inner[value])
+        copy = ir.Node("", node.op_type, arguments, list(node.attributes.values()), num_outputs=1, name=f"n{len(made)}")
+        copy.outputs[0].name = f"v{len(made)}"
+        made.append(copy)
+        inner[node.outputs[0]] = copy.outputs[0]
+    graph = ir.Graph(
+        list(formals.values()), [inner[value] for value in compiled.outputs], nodes=made, opset_imports={"": opset}, name=SPEC.name
+    )
+    return ir.Function(SPEC.domain, SPEC.name, overload, graph=graph, attributes=[])
+
+
+def _constant(value: ir.Value, made: list[ir.Node]) -> ir.Value:
+    tensor = ir.constant(value)
+    assert tensor is not None
+    held = ir.Tensor(np.array(tensor.numpy()), dtype=tensor.dtype)
+    node = ir.Node("", "Constant", [], [ir.Attr("value", ir.AttributeType.TENSOR, held)], num_outputs=1, name=f"n{len(made)}")
+    node.outputs[0].name = f"v{len(made)}"
+    made.append(node)
+    return node.outputs[0]

@@ -1,0 +1,40 @@
+"""Regions of element-wise ops become FusedElementwise nodes."""
+
+from __future__ import annotations
+
+from onnxopt import ir
+from onnxopt.fusions import fused_elementwise
+from onnxopt.passes.base import Context, Pass, PassResult, register_pass
+from onnxopt.rewrite.rules import Refusal
+
+
+@register_pass
+class FuseElementwise(Pass):
+    """Turn every maximal connected region of element-wise ops of one shape into one FusedElementwise node.
+
+    Refused: single ops, types that the kernel does not compute, shapes that are not proved equal, and ops that onnxruntime computes in
+    the kernel of a convolution.
+    """
+
+    name = "fuse_elementwise"
+    phase = "fuse"
+
+    def run(self, model: ir.Model, ctx: Context) -> PassResult:
+        patches = 0
+        for graph in list(ir.walk_graphs(model.graph)):
+            fused = [self._fuse(region, ctx) for region in fused_elementwise.find_regions(graph, ctx)]
+            if any(fused):
+                # A region's node stands where its last op stood; what used an earlier op of it may stand before that.
+                graph.sort()
+            patches += sum(fused)
+        return PassResult(patches > 0, patches)
+
+    def _fuse(self, region: fused_elementwise.Region, ctx: Context) -> bool:
+        patch = fused_elementwise.build(region, ctx)
+        if isinstance(patch, Refusal):
+            ctx.log.refused(self.name, region.nodes[0], patch, len(region.nodes))
+            return False
+        if not ctx.editor.apply(patch):
+            return False
+        ctx.editor.remove_unused(reversed(region.nodes))
+        return True

@@ -1,0 +1,119 @@
+"""The native library, and sessions that use it."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from onnxopt.errors import ModelError, RuntimeMissingError
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+INSTALL_HINT = "install onnxopt[gpu] (onnxruntime-gpu, runs without a GPU as well) or onnxopt[cpu] (onnxruntime), not both"
+
+
+def library_path() -> Path:
+    """The custom-op library, to be registered with onnxruntime from any language.
+
+    Raises:
+        RuntimeMissingError: the package was not built with its native part.
+    """
+    path = Path(__file__).resolve().parent.parent / "libonnxopt_ops.so"
+    if not path.exists():
+        raise RuntimeMissingError(f"The native library '{path}' is missing: build it with `pip install .`.")
+    return path
+
+
+def native() -> ModuleType:
+    """The native module: kernel registry, CPU features, running kernels on arrays.
+
+    Raises:
+        RuntimeMissingError: the package was not built with its native part.
+    """
+    library_path()
+    return importlib.import_module("onnxopt._native")
+
+
+def import_onnxruntime() -> ModuleType:
+    """onnxruntime.
+
+    Raises:
+        RuntimeMissingError: it is not installed; the text says what to install.
+    """
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise RuntimeMissingError(f"onnxruntime is not installed: {INSTALL_HINT}.")
+    return importlib.import_module("onnxruntime")
+
+
+def register(session_options: onnxruntime.SessionOptions) -> None:
+    """Make onnxopt's custom ops known to sessions that are made with these options."""
+    session_options.register_custom_ops_library(str(library_path()))
+
+
+def session(
+    model: Any,
+    *,
+    threads: int | None = None,
+    library: bool = True,
+    optimize: bool = True,
+    providers: list[str] | None = None,
+) -> onnxruntime.InferenceSession:
+    """An onnxruntime session with the custom-op library registered.
+
+    Args:
+        model: a path, the bytes of a model, an `onnx.ModelProto` or an `onnx_ir.Model`.
+        threads: intra-op threads; None is onnxruntime's choice.
+        library: register the library; without it custom ops run as their standard bodies.
+        optimize: onnxruntime's own optimizations at their highest level, or none.
+        providers: execution providers; None is the CPU.
+
+    Raises:
+        ModelError: onnxruntime cannot load the model.
+        RuntimeMissingError: onnxruntime or the native library is missing.
+    """
+    ort = import_onnxruntime()
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    level = ort.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if library:
+        register(options)
+    try:
+        return ort.InferenceSession(_source(model), options, providers=providers or ["CPUExecutionProvider"])
+    except Exception as error:
+        raise ModelError(f"onnxruntime cannot load the model: {str(error).splitlines()[0]}") from error
+
+
+def _source(model: Any) -> str | bytes:
+    if isinstance(model, (str, Path)):
+        return str(model)
+    if isinstance(model, bytes):
+        return model
+    if hasattr(model, "SerializeToString"):
+        return model.SerializeToString()  # type: ignore[no-any-return]
+    from onnxopt import ir
+
+    return ir.to_proto(model).SerializeToString()
+
+
+def describe() -> str:
+    """One line with the versions of onnxopt and of what it runs on; it loads all of that, so it also shows that it loads."""
+    import onnx
+
+    from onnxopt import __version__, pipeline
+
+    parts = [f"onnxopt {__version__}", f"onnx {onnx.__version__}"]
+    try:
+        parts.append(f"onnxruntime {import_onnxruntime().__version__}")
+    except RuntimeMissingError:
+        parts.append("no onnxruntime")
+    try:
+        parts.append(f"kernels {native().max_isa()}")
+    except RuntimeMissingError:
+        parts.append("no native library")
+    return f"{', '.join(parts)}; targets {', '.join(pipeline.TARGETS)}"
