@@ -174,8 +174,7 @@ def _bias_of_shift(m: Match, weights: _Weights, blocks: np.ndarray, affine: Affi
     if isinstance(bias, Refusal):
         return bias
     shift = weights.along_inputs(affine.shift_or_zero(weights.inputs))
-    added: np.ndarray = (blocks * shift).sum(axis=(2, 3)).reshape(-1)
-    return bias + added
+    return np.asarray(bias + (blocks * shift).sum(axis=(2, 3)).reshape(-1))
 
 
 def is_unpadded(node: ir.Node) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 
@@ -62,7 +63,7 @@ def padding_of(node: ir.Node, m: Match) -> Padding | Refusal:
 def _operands(node: ir.Node, m: Match) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None, float | None]:
     """Amounts, axes (none given: all) and value; None for what is not constant."""
     if m.ctx.opset < INPUTS_FROM_OPSET:
-        amounts = attribute(node, "pads") or attribute(node, "paddings")
+        amounts = attribute(node, "pads")
         return None if amounts is None else tuple(amounts), (), float(attribute(node, "value", 0.0))
     operands = [*node.inputs, None, None, None]
     value = 0.0 if operands[2] is None else ir.scalar(operands[2])
@@ -92,22 +93,14 @@ def fuse_pad(b: Builder, m: Match) -> list[ir.Value | None] | Refusal | None:
         return Refusal("auto_pad depends on the padded size", culprit=node)
     if any(padding.begins[:FIRST_SPATIAL]) or any(padding.ends[:FIRST_SPATIAL]):
         return Refusal("it pads batch or channels", culprit=pad)
-    allowed = _FITS[node.op_type](padding, own, node, m)
-    if not allowed:
-        return allowed
+    objection = _OBJECTIONS[node.op_type](padding, own, node, m)
+    if objection is not None:
+        return objection
     total = [outer + inner for outer, inner in zip((*begins, *ends), own, strict=True)]
-    changed = {"auto_pad": None, "pads": total}
-    if node.op_type == "AveragePool" and any(total):
-        changed["count_include_pad"] = [1]
-    return _with_attributes(b, m, node, changed)
-
-
-def _with_attributes(
-    b: Builder, m: Match, node: ir.Node, changed: dict[str, list[int] | None]
-) -> list[ir.Value | None]:
-    attributes = {name: one[0] if name == "count_include_pad" and one else one for name, one in changed.items()}
-    outputs = b.copy_of(node, [m["x"], *node.inputs[1:]], **attributes)
-    return list(outputs)
+    changed: dict[str, Any] = {"auto_pad": None, "pads": total}
+    if node.op_type == "AveragePool":
+        changed["count_include_pad"] = 1
+    return list(b.copy_of(node, [m["x"], *node.inputs[1:]], **changed))
 
 
 def _own_pads(node: ir.Node, spatial: int) -> tuple[int, ...] | None:
@@ -120,30 +113,34 @@ def _own_pads(node: ir.Node, spatial: int) -> tuple[int, ...] | None:
     return tuple(pads) if pads else (0,) * (2 * spatial)
 
 
-def _fits_convolution(padding: Padding, own: tuple[int, ...], node: ir.Node, m: Match) -> bool | Refusal:
-    return padding.value == 0 or Refusal("it pads with {}, a convolution with 0", padding.value, culprit=m.node("pad"))
+def _against_convolution(padding: Padding, own: tuple[int, ...], node: ir.Node, m: Match) -> Refusal | None:
+    if padding.value == 0:
+        return None
+    return Refusal("it pads with {}, a convolution with 0", padding.value, culprit=m.node("pad"))
 
 
-def _fits_average(padding: Padding, own: tuple[int, ...], node: ir.Node, m: Match) -> bool | Refusal:
+def _against_average(padding: Padding, own: tuple[int, ...], node: ir.Node, m: Match) -> Refusal | None:
     if padding.value != 0:
         return Refusal("it pads with {}, which changes averages", padding.value, culprit=m.node("pad"))
     if any(own) and not attribute(node, "count_include_pad", 0):
         return Refusal("padding of its own is not counted in averages", culprit=node)
-    return _fits_pooling(padding, own, node)
+    return _against_pooling(padding, own, node)
 
 
-def _fits_maximum(padding: Padding, own: tuple[int, ...], node: ir.Node, m: Match) -> bool | Refusal:
+def _against_maximum(padding: Padding, own: tuple[int, ...], node: ir.Node, m: Match) -> Refusal | None:
     if len(node.outputs) > 1 and (ir.use_count(node.outputs[1]) or node.outputs[1].is_graph_output()):
         return Refusal("indices refer to the padded tensor", culprit=node)
     if padding.value != -math.inf and not (padding.value == 0 and _is_never_negative(m["x"])):
         return Refusal("it pads with {}, which may be a maximum", padding.value, culprit=m.node("pad"))
+    if set(attribute(node, "dilations", ()) or ()) - {1}:
+        return Refusal("windows with gaps may see padding alone", culprit=node)
     dtype = m.dtype("x")
     if dtype is None or not dtype.is_floating_point():
         return Refusal("only floating point has an infinity", culprit=node)
-    return _fits_pooling(padding, own, node)
+    return _against_pooling(padding, own, node)
 
 
-def _fits_pooling(padding: Padding, own: tuple[int, ...], node: ir.Node) -> bool | Refusal:
+def _against_pooling(padding: Padding, own: tuple[int, ...], node: ir.Node) -> Refusal | None:
     """Every window must see at least one element, and none may be added or left out by rounding up."""
     if attribute(node, "ceil_mode", 0):
         return Refusal("ceil_mode leaves out windows that begin in padding", culprit=node)
@@ -151,10 +148,10 @@ def _fits_pooling(padding: Padding, own: tuple[int, ...], node: ir.Node) -> bool
     total = [outer + inner for outer, inner in zip((*padding.spatial[0], *padding.spatial[1]), own, strict=True)]
     if any(amount >= size for amount, size in zip(total, (*kernel, *kernel), strict=True)):
         return Refusal("windows would lie in padding alone", culprit=node)
-    return True
+    return None
 
 
-_FITS = {"Conv": _fits_convolution, "AveragePool": _fits_average, "MaxPool": _fits_maximum}
+_OBJECTIONS = {"Conv": _against_convolution, "AveragePool": _against_average, "MaxPool": _against_maximum}
 
 _NEVER_NEGATIVE = frozenset({"Relu", "Sigmoid", "Abs", "HardSigmoid", "Softmax", "Exp"})
 
