@@ -106,9 +106,17 @@ def _chain(name: str) -> Emit:
     return emit
 
 
+def _sum(e: Expression, node: ir.Node, operands: list[str], dtype: DataType) -> str:
+    """One rounding at the end, as onnxruntime's kernels of several float16 operands have."""
+    if dtype is not DataType.FLOAT16:
+        return _chain("add")(e, node, operands, dtype)
+    return e.call("cast_f16", _sum(e, node, [e.call("cast_f32", one) for one in operands], DataType.FLOAT))
+
+
 def _mean(e: Expression, node: ir.Node, operands: list[str], dtype: DataType) -> str:
-    total = _chain("add")(e, node, operands, dtype)
-    return e.call("div", total, literal(len(operands), dtype))
+    if dtype is not DataType.FLOAT16:
+        return e.call("div", _sum(e, node, operands, dtype), literal(len(operands), dtype))
+    return e.call("cast_f16", _mean(e, node, [e.call("cast_f32", one) for one in operands], DataType.FLOAT))
 
 
 def _with(name: str, *defaults: tuple[str, float]) -> Emit:
@@ -147,14 +155,11 @@ def _prelu(e: Expression, node: ir.Node, operands: list[str], dtype: DataType) -
 
 
 def _clip(e: Expression, node: ir.Node, operands: list[str], dtype: DataType) -> str:
-    low, high = attribute(node, "min"), attribute(node, "max")
-    lower = literal(low, dtype) if low is not None else operands[1] if len(operands) > 1 else ""
-    upper = literal(high, dtype) if high is not None else operands[2] if len(operands) > 2 else ""
-    if lower and upper:
-        return e.call("clip", operands[0], lower, upper)
-    if lower:
-        return e.call("max", operands[0], lower)
-    return e.call("min", operands[0], upper) if upper else operands[0]
+    """An absent bound is the largest finite number of the type, so that infinities become finite."""
+    limits = np.iinfo(dtype.numpy()) if dtype in INTEGERS else np.finfo(dtype.numpy())
+    low, high = attribute(node, "min", limits.min), attribute(node, "max", limits.max)
+    bounds = operands[1:] + [literal(bound, dtype) for bound in (low, high)[len(operands) - 1 :]]
+    return e.call("clip", operands[0], *bounds)
 
 
 def _cast(e: Expression, node: ir.Node, operands: list[str], dtype: DataType) -> str:
@@ -180,7 +185,8 @@ LOWERINGS: dict[str, Lowering] = {
     },
     "Abs": _one(_plain("abs"), NUMBERS),
     "Neg": _one(_plain("neg"), NUMBERS),
-    "Sign": _one(_plain("sign"), NUMBERS),
+    # onnxruntime's Sign of a float16 NaN is 0, unlike that of other types.
+    "Sign": _one(_plain("sign"), NUMBERS - {DataType.FLOAT16}),
     "Not": _one(_plain("not"), BOOLEANS),
     "IsInf": _one(_plain("isinf"), FLOATS),
     "Gelu": _one(_gelu, FLOATS),
@@ -206,7 +212,7 @@ LOWERINGS: dict[str, Lowering] = {
     "And": _two(_plain("and"), BOOLEANS),
     "Or": _two(_plain("or"), BOOLEANS),
     "Xor": _two(_plain("xor"), BOOLEANS),
-    "Sum": Lowering(_chain("add"), FLOATS, range(1, MAX_INPUTS)),
+    "Sum": Lowering(_sum, FLOATS, range(1, MAX_INPUTS)),
     "Mean": Lowering(_mean, FLOATS, range(1, MAX_INPUTS)),
     "Max": Lowering(_chain("max"), NUMBERS, range(1, MAX_INPUTS)),
     "Min": Lowering(_chain("min"), NUMBERS, range(1, MAX_INPUTS)),
