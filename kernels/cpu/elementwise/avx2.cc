@@ -21,6 +21,8 @@ struct V {
   static F sub(F a, F b) { return _mm256_sub_ps(a, b); }
   static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
   static F div(F a, F b) { return _mm256_div_ps(a, b); }
+  /// The reciprocal of a number that is normal and far from overflow.
+  static F inverse(F x) { return div(set1(1.0f), x); }
   static F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
   static F sqrt(F x) { return _mm256_sqrt_ps(x); }
   static F min(F a, F b) { return _mm256_min_ps(a, b); }

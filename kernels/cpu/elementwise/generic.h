@@ -24,8 +24,9 @@ constexpr std::size_t W = V::kWidth;
 
 /// Elements of a row from which on tiles do not cross rows, so that broadcast operands need no copy.
 constexpr std::size_t kLongRow = 64;
-/// Bytes of one register: a tile of the widest type.
-constexpr std::size_t kSlot = kTile * 8;
+/// Bytes from one register to the next: a tile of the widest type, and a few cache lines, so that registers do not share the low bits
+/// of their addresses (a load would wait for a store 4 KiB away, and all would fall into the same sets of the cache).
+constexpr std::size_t kSlot = kTile * 8 + 5 * 64;
 
 /// Bytes of an element in a tensor.
 constexpr std::size_t stored_size(DType type) {
@@ -44,10 +45,17 @@ inline F polynomial(F x, const float (&c)[N]) {
 
 constexpr float kExp[] = {0.49999994f, 0.166665196f, 0.0416684002f, 0.00836885069f, 0.00138143206f};
 
-/// x = n ln 2 + r. Returns n and (e^r - 1); what r loses to rounding is added to the polynomial.
+/// x = n ln 2 + r. Returns n and (e^r - 1).
 struct Reduced {
   F n, expm1_r;
 };
+inline Reduced reduce_exp_fast(F x) {
+  F n = V::round(V::mul(x, splat(1.44269504f)));
+  F r = V::fma(n, splat(-1.42860677e-06f), V::fma(n, splat(-0.693145752f), x));
+  return {n, V::fma(V::mul(r, r), polynomial(r, kExp), r)};
+}
+
+/// The same; what r loses to rounding is added to the polynomial.
 inline Reduced reduce_exp(F x) {
   F n = V::round(V::mul(x, splat(1.44269504f)));
   F high = V::fma(n, splat(-0.693145752f), x);
@@ -77,35 +85,35 @@ inline F expm1(F x) {
   return V::select(V::greater(x, splat(60.0f)), exp(x), y);
 }
 
-/// a / b for operands that carry what their rounding lost: the quotient is corrected by its remainder.
-inline F divide_exactly(F a, F a_lost, F b, F b_lost) {
-  F inverse = V::div(splat(1.0f), b);
+/// a / (b + b_lost), where b_lost is what the rounding of b lost: the quotient is corrected by its remainder. b is at least 1 and finite.
+inline F divide_exactly(F a, F b, F b_lost) {
+  F inverse = V::inverse(b);
   F q = V::mul(a, inverse);
-  F remainder = V::add(V::fma(V::negate(q), b, a), V::fma(V::negate(q), b_lost, a_lost));
-  return V::fma(remainder, inverse, q);
+  F minus_q = V::negate(q);
+  return V::fma(V::fma(minus_q, b_lost, V::fma(minus_q, b, a)), inverse, q);
 }
 
-/// e / (1 + e) with e = e^-|x|, or 1 / (1 + e). One ulp of e can be two of the quotient, hence the lost parts.
+/// Of x <= 0, where nothing overflows.
+inline F exp_nonpositive(F x) {
+  Reduced e = reduce_exp(V::max(splat(-104.0f), x));
+  return V::scale(V::add(e.expm1_r, splat(1.0f)), e.n);
+}
+
+/// e / (1 + e) with e = e^-|x| for negative x, else 1 / (1 + e).
 inline F sigmoid(F x) {
   const F zero = splat(0.0f), one = splat(1.0f);
-  Reduced r = reduce_exp(V::max(splat(-104.0f), V::negate(V::abs(x))));
-  F p = V::add(r.expm1_r, one);
-  F e = V::scale(p, r.n);
-  F e_lost = V::scale(V::sub(r.expm1_r, V::sub(p, one)), r.n);
+  F e = exp_nonpositive(V::negate(V::abs(x)));
   F u = V::add(e, one);
-  F u_lost = V::add(V::sub(e, V::sub(u, one)), e_lost);
-  M negative = V::less(x, zero);
-  return divide_exactly(V::select(negative, e, one), V::select(negative, e_lost, zero), u, u_lost);
+  return divide_exactly(V::select(V::less(x, zero), e, one), u, V::sub(e, V::sub(u, one)));
 }
 
-/// tanh(x) = em1 / (em1 + 2) with em1 = e^(2|x|) - 1; beyond 10 it is 1 in float. What the sum loses to rounding is put back to first
-/// order, where 1 / (em1 + 2) is (1 - tanh) / 2.
+/// tanh(x) = em1 / (em1 + 2) with em1 = e^(2|x|) - 1; beyond 10 it is 1 in float.
 inline F tanh(F x) {
   const F two = splat(2.0f);
   F em1 = expm1_bounded(V::min(splat(20.0f), V::add(V::abs(x), V::abs(x))));
   F d = V::add(em1, two);
   F d_lost = V::sub(em1, V::sub(d, two));
-  F t = V::copysign(divide_exactly(em1, splat(0.0f), d, d_lost), x);
+  F t = V::copysign(divide_exactly(em1, d, d_lost), x);
   return V::select(V::unordered(x), x, t);
 }
 
@@ -117,7 +125,7 @@ constexpr float kErfLarge[] = {-0.000166447164f, -1.12779725f,    -0.636976063f,
 inline F erf(F x) {
   F t = V::abs(x);
   F small = V::fma(polynomial(V::mul(x, x), kErfSmall), x, x);
-  Reduced e = reduce_exp(polynomial(V::min(splat(4.0f), t), kErfLarge));
+  Reduced e = reduce_exp_fast(polynomial(V::min(splat(4.0f), t), kErfLarge));
   F power = V::scale(V::add(e.expm1_r, splat(1.0f)), e.n);
   F large = V::copysign(V::sub(splat(1.0f), power), x);
   F result = V::select(V::greater(t, splat(0.92f)), large, small);
@@ -158,22 +166,23 @@ inline F log1p_unit(F e) {
 }
 
 inline F softplus(F x) {
-  F y = V::add(V::max(splat(0.0f), x), log1p_unit(exp(V::negate(V::abs(x)))));
+  F y = V::add(V::max(splat(0.0f), x), log1p_unit(exp_nonpositive(V::negate(V::abs(x)))));
   return V::select(V::unordered(x), x, y);
 }
 
 /// x sigmoid(x): a product needs no more of the sigmoid than plain arithmetic gives.
 inline F silu(F x) {
-  F e = exp(V::negate(V::abs(x)));
-  F numerator = V::select(V::less(x, splat(0.0f)), e, splat(1.0f));
-  return V::mul(x, V::div(numerator, V::add(e, splat(1.0f))));
+  Reduced r = reduce_exp_fast(V::max(splat(-104.0f), V::negate(V::abs(x))));
+  F e = V::scale(V::add(r.expm1_r, splat(1.0f)), r.n);
+  F scaled = V::select(V::less(x, splat(0.0f)), V::mul(x, e), x);
+  return V::mul(scaled, V::inverse(V::add(e, splat(1.0f))));
 }
 
 /// x tanh(softplus(x)) = x n / (n + 2) with n = e^x (e^x + 2).
 inline F mish(F x) {
   F e = exp(V::min(splat(20.0f), x));
   F n = V::mul(e, V::add(e, splat(2.0f)));
-  F ratio = V::div(n, V::add(n, splat(2.0f)));
+  F ratio = V::mul(n, V::inverse(V::add(n, splat(2.0f))));
   return V::mul(x, V::select(V::greater(x, splat(20.0f)), splat(1.0f), ratio));
 }
 
@@ -222,6 +231,7 @@ inline void map1(const Call& call, std::size_t n, Body body) {
   auto* x = static_cast<const float*>(call.sources[0].data);
   auto* y = static_cast<float*>(call.target);
   const std::size_t sx = call.sources[0].step;
+#pragma GCC unroll 4
   for (std::size_t i = 0; i < n; i += W, x += sx) V::store(y + i, body(V::load(x)));
 }
 
@@ -231,6 +241,7 @@ inline void map2(const Call& call, std::size_t n, Body body) {
   auto* b = static_cast<const float*>(call.sources[1].data);
   auto* y = static_cast<float*>(call.target);
   const std::size_t sa = call.sources[0].step, sb = call.sources[1].step;
+#pragma GCC unroll 4
   for (std::size_t i = 0; i < n; i += W, a += sa, b += sb) V::store(y + i, body(V::load(a), V::load(b)));
 }
 

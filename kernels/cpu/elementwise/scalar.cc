@@ -22,6 +22,8 @@ struct V {
   static F sub(F a, F b) { return a - b; }
   static F mul(F a, F b) { return a * b; }
   static F div(F a, F b) { return a / b; }
+  /// The reciprocal of a number that is normal and far from overflow.
+  static F inverse(F x) { return div(set1(1.0f), x); }
   /// The product is exact in double, so that only the sum rounds: as good as a fused operation, without needing one.
   static F fma(F a, F b, F c) { return static_cast<float>(static_cast<double>(a) * b + c); }
   static F sqrt(F x) { return std::sqrt(x); }
