@@ -27,7 +27,7 @@ from onnx_ir import (
 from onnx_ir.convenience import convert_attribute
 
 from onnxopt.ir.constants import SMALL_ELEMENTS, constant, integers, scalar, small_array, use_count
-from onnxopt.ir.lazy import TransposedTensor, can_stream_transpose
+from onnxopt.ir.lazy import ScaledTensor, StreamedTensor, TransposedTensor, can_stream_transpose
 from onnxopt.ir.load import load, load_copy, without_collector
 from onnxopt.ir.mapped import MappedTensor
 from onnxopt.ir.protos import captures, inputs_with_captures, node_to_proto, tensor_of, tensor_to_proto
@@ -52,6 +52,8 @@ __all__ = [
     "convert_attribute",
     "SMALL_ELEMENTS",
     "MappedTensor",
+    "ScaledTensor",
+    "StreamedTensor",
     "TransposedTensor",
     "can_stream_transpose",
     "ShapeEnv",

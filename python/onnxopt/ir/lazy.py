@@ -16,12 +16,28 @@ TILE = 64
 """Rows and columns of a tile: 64 x 64 floats are 16 KiB, half of a first-level cache."""
 
 
-class TransposedTensor(LazyTensor):
+class StreamedTensor(LazyTensor):
+    """A tensor that is computed from a mapped one while it is written."""
+
+    source: MappedTensor | StreamedTensor
+
+    @property
+    def mapped(self) -> MappedTensor:
+        """The mapped tensor that everything is computed from."""
+        source = self.source
+        return source.mapped if isinstance(source, StreamedTensor) else source
+
+    def copy_to(self, target: BinaryIO) -> None:
+        """Append the bytes to an unbuffered file."""
+        raise NotImplementedError
+
+
+class TransposedTensor(StreamedTensor):
     """A mapped matrix, transposed. Writing it needs one block of memory, whatever its size."""
 
     def __init__(self, source: MappedTensor, name: str) -> None:
         rows, columns = source.shape.numpy()
-        self.source = source
+        self.source: MappedTensor = source
         super().__init__(
             lambda: _as_tensor(np.ascontiguousarray(source.numpy().T), source),
             dtype=source.dtype,
@@ -43,6 +59,35 @@ class TransposedTensor(LazyTensor):
         self.source.release()
 
 
+class ScaledTensor(StreamedTensor):
+    """A tensor times a factor that broadcasts to it, computed in float64 and rounded once."""
+
+    def __init__(self, source: MappedTensor | StreamedTensor, factor: np.ndarray, name: str) -> None:
+        if isinstance(source, ScaledTensor):
+            factor = source.factor * factor
+            source = source.source
+        self.source = source
+        self.factor: np.ndarray = factor
+        kind = source.dtype.numpy()
+        super().__init__(
+            lambda: _as_tensor((source.numpy() * factor).astype(kind), source),
+            dtype=source.dtype,
+            shape=source.shape,
+            cache=False,
+            name=name,
+        )
+
+    def copy_to(self, target: BinaryIO) -> None:
+        """Append the bytes to an unbuffered file."""
+        array = self.source.numpy()
+        factor = np.broadcast_to(self.factor, array.shape)
+        step = max(1, BLOCK_BYTES // max(array[:1].nbytes, 1))
+        for start in range(0, array.shape[0], step):
+            part = slice(start, start + step)
+            _write(target, (array[part] * factor[part]).astype(array.dtype))
+        self.mapped.release()
+
+
 def transpose_into(source: np.ndarray, target: np.ndarray) -> None:
     """target[j, i] = source[i, j], tile by tile, so that both sides stay in cache."""
     rows = source.shape[0]
@@ -51,7 +96,7 @@ def transpose_into(source: np.ndarray, target: np.ndarray) -> None:
         target[:, start : start + step] = source[start : start + step].T
 
 
-def _as_tensor(array: np.ndarray, like: MappedTensor) -> Any:
+def _as_tensor(array: np.ndarray, like: MappedTensor | StreamedTensor) -> Any:
     from onnx_ir import Tensor
 
     return Tensor(array, dtype=like.dtype)

@@ -15,7 +15,7 @@ from onnx_ir import Attr, AttributeType, ExternalTensor, Graph, Model, Node, Ten
 
 from onnxopt.errors import ModelError, OptionError
 from onnxopt.ir import wire
-from onnxopt.ir.lazy import TransposedTensor
+from onnxopt.ir.lazy import StreamedTensor
 from onnxopt.ir.load import SOURCE_KEY, TRAINING_KEY
 from onnxopt.ir.mapped import MappedTensor
 from onnxopt.ir.statistics import walk_graphs
@@ -189,7 +189,7 @@ def _external(mode: str, large: dict[str, TensorProtocol]) -> bool:
 
 
 def _lies_outside(tensor: TensorProtocol) -> bool:
-    source = tensor.source if isinstance(tensor, TransposedTensor) else tensor
+    source = tensor.mapped if isinstance(tensor, StreamedTensor) else tensor
     return isinstance(source, ExternalTensor) and source.location != wire.INSIDE
 
 
@@ -279,7 +279,7 @@ def _tensor_prefix(header: bytes, tensor: TensorProtocol) -> bytes:
 
 
 def _write_tensor(file: BinaryIO, tensor: TensorProtocol) -> None:
-    if isinstance(tensor, (MappedTensor, TransposedTensor)):
+    if isinstance(tensor, (MappedTensor, StreamedTensor)):
         tensor.copy_to(file)
     else:
         data = tensor.tobytes()
@@ -318,9 +318,9 @@ def _refuse_overwriting(model: Model, target: Path) -> None:
     if not outputs:
         return
     sources = {
-        (tensor.source.source if isinstance(tensor, TransposedTensor) else tensor.source).path
+        (tensor.mapped if isinstance(tensor, StreamedTensor) else tensor).source.path
         for tensor in _tensors(model)
-        if isinstance(tensor, (MappedTensor, TransposedTensor))
+        if isinstance(tensor, (MappedTensor, StreamedTensor))
     }
     sources |= {Path(source) for source in [model.meta.get(SOURCE_KEY)] if source}
     for source in sources:

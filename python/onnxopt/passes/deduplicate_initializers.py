@@ -29,7 +29,7 @@ class DeduplicateInitializers(Pass):
             tensor = ir.constant(value)
             if tensor is None or value.is_graph_output() or tensor.dtype == ir.DataType.STRING:
                 continue
-            if isinstance(tensor, ir.TransposedTensor):
+            if isinstance(tensor, ir.StreamedTensor):
                 continue
             groups.setdefault((tensor.dtype, tuple(tensor.shape.numpy())), []).append(value)
         patches = sum(self._merge_equal(group, ctx) for group in groups.values() if len(group) > 1)

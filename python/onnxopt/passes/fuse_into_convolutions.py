@@ -6,23 +6,12 @@ import numpy as np
 
 from onnxopt import ir
 from onnxopt.passes.base import RulePass, register_pass
-from onnxopt.rewrite.affine import Affine, affine_of, may_copy, rounded
+from onnxopt.rewrite.affine import Affine, affine_of, affine_terms, is_last_factor, may_copy, rounded
 from onnxopt.rewrite.patch import Builder
-from onnxopt.rewrite.pattern import Constant, Op, PatternBuilder, Term, pattern
+from onnxopt.rewrite.pattern import pattern
 from onnxopt.rewrite.rules import Match, Refusal, RuleSet, attribute, rule
 
 CONVOLUTIONS = ("Conv", "ConvTranspose")
-
-
-def affine_terms(p: PatternBuilder, x: Term, as_: str | None = None) -> list[Op]:
-    """The nodes that may be an affine map of `x` with constants."""
-    statistics = [Constant(name) for name in ("gamma", "beta", "mean", "variance")]
-    return [
-        p.op(("Add", "Mul"), x, p.const("c"), as_=as_),
-        p.op(("Sub", "Div"), x, p.const("c"), as_=as_),
-        p.Sub(p.const("c"), x, as_=as_),
-        p.BatchNormalization(x, *statistics, as_=as_),
-    ]
 
 
 @pattern
@@ -147,6 +136,8 @@ def fold_affine_before_convolution(b: Builder, m: Match) -> list[ir.Value | None
     conv, node = m.root, m.node("affine")
     if m.ctx.shapes.same_shape(m["x"], node.outputs[0]) is not True:
         return Refusal("'{}' may be broadcast to another shape", m["x"].name, culprit=node)
+    if is_last_factor(node, m["x"]):
+        return Refusal("it may be the last factor of an activation", culprit=node)
     weights = _weights(conv, m)
     if isinstance(weights, Refusal):
         return weights
@@ -196,7 +187,8 @@ class FuseIntoConvolutions(RulePass):
 
     The folded constants are computed in float64 and rounded once. Refused: constants that vary along other axes or broadcast the
     tensor, convolutions whose result others use as well, biases that are not constant, a shift before a convolution that pads (the
-    padding is not shifted), large weights that others use as well, and results that the element type cannot hold.
+    padding is not shifted), a scalar that may be the last factor of an
+    activation, large weights that others use as well, and results that the element type cannot hold.
     """
 
     name = "fuse_into_convolutions"

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from onnxopt import ir
+from onnxopt.rewrite.pattern import Constant, Op, PatternBuilder, Term
 from onnxopt.rewrite.rules import Refusal, attribute
+
+if TYPE_CHECKING:
+    from onnxopt.rewrite.patch import Builder
 
 FOLDABLE = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
 """Element types whose arithmetic may be re-associated with constants; integers would wrap elsewhere."""
 
 SHARED_COPY_BYTES = 64 << 10
 """Weights that others use as well are copied with a scale folded in up to this size: then the node saved is worth more than the bytes."""
+
+STREAMED_BYTES = 1 << 20
+"""Mapped weights from this size on are not scaled now, but while the output is written."""
+
+SMALLEST_FACTOR = 2.0**-32
+"""Weights that are scaled unseen are scaled by this much at least and 1 at most: then they neither overflow nor lose their precision."""
 
 STATISTICS_INPUTS = 5
 
@@ -32,6 +43,17 @@ class Affine:
     def shift_or_zero(self, length: int) -> np.ndarray:
         """The shift as a vector of the axis's length."""
         return np.broadcast_to(np.zeros(1) if self.shift is None else self.shift, (length,))
+
+
+def affine_terms(p: PatternBuilder, x: Term, as_: str | None = None) -> list[Op]:
+    """The nodes that may be an affine map of `x` with constants."""
+    statistics = [Constant(name) for name in ("gamma", "beta", "mean", "variance")]
+    return [
+        p.op(("Add", "Mul"), x, p.const("c"), as_=as_),
+        p.op(("Sub", "Div"), x, p.const("c"), as_=as_),
+        p.Sub(p.const("c"), x, as_=as_),
+        p.BatchNormalization(x, *statistics, as_=as_),
+    ]
 
 
 def affine_of(node: ir.Node, source: ir.Value, *, rank: int, axis: int, length: int) -> Affine | Refusal:
@@ -98,6 +120,37 @@ def axis_vector(value: ir.Value | None, rank: int, axis: int, length: int) -> np
     if shape[axis] not in (1, length) or any(dim != 1 for index, dim in enumerate(shape) if index != axis):
         return None
     return tensor.numpy().astype(np.float64).reshape(-1)
+
+
+def is_last_factor(node: ir.Node, source: ir.Value) -> bool:
+    """Whether a node may be the end of an activation's formula, as the `* 0.5` of Gelu and the `/ 6` of HardSwish are.
+
+    Those must stay: the formula is worth more to who recognizes it, onnxruntime included, than the one node.
+    """
+    producer = source.producer()
+    if node.op_type not in ("Mul", "Div") or producer is None or producer.op_type not in ("Mul", "Div"):
+        return False
+    return any(ir.scalar(value) is not None for value in node.inputs)
+
+
+def scaled_weights(b: Builder, value: ir.Value, factor: np.ndarray) -> ir.Value | Refusal:
+    """A constant times a factor that broadcasts to it, rounded once. Large mapped weights are scaled while the model is written."""
+    allowed = may_copy(value)
+    if isinstance(allowed, Refusal):
+        return allowed
+    tensor = ir.constant(value)
+    assert tensor is not None
+    name = value.name or "weights"
+    if tensor.nbytes >= STREAMED_BYTES and isinstance(tensor, (ir.MappedTensor, ir.StreamedTensor)):
+        magnitudes = np.abs(factor)
+        if tensor.dtype is not ir.DataType.FLOAT16 and SMALLEST_FACTOR <= magnitudes.min() <= magnitudes.max() <= 1:
+            return b.constant(ir.ScaledTensor(tensor, factor, name), name)
+    result = rounded(tensor.numpy().astype(np.float64) * factor, tensor.dtype)
+    if isinstance(tensor, ir.MappedTensor):
+        tensor.release()
+    if result is None:
+        return Refusal("'{}' times the constant does not fit into {}", name, tensor.dtype.name, culprit=value)
+    return b.constant(result, name)
 
 
 def may_copy(value: ir.Value) -> bool | Refusal:
