@@ -10,7 +10,7 @@
 namespace onnxopt::elementwise {
 
 /// Elements of a tile: eight registers of floats fill half of a 32 KiB first-level cache.
-constexpr std::size_t kTile = 1024;
+constexpr std::size_t kTile = 384;
 
 /// Dims after neighbours that no operand tells apart were merged.
 constexpr std::size_t kMaxRank = 16;
