@@ -6,7 +6,7 @@ import abc
 import dataclasses
 import hashlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar, cast
 
 import numpy as np
 import onnx_ir
@@ -210,8 +210,9 @@ class Context:
         self, array: np.ndarray | np.generic | ir.TensorProtocol, name: str, anchor: ir.Node | None = None
     ) -> ir.Value:
         """A new initializer of the main graph (or a Constant node before `anchor` inside a function), shared when small and equal."""
-        tensor = array if isinstance(array, ir.TensorProtocol) else None
-        data = None if tensor is not None else np.ascontiguousarray(array).reshape(np.shape(array))
+        data: np.ndarray | None = None
+        if isinstance(array, (np.ndarray, np.generic)):
+            data = np.ascontiguousarray(array).reshape(np.shape(array))
         owner = None if anchor is None else function_of(anchor, self.model)
         key = None
         if data is not None and owner is None and data.nbytes <= SHARED_CONSTANT_BYTES and data.dtype.kind != "O":
@@ -219,7 +220,8 @@ class Context:
             known = self._constants.get(key)
             if known is not None and known.is_initializer():
                 return known
-        value = self._new_constant(tensor if tensor is not None else onnx_ir.tensor(data), name, anchor, owner)
+        tensor = onnx_ir.tensor(data) if data is not None else cast(ir.TensorProtocol, array)
+        value = self._new_constant(tensor, name, anchor, owner)
         if key is not None:
             self._constants[key] = value
         return value

@@ -20,7 +20,7 @@ FOLDABLE = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT
 SHARED_COPY_BYTES = 64 << 10
 """Weights that others use as well are copied with a scale folded in up to this size: then the node saved is worth more than the bytes."""
 
-STREAMED_BYTES = 1 << 20
+STREAMED_BYTES = 64 << 10
 """Mapped weights from this size on are not scaled now, but while the output is written."""
 
 SMALLEST_FACTOR = 2.0**-32

@@ -192,6 +192,8 @@ class Pattern:
     def match(self, node: ir.Node, ctx: Context, trace: Trace | None = None) -> Match | None:
         """The first alternative that matches at `node`, or None."""
         for alternative, shared in zip(self.alternatives, self._shared, strict=True):
+            if node.op_type not in alternative.op_types:
+                continue
             found = Match(node, ctx)
             if alternative.match_node(node, found, trace) and _closed(shared, found, trace):
                 return found
