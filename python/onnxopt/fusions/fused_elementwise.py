@@ -1,7 +1,8 @@
 """Where regions of element-wise ops are, and the node that each becomes.
 
-Regions are grown in one pass in topological order. A region is convex: nothing outside of it lies between two of its nodes, or the
-fused node would depend on itself. Dependences on regions are kept as bit sets, so that the pass stays near linear.
+Regions are grown in one pass in topological order. No region may depend on itself through others, or the fused nodes
+would form a cycle: before a node joins a region, what it reads from elsewhere is followed backwards, regions as single
+nodes, as far as the region reaches.
 """
 
 from __future__ import annotations
@@ -16,20 +17,28 @@ from onnxopt.rewrite.patch import Builder, Patch
 from onnxopt.rewrite.rules import Refusal
 
 CONV_ACTIVATIONS = frozenset({"Clip", "HardSigmoid", "LeakyRelu", "Relu", "Sigmoid", "Tanh"})
-"""What onnxruntime computes in the same kernel as the Conv before it; taking it out of there only adds a pass over memory."""
+"""What onnxruntime computes in the kernel of the Conv before it; taking it out of there only adds a pass over memory."""
 
 MIN_NODES = 2
 """A region of one node gains nothing: onnxruntime's own kernel makes the same single pass over memory."""
 
 
+MAX_NODES = 60
+"""Nodes of one region. Longer programs gain nothing, their intermediate values fall out of the first-level cache."""
+
+SEARCH_LIMIT = 512
+"""Nodes and regions looked at to prove that joining makes no cycle; without a proof a node stays apart. This keeps the
+pass linear."""
+
+
 @dataclasses.dataclass(slots=True, eq=False)
 class Region:
-    """Nodes that become one. `bits` names it (and regions merged into it); `outer` are the regions that it depends on."""
+    """Nodes that become one, all of the shape of `shape_of`; `first` and `last` are positions of the outermost ones."""
 
-    bits: int
     shape_of: ir.Value
+    first: int
+    last: int
     nodes: list[ir.Node] = dataclasses.field(default_factory=list)
-    outer: int = 0
     merged_into: Region | None = None
 
     def current(self) -> Region:
@@ -39,14 +48,16 @@ class Region:
         return region
 
 
-def find_regions(graph: ir.Graph, ctx: Context) -> list[Region]:
-    """The maximal regions of one graph, each with its nodes in topological order."""
+def find_regions(graph: ir.Graph, ctx: Context) -> list[list[ir.Node]]:
+    """The maximal regions of one graph, each in topological order."""
     finder = _Finder(ctx)
     for node in graph:
         finder.visit(node)
-    found = [region for region in finder.regions if region.merged_into is None and len(region.nodes) >= MIN_NODES]
-    for region in found:
-        region.nodes.sort(key=finder.position.__getitem__)
+    found = []
+    for region in finder.regions:
+        if region.merged_into is None and len(region.nodes) >= MIN_NODES:
+            nodes = sorted(region.nodes, key=finder.position.__getitem__)
+            found += [piece for piece in _pieces(nodes) if len(piece) >= MIN_NODES]
     return found
 
 
@@ -55,87 +66,112 @@ class _Finder:
         self.ctx = ctx
         self.regions: list[Region] = []
         self.position: dict[ir.Node, int] = {}
+        self._producers: dict[ir.Node, list[ir.Node]] = {}
         self._region_of: dict[ir.Node, Region] = {}
-        self._ancestors: dict[ir.Node, int] = {}
 
     def visit(self, node: ir.Node) -> None:
-        self.position[node] = len(self.position)
-        producers = [value.producer() for value in ir.inputs_with_captures(node)]
-        region = self._choose(node, [producer for producer in producers if producer in self.position])
-        ancestors = 0
-        for producer in producers:
-            if producer is not None and producer in self.position:
-                own = self._region_of.get(producer)
-                ancestors |= self._ancestors[producer] | (own.current().bits if own is not None else 0)
-        if region is not None:
-            self._region_of[node] = region
-            region.nodes.append(node)
-            region.outer |= self._outside(producers, region)
-        self._ancestors[node] = ancestors
+        self.position[node] = position = len(self.position)
+        made_by = dict.fromkeys(value.producer() for value in ir.inputs_with_captures(node))
+        producers = self._producers[node] = [one for one in made_by if one is not None and one in self.position]
+        if not self._is_wanted(node):
+            return
+        region = self._choose(node, producers)
+        if region is None:
+            region = Region(node.outputs[0], position, position)
+            self.regions.append(region)
+        region.nodes.append(node)
+        region.last = position
+        self._region_of[node] = region
 
-    def _outside(self, producers: list[ir.Node | None], region: Region) -> int:
-        """The regions that the inputs from outside of `region` depend on."""
-        outer = 0
-        for producer in producers:
-            if producer is None or producer not in self.position:
-                continue
-            own = self._region_of.get(producer)
-            if own is None or own.current() is not region:
-                outer |= self._ancestors[producer] | (own.current().bits if own is not None else 0)
-        return outer
-
-    def _choose(self, node: ir.Node, producers: list[ir.Node | None]) -> Region | None:
-        """The region that the node belongs to: those of its operands, merged where that is allowed, or a new one."""
+    def _is_wanted(self, node: ir.Node) -> bool:
         refusal = op.refuse_node(node, self.ctx.shapes)
         if refusal is None:
             refusal = leave_to_runtime(node, self.ctx)
-        if refusal is not None:
-            if node.op_type in op.LOWERINGS:
-                self.ctx.log.refused("fuse_elementwise", node, refusal, 1)
-            return None
+        if refusal is not None and node.op_type in op.LOWERINGS:
+            self.ctx.log.refused("fuse_elementwise", node, refusal, 1)
+        return refusal is None
+
+    def _region(self, node: ir.Node) -> Region | None:
+        region = self._region_of.get(node)
+        return None if region is None else region.current()
+
+    def _choose(self, node: ir.Node, producers: list[ir.Node]) -> Region | None:
+        """The region that the node joins: those of its operands, merged where that is allowed."""
         chosen: Region | None = None
         for producer in producers:
-            own = self._region_of.get(producer) if producer is not None else None
-            if own is None:
-                continue
-            region = own.current()
-            if region is chosen or not self._may_join(node, region, producers):
+            region = self._region(producer)
+            if region is None or region is chosen or not self._may_join(node, region, producers):
                 continue
             if chosen is None:
                 chosen = region
             elif self._may_merge(chosen, region):
                 chosen = self._merge(chosen, region)
-        if chosen is not None:
-            return chosen
-        fresh = Region(1 << len(self.regions), node.outputs[0])
-        self.regions.append(fresh)
-        return fresh
+        return chosen
 
-    def _may_join(self, node: ir.Node, region: Region, producers: list[ir.Node | None]) -> bool:
-        shapes = self.ctx.shapes
-        if len(region.nodes) >= op.MAX_STATEMENTS // 4 or shapes.same_shape(region.shape_of, node.outputs[0]) is not True:
+    def _may_join(self, node: ir.Node, region: Region, producers: list[ir.Node]) -> bool:
+        if len(region.nodes) >= MAX_NODES or not self._same_shape(region.shape_of, node.outputs[0]):
             return False
-        for producer in producers:
-            own = self._region_of.get(producer) if producer is not None else None
-            if own is not None and own.current() is region:
-                continue
-            assert producer is not None
-            inside = self._ancestors[producer] | (own.current().bits if own is not None else 0)
-            if inside & region.bits:
-                return False
-        return True
+        return not self._depends(producers, region)
 
     def _may_merge(self, a: Region, b: Region) -> bool:
-        if len(a.nodes) + len(b.nodes) >= op.MAX_STATEMENTS // 4:
+        if len(a.nodes) + len(b.nodes) >= MAX_NODES or not self._same_shape(a.shape_of, b.shape_of):
             return False
-        return not (a.outer & b.bits or b.outer & a.bits) and self.ctx.shapes.same_shape(a.shape_of, b.shape_of) is True
+        return not self._depends(self._inputs(a, b), b) and not self._depends(self._inputs(b, a), a)
+
+    def _same_shape(self, a: ir.Value, b: ir.Value) -> bool:
+        return self.ctx.shapes.same_shape(a, b) is True
+
+    def _inputs(self, region: Region, other: Region | None = None) -> list[ir.Node]:
+        """The nodes outside of the region (and of `other`) that it reads from."""
+        inside = (region, other)
+        made_by = (one for node in region.nodes for one in self._producers[node])
+        return [one for one in made_by if one not in self._region_of or self._region(one) not in inside]
+
+    def _depends(self, nodes: list[ir.Node], region: Region) -> bool:
+        """Whether one of `nodes` that is not in `region` depends on it; True also when that is not settled."""
+        stack = [node for node in nodes if self._region(node) is not region]
+        seen: set[ir.Node | Region] = set()
+        while stack:
+            node = stack.pop()
+            own = self._region(node)
+            if own is region:
+                return True
+            item = own or node
+            if item in seen or (own.last if own else self.position[node]) < region.first:
+                continue
+            if len(seen) == SEARCH_LIMIT:
+                return True
+            seen.add(item)
+            stack += self._inputs(own) if own else self._producers[node]
+        return False
 
     def _merge(self, a: Region, b: Region) -> Region:
-        a.bits |= b.bits
-        a.outer |= b.outer
-        a.nodes.extend(b.nodes)
+        a.nodes += b.nodes
+        a.first, a.last = min(a.first, b.first), max(a.last, b.last)
         b.merged_into = a
         return a
+
+
+def _pieces(nodes: list[ir.Node]) -> list[list[ir.Node]]:
+    """The region, cut in topological order into parts that the kernel's limits allow."""
+    statements = sum(2 * len(node.inputs) + 1 for node in nodes)
+    inside = set(nodes)
+    inputs = {value for node in nodes for value in node.inputs if value is not None and value.producer() not in inside}
+    if statements <= op.MAX_STATEMENTS and len(inputs) <= op.MAX_INPUTS and len(outputs_of(nodes)) <= op.MAX_OUTPUTS:
+        return [nodes]
+    half = len(nodes) // 2
+    return _pieces(nodes[:half]) + _pieces(nodes[half:]) if half else [nodes]
+
+
+def outputs_of(nodes: list[ir.Node]) -> list[ir.Value]:
+    """The values of a region that something outside of it uses."""
+    inside = set(nodes)
+    return [
+        value
+        for node in nodes
+        for value in node.outputs
+        if value.is_graph_output() or any(user not in inside for user, _ in value.uses())
+    ]
 
 
 def leave_to_runtime(node: ir.Node, ctx: Context) -> Refusal | None:
@@ -165,20 +201,29 @@ def _is_residual(node: ir.Node) -> bool:
     return all(value is not None and ir.constant(value) is None for value in node.inputs)
 
 
-def build(region: Region, ctx: Context) -> Patch | Refusal:
-    """The patch that replaces a region by one node."""
-    inside = set(region.nodes)
-    outputs = [
-        node.outputs[0]
-        for node in region.nodes
-        if node.outputs[0].is_graph_output() or any(user not in inside for user, _ in node.outputs[0].uses())
-    ]
-    compiled = op.compile_region(region.nodes, outputs, ctx.shapes)
+def _needed(nodes: list[ir.Node], outputs: list[ir.Value]) -> list[ir.Node]:
+    """The nodes that the outputs depend on."""
+    wanted = set(outputs)
+    needed = []
+    for node in reversed(nodes):
+        if node.outputs[0] in wanted:
+            wanted.update(value for value in node.inputs if value is not None)
+            needed.append(node)
+    return needed[::-1]
+
+
+def build(nodes: list[ir.Node], ctx: Context) -> Patch | Refusal:
+    """The patch that replaces a region, given in topological order, by one node."""
+    outputs = outputs_of(nodes)
+    nodes = _needed(nodes, outputs)
+    if not nodes:
+        return Refusal("nothing uses the region")
+    compiled = op.compile_region(nodes, outputs, ctx.shapes)
     if isinstance(compiled, Refusal):
         return compiled
-    anchor = region.nodes[-1]
+    anchor = nodes[-1]
     opset = ctx.opset
-    overload = overload_of(f"{opset}|{compiled.text}|{_structure(region, compiled)}")
+    overload = overload_of(f"{opset}|{compiled.text}|{_structure(nodes, compiled)}")
     builder = Builder(ctx, anchor)
     results = builder.op(
         op.SPEC.name,
@@ -194,16 +239,16 @@ def build(region: Region, ctx: Context) -> Patch | Refusal:
         new.type = old.type or ir.TensorType(ctx.shapes.dtype(old))  # type: ignore[arg-type]
     key = (op.SPEC.domain, op.SPEC.name, overload)
     if key not in ctx.model.functions:
-        builder.functions.append(op.body(region.nodes, compiled, overload, opset))
+        builder.functions.append(op.body(nodes, compiled, overload, opset))
     prepare_model(ctx.model)
     return builder.patch("fuse_elementwise", dict(zip(outputs, results, strict=True)))
 
 
-def _structure(region: Region, compiled: op.Compiled) -> str:
+def _structure(nodes: list[ir.Node], compiled: op.Compiled) -> str:
     """The original ops as text: two regions share a body only when these are equal too."""
     names: dict[ir.Value, str] = {value: f"i{index}" for index, value in enumerate(compiled.inputs)}
-    lines = []
-    for node in region.nodes:
+    lines: list[str] = []
+    for node in nodes:
         operands = []
         for value in node.inputs:
             assert value is not None

@@ -22,19 +22,19 @@ class FuseElementwise(Pass):
     def run(self, model: ir.Model, ctx: Context) -> PassResult:
         patches = 0
         for graph in list(ir.walk_graphs(model.graph)):
-            fused = [self._fuse(region, ctx) for region in fused_elementwise.find_regions(graph, ctx)]
+            fused = [self._fuse(nodes, ctx) for nodes in fused_elementwise.find_regions(graph, ctx)]
             if any(fused):
                 # A region's node stands where its last op stood; what used an earlier op of it may stand before that.
                 graph.sort()
             patches += sum(fused)
         return PassResult(patches > 0, patches)
 
-    def _fuse(self, region: fused_elementwise.Region, ctx: Context) -> bool:
-        patch = fused_elementwise.build(region, ctx)
+    def _fuse(self, nodes: list[ir.Node], ctx: Context) -> bool:
+        patch = fused_elementwise.build(nodes, ctx)
         if isinstance(patch, Refusal):
-            ctx.log.refused(self.name, region.nodes[0], patch, len(region.nodes))
+            ctx.log.refused(self.name, nodes[0], patch, len(nodes))
             return False
         if not ctx.editor.apply(patch):
             return False
-        ctx.editor.remove_unused(reversed(region.nodes))
+        ctx.editor.remove_unused(reversed(nodes))
         return True
