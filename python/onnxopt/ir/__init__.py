@@ -27,6 +27,7 @@ from onnx_ir import (
 from onnx_ir.convenience import convert_attribute
 
 from onnxopt.ir.constants import SMALL_ELEMENTS, constant, integers, scalar, small_array, use_count
+from onnxopt.ir.graphsurgeon import apply_graphsurgeon, from_graphsurgeon, to_graphsurgeon
 from onnxopt.ir.lazy import ScaledTensor, StreamedTensor, TransposedTensor, can_stream_transpose
 from onnxopt.ir.load import load, load_copy, without_collector
 from onnxopt.ir.mapped import MappedTensor
@@ -37,11 +38,14 @@ from onnxopt.ir.statistics import count_nodes, count_ops, initializer_bytes, wal
 from onnxopt.ir.structure import check_structure
 
 __all__ = [
+    "apply_graphsurgeon",
     "as_kind_of",
     "check_structure",
+    "from_graphsurgeon",
     "load",
     "load_copy",
     "save",
+    "to_graphsurgeon",
     "to_proto",
     "captures",
     "inputs_with_captures",

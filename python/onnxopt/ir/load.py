@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,9 +43,9 @@ def load(source: Any) -> Model:
     if isinstance(source, (str, os.PathLike)):
         return _load_file(Path(source))
     if isinstance(source, bytes):
-        return _checked(_parse(source))
+        return from_proto(_parse(source), _refuse_external)
     if isinstance(source, onnx.ModelProto):
-        return _checked(source)
+        return from_proto(source, _refuse_external)
     if type(source).__module__.startswith("onnx_graphsurgeon"):
         from onnxopt.ir.graphsurgeon import from_graphsurgeon
 
@@ -64,7 +65,8 @@ def _load_file(path: Path) -> Model:
     if data.size == 0:
         raise ModelError(f"The model file '{path}' is empty.")
     try:
-        model = _checked(_parse(wire.split(data.map())), data)
+        resolve = functools.partial(_attach, folder=path.parent, files={wire.INSIDE: data})
+        model = from_proto(_parse(wire.split(data.map())), resolve)
     except ModelError as error:
         raise ModelError(f"'{path}' cannot be loaded: {error}") from error
     model.meta[SOURCE_KEY] = str(path)
@@ -82,7 +84,12 @@ def _parse(skeleton: bytes) -> onnx.ModelProto:
     return proto
 
 
-def _checked(proto: onnx.ModelProto, data: DataFile | None = None) -> Model:
+def from_proto(proto: onnx.ModelProto, resolve: Callable[[ExternalTensor], TensorProtocol]) -> Model:
+    """The model of a protobuf, checked; `resolve` says what a tensor that keeps its data elsewhere stands for.
+
+    Raises:
+        ModelError: the model is malformed.
+    """
     if not proto.HasField("graph"):
         raise ModelError("It holds no graph.")
     _move_sparse_initializers(proto.graph)
@@ -95,8 +102,7 @@ def _checked(proto: onnx.ModelProto, data: DataFile | None = None) -> Model:
         raise ModelError(_first_cause(error)) from error
     if proto.training_info:
         model.meta[TRAINING_KEY] = list(proto.training_info)
-    if data is not None:
-        _attach_files(model, data)
+    _resolve_external(model, resolve)
     check_structure(model)
     return model
 
@@ -131,18 +137,22 @@ def _move_sparse_initializers(graph: onnx.GraphProto) -> None:
 
 
 # --- external data -------------------------------------------------------------------------------------------------
-def _attach_files(model: Model, data: DataFile) -> None:
-    """Let every external tensor refer to its opened file, after checking that the file may be read."""
-    folder = data.path.parent
-    files: dict[str, DataFile] = {wire.INSIDE: data}
+def _resolve_external(model: Model, resolve: Callable[[ExternalTensor], TensorProtocol]) -> None:
     for graph in _all_graphs(model):
         for value in graph.initializers.values():
             if isinstance(value.const_value, ExternalTensor):
-                value.const_value = _attach(value.const_value, folder, files)
+                value.const_value = resolve(value.const_value)
         for node in graph:
             for name, attr in node.attributes.items():
                 if attr.type == AttributeType.TENSOR and not attr.is_ref() and isinstance(attr.value, ExternalTensor):
-                    node.attributes[name] = onnx_ir.AttrTensor(name, _attach(attr.value, folder, files))
+                    node.attributes[name] = onnx_ir.AttrTensor(name, resolve(attr.value), doc_string=attr.doc_string)
+
+
+def _refuse_external(tensor: ExternalTensor) -> TensorProtocol:
+    raise ModelError(
+        f"The tensor '{tensor.name}' keeps its data in '{tensor.location}', and a model in memory has no folder: "
+        "load it from its file."
+    )
 
 
 def _all_graphs(model: Model) -> Iterator[Graph]:

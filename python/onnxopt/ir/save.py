@@ -67,8 +67,7 @@ def to_proto(model: Model) -> onnx.ModelProto:
     size = sum(tensor.nbytes for tensor in _tensors(model))
     if size > PROTOBUF_LIMIT:
         raise ModelError(f"The model has {size} bytes of weights, more than a protobuf holds; write it to a file instead.")
-    with _placeholders(model, "inside", None) as large:
-        proto = _skeleton(model)
+    proto, large = skeleton(model)
     for initializer in proto.graph.initializer:
         tensor = large.get(initializer.name)
         if tensor is not None:
@@ -90,6 +89,12 @@ def as_kind_of(source: Any, model: Model) -> Any:
 
 
 # --- the protobuf without its weights ------------------------------------------------------------------------------
+def skeleton(model: Model) -> tuple[onnx.ModelProto, dict[str, TensorProtocol]]:
+    """The model as a protobuf whose large initializers have no bytes, and those tensors by name."""
+    with _placeholders(model, "inside", None) as large:
+        return _skeleton(model), large
+
+
 def _skeleton(model: Model) -> onnx.ModelProto:
     try:
         proto = serde.serialize_model(model)
