@@ -185,12 +185,19 @@ def optimize(
             options=options,
             external_data=external_data,
             report=reports.append,
+            explain=report is not None,
             instruments=[lambda when, name, *_: tick(name) if when == "before" else None],
         )
     result = reports[0]
     if report is not None:
         from onnxopt.report import write_report
+        from onnxopt.runtime.bench import compare_models
 
+        if report.suffix == ".html":
+            try:
+                result.latency = compare_models([model, output], threads=2, rounds=3, dims=parse_dims(dim))
+            except ModelError as error:
+                result.warnings.append(f"Latency was not measured: {error}")
         write_report(report, result, model, output)
     if as_json:
         _print_json(_report_json(result))

@@ -15,6 +15,7 @@ from onnxopt.passes.base import REGISTRY, AppliedPatch, Context, NearMiss, Optio
 from onnxopt.runtime.target import TARGETS, Target
 
 if TYPE_CHECKING:
+    from onnxopt.runtime.bench import Latency
     from onnxopt.runtime.verify import VerificationReport
 
 PHASES: Mapping[str, tuple[str, ...]] = {
@@ -84,6 +85,7 @@ class Report:
     warnings: list[str] = dataclasses.field(default_factory=list)
     defects: list[OnnxOptError] = dataclasses.field(default_factory=list)
     verification: VerificationReport | None = None
+    latency: list[Latency] = dataclasses.field(default_factory=list)
 
 
 Instrument = Callable[[str, str, ir.Model, Context], None]
@@ -292,6 +294,7 @@ def optimize(
     options: Options | None = None,
     external_data: str | None = None,
     report: Callable[[Report], None] | None = None,
+    explain: bool = False,
     instruments: Iterable[Instrument] = (),
     strict: bool = False,
 ) -> Any:
@@ -308,6 +311,7 @@ def optimize(
         options: further choices that passes share.
         external_data: how `output` holds its weights, see `onnxopt.ir.save`.
         report: called with the `Report` of the run.
+        explain: keep near misses for the report.
         instruments: hooks around every pass, see `Instrument`.
         strict: raise when a rule proposes something wrong instead of leaving it out.
 
@@ -320,13 +324,15 @@ def optimize(
     chosen = options or Options()
     if dims:
         chosen = dataclasses.replace(chosen, dims=dict(dims))
-    manager = PassManager(target, passes, options=chosen, instruments=instruments, strict=strict)
+    manager = PassManager(target, passes, options=chosen, explain=explain, instruments=instruments, strict=strict)
+    # An onnx_ir model is optimized in place, so the original to compare with must be kept.
+    original = ir.load_copy(model) if verify and isinstance(model, ir.Model) else model
     loaded = ir.load(model)
     result = manager.run(loaded)
     if verify:
         from onnxopt.runtime.verify import verify_run
 
-        result.verification = verify_run(model, loaded, manager)
+        result.verification = verify_run(lambda: ir.load_copy(original), loaded, manager)
     if report is not None:
         report(result)
     if output is not None:

@@ -1,0 +1,110 @@
+"""Reports of a run: JSON for machines, one self-contained HTML file for people."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onnxopt import __version__
+from onnxopt.explanation import group_near_misses
+
+if TYPE_CHECKING:
+    from onnxopt.pipeline import Report
+
+OPS_IN_CHART = 14
+"""Bars of the chart of ops: those that changed most; the table below it has all."""
+
+
+def report_json(report: Report) -> dict[str, Any]:
+    """The whole report as plain data. Times are seconds, sizes bytes."""
+    return {
+        "onnxopt": __version__,
+        "target": report.target,
+        "seconds": report.seconds,
+        "nodes": {"before": report.nodes_before, "after": report.nodes_after},
+        "weight_bytes": {"before": report.bytes_before, "after": report.bytes_after},
+        "ops": {"before": report.ops_before, "after": report.ops_after},
+        "passes": [dataclasses.asdict(record) for record in report.records],
+        "rules": [
+            {"pass": pass_name, "rule": rule, "attempts": stats.attempts, "applied": stats.applied}
+            for (pass_name, rule), stats in report.rules.items()
+        ],
+        "rewrites": [dataclasses.asdict(patch) for patch in report.patches],
+        "near_misses": [dataclasses.asdict(reason) for reason in group_near_misses(report.near_misses)],
+        "warnings": report.warnings,
+        "defects": [str(defect) for defect in report.defects],
+        "verification": None if report.verification is None else report.verification.to_json(),
+        "latency": [dataclasses.asdict(one) for one in report.latency],
+    }
+
+
+def write_report(path: Path, report: Report, source: Path, output: Path) -> None:
+    """Write the report as .json or .html.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    data = {"source": source.name, "output": output.name, **report_json(report)}
+    text = json.dumps(data, indent=2, default=str) if path.suffix == ".json" else _html(data)
+    path.write_text(text, encoding="utf-8")
+
+
+def _html(data: dict[str, Any]) -> str:
+    from importlib.resources import files
+
+    import jinja2
+
+    template = files("onnxopt").joinpath("report.html.j2").read_text(encoding="utf-8")
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(template).render(
+        charts=_charts(data), changed=_changed_ops(data), slow=_slow_passes(data), **data
+    )
+
+
+def _changed_ops(data: dict[str, Any]) -> list[tuple[str, int, int]]:
+    before, after = data["ops"]["before"], data["ops"]["after"]
+    rows = [(op, before.get(op, 0), after.get(op, 0)) for op in {**before, **after}]
+    return sorted(rows, key=lambda row: (-abs(row[1] - row[2]), row[0]))
+
+
+def _slow_passes(data: dict[str, Any]) -> list[tuple[str, float, int, int]]:
+    """Name, seconds, rewrites and runs of each pass, slowest first."""
+    totals: dict[str, tuple[float, int, int]] = {}
+    for record in data["passes"]:
+        seconds, patches, runs = totals.get(record["name"], (0.0, 0, 0))
+        totals[record["name"]] = (seconds + record["seconds"], patches + record["patches"], runs + 1)
+    return sorted(((name, *total) for name, total in totals.items()), key=lambda row: -row[1])
+
+
+def _charts(data: dict[str, Any]) -> dict[str, str]:
+    """Charts as SVG text without scripts, so that the file needs nothing from outside."""
+    changed = [row for row in _changed_ops(data) if row[1] != row[2]][:OPS_IN_CHART]
+    passes = _slow_passes(data)[:OPS_IN_CHART]
+    charts = {
+        "ops": _bars("Nodes by op", [row[0] for row in changed], {"before": [r[1] for r in changed], "after": [r[2] for r in changed]}),
+        "passes": _bars("Time by pass, ms", [row[0] for row in passes], {"ms": [round(row[1] * 1e3, 2) for row in passes]}),
+        "sizes": _bars(
+            "Weights, MiB", ["weights"], {side: [round(data["weight_bytes"][side] / 2**20, 2)] for side in ("before", "after")}
+        ),
+    }
+    if data["latency"]:
+        charts["latency"] = _bars(
+            "Latency, ms", ["median"], {one["name"]: [round(one["median_ms"], 3)] for one in data["latency"]}
+        )
+    return charts
+
+
+def _bars(title: str, labels: list[str], series: dict[str, list[float]]) -> str:
+    import pygal
+    from pygal.style import CleanStyle
+
+    style = CleanStyle(font_family="system-ui, sans-serif", colors=("#9aa5b1", "#2563eb"))
+    chart = pygal.HorizontalBar(
+        title=title, style=style, js=[], height=120 + 34 * max(len(labels), 1), width=760, print_values=True, show_y_guides=False
+    )
+    chart.x_labels = labels
+    for name, values in series.items():
+        chart.add(name, values)
+    return str(chart.render(is_unicode=True, disable_xml_declaration=True))
