@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx
 import onnxruntime
+
 from onnxopt import ir
 from onnxopt.passes.base import Pass
 from onnxopt.pipeline import PassManager, Report

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from helpers import assert_same, model, op_list, run_passes
 from onnx.reference import ReferenceEvaluator
+
+from helpers import assert_same, model, op_list, run_passes
 
 PASS = "fuse_into_convolutions"
 RNG = np.random.default_rng(0)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+
 from helpers import assert_same, model, op_list, run_passes
 from onnxopt import ir
 from onnxopt.pipeline import PassManager

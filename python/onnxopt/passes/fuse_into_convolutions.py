@@ -132,7 +132,8 @@ def fold_affine_after_convolution(b: Builder, m: Match) -> list[ir.Value | None]
 
 @rule(_convolution_of_affine)
 def fold_affine_before_convolution(b: Builder, m: Match) -> list[ir.Value | None] | Refusal:
-    """A convolution of a tensor scaled per channel has scaled weights; a shift becomes bias where no padding mixes zeros in."""
+    """A convolution of a tensor scaled per channel has scaled weights; a shift becomes bias where no padding mixes
+    zeros in."""
     conv, node = m.root, m.node("affine")
     if m.ctx.shapes.same_shape(m["x"], node.outputs[0]) is not True:
         return Refusal("'{}' may be broadcast to another shape", m["x"].name, culprit=node)
@@ -183,12 +184,13 @@ def _read(value: ir.Value) -> np.ndarray:
 
 @register_pass
 class FuseIntoConvolutions(RulePass):
-    """Fold BatchNormalization, Mul, Div, Add and Sub with constants per channel into the Conv or ConvTranspose before or after them.
+    """Fold constants per channel before and after Conv and ConvTranspose into their weights and biases.
 
-    The folded constants are computed in float64 and rounded once. Refused: constants that vary along other axes or broadcast the
-    tensor, convolutions whose result others use as well, biases that are not constant, a shift before a convolution that pads (the
-    padding is not shifted), a scalar that may be the last factor of an
-    activation, large weights that others use as well, and results that the element type cannot hold.
+    The constants are those of BatchNormalization, Mul, Div, Add and Sub; what is folded is computed in float64 and
+    rounded once. Refused: constants that vary along other axes or broadcast the tensor, convolutions whose result others
+    use as well, biases that are not constant, a shift before a convolution that pads (the padding is not shifted), a
+    scalar that may be the last factor of an activation, large weights that others use as well, and results that the
+    element type cannot hold.
     """
 
     name = "fuse_into_convolutions"

@@ -55,7 +55,8 @@ def fuse_matmul_add(b: Builder, m: Match) -> ir.Value | Refusal:
 
 
 def _against_bias(m: Match, name: str, product: ir.Value) -> Refusal | None:
-    """Why a value cannot be the C of a Gemm: its dims must be those of the product or 1, and it must not make the product larger."""
+    """Why a value cannot be the C of a Gemm: its dims must be those of the product or 1, and it must not make the
+    product larger."""
     rank = m.rank(name)
     if rank is None or rank > RANK or m.ctx.shapes.same_shape(product, m.output) is not True:
         return Refusal("'{}' does not broadcast to the product", m[name].name, culprit=m[name])
@@ -143,7 +144,8 @@ def fold_affine_after_product(b: Builder, m: Match) -> list[ir.Value | None] | R
 
 
 def _with_affine(b: Builder, m: Match, product: _Product, affine: Affine, *, is_matrix: bool) -> ir.Value | Refusal:
-    """The product with an affine map of its columns folded in; a MatMul becomes a Gemm for a shift where its result is a matrix."""
+    """The product with an affine map of its columns folded in; a MatMul becomes a Gemm for a shift where its result is
+    a matrix."""
     if affine.shift is None and affine.scale is not None and affine.scale.size == 1 and product.is_gemm:
         changed = _scaled_attributes(m, product, float(affine.scale[0]))
         if changed is not None:
@@ -244,7 +246,8 @@ def _scaled(p, x):  # type: ignore[no-untyped-def]
 
 @rule(_scaled)
 def fold_scale_behind_views(b: Builder, m: Match) -> ir.Value | Refusal | None:
-    """A number that multiplies a product behind a constant bias, reshapes and transposes multiplies weights and bias instead."""
+    """A number that multiplies a product behind a constant bias, reshapes and transposes multiplies weights and bias
+    instead."""
     number = m.scalar("c")
     array = m.array("c")
     if number is None or array is None or array.ndim > (m.rank("x") or 0) or m.dtype("x") not in FOLDABLE:
@@ -352,7 +355,8 @@ def _gemm_between_reshapes(p, x, w):  # type: ignore[no-untyped-def]
 
 @rule(_gemm_between_reshapes)
 def lift_gemm_to_matmul(b: Builder, m: Match) -> ir.Value | Refusal:
-    """A Gemm over the flattened rows of a tensor is a MatMul of the tensor; a bias is added where the next op can take it."""
+    """A Gemm over the flattened rows of a tensor is a MatMul of the tensor; a bias is added where the next op can take
+    it."""
     product = _product(m.node("product"), m)
     if isinstance(product, Refusal):
         return product
@@ -378,13 +382,13 @@ def lift_gemm_to_matmul(b: Builder, m: Match) -> ir.Value | Refusal:
 class FuseIntoGemms(RulePass):
     """Fold biases, scales, BatchNormalization, Transposes and Reshapes around Gemm and MatMul into them.
 
-    MatMul and Add of matrices become a Gemm; constants that multiply columns become part of the weights (of alpha and beta where
-    that does), also from behind a constant bias, reshapes and transposes; weights are scaled in float64 and rounded once, large
-    mapped ones while the model is written.
+    MatMul and Add of matrices become a Gemm; constants that multiply columns become part of the weights (of alpha and
+    beta where that does), also from behind a constant bias, reshapes and transposes; weights are scaled in float64 and
+    rounded once, large mapped ones while the model is written.
 
-    Refused: biases that broadcast the product to another shape, products that others use as well, integers, constants that vary
-    along other axes, a scalar that may be the last factor of an activation, large weights that others use as well, and results
-    that the element type cannot hold.
+    Refused: biases that broadcast the product to another shape, products that others use as well, integers, constants
+    that vary along other axes, a scalar that may be the last factor of an activation, large weights that others use as
+    well, and results that the element type cannot hold.
     """
 
     name = "fuse_into_gemms"

@@ -37,7 +37,8 @@ class Padding:
 def padding_of(node: ir.Node, m: Match) -> Padding | Refusal:
     """Read a Pad of any opset.
 
-    Refused: modes other than constant, amounts that are not constant or negative (they crop), a value that is not constant.
+    Refused: modes other than constant, amounts that are not constant or negative (they crop), a value that is not
+    constant.
     """
     mode = attribute(node, "mode", "constant")
     if mode not in ("constant", b"constant"):
@@ -193,9 +194,10 @@ def merge_pads(b: Builder, m: Match) -> ir.Value | Refusal:
 class FusePadding(RulePass):
     """Let Conv, AveragePool and MaxPool do the padding of a Pad before them, and merge chains of Pads.
 
-    Refused: modes other than constant; amounts that are not constant, or negative; padded batch or channels; values other than 0
-    (other than minus infinity for MaxPool, where 0 will do for what is never negative); auto_pad SAME; poolings that round sizes
-    up, that give indices, whose windows would lie in padding alone, or that leave padding of their own out of averages.
+    Refused: modes other than constant; amounts that are not constant, or negative; padded batch or channels; values
+    other than 0 (other than minus infinity for MaxPool, where 0 will do for what is never negative); auto_pad SAME;
+    poolings that round sizes up, that give indices, whose windows would lie in padding alone, or that leave padding of
+    their own out of averages.
     """
 
     name = "fuse_padding"

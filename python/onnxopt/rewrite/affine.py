@@ -18,20 +18,23 @@ FOLDABLE = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT
 """Element types whose arithmetic may be re-associated with constants; integers would wrap elsewhere."""
 
 SHARED_COPY_BYTES = 64 << 10
-"""Weights that others use as well are copied with a scale folded in up to this size: then the node saved is worth more than the bytes."""
+"""Weights that others use as well are copied with a scale folded in up to this size: then the node saved is worth more
+than the bytes."""
 
 STREAMED_BYTES = 64 << 10
 """Mapped weights from this size on are not scaled now, but while the output is written."""
 
 SMALLEST_FACTOR = 2.0**-32
-"""Weights that are scaled unseen are scaled by this much at least and 1 at most: then they neither overflow nor lose their precision."""
+"""Weights that are scaled unseen are scaled by this much at least and 1 at most: then they neither overflow nor lose
+their precision."""
 
 STATISTICS_INPUTS = 5
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Affine:
-    """`y = x * scale + shift`: float64 vectors of one element or of the axis's length; None where the node has no such part."""
+    """`y = x * scale + shift`: float64 vectors of one element or of the axis's length; None where the node has no such
+    part."""
 
     scale: np.ndarray | None = None
     shift: np.ndarray | None = None
@@ -111,7 +114,8 @@ def _batch_norm(node: ir.Node, length: int) -> Affine | Refusal:
 def axis_vector(value: ir.Value | None, rank: int, axis: int, length: int) -> np.ndarray | None:
     """The elements of a constant that varies along one axis of a tensor of `rank` dims at most, as float64.
 
-    None where the value is not constant, varies along other axes, or would broadcast the tensor to more dims or a larger axis.
+    None where the value is not constant, varies along other axes, or would broadcast the tensor to more dims or a
+    larger axis.
     """
     tensor = ir.constant(value)
     if tensor is None or tensor.dtype not in FOLDABLE or len(tensor.shape) > rank:
@@ -134,7 +138,8 @@ def is_last_factor(node: ir.Node, source: ir.Value) -> bool:
 
 
 def scaled_weights(b: Builder, value: ir.Value, factor: np.ndarray) -> ir.Value | Refusal:
-    """A constant times a factor that broadcasts to it, rounded once. Large mapped weights are scaled while the model is written."""
+    """A constant times a factor that broadcasts to it, rounded once. Large mapped weights are scaled while the model
+    is written."""
     allowed = may_copy(value)
     if isinstance(allowed, Refusal):
         return allowed
@@ -166,7 +171,8 @@ def may_copy(value: ir.Value) -> bool | Refusal:
 def rounded(exact: np.ndarray, dtype: ir.DataType) -> ir.TensorProtocol | None:
     """A tensor of float64 results rounded once; None where the element type cannot hold them.
 
-    They must be finite, and in float16 the largest of each row must be a normal number: else the row has lost its precision.
+    They must be finite, and in float16 the largest of each row must be a normal number: else the row has lost its
+    precision.
     """
     kind = dtype.numpy()
     with np.errstate(over="ignore"):
