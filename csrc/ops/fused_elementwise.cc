@@ -1,5 +1,6 @@
 #include "csrc/ops/fused_elementwise.h"
 
+#include <algorithm>
 #include <memory>
 #include <new>
 #include <string>
@@ -29,29 +30,50 @@ int element_type(DType type) {
   return ort::kUndefined;
 }
 
+/// onnxruntime computes a float16 node that stands alone in float32: it casts the float16 inputs, and expects float32 where the
+/// expression makes float16.
+std::string widen(std::string text) {
+  for (std::size_t at = text.find("f16"); at != text.npos; at = text.find("f16", at)) text.replace(at, 3, "f32");
+  return text;
+}
+
 struct Kernel {
-  Program program;
+  Program program, widened;
   const elementwise::Variant* variant;
+
+  /// The program for these types of the inputs.
+  const Program& choose(const std::vector<int>& types) const {
+    for (std::size_t i = 0; i < types.size() && i < program.inputs().size(); ++i)
+      if (program.inputs()[i] == DType::f16) return types[i] == ort::kFloat ? widened : program;
+    return program;
+  }
 };
+
+Result<Kernel> parse(const std::string& text) {
+  Result<Program> program = Program::parse(text);
+  if (!program) return Result<Kernel>::failure(program.error());
+  Result<Program> widened = Program::parse(widen(text));
+  if (!widened) return Result<Kernel>::failure(widened.error());
+  return Kernel{std::move(*program), std::move(*widened), nullptr};
+}
 
 std::string number(std::size_t value) { return std::to_string(value); }
 
 OrtStatus* create(const ort::CustomOp*, const void*, const OrtKernelInfo* info, void** kernel) try {
   const std::optional<std::string> text = ort::string_attribute(info, "expr");
   if (!text) return ort::failure(kName, "The node has no attribute 'expr'.");
-  Result<Program> program = Program::parse(*text);
-  if (!program) return ort::failure(kName, program.error());
+  Result<Kernel> parsed = parse(*text);
+  if (!parsed) return ort::failure(kName, parsed.error());
   if (const auto cap = dispatch::max_isa(); !cap) return ort::failure(kName, cap.error());
-  const auto variants = elementwise::variants();
-  const elementwise::Variant* variant = dispatch::choose(variants);
-  if (variant == nullptr) return ort::failure(kName, "No kernel variant runs on this processor.");
-  *kernel = new Kernel{std::move(*program), variant};
+  parsed->variant = dispatch::choose(elementwise::variants());
+  if (parsed->variant == nullptr) return ort::failure(kName, "No kernel variant runs on this processor.");
+  *kernel = new Kernel(std::move(*parsed));
   return nullptr;
 } catch (const std::exception& error) {
   return ort::failure(kName, error.what(), ort::kFail);
 }
 
-/// Reads and checks the inputs; a sentence says which one is wrong.
+/// Reads the inputs; a sentence says which one is missing.
 Result<std::vector<ort::TensorView>> read_inputs(const Program& program, const OrtKernelContext* context) {
   using Views = std::vector<ort::TensorView>;
   std::size_t count = 0;
@@ -61,33 +83,45 @@ Result<std::vector<ort::TensorView>> read_inputs(const Program& program, const O
   for (std::size_t i = 0; i < count; ++i) {
     std::optional<ort::TensorView> view = ort::input(context, i);
     if (!view) return Result<Views>::failure("Input " + number(i) + " is missing or no tensor.");
-    if (view->type != element_type(program.inputs()[i]))
-      return Result<Views>::failure("Input " + number(i) + " has ONNX element type " + std::to_string(view->type) + " and should be " +
-                                    std::string(elementwise::name_of(program.inputs()[i])) + ".");
     views.push_back(std::move(*view));
   }
   return views;
+}
+
+/// Nothing, or a sentence that says which input has the wrong type.
+std::optional<std::string> wrong_type(const Program& program, const std::vector<int>& types) {
+  for (std::size_t i = 0; i < types.size(); ++i)
+    if (types[i] != element_type(program.inputs()[i]))
+      return "Input " + number(i) + " has ONNX element type " + std::to_string(types[i]) + " and should be " +
+             std::string(elementwise::name_of(program.inputs()[i])) + ".";
+  return std::nullopt;
 }
 
 OrtStatus* compute(void* state, OrtKernelContext* context) try {
   const Kernel& kernel = *static_cast<const Kernel*>(state);
   const Result<std::vector<ort::TensorView>> inputs = read_inputs(kernel.program, context);
   if (!inputs) return ort::failure(kName, inputs.error());
+  std::vector<int> types;
+  for (const ort::TensorView& view : *inputs) types.push_back(view.type);
+  const Program& program = kernel.choose(types);
+  if (const std::optional<std::string> sentence = wrong_type(program, types)) return ort::failure(kName, *sentence);
   std::vector<std::span<const std::int64_t>> input_shapes;
   std::vector<const void*> data;
   for (const ort::TensorView& view : *inputs) {
     input_shapes.emplace_back(view.shape);
     data.push_back(view.data);
   }
-  const Result<std::vector<Shape>> shapes = elementwise::output_shapes(kernel.program, input_shapes);
+  const Result<std::vector<Shape>> shapes = elementwise::output_shapes(program, input_shapes);
   if (!shapes) return ort::failure(kName, shapes.error());
   std::vector<void*> outputs;
   for (std::size_t i = 0; i < shapes->size(); ++i) {
-    outputs.push_back(ort::output(context, i, (*shapes)[i]));
-    if (outputs.back() == nullptr) return ort::failure(kName, "Output " + number(i) + " could not be allocated.", ort::kFail);
+    const Shape& shape = (*shapes)[i];
+    outputs.push_back(ort::output(context, i, shape));
+    const bool empty = std::find(shape.begin(), shape.end(), 0) != shape.end();  // then there is no memory
+    if (outputs.back() == nullptr && !empty) return ort::failure(kName, "Output " + number(i) + " could not be allocated.", ort::kFail);
   }
   const elementwise::Arguments arguments{data, input_shapes, outputs, *shapes};
-  const Result<bool> done = elementwise::run(kernel.program, *kernel.variant, arguments, ort::thread_pool(context));
+  const Result<bool> done = elementwise::run(program, *kernel.variant, arguments, ort::thread_pool(context));
   return done ? nullptr : ort::failure(kName, done.error());
 } catch (const std::exception& error) {
   return ort::failure(kName, error.what(), ort::kFail);
@@ -126,19 +160,22 @@ std::optional<ort::InferredShape> infer_shape(const Program& program, std::size_
 
 OrtStatus* infer(const ort::CustomOp*, OrtShapeInferContext* context) try {
   const std::optional<std::string> text = ort::string_attribute(context, "expr");
-  const Result<Program> program = Program::parse(text.value_or(""));
+  const Result<Kernel> kernel = parse(text.value_or(""));
   std::size_t count = 0;
-  if (!program || !ort::succeeded(ort::api().ShapeInferContext_GetInputCount(context, &count))) return nullptr;
-  if (count != program->inputs().size()) return nullptr;
+  if (!kernel || !ort::succeeded(ort::api().ShapeInferContext_GetInputCount(context, &count))) return nullptr;
+  if (count != kernel->program.inputs().size()) return nullptr;
   std::vector<ort::InferredShape> inputs;
+  std::vector<int> types;
   for (std::size_t i = 0; i < count; ++i) {
-    std::optional<ort::InferredShape> shape = ort::inferred_input(context, i);
-    if (!shape) return nullptr;
-    inputs.push_back(std::move(*shape));
+    std::optional<ort::InferredInput> one = ort::inferred_input(context, i);
+    if (!one) return nullptr;
+    inputs.push_back(std::move(one->shape));
+    types.push_back(one->type);
   }
-  for (std::size_t i = 0; i < program->outputs().size(); ++i)
-    if (const std::optional<ort::InferredShape> shape = infer_shape(*program, i, inputs))
-      ort::set_inferred_output(context, i, element_type(program->outputs()[i]), *shape);
+  const Program& program = kernel->choose(types);
+  for (std::size_t i = 0; i < program.outputs().size(); ++i)
+    if (const std::optional<ort::InferredShape> shape = infer_shape(program, i, inputs))
+      ort::set_inferred_output(context, i, element_type(program.outputs()[i]), *shape);
   return nullptr;
 } catch (const std::exception&) {
   return nullptr;  // what cannot be inferred is checked when the kernel runs

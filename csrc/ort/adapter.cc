@@ -83,7 +83,7 @@ void* output(OrtKernelContext* context, std::size_t index, const std::vector<std
   return succeeded(api().GetTensorMutableData(value, &data)) ? data : nullptr;
 }
 
-std::optional<InferredShape> inferred_input(const OrtShapeInferContext* context, std::size_t index) {
+std::optional<InferredInput> inferred_input(const OrtShapeInferContext* context, std::size_t index) {
   OrtTensorTypeAndShapeInfo* info = nullptr;
   // The context keeps this object; it is not released here.
   if (!succeeded(api().ShapeInferContext_GetInputTypeShape(context, index, &info)) || info == nullptr) return std::nullopt;
@@ -91,9 +91,9 @@ std::optional<InferredShape> inferred_input(const OrtShapeInferContext* context,
   if (!view) return std::nullopt;
   std::vector<const char*> names(view->shape.size(), nullptr);
   if (!succeeded(api().GetSymbolicDimensions(info, names.data(), names.size()))) return std::nullopt;
-  InferredShape shape;
-  for (std::size_t i = 0; i < names.size(); ++i) shape.push_back({view->shape[i], names[i] ? names[i] : ""});
-  return shape;
+  InferredInput input{view->type, {}};
+  for (std::size_t i = 0; i < names.size(); ++i) input.shape.push_back({view->shape[i], names[i] ? names[i] : ""});
+  return input;
 }
 
 void set_inferred_output(const OrtShapeInferContext* context, std::size_t index, int type, const InferredShape& shape) {

@@ -44,8 +44,13 @@ struct InferredDim {
 };
 using InferredShape = std::vector<InferredDim>;
 
-/// The shape of an input as far as it is known before the run. onnxruntime shows an unknown rank as rank 0.
-std::optional<InferredShape> inferred_input(const OrtShapeInferContext* context, std::size_t index);
+struct InferredInput {
+  int type = kUndefined;
+  InferredShape shape;
+};
+
+/// Type and shape of an input as far as they are known before the run. onnxruntime shows an unknown rank as rank 0.
+std::optional<InferredInput> inferred_input(const OrtShapeInferContext* context, std::size_t index);
 void set_inferred_output(const OrtShapeInferContext* context, std::size_t index, int type, const InferredShape& shape);
 
 /// A name for an unknown dim that equals no other dim.
