@@ -204,6 +204,14 @@ def test_refuses_last_factor_of_gelu() -> None:
     expect(before, ["Div", "Erf", "Add", "Mul", "Mul", "MatMul"])
 
 
+def test_refuses_gamma_of_a_norm() -> None:
+    before = matrices(
+        "q = Mul(x, x)\n v = ReduceMean<axes=[-1]>(q)\n r = Sqrt(v)\n n = Div(x, r)\n g = Mul(n, gamma)\n y = MatMul(g, w)",
+        gamma=randoms(7),
+    )
+    assert op_list(run_passes(before, PASS)[0])[-2:] == ["Mul", "MatMul"]
+
+
 @pytest.mark.parametrize("number", [np.inf, np.nan])
 def test_refuses_scale_that_is_not_finite(number: float) -> None:
     expect(matrices("p = MatMul(x, w)\n y = Mul(p, c)", c=np.float32(number)), ["MatMul", "Mul"])

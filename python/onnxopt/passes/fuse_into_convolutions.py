@@ -6,7 +6,7 @@ import numpy as np
 
 from onnxopt import ir
 from onnxopt.passes.base import RulePass, register_pass
-from onnxopt.rewrite.affine import Affine, affine_of, affine_terms, is_last_factor, may_copy, rounded
+from onnxopt.rewrite.affine import Affine, affine_of, affine_terms, ends_formula, may_copy, rounded
 from onnxopt.rewrite.patch import Builder
 from onnxopt.rewrite.pattern import pattern
 from onnxopt.rewrite.rules import Match, Refusal, RuleSet, attribute, rule
@@ -137,8 +137,8 @@ def fold_affine_before_convolution(b: Builder, m: Match) -> list[ir.Value | None
     conv, node = m.root, m.node("affine")
     if m.ctx.shapes.same_shape(m["x"], node.outputs[0]) is not True:
         return Refusal("'{}' may be broadcast to another shape", m["x"].name, culprit=node)
-    if is_last_factor(node, m["x"]):
-        return Refusal("it may be the last factor of an activation", culprit=node)
+    if ends_formula(node, m["x"], norms=False):
+        return Refusal("it may end the formula of an activation", culprit=node)
     weights = _weights(conv, m)
     if isinstance(weights, Refusal):
         return weights
@@ -187,9 +187,9 @@ class FuseIntoConvolutions(RulePass):
     """Fold constants per channel before and after Conv and ConvTranspose into their weights and biases.
 
     The constants are those of BatchNormalization, Mul, Div, Add and Sub; what is folded is computed in float64 and
-    rounded once. Refused: constants that vary along other axes or broadcast the tensor, convolutions whose result others
-    use as well, biases that are not constant, a shift before a convolution that pads (the padding is not shifted), a
-    scalar that may be the last factor of an activation, large weights that others use as well, and results that the
+    rounded once. Refused: constants that vary along other axes or broadcast the tensor, convolutions whose result
+    others use as well, biases that are not constant, a shift before a convolution that pads (the padding is not shifted), a
+    scalar that may end the formula of an activation, large weights that others use as well, and results that the
     element type cannot hold.
     """
 

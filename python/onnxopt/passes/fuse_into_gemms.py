@@ -14,7 +14,7 @@ from onnxopt.rewrite.affine import (
     Affine,
     affine_of,
     affine_terms,
-    is_last_factor,
+    ends_formula,
     rounded,
     scaled_weights,
 )
@@ -211,8 +211,8 @@ def fold_affine_before_product(b: Builder, m: Match) -> ir.Value | Refusal:
         return Refusal("'{}' may be broadcast to another shape", m["x"].name, culprit=node)
     if product.a is not node.outputs[0] or (product.is_gemm and attribute(m.root, "transA", 0)):
         return Refusal("it does not scale columns of the left operand", culprit=node)
-    if is_last_factor(node, m["x"]):
-        return Refusal("it may be the last factor of an activation", culprit=node)
+    if ends_formula(node, m["x"], norms=True):
+        return Refusal("it may end the formula of an activation or a norm", culprit=node)
     affine = affine_of(node, m["x"], rank=rank, axis=rank - 1, length=product.depth)
     if isinstance(affine, Refusal):
         return affine
@@ -387,7 +387,7 @@ class FuseIntoGemms(RulePass):
     rounded once, large mapped ones while the model is written.
 
     Refused: biases that broadcast the product to another shape, products that others use as well, integers, constants
-    that vary along other axes, a scalar that may be the last factor of an activation, large weights that others use as
+    that vary along other axes, what may end the formula of an activation or a norm, large weights that others use as
     well, and results that the element type cannot hold.
     """
 

@@ -126,15 +126,18 @@ def axis_vector(value: ir.Value | None, rank: int, axis: int, length: int) -> np
     return tensor.numpy().astype(np.float64).reshape(-1)
 
 
-def is_last_factor(node: ir.Node, source: ir.Value) -> bool:
-    """Whether a node may be the end of an activation's formula, as the `* 0.5` of Gelu and the `/ 6` of HardSwish are.
+def ends_formula(node: ir.Node, source: ir.Value, *, norms: bool) -> bool:
+    """Whether a node may end the formula of an activation, as the `* 0.5` of Gelu and the `/ 6` of HardSwish do, or (with
+    `norms`) that of a normalization, as `* gamma` and `+ beta` do.
 
     Those must stay: the formula is worth more to who recognizes it, onnxruntime included, than the one node.
     """
     producer = source.producer()
-    if node.op_type not in ("Mul", "Div") or producer is None or producer.op_type not in ("Mul", "Div"):
+    if producer is None or producer.op_type not in ("Mul", "Div") or node.op_type == "BatchNormalization":
         return False
-    return any(ir.scalar(value) is not None for value in node.inputs)
+    if norms:
+        return True
+    return node.op_type in ("Mul", "Div") and any(ir.scalar(value) is not None for value in node.inputs)
 
 
 def scaled_weights(b: Builder, value: ir.Value, factor: np.ndarray) -> ir.Value | Refusal:
