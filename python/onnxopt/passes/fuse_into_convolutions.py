@@ -188,9 +188,9 @@ class FuseIntoConvolutions(RulePass):
 
     The constants are those of BatchNormalization, Mul, Div, Add and Sub; what is folded is computed in float64 and
     rounded once. Refused: constants that vary along other axes or broadcast the tensor, convolutions whose result
-    others use as well, biases that are not constant, a shift before a convolution that pads (the padding is not shifted), a
-    scalar that may end the formula of an activation, large weights that others use as well, and results that the
-    element type cannot hold.
+    others use as well, biases that are not constant, a shift before a convolution that pads (the padding is not
+    shifted), a scalar that may end the formula of an activation, large weights that others use as well, and results
+    that the element type cannot hold.
     """
 
     name = "fuse_into_convolutions"

@@ -127,9 +127,9 @@ def axis_vector(value: ir.Value | None, rank: int, axis: int, length: int) -> np
 
 
 def ends_formula(node: ir.Node, source: ir.Value, *, norms: bool) -> bool:
-    """Whether a node may end the formula of an activation, as the `* 0.5` of Gelu and the `/ 6` of HardSwish do, or (with
-    `norms`) that of a normalization, as `* gamma` and `+ beta` do.
+    """Whether a node may end the formula of an activation or, with `norms`, of a normalization.
 
+    Examples are the `* 0.5` of Gelu, the `/ 6` of HardSwish, and the `* gamma` and `+ beta` of LayerNormalization.
     Those must stay: the formula is worth more to who recognizes it, onnxruntime included, than the one node.
     """
     producer = source.producer()
