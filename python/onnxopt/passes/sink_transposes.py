@@ -21,6 +21,9 @@ MAX_CONSTANT_BYTES = 1 << 20
 MAX_ROUNDS = 16
 """Every round leaves fewer Transposes; models settle in one or two."""
 
+MATRIX_RANK = 2
+"""Transposes of plain matrices become attributes of Gemm elsewhere."""
+
 SINK = "sink_transpose"
 
 
@@ -48,10 +51,10 @@ def merge_transposes(b: Builder, m: Match) -> ir.Value | None:
 
 
 # --- Transposes of matrices that are multiplied --------------------------------------------------------------------
-def _swaps_matrix(ctx: Context, node: ir.Node) -> int | None:
-    """The rank where the Transpose swaps the last two axes and nothing else."""
+def _swapped_rank(ctx: Context, node: ir.Node) -> int | None:
+    """The rank of the batch of matrices whose last two axes, and no others, the Transpose swaps."""
     perm = permutation(ctx, node)
-    if perm is None or len(perm) < 2:
+    if perm is None or len(perm) <= MATRIX_RANK:
         return None
     rank = len(perm)
     return rank if perm == (*range(rank - 2), rank - 1, rank - 2) else None
@@ -65,50 +68,10 @@ def _matmul_of_transposes(p, x, y):  # type: ignore[no-untyped-def]
 @rule(_matmul_of_transposes, benefit=2)
 def transpose_product(b: Builder, m: Match) -> ir.Value | None:
     """The product of two transposed matrices is the transposed product."""
-    rank = _swaps_matrix(m.ctx, m.node("first"))
-    if rank is None or _swaps_matrix(m.ctx, m.node("second")) != rank:
+    rank = _swapped_rank(m.ctx, m.node("first"))
+    if rank is None or _swapped_rank(m.ctx, m.node("second")) != rank:
         return None
     return b.Transpose(b.MatMul(m["y"], m["x"]), perm=(*range(rank - 2), rank - 1, rank - 2))
-
-
-@pattern
-def _gemm_of_transpose(p, x, y):  # type: ignore[no-untyped-def]
-    transposed = p.Transpose(x, as_="transpose", shared=True)
-    return [p.Gemm(transposed, y, p.optional("c")), p.Gemm(y, transposed, p.optional("c"))]
-
-
-@rule(_gemm_of_transpose)
-def fuse_transpose_into_gemm(b: Builder, m: Match) -> ir.Value | None:
-    """Gemm transposes its operands itself."""
-    if _swaps_matrix(m.ctx, m.node("transpose")) != 2:
-        return None
-    inputs = list(m.root.inputs)
-    index = inputs.index(m.node("transpose").outputs[0])
-    inputs[index] = m["x"]
-    name = ("transA", "transB")[index]
-    return b.copy_of(m.root, inputs, **{name: int(not attribute(m.root, name, 0))})[0]
-
-
-@pattern
-def _matmul_of_transpose(p, x, y):  # type: ignore[no-untyped-def]
-    transposed = p.Transpose(x, as_="transpose", shared=True)
-    return [p.MatMul(transposed, y), p.MatMul(y, transposed)]
-
-
-def _is_matrix_product(m: Match) -> bool | Refusal:
-    if _swaps_matrix(m.ctx, m.node("transpose")) != 2 or m.rank("y") != 2 or m.ctx.opset < 11:
-        return False
-    if m.dtype("y") in (ir.DataType.FLOAT, ir.DataType.DOUBLE):
-        return True
-    return Refusal("Gemm has no kernels for {}", m.dtype("y"), culprit=m.root)
-
-
-@rule(_matmul_of_transpose, where=_is_matrix_product)
-def multiply_transposed_by_gemm(b: Builder, m: Match) -> ir.Value:
-    """The product of a transposed matrix and another is a Gemm."""
-    if m.root.inputs[1] is m["y"]:
-        return b.Gemm(m["x"], m["y"], transA=1)
-    return b.Gemm(m["y"], m["x"], transB=1)
 
 
 # --- Transposes that move nothing ----------------------------------------------------------------------------------
@@ -133,8 +96,6 @@ CANCELLING = RuleSet(
         drop_identity_transpose,
         merge_transposes,
         transpose_product,
-        fuse_transpose_into_gemm,
-        multiply_transposed_by_gemm,
     ]
 )
 RESHAPING = RuleSet([reshape_instead_of_transpose])
@@ -316,9 +277,9 @@ class SinkTransposes(Pass):
 
     Ops that can run before a Transpose instead of behind it (element-wise ones, reductions, Softmax, Concat, Split,
     Slice, Pad, Squeeze, Gather, quantization) form regions; a region moves as a whole, and only if that removes more
-    Transposes than it adds. Small constants beside the data are transposed here and now. A Transpose in front of Gemm
-    becomes its attribute, one of two matrices that are multiplied makes a Gemm, and one that moves only axes of size 1
-    becomes a Reshape.
+    Transposes than it adds. Small constants beside the data are transposed here and now. The product of two
+    transposed batches of matrices is transposed itself, and a Transpose that moves only axes of size 1 becomes a
+    Reshape.
 
     Refused: ops with fixed axes (convolution, pooling, normalization over channels), inputs of lower rank that are not
     constant, large constants, axes that are not constant.
