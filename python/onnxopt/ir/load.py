@@ -16,7 +16,7 @@ import onnx_ir
 from onnx_ir import AttributeType, ExternalTensor, Model, TensorProtocol, serde
 
 from onnxopt.errors import ModelError, OptionError
-from onnxopt.ir import wire
+from onnxopt.ir import unsupported, wire
 from onnxopt.ir.mapped import DataFile, MappedTensor
 from onnxopt.ir.statistics import walk_graphs
 from onnxopt.ir.structure import check_structure
@@ -92,10 +92,9 @@ def from_proto(proto: onnx.ModelProto, resolve: Callable[[ExternalTensor], Tenso
     """
     if not proto.HasField("graph"):
         raise ModelError("It holds no graph.")
-    _move_sparse_initializers(proto.graph)
     try:
         with without_collector():
-            model = serde.deserialize_model(proto)
+            model = _deserialized(proto)
     except RecursionError as error:
         raise ModelError("Its subgraphs are nested too deep.") from error
     except Exception as error:
@@ -119,21 +118,30 @@ def without_collector() -> Iterator[None]:
             gc.enable()
 
 
-def _first_cause(error: BaseException) -> str:
+def _root(error: BaseException) -> BaseException:
     while error.__cause__ is not None:
         error = error.__cause__
+    return error
+
+
+def _first_cause(error: BaseException) -> str:
+    error = _root(error)
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no detail'}."
 
 
-def _move_sparse_initializers(graph: onnx.GraphProto) -> None:
-    """Turn sparse initializers, which onnx-ir has no place for, into Constant nodes of the same name."""
-    for index, sparse in enumerate(graph.sparse_initializer):
-        node = onnx.helper.make_node("Constant", [], [sparse.values.name], name=sparse.values.name)
-        attribute = node.attribute.add()
-        attribute.name, attribute.type = "sparse_value", onnx.AttributeProto.SPARSE_TENSOR
-        attribute.sparse_tensor.CopyFrom(sparse)
-        graph.node.insert(index, node)
-    del graph.sparse_initializer[:]
+def _deserialized(proto: onnx.ModelProto) -> Model:
+    if not proto.graph.sparse_initializer:
+        try:
+            return serde.deserialize_model(proto)
+        except serde.SerdeError as error:
+            if not isinstance(_root(error), NotImplementedError):
+                raise
+    disguised = onnx.ModelProto()
+    disguised.CopyFrom(proto)
+    unsupported.disguise(disguised)
+    model = serde.deserialize_model(disguised)
+    model.meta[unsupported.KEY] = True
+    return model
 
 
 # --- external data -------------------------------------------------------------------------------------------------

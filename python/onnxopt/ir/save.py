@@ -14,7 +14,7 @@ import onnx_ir
 from onnx_ir import Attr, AttributeType, ExternalTensor, Graph, Model, Node, TensorProtocol, Value, serde
 
 from onnxopt.errors import ModelError, OptionError
-from onnxopt.ir import wire
+from onnxopt.ir import unsupported, wire
 from onnxopt.ir.lazy import StreamedTensor
 from onnxopt.ir.load import SOURCE_KEY, TRAINING_KEY
 from onnxopt.ir.mapped import MappedTensor
@@ -101,7 +101,20 @@ def _skeleton(model: Model) -> onnx.ModelProto:
     except Exception as error:
         raise ModelError(f"The model cannot be written: {type(error).__name__}: {error}") from error
     proto.training_info.extend(model.meta.get(TRAINING_KEY) or [])
+    if unsupported.KEY in model.meta:
+        unsupported.reveal(proto)
+    _drop_redundant_infos(proto.graph)
     return proto
+
+
+def _drop_redundant_infos(graph: onnx.GraphProto) -> None:
+    """onnx-ir writes type and shape of every initializer a second time; remove those that say nothing else."""
+    names = {one.name for one in graph.initializer}
+    infos = graph.value_info
+    for index in reversed(range(len(infos))):
+        info = infos[index]
+        if info.name in names and not info.doc_string and not info.metadata_props:
+            del infos[index]
 
 
 def _tensors(model: Model) -> Iterator[TensorProtocol]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from onnx_ir import AttributeType, Graph, Model, Node, Value
 
 from onnxopt.errors import ModelError
@@ -13,71 +15,95 @@ MAX_NESTING = 200
 
 
 def check_structure(model: Model) -> None:
-    """Check the main graph with its subgraphs, and the bodies of functions. Nodes that are merely out of order are sorted.
+    """Check the main graph with its subgraphs, and the bodies of functions.
 
-    Linear in the size of the model.
+    Nodes that are merely out of order are sorted. Linear in the size of the model, but for models that need sorting.
 
     Raises:
         ModelError: a value is used and never made, made twice, or there is a cycle; the text names node and value.
     """
-    _check_graph(model.graph, {}, 0)
-    for function in model.functions.values():
-        _check_graph(function.graph, {}, 0)
+    for graph in [model.graph, *(function.graph for function in model.functions.values())]:
+        try:
+            _Checker().check(graph, 0)
+        except _NotVisibleError as error:
+            raise ModelError(str(error)) from None
 
 
-def _check_graph(graph: Graph, outer: dict[Value, str], depth: int) -> None:
-    if depth > MAX_NESTING:
-        raise ModelError(f"Subgraphs are nested more than {MAX_NESTING} deep.")
-    scope = _Scope(graph, outer)
-    if not all(scope.define(node) for node in graph):
-        _sort(graph)
-        scope = _Scope(graph, outer)
-        for node in graph:
-            if not scope.define(node):
-                raise ModelError(_dangling(node, scope))
-    for node in graph:
-        for attr in node.attributes.values():
-            if attr.type in _GRAPH_TYPES and not attr.is_ref():
-                for inner in [attr.as_graph()] if attr.type is AttributeType.GRAPH else attr.as_graphs():
-                    _check_graph(inner, scope.values, depth + 1)
-    for output in graph.outputs:
-        if output not in scope.values:
-            raise ModelError(f"The graph output '{output.name}' is made by no node.")
+class _NotVisibleError(Exception):
+    """A value is used where nothing has defined it yet: the graph is out of order, or nothing defines it at all."""
+
+
+class _Checker:
+    """Follows a graph and its subgraphs in the order of execution, with the values that are visible at each point."""
+
+    def __init__(self) -> None:
+        self.visible: set[Value] = set()
+        self.sorted: set[Graph] = set()
+
+    def check(self, graph: Graph, depth: int) -> None:
+        if depth > MAX_NESTING:
+            raise ModelError(f"Subgraphs are nested more than {MAX_NESTING} deep.")
+        try:
+            self._follow(graph, depth)
+        except _NotVisibleError:
+            if graph in self.sorted:
+                raise
+            self.sorted.add(graph)
+            _sort(graph)
+            self._follow(graph, depth)
+
+    def _follow(self, graph: Graph, depth: int) -> None:
+        scope = _Scope(self.visible)
+        try:
+            for value in graph.inputs:
+                scope.define(value, "a graph input")
+            for value in graph.initializers.values():
+                if not value.is_graph_input():
+                    scope.define(value, "an initializer")
+            for node in graph:
+                self._enter(node, depth)
+                for value in node.outputs:
+                    scope.define(value, node)
+            for output in graph.outputs:
+                if output not in self.visible:
+                    raise _NotVisibleError(f"The graph output '{output.name}' is made by no node.")
+        finally:
+            self.visible.difference_update(scope.values)
+
+    def _enter(self, node: Node, depth: int) -> None:
+        for value in node.inputs:
+            if value is not None and value not in self.visible:
+                raise _NotVisibleError(f"The {_describe(node)} uses '{value.name}', which nothing defines before it.")
+        for graph in _subgraphs(node):
+            self.check(graph, depth + 1)
 
 
 class _Scope:
-    """The values that are visible at a point of a graph."""
+    """The values of one graph. Names are unique in it."""
 
-    def __init__(self, graph: Graph, outer: dict[Value, str]) -> None:
-        self.graph = graph
-        self.values = dict(outer) if outer else {}
+    def __init__(self, visible: set[Value]) -> None:
+        self.visible = visible
+        self.values: list[Value] = []
         self.names: set[str] = set()
-        for value in graph.inputs:
-            self._add(value, "graph input")
-        for value in graph.initializers.values():
-            if value not in self.values:
-                self._add(value, "initializer")
 
-    def _add(self, value: Value, what: str) -> None:
-        name = value.name or ""
-        if name in self.names:
-            raise ModelError(f"The name '{name}' is defined twice; the second is the {what} of that name.")
-        if name:
-            self.names.add(name)
-        self.values[value] = what
+    def define(self, value: Value, definer: Node | str) -> None:
+        if value.name:
+            if value.name in self.names:
+                what = definer if isinstance(definer, str) else f"an output of the {_describe(definer)}"
+                raise ModelError(f"The name '{value.name}' is defined twice; the second is {what}.")
+            self.names.add(value.name)
+        self.values.append(value)
+        self.visible.add(value)
 
-    def define(self, node: Node) -> bool:
-        """Add the node's outputs; False when an input is not visible yet."""
-        values = self.values
-        for value in node.inputs:
-            if value is not None and value not in values:
-                return False
-        for value in node.outputs:
-            if value.name:
-                self._add(value, f"output of {node.op_type} node '{node.name}'")
-            else:
-                values[value] = "unnamed output"
-        return True
+
+def _subgraphs(node: Node) -> Iterator[Graph]:
+    for attr in node.attributes.values():
+        if attr.type in _GRAPH_TYPES and not attr.is_ref():
+            yield from [attr.as_graph()] if attr.type is AttributeType.GRAPH else attr.as_graphs()
+
+
+def _describe(node: Node) -> str:
+    return f"{node.op_type} node '{node.name}'"
 
 
 def _sort(graph: Graph) -> None:
@@ -87,8 +113,3 @@ def _sort(graph: Graph) -> None:
         raise ModelError(f"The graph '{graph.name}' contains a cycle.") from error
     except RecursionError as error:
         raise ModelError("Subgraphs are nested too deep.") from error
-
-
-def _dangling(node: Node, scope: _Scope) -> str:
-    missing = next(value.name for value in node.inputs if value is not None and value not in scope.values)
-    return f"The {node.op_type} node '{node.name}' uses '{missing}', which nothing defines."
