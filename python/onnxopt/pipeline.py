@@ -19,7 +19,14 @@ if TYPE_CHECKING:
     from onnxopt.runtime.verify import VerificationReport
 
 PHASES: Mapping[str, tuple[str, ...]] = {
-    "canonicalize": ("inline_functions", "upgrade_opset", "lift_constants", "eliminate_dead_code", "eliminate_noops"),
+    "canonicalize": (
+        "inline_custom_ops",
+        "inline_functions",
+        "upgrade_opset",
+        "lift_constants",
+        "eliminate_dead_code",
+        "eliminate_noops",
+    ),
     "fold": ("fold_shapes", "fold_constants", "inline_ifs", "inline_loops"),
     "simplify": (
         "simplify_casts",

@@ -9,10 +9,11 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from helpers import model, op_list, ops, run_passes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
+
+from helpers import model, op_list, ops, run_passes
 from onnxopt import ir
 from onnxopt.fusions import fused_elementwise as fusion
 from onnxopt.pipeline import PassManager

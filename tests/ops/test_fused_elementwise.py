@@ -10,15 +10,16 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from helpers import model, ops, run_passes
 from onnx import TensorProto, helper
+
+from helpers import model, ops, run_passes
 from onnxopt import ir
 from onnxopt.ops import fused_elementwise as fused
 from onnxopt.pipeline import PassManager
 from onnxopt.runtime.library import library_path
 
 pytest.importorskip("onnxopt._native", reason="the native library is not built")
-from onnxopt import _native as native  # noqa: E402
+from onnxopt import _native as native
 
 Array = np.ndarray[Any, Any]
 TYPES = {
