@@ -15,7 +15,7 @@ from onnxopt.rewrite.pattern import op, pattern
 from onnxopt.rewrite.rules import Match, Refusal, RuleSet, attribute, rule
 
 MAX_ELEMENTS = 1 << 16
-"""Constants of a chain are combined up to this size: vectors over channels and masks are smaller, weights are not read."""
+"""Constants of a chain are combined up to this size: vectors over channels are smaller, weights are not read."""
 
 WIDENING_ELEMENTS = 1024
 """Two constants may broadcast each other to a larger one up to this size."""
@@ -24,7 +24,7 @@ PRECISION = {ir.DataType.FLOAT16: 11, ir.DataType.BFLOAT16: 8, ir.DataType.FLOAT
 """Bits of the significand."""
 
 SCALE_EXPONENT = 24
-"""Scales around a matrix product are combined between 2 to the power of minus and plus this: beyond, they guard the range."""
+"""Scales around a matrix product are combined from 2 ** -SCALE_EXPONENT to its inverse: beyond, they guard a range."""
 
 BOUND_TYPES = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE})
 EXPONENTS = {2.0: "square", -1.0: "reciprocal", 0.5: "root"}
@@ -219,7 +219,7 @@ def _product_with_reciprocal(p, x, y):  # type: ignore[no-untyped-def]
 
 
 def _saves_a_pass(m: Match) -> bool | Refusal:
-    """A division costs more than a product: it must spare the Reciprocal of as many elements, unless only nodes count."""
+    """Division is slower than multiplication: it must spare the Reciprocal of as many elements, unless only nodes count."""
     if not m.ctx.target.custom_ops or m.ctx.shapes.same_shape(m["y"], m.output):
         return True
     return Refusal("'{}' is smaller than the product", m["y"].name, culprit=m["y"])
@@ -441,11 +441,11 @@ def _elements(m: Match, value: ir.Value) -> float:
 
 @register_pass
 class SimplifyArithmetic(RulePass):
-    """Combine chains of Add, Sub, Mul, Div, Clip, Relu, Min and Max with constants, and write costly ops as cheaper ones.
+    """Combine chains of arithmetic and bounds with constants, and write costly ops as cheaper ones.
 
-    Constants of floats are combined in float64 and rounded once; those of integers wrap as the ops do. Division by powers of
-    two becomes multiplication, Pow by 2, -1 and 0.5 a product, Reciprocal and Sqrt, a Reciprocal or Neg part of the op
-    behind it; two scales of the operands of a matrix product become one.
+    Constants of floats are combined in float64 and rounded once; those of integers wrap as the ops do. Division by
+    powers of two becomes multiplication, Pow by 2, -1 and 0.5 a product, Reciprocal and Sqrt, a Reciprocal or Neg
+    part of the op behind it; two scales of the operands of a matrix product become one.
 
     Refused: chains whose middle others use, constants that together leave the normal range or broadcast to something
     large, the rounding by adding and taking away a large number, quotients of integers, Pow by 0.5 of what may be

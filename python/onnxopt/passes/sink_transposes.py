@@ -13,10 +13,10 @@ from onnxopt.rewrite.driver import Driver, discard
 from onnxopt.rewrite.patch import Builder
 from onnxopt.rewrite.pattern import op, pattern
 from onnxopt.rewrite.permutations import Move, Permutation, compose, inverse, is_identity, move, permutation
-from onnxopt.rewrite.rules import Match, Refusal, RuleSet, attribute, rule
+from onnxopt.rewrite.rules import Match, Refusal, RuleSet, rule
 
 MAX_CONSTANT_BYTES = 1 << 20
-"""Constants beside moved data are transposed too, up to this size: biases and masks are smaller, weights stay unread."""
+"""Constants beside moved data are transposed too, up to this size: biases are smaller, weights stay unread."""
 
 MAX_ROUNDS = 16
 """Every round leaves fewer Transposes; models settle in one or two."""
