@@ -36,6 +36,7 @@ PHASES: Mapping[str, tuple[str, ...]] = {
         "recognize_activations",
         "recognize_norms",
         "simplify_arithmetic",
+        "fold_signs",
         "fuse_padding",
         "fuse_into_convolutions",
         "fuse_into_gemms",

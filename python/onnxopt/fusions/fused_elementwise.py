@@ -180,7 +180,7 @@ def leave_to_runtime(node: ir.Node, ctx: Context) -> Refusal | None:
         producer = None if value is None else value.producer()
         if producer is None or producer.op_type not in ("Conv", "FusedConv") or ir.use_count(value) != 1:  # type: ignore[arg-type]
             continue
-        if node.op_type in CONV_ACTIVATIONS and len(node.inputs) == 1:
+        if node.op_type in CONV_ACTIVATIONS:
             return Refusal("onnxruntime computes {} in the kernel of the Conv before it", node.op_type, culprit=node)
         if node.op_type == "Add" and ctx.shapes.same_shape(*node.inputs) and _is_residual(node):  # type: ignore[arg-type]
             return Refusal("onnxruntime adds the residual in the kernel of the Conv before it", culprit=node)

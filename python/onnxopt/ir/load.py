@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import math
 import mmap
 import os
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 import onnx_ir
-from onnx_ir import AttributeType, ExternalTensor, Model, TensorProtocol, serde
+from onnx_ir import AttributeType, DataType, ExternalTensor, Model, TensorProtocol, serde
 
 from onnxopt.errors import ModelError, OptionError
 from onnxopt.ir import unsupported, wire
@@ -101,7 +102,7 @@ def from_proto(proto: onnx.ModelProto, resolve: Callable[[ExternalTensor], Tenso
         raise ModelError(_first_cause(error)) from error
     if proto.training_info:
         model.meta[TRAINING_KEY] = list(proto.training_info)
-    _resolve_external(model, resolve)
+    _settle_tensors(model, resolve)
     check_structure(model)
     return model
 
@@ -144,16 +145,44 @@ def _deserialized(proto: onnx.ModelProto) -> Model:
     return model
 
 
-# --- external data -------------------------------------------------------------------------------------------------
-def _resolve_external(model: Model, resolve: Callable[[ExternalTensor], TensorProtocol]) -> None:
+# --- tensors -------------------------------------------------------------------------------------------------------
+def _settle_tensors(model: Model, resolve: Callable[[ExternalTensor], TensorProtocol]) -> None:
+    """Resolve external tensors, and check that the others have as many elements as they say."""
     for graph in _all_graphs(model):
         for value in graph.initializers.values():
             if isinstance(value.const_value, ExternalTensor):
                 value.const_value = resolve(value.const_value)
+            elif isinstance(value.const_value, serde.TensorProtoTensor):
+                _check_size(value.const_value.raw)
         for node in graph:
             for name, attr in node.attributes.items():
-                if attr.type == AttributeType.TENSOR and not attr.is_ref() and isinstance(attr.value, ExternalTensor):
+                if attr.type is not AttributeType.TENSOR or attr.is_ref():
+                    continue
+                if isinstance(attr.value, ExternalTensor):
                     node.attributes[name] = onnx_ir.AttrTensor(name, resolve(attr.value), doc_string=attr.doc_string)
+                elif isinstance(attr.value, serde.TensorProtoTensor):
+                    _check_size(attr.value.raw)
+
+
+_PER_BYTE = {4: 2, 2: 4}
+"""Elements of so many bits that share one number of a typed field; wider ones have a number each."""
+
+
+def _check_size(tensor: onnx.TensorProto) -> None:
+    if tensor.data_type == onnx.TensorProto.UNDEFINED:
+        return
+    count, dtype = math.prod(tensor.dims), DataType(tensor.data_type)
+    if any(dim < 0 for dim in tensor.dims):
+        raise ModelError(f"The tensor '{tensor.name}' has the impossible shape {list(tensor.dims)}.")
+    if tensor.HasField("raw_data") and dtype is not DataType.STRING:
+        expected, found, unit = -(-count * dtype.bitwidth // 8), len(tensor.raw_data), "bytes"
+    else:
+        numbers = getattr(tensor, onnx.helper.tensor_dtype_to_field(tensor.data_type))
+        per_number = 1 if dtype is DataType.STRING else _PER_BYTE.get(dtype.bitwidth, 1)
+        parts = 2 if dtype in (DataType.COMPLEX64, DataType.COMPLEX128) else 1
+        expected, found, unit = -(-count * parts // per_number), len(numbers), "elements"
+    if expected != found:
+        raise ModelError(f"The tensor '{tensor.name}' needs {expected} {unit} and has {found}.")
 
 
 def _refuse_external(tensor: ExternalTensor) -> TensorProtocol:
@@ -169,6 +198,7 @@ def _all_graphs(model: Model) -> Iterator[Graph]:
         yield from walk_graphs(function.graph)
 
 
+# --- external data -------------------------------------------------------------------------------------------------
 def _attach(tensor: ExternalTensor, folder: Path, files: dict[str, DataFile]) -> TensorProtocol:
     location = str(tensor.location)
     if location not in files:

@@ -104,6 +104,7 @@ def _skeleton(model: Model) -> onnx.ModelProto:
     if unsupported.KEY in model.meta:
         unsupported.reveal(proto)
     _drop_redundant_infos(proto.graph)
+    _drop_repeated_metadata(proto.graph)
     return proto
 
 
@@ -115,6 +116,16 @@ def _drop_redundant_infos(graph: onnx.GraphProto) -> None:
         info = infos[index]
         if info.name in names and not info.doc_string and not info.metadata_props:
             del infos[index]
+
+
+def _drop_repeated_metadata(graph: onnx.GraphProto) -> None:
+    """onnx-ir adds the metadata of a tensor that it read from a protobuf to the metadata that is there already."""
+    for tensor in graph.initializer:
+        if len(tensor.metadata_props) > 1:
+            entries = {one.key: one.value for one in tensor.metadata_props}
+            del tensor.metadata_props[:]
+            for key, value in entries.items():
+                tensor.metadata_props.add(key=key, value=value)
 
 
 def _tensors(model: Model) -> Iterator[TensorProtocol]:

@@ -1,81 +1,114 @@
-"""Convolution and activation as one node: onnxruntime's own FusedConv, carried with a standard body."""
+"""A Conv and its activation become one FusedConv, which carries both as its body."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
+
 from onnxopt import ir
 from onnxopt.ops.base import FUNCTIONS_IR_VERSION, overload_of
-from onnxopt.passes.base import Context, Pass, PassResult, register_pass
-from onnxopt.rewrite.driver import walk
+from onnxopt.passes.base import Context, PassResult, RulePass, register_pass
 from onnxopt.rewrite.patch import Builder
-from onnxopt.rewrite.rules import Refusal
+from onnxopt.rewrite.pattern import pattern
+from onnxopt.rewrite.rules import Match, Refusal, RuleSet, attribute, rule
 
 DOMAIN = "com.microsoft"
-ACTIVATIONS = ("Relu", "Sigmoid", "Tanh")
-"""Activations without parameters that the kernel applies."""
+OP_TYPE = "FusedConv"
+
+FLOAT_MAX = float(np.finfo(np.float32).max)
+"""Where Clip has no bound, the standard takes the largest finite number."""
+
+ACTIVATIONS = {
+    "Relu": (),
+    "Sigmoid": (),
+    "Tanh": (),
+    "LeakyRelu": (("alpha", 0.01),),
+    "HardSigmoid": (("alpha", 0.2), ("beta", 0.5)),
+    "Clip": (("min", -FLOAT_MAX), ("max", FLOAT_MAX)),
+}
+"""What onnxruntime's kernel applies to the result: parameters in the kernel's order, with their defaults."""
+
+
+def parameters(node: ir.Node) -> list[float] | Refusal:
+    """The parameters of an activation, from attributes or (Clip since opset 11) constant inputs."""
+    found: list[float] = []
+    for index, (name, default) in enumerate(ACTIVATIONS[node.op_type], start=1):
+        operand = node.inputs[index] if node.op_type == "Clip" and index < len(node.inputs) else None
+        number = attribute(node, name, default) if operand is None else ir.scalar(operand)
+        if number is None:
+            return Refusal("its {} is not constant", name, culprit=node)
+        found.append(float(number))
+    return found
+
+
+@pattern
+def _activation_of_conv(p, x, w):  # type: ignore[no-untyped-def]
+    conv = p.Conv(x, w, p.optional("bias"), as_="conv")
+    return p.op(tuple(ACTIVATIONS), conv, p.optional("low"), p.optional("high"))
+
+
+def _in_kernel(m: Match) -> bool | Refusal:
+    if m.ctx.target.name != "cpu":
+        return Refusal("only onnxruntime's CPU provider has the kernel", culprit=m.root)
+    return m.dtype("x") is ir.DataType.FLOAT or Refusal("the kernel computes float32", culprit=m.root)
+
+
+@rule(_activation_of_conv, where=_in_kernel)
+def fuse_conv_activation(b: Builder, m: Match) -> ir.Value | Refusal:
+    """Conv and the activation that alone uses it are one FusedConv."""
+    conv = m.node("conv")
+    numbers = parameters(m.root)
+    if isinstance(numbers, Refusal):
+        return numbers
+    attributes = {name: attr.value for name, attr in conv.attributes.items()}
+    own = sorted(attributes.items())
+    inputs = [value for value in (m["x"], m["w"], m.get("bias")) if value is not None]
+    overload = overload_of(f"{m.ctx.opset}|{len(inputs)}|{own}|{m.root.op_type}|{numbers}")
+    if (DOMAIN, OP_TYPE, overload) not in m.ctx.model.functions:
+        b.functions.append(_body(conv, m.root, len(inputs), overload, m.ctx.opset))
+    attributes |= {"activation": m.root.op_type, "activation_params": numbers or None}
+    return b.op(OP_TYPE, inputs, attributes, domain=DOMAIN, overload=overload, name=conv.name)[0]
+
+
+def _body(conv: ir.Node, activation: ir.Node, inputs: int, overload: str, opset: int) -> ir.Function:
+    """The standard ops that the node stands for, for runtimes without the kernel."""
+    formals = [ir.Value(name=name) for name in ("x", "w", "b")[:inputs]]
+    product = _node("Conv", formals, conv)
+    nodes = [product]
+    operands: list[ir.Value | None] = [product.outputs[0]]
+    for value in activation.inputs[1:]:
+        tensor = ir.constant(value)
+        if tensor is not None:
+            nodes.append(ir.Node("", "Constant", [], [ir.Attr("value", ir.AttributeType.TENSOR, tensor)]))
+        operands.append(None if tensor is None else nodes[-1].outputs[0])
+    nodes.append(_node(activation.op_type, operands, activation))
+    for number, node in enumerate(nodes):
+        node.name, node.outputs[0].name = f"n{number}", f"v{number}"
+    graph = ir.Graph(formals, nodes[-1].outputs, nodes=nodes, opset_imports={"": opset}, name=OP_TYPE)
+    return ir.Function(DOMAIN, OP_TYPE, overload, graph=graph, attributes=[])
+
+
+def _node(op_type: str, inputs: Sequence[ir.Value | None], like: ir.Node) -> ir.Node:
+    return ir.Node("", op_type, inputs, list(like.attributes.values()))
 
 
 @register_pass
-class FuseConvActivations(Pass):
-    """Turn Conv and the Relu, Sigmoid or Tanh behind it into com.microsoft::FusedConv with a function body of the two standard ops.
+class FuseConvActivations(RulePass):
+    """Turn Conv and Relu, Sigmoid, Tanh, LeakyRelu, HardSigmoid or Clip into one `com.microsoft.FusedConv`.
 
-    onnxruntime runs its kernel, which it would have fused itself; any other runtime runs the body. Refused: a Conv with other users,
-    types other than float32, and a Conv whose result is added to something first.
+    The node carries a model-local function of the same domain and name: onnxruntime runs its own kernel, any other
+    runtime the body. Refused: convolutions that others use as well, element types other than float32, bounds that are
+    not constant, and targets other than the CPU.
     """
 
     name = "fuse_conv_activations"
     phase = "fuse"
+    rules = RuleSet([fuse_conv_activation])
 
     def run(self, model: ir.Model, ctx: Context) -> PassResult:
-        patches = 0
-        for node in list(walk(model.graph)):
-            if node.op_type not in ACTIVATIONS or node.domain or node.graph is None:
-                continue
-            conv = node.inputs[0].producer() if node.inputs[0] is not None else None
-            if conv is None or conv.op_type != "Conv" or conv.domain:
-                continue
-            refusal = self._refuse(conv, node, ctx)
-            if refusal is not None:
-                ctx.log.refused(self.name, node, refusal, 2)
-            elif self._fuse(conv, node, ctx):
-                patches += 1
-        return PassResult(patches > 0, patches)
-
-    @staticmethod
-    def _refuse(conv: ir.Node, node: ir.Node, ctx: Context) -> Refusal | None:
-        value = conv.outputs[0]
-        if ir.use_count(value) != 1 or value.is_graph_output():
-            return Refusal("the Conv's result is also used elsewhere", culprit=conv)
-        if conv.graph is not node.graph:
-            return Refusal("the Conv is in another graph", culprit=conv)
-        if ctx.shapes.dtype(node.outputs[0]) != ir.DataType.FLOAT:
-            return Refusal("the kernel computes float32 only", culprit=conv)
-        return None
-
-    def _fuse(self, conv: ir.Node, node: ir.Node, ctx: Context) -> bool:
-        inputs = list(conv.inputs)
-        while inputs and inputs[-1] is None:
-            inputs.pop()
-        attributes = {**conv.attributes, "activation": node.op_type}
-        signature = ",".join(f"{name}={attr.value!r}" for name, attr in sorted(conv.attributes.items()))
-        overload = overload_of(f"{ctx.opset}|{node.op_type}|{len(inputs)}|{signature}")
-        builder = Builder(ctx, node)
-        output = builder.op("FusedConv", inputs, attributes, domain=DOMAIN, overload=overload, name=conv.name)[0]
-        ctx.shapes.set(output, ctx.shapes.dtype(node.outputs[0]), ctx.shapes.shape(node.outputs[0]))
-        if (DOMAIN, "FusedConv", overload) not in ctx.model.functions:
-            builder.functions.append(_body(conv, node, len(inputs), overload, ctx.opset))
-        ctx.model.graph.opset_imports.setdefault(DOMAIN, 1)
-        ctx.model.ir_version = max(ctx.model.ir_version, FUNCTIONS_IR_VERSION)
-        if not ctx.editor.apply(builder.patch(self.name, {node.outputs[0]: output})):
-            return False
-        ctx.editor.remove_unused([node])
-        return True
-
-
-def _body(conv: ir.Node, node: ir.Node, inputs: int, overload: str, opset: int) -> ir.Function:
-    formals = [ir.Value(name=f"i{index}") for index in range(inputs)]
-    made = ir.Node("", "Conv", formals, list(conv.attributes.values()), num_outputs=1, name="conv")
-    made.outputs[0].name = "c"
-    active = ir.Node("", node.op_type, [made.outputs[0]], num_outputs=1, name="activation")
-    active.outputs[0].name = "y"
-    graph = ir.Graph(formals, [active.outputs[0]], nodes=[made, active], opset_imports={"": opset}, name="FusedConv")
-    return ir.Function(DOMAIN, "FusedConv", overload, graph=graph, attributes=[])
+        result = super().run(model, ctx)
+        if result.modified:
+            model.graph.opset_imports.setdefault(DOMAIN, 1)
+            model.ir_version = max(model.ir_version, FUNCTIONS_IR_VERSION)
+        return result
