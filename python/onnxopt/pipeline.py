@@ -32,6 +32,7 @@ PHASES: Mapping[str, tuple[str, ...]] = {
         "simplify_casts",
         "simplify_reshapes",
         "simplify_slices",
+        "split_instead_of_slices",
         "sink_transposes",
         "recognize_activations",
         "recognize_norms",

@@ -1,0 +1,83 @@
+"""Slices that take a tensor apart."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from helpers import assert_same, model, op_list, run_passes
+
+PASS = "split_instead_of_slices"
+RNG = np.random.default_rng(0)
+
+
+def sliced(
+    *bounds: tuple[int, int], axis: int = -1, step: int = 1, shape: str = "2,3,8", opset: int = 17
+) -> onnx.ModelProto:
+    """y0, y1 ... are Slices of x."""
+    names = [f"y{index}" for index in range(len(bounds))]
+    weights = {"axis": np.array([axis]), "step": np.array([step])}
+    for index, (start, stop) in enumerate(bounds):
+        weights |= {f"s{index}": np.array([start]), f"e{index}": np.array([stop])}
+    body = "\n".join(f"{name} = Slice(x, s{index}, e{index}, axis, step)" for index, name in enumerate(names))
+    outputs = ", ".join(f"float[{name}_0, {name}_1, {name}_2] {name}" for name in names)
+    return model(f"g (float[{shape}] x) => ({outputs}) {{ {body} }}", opset=opset, **weights)
+
+
+def feeds() -> dict[str, np.ndarray]:
+    return {"x": RNG.standard_normal((2, 3, 8)).astype(np.float32)}
+
+
+@pytest.mark.parametrize("opset", [11, 13, 18])
+@pytest.mark.parametrize(
+    "bounds",
+    [[(0, 4), (4, 8)], [(4, 2**63 - 1), (0, 4)], [(-3, 8), (2, 5), (0, -6)], [(0, -7), (1, 100)]],
+    ids=["halves", "second first", "three with negatives", "open end"],
+)
+def test_split(bounds: list[tuple[int, int]], opset: int) -> None:
+    before = sliced(*bounds, opset=opset)
+    after, _ = run_passes(before, PASS)
+    assert op_list(after) == ["Split"]
+    assert [value.name for value in after.graph.output] == [value.name for value in before.graph.output]
+    assert_same(before, after, feeds(), rtol=0, atol=0)
+
+
+def test_slices_in_attributes() -> None:
+    body = "y = Slice<starts=[0], ends=[2], axes=[1]>(x)\n z = Slice<starts=[2], ends=[3], axes=[1]>(x)"
+    before = model(f"g (float[2,3,8] x) => (y, z) {{ {body} }}", opset=9)
+    after, _ = run_passes(before, PASS)
+    assert op_list(after) == ["Split"]
+    assert_same(before, after, feeds(), rtol=0, atol=0)
+
+
+def test_other_dims_may_be_symbolic() -> None:
+    before = sliced((0, 4), (4, 8), shape="N,M,8")
+    after, _ = run_passes(before, PASS)
+    assert op_list(after) == ["Split"]
+    assert_same(before, after, feeds(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        sliced((0, 8)),
+        sliced((0, 4), (5, 8)),
+        sliced((0, 5), (4, 8)),
+        sliced((0, 4), (4, 7)),
+        sliced((0, 4), (4, 8), (4, 8)),
+        sliced((0, 0), (0, 8)),
+        sliced((0, 8), (1, 8), step=2),
+        sliced((0, 4), (4, 8), shape="2,3,N"),
+    ],
+    ids=["one", "gap", "overlap", "end", "twice", "empty", "steps", "symbolic"],
+)
+def test_refuses(before: onnx.ModelProto) -> None:
+    after, _ = run_passes(before, PASS)
+    assert op_list(after) == op_list(before)
+
+
+def test_refuses_slices_along_different_axes() -> None:
+    text = "g (float[4,4] x) => (y, z) { y = Slice(x, a, b, a)\n z = Slice(x, b, c, d) }"
+    before = model(text, a=np.array([0]), b=np.array([2]), c=np.array([4]), d=np.array([1]))
+    after, _ = run_passes(before, PASS)
+    assert op_list(after) == ["Slice", "Slice"]
