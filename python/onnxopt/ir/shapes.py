@@ -46,9 +46,12 @@ class ShapeEnv:
     # --- questions
     def dtype(self, value: Value) -> DataType | None:
         """Element type of a tensor, None where it is unknown or the value is no tensor."""
+        known = value.type
+        if known is not None and not isinstance(known, TensorType):
+            return None
         found = self._dtypes.get(value)
-        if found is None and isinstance(value.type, TensorType):
-            found = value.type.dtype
+        if found is None and isinstance(known, TensorType):
+            found = known.dtype
         return None if found is DataType.UNDEFINED else found
 
     def shape(self, value: Value) -> Shape | None:

@@ -84,7 +84,8 @@ class FoldShapes(Pass):
         elements, source = ctx.shapes.elements(shape_input), ctx.shapes.shape(data)
         if elements is None:
             elements = ctx.shapes.shape(node.outputs[0])
-            if elements is None or any(dims.is_fresh(one) for one in elements):
+            # In a target, a dim of 0 would copy that of the input.
+            if elements is None or any(dims.is_fresh(one) or one == 0 for one in elements):
                 return None
         elif any(isinstance(one, int) and one in (0, -1) for one in elements) and attribute(node, "allowzero", 0):
             return None
