@@ -14,10 +14,14 @@ def canonical(message: Any) -> Any:
     """
     if isinstance(message, onnx.TensorProto):
         return _tensor(message)
-    return tuple((field.name, _value(field.name, value)) for field, value in message.ListFields() if _says_something(value))
+    return tuple(
+        (field.name, _value(field.name, value)) for field, value in message.ListFields() if _says_something(value)
+    )
 
 
-_UNORDERED = frozenset({"value_info", "initializer", "opset_import", "functions", "metadata_props", "attribute", "quantization_annotation"})
+_UNORDERED = frozenset(
+    {"value_info", "initializer", "opset_import", "functions", "metadata_props", "attribute", "quantization_annotation"}
+)
 
 
 def _value(name: str, value: Any) -> Any:

@@ -8,6 +8,7 @@ import gc
 import math
 import mmap
 import os
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,7 +52,9 @@ def load(source: Any) -> Model:
         from onnxopt.ir.graphsurgeon import from_graphsurgeon
 
         return from_graphsurgeon(source)
-    raise OptionError(f"Expected a path, ModelProto, onnx_ir.Model or onnx_graphsurgeon.Graph, got {type(source).__name__}.")
+    raise OptionError(
+        f"Expected a path, ModelProto, onnx_ir.Model or onnx_graphsurgeon.Graph, got {type(source).__name__}."
+    )
 
 
 def load_copy(source: Any) -> Model:
@@ -60,8 +63,12 @@ def load_copy(source: Any) -> Model:
 
 
 def _load_file(path: Path) -> Model:
-    if not path.is_file():
-        raise ModelError(f"There is no model file '{path}'." if not path.exists() else f"'{path}' is not a file.")
+    try:
+        kind = path.stat().st_mode
+    except (OSError, ValueError) as error:
+        raise ModelError(f"There is no model file '{path}'.") from error
+    if not stat.S_ISREG(kind):
+        raise ModelError(f"'{path}' is not a file.")
     data = DataFile(path)
     if data.size == 0:
         raise ModelError(f"The model file '{path}' is empty.")
@@ -96,13 +103,15 @@ def from_proto(proto: onnx.ModelProto, resolve: Callable[[ExternalTensor], Tenso
     try:
         with without_collector():
             model = _deserialized(proto)
+            _settle_tensors(model, resolve)
+    except ModelError:
+        raise
     except RecursionError as error:
         raise ModelError("Its subgraphs are nested too deep.") from error
     except Exception as error:
         raise ModelError(_first_cause(error)) from error
     if proto.training_info:
         model.meta[TRAINING_KEY] = list(proto.training_info)
-    _settle_tensors(model, resolve)
     check_structure(model)
     return model
 
@@ -233,6 +242,10 @@ def contained(folder: Path, location: str, tensor: str | None) -> Path:
     path = folder / location
     if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
         raise ModelError(f"{where}, which leads out of the model's folder.")
-    if not path.is_file():
+    try:
+        is_file = stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        is_file = False
+    if not is_file:
         raise ModelError(f"{where}, and there is no such file.")
     return path

@@ -49,6 +49,8 @@ def save(model: Model, path: str | os.PathLike[str], *, external_data: str | Non
     mode = external_data or "auto"
     if mode not in MODES:
         raise OptionError(f"external_data '{mode}' is unknown; the modes are {', '.join(MODES)}.")
+    if target.is_dir():
+        raise OptionError(f"The output '{target}' is a folder.")
     if not target.parent.is_dir():
         raise OptionError(f"The folder '{target.parent}' of the output does not exist.")
     _refuse_overwriting(model, target)
@@ -66,7 +68,9 @@ def to_proto(model: Model) -> onnx.ModelProto:
     """
     size = sum(tensor.nbytes for tensor in _tensors(model))
     if size > PROTOBUF_LIMIT:
-        raise ModelError(f"The model has {size} bytes of weights, more than a protobuf holds; write it to a file instead.")
+        raise ModelError(
+            f"The model has {size} bytes of weights, more than a protobuf holds; write it to a file instead."
+        )
     proto, large = skeleton(model)
     for initializer in proto.graph.initializer:
         tensor = large.get(initializer.name)
@@ -203,7 +207,13 @@ def _reference(tensor: ExternalTensor, target: Path | None) -> ExternalTensor:
         raise OptionError(f"The output in '{folder}' cannot refer to '{data}', which lies outside of its folder.")
     location = str(data.relative_to(folder))
     return ExternalTensor(
-        location, tensor.offset, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=tensor.name or "", base_dir=folder
+        location,
+        tensor.offset,
+        tensor.nbytes,
+        tensor.dtype,
+        shape=tensor.shape,
+        name=tensor.name or "",
+        base_dir=folder,
     )
 
 
@@ -346,13 +356,16 @@ def _refuse_overwriting(model: Model, target: Path) -> None:
     outputs = [path for path in (target, target.with_name(target.name + ".data")) if path.exists()]
     if not outputs:
         return
-    sources = {
-        (tensor.mapped if isinstance(tensor, StreamedTensor) else tensor).source.path
-        for tensor in _tensors(model)
-        if isinstance(tensor, (MappedTensor, StreamedTensor))
-    }
+    sources = {path for path in map(_file_of, _tensors(model)) if path is not None}
     sources |= {Path(source) for source in [model.meta.get(SOURCE_KEY)] if source}
     for source in sources:
         for output in outputs:
             if source.exists() and output.samefile(source):
                 raise OptionError(f"The output '{output}' is a file that the model is read from; choose another name.")
+
+
+def _file_of(tensor: TensorProtocol) -> Path | None:
+    source = tensor.mapped if isinstance(tensor, StreamedTensor) else tensor
+    if isinstance(source, MappedTensor):
+        return source.source.path
+    return Path(source.path) if isinstance(source, ExternalTensor) else None

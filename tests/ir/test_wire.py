@@ -1,0 +1,124 @@
+"""The wire format: large tensors become ranges, everything else stays byte for byte."""
+
+from __future__ import annotations
+
+import helpers
+import numpy as np
+import onnx
+import pytest
+from onnxopt.errors import ModelError
+from onnxopt.ir import wire
+
+LARGE = np.arange(wire.LARGE_BYTES // 4, dtype=np.float32)
+SMALL = LARGE[:-1]
+
+
+def _ranges(skeleton: bytes) -> dict[str, tuple[int, int]]:
+    """Offset and length of every tensor that the skeleton refers to, by name."""
+    found = {}
+    for tensor in _tensors(onnx.ModelProto.FromString(skeleton)):
+        entries = {one.key: one.value for one in tensor.external_data}
+        if entries.get("location") == wire.INSIDE:
+            assert tensor.data_location == onnx.TensorProto.EXTERNAL
+            assert not tensor.HasField("raw_data")
+            found[tensor.name] = int(entries["offset"]), int(entries["length"])
+    return found
+
+
+def _tensors(model: onnx.ModelProto) -> list[onnx.TensorProto]:
+    nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
+    found = list(model.graph.initializer)
+    for node in nodes:
+        for attribute in node.attribute:
+            found += [attribute.t, *attribute.tensors, *attribute.g.initializer]
+            nodes += attribute.g.node
+    return found
+
+
+def _tensor(name: str) -> onnx.TensorProto:
+    return onnx.numpy_helper.from_array(LARGE, name)
+
+
+def _model_with_tensors_everywhere() -> onnx.ModelProto:
+    model = helpers.model("g (float[1] x, bool c) => (float[N] y) { y = Add (x, initializer) }")
+    model.graph.initializer.append(_tensor("initializer"))
+    constant = model.graph.node.add(op_type="Constant", output=["k"])
+    constant.attribute.add(name="value", type=onnx.AttributeProto.TENSOR).t.CopyFrom(_tensor("attribute"))
+    several = model.graph.node.add(op_type="Custom", domain="d", output=["l"])
+    several.attribute.add(name="values", type=onnx.AttributeProto.TENSORS).tensors.append(_tensor("one of several"))
+    branch = model.graph.node.add(op_type="If", input=["c"], output=["m"])
+    body = branch.attribute.add(name="then_branch", type=onnx.AttributeProto.GRAPH).g
+    body.initializer.append(_tensor("in a subgraph"))
+    function = model.functions.add(name="F", domain="f", output=["o"])
+    inner = function.node.add(op_type="Constant", output=["o"])
+    inner.attribute.add(name="value", type=onnx.AttributeProto.TENSOR).t.CopyFrom(_tensor("in a function"))
+    return model
+
+
+def test_finds_large_tensors_wherever_they_are() -> None:
+    data = _model_with_tensors_everywhere().SerializeToString()
+    ranges = _ranges(wire.split(data))
+    assert set(ranges) == {"initializer", "attribute", "one of several", "in a subgraph", "in a function"}
+    for offset, length in ranges.values():
+        assert data[offset : offset + length] == LARGE.tobytes()
+
+
+def test_putting_the_bytes_back_gives_the_model() -> None:
+    model = _model_with_tensors_everywhere()
+    data = model.SerializeToString()
+    skeleton = onnx.ModelProto.FromString(wire.split(data))
+    for tensor in _tensors(skeleton):
+        entries = {one.key: one.value for one in tensor.external_data}
+        if entries:
+            start = int(entries["offset"])
+            tensor.raw_data = data[start : start + int(entries["length"])]
+            tensor.ClearField("external_data")
+            tensor.ClearField("data_location")
+    assert skeleton == model
+
+
+def test_small_models_stay_byte_for_byte() -> None:
+    data = helpers.model("g (float[1] x) => (float[N] y) { y = Add (x, w) }", w=SMALL).SerializeToString()
+    assert wire.split(data) == data
+
+
+def test_typed_data_stays() -> None:
+    model = helpers.model("g (float[1] x) => (float[N] y) { y = Add (x, w) }")
+    model.graph.initializer.append(onnx.helper.make_tensor("w", 1, LARGE.shape, LARGE.tolist()))
+    data = model.SerializeToString()
+    assert wire.split(data) == data
+
+
+def test_unknown_fields_stay() -> None:
+    data = helpers.model("g (float[1] x) => (float[N] y) { y = Add (x, w) }", w=LARGE).SerializeToString()
+    unknown = wire.field(999, 3) + b"abc" + wire.varint(998 << 3) + b"\x07"
+    assert wire.split(data + unknown).endswith(unknown)
+
+
+@pytest.mark.parametrize("number", [0, 1, 127, 128, 300, 1 << 21, (1 << 35) + 5, (1 << 64) - 1])
+def test_varint_reads_back(number: int) -> None:
+    encoded = wire.varint(number)
+    assert wire._read_varint(encoded, 0, len(encoded)) == (number, len(encoded))
+
+
+@pytest.mark.parametrize("cut", [1, 5, 17, 1000, 4097])
+def test_truncated_files_are_refused(cut: int) -> None:
+    data = helpers.model("g (float[1] x) => (float[N] y) { y = Add (x, w) }", w=LARGE).SerializeToString()
+    with pytest.raises(ModelError, match="truncated|does not end"):
+        wire.split(data[:-cut])
+
+
+@pytest.mark.parametrize("data", [b"\xff" * 20, b"\x3a" + b"\xff" * 9 + b"\x01", b"\x3b", b"\x80"])
+def test_other_bytes_are_refused(data: bytes) -> None:
+    with pytest.raises(ModelError):
+        wire.split(data)
+
+
+def test_deep_nesting_is_refused() -> None:
+    payload = b"\0" * wire.LARGE_BYTES
+    for _ in range(wire.MAX_DEPTH):
+        payload = wire.field(6, len(payload)) + payload  # AttributeProto.g
+        payload = wire.field(5, len(payload)) + payload  # NodeProto.attribute
+        payload = wire.field(1, len(payload)) + payload  # GraphProto.node
+    with pytest.raises(ModelError, match="deep"):
+        wire.split(wire.field(7, len(payload)) + payload)
