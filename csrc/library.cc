@@ -11,13 +11,14 @@ namespace {
 constexpr const char* kDomain = "ai.onnxopt";
 }
 
-/// What onnxruntime calls when the library is registered with session options. The domain lives as long as the process: sessions keep
-/// plain pointers to its ops.
+/// What onnxruntime calls when the library is registered with session options. The domain lives as long as the process: sessions
+/// keep plain pointers to its ops.
 ONNXOPT_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
   using namespace onnxopt;
   const void* table = base->GetApi(ort::kApiVersion);
   if (table == nullptr) {
-    // Nothing of this ABI version can be called, so the sentence goes through the first version, whose error functions are the same.
+    // Nothing of this ABI version can be called, so the sentence goes through the first version, whose error functions are the
+    // same.
     const char* version = base->GetVersionString();
     char text[160];
     std::snprintf(text, sizeof text, "onnxopt needs onnxruntime 1.18 or newer; this is %s.", version ? version : "older");

@@ -78,7 +78,8 @@ Result<std::vector<ort::TensorView>> read_inputs(const Program& program, const O
   using Views = std::vector<ort::TensorView>;
   std::size_t count = 0;
   if (!ort::succeeded(ort::api().KernelContext_GetInputCount(context, &count)) || count != program.inputs().size())
-    return Result<Views>::failure("It got " + number(count) + " inputs and its expression has " + number(program.inputs().size()) + ".");
+    return Result<Views>::failure("It got " + number(count) + " inputs and its expression has " + number(program.inputs().size()) +
+                                  ".");
   Views views;
   for (std::size_t i = 0; i < count; ++i) {
     std::optional<ort::TensorView> view = ort::input(context, i);
@@ -118,7 +119,8 @@ OrtStatus* compute(void* state, OrtKernelContext* context) try {
     const Shape& shape = (*shapes)[i];
     outputs.push_back(ort::output(context, i, shape));
     const bool empty = std::find(shape.begin(), shape.end(), 0) != shape.end();  // then there is no memory
-    if (outputs.back() == nullptr && !empty) return ort::failure(kName, "Output " + number(i) + " could not be allocated.", ort::kFail);
+    if (outputs.back() == nullptr && !empty)
+      return ort::failure(kName, "Output " + number(i) + " could not be allocated.", ort::kFail);
   }
   const elementwise::Arguments arguments{data, input_shapes, outputs, *shapes};
   const Result<bool> done = elementwise::run(program, *kernel.variant, arguments, ort::thread_pool(context));

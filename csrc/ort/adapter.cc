@@ -79,7 +79,8 @@ std::optional<TensorView> input(const OrtKernelContext* context, std::size_t ind
 void* output(OrtKernelContext* context, std::size_t index, const std::vector<std::int64_t>& shape) {
   OrtValue* value = nullptr;
   void* data = nullptr;
-  if (!succeeded(api().KernelContext_GetOutput(context, index, shape.data(), shape.size(), &value)) || value == nullptr) return nullptr;
+  if (!succeeded(api().KernelContext_GetOutput(context, index, shape.data(), shape.size(), &value)) || value == nullptr)
+    return nullptr;
   return succeeded(api().GetTensorMutableData(value, &data)) ? data : nullptr;
 }
 

@@ -118,7 +118,8 @@ py::list run(const std::string& op, const std::vector<py::array>& inputs, const 
   std::vector<const void*> data;
   for (std::size_t i = 0; i < inputs.size(); ++i) {
     if (!inputs[i].dtype().is(numpy_type(program->inputs()[i])) && !inputs[i].dtype().equal(numpy_type(program->inputs()[i])))
-      throw py::value_error("Input " + std::to_string(i) + " should be " + std::string(elementwise::name_of(program->inputs()[i])) + ".");
+      throw py::value_error("Input " + std::to_string(i) + " should be " + std::string(elementwise::name_of(program->inputs()[i])) +
+                            ".");
     held.push_back(py::array::ensure(inputs[i], py::array::c_style));
     shapes.emplace_back(held[i].shape(), held[i].shape() + held[i].ndim());
     data.push_back(held[i].data());

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -84,7 +84,13 @@ def human_bytes(count: float) -> str:
 
 
 def human_seconds(seconds: float) -> str:
-    return f"{seconds * 1e6:.0f} us" if seconds < 1e-3 else f"{seconds * 1e3:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
+    return (
+        f"{seconds * 1e6:.0f} us"
+        if seconds < 1e-3
+        else f"{seconds * 1e3:.1f} ms"
+        if seconds < 1
+        else f"{seconds:.2f} s"
+    )
 
 
 def human_count(count: float) -> str:
@@ -125,7 +131,7 @@ def _progress(label: str, total: int | None = None) -> Iterator[Callable[[str], 
         yield lambda text: progress.update(task, description=text, advance=1)
 
 
-def _table(console: Console, title: str, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def _table(console: Console, title: str, header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     from rich.table import Table
 
     table = Table(*header, title=title, title_justify="left", box=None, pad_edge=False)
@@ -139,7 +145,9 @@ def _table(console: Console, title: str, header: tuple[str, ...], rows: list[tup
 # --- commands ------------------------------------------------------------------------------------------------------
 @app.callback(invoke_without_command=True)
 def _root(
-    version: Annotated[bool, typer.Option("--version", help="Print the versions of onnxopt and of what it runs on.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the versions of onnxopt and of what it runs on.")
+    ] = False,
 ) -> None:
     if version:
         from onnxopt.runtime.library import describe
@@ -154,7 +162,9 @@ def optimize(
     output: Annotated[Path, typer.Option("-o", "--output", help="Where to write the optimized model.")],
     target: TargetName = "cpu",
     passes: Annotated[str | None, typer.Option(help="Comma-separated passes to run instead of the pipeline.")] = None,
-    verify: Annotated[bool, typer.Option("--verify", help="Compare outputs with the original's on random inputs.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare outputs with the original's on random inputs.")
+    ] = False,
     dim: Dims = None,
     report: Annotated[Path | None, typer.Option(help="Write a report: .html or .json.")] = None,
     external_data: Annotated[
@@ -219,7 +229,7 @@ def _print_summary(result: Report, source: Path, output: Path) -> None:
         f"{len(result.patches)} rewrites in {human_seconds(result.seconds)}; wrote {output}"
     )
     if sys.stdout.isatty():
-        changed = {op for op in {*result.ops_before, *result.ops_after}}
+        changed = {*result.ops_before, *result.ops_after}
         rows = [(op, result.ops_before.get(op, 0), result.ops_after.get(op, 0)) for op in sorted(changed)]
         different = [(op, str(a), str(b)) for op, a, b in rows if a != b]
         _table(console, "Ops that changed", ("op", "before", "after"), different)
@@ -244,7 +254,11 @@ def inspect(model: Model, dim: Dims = None, as_json: Json = False) -> None:
     console.print(f"{model.name}: {found.nodes} nodes, IR {found.ir_version}, opsets {opsets}, {found.producer}")
     dtypes = ", ".join(f"{dtype} {human_bytes(size)}" for dtype, size in found.weight_bytes_by_dtype.items())
     console.print(f"weights: {human_bytes(found.weight_bytes)} in {found.initializers} tensors ({dtypes})")
-    unknown = f" ({found.unknown_flops} nodes with unknown sizes not counted: fix dims with --dim)" if found.unknown_flops else ""
+    unknown = (
+        f" ({found.unknown_flops} nodes with unknown sizes not counted: fix dims with --dim)"
+        if found.unknown_flops
+        else ""
+    )
     console.print(f"operations: {human_count(found.flops)}FLOP{unknown}")
     if found.peak_activation_bytes is not None:
         console.print(f"activations alive at once: at most {human_bytes(found.peak_activation_bytes)}")
@@ -377,7 +391,9 @@ def inline(
 
 @app.command()
 def bench(
-    models: Annotated[list[Path], typer.Argument(metavar="MODEL...", help="Models to compare; the first is the reference.")],
+    models: Annotated[
+        list[Path], typer.Argument(metavar="MODEL...", help="Models to compare; the first is the reference.")
+    ],
     threads: Annotated[int, typer.Option(min=1, help="Threads of each session.")] = 2,
     rounds: Annotated[int, typer.Option(min=1, help="Bursts of each model, in turn.")] = 7,
     dim: Dims = None,
@@ -387,7 +403,9 @@ def bench(
     from onnxopt.runtime.bench import compare_models
 
     with _progress("Measuring", rounds * len(models)) as tick:
-        found = compare_models(models, threads=threads, rounds=rounds, dims=parse_dims(dim), tick=lambda: tick("Measuring"))
+        found = compare_models(
+            models, threads=threads, rounds=rounds, dims=parse_dims(dim), tick=lambda: tick("Measuring")
+        )
     if as_json:
         return _print_json([dataclasses.asdict(one) for one in found])
     rows = [

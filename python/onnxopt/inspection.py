@@ -157,9 +157,7 @@ def _node_flops(node: ir.Node, shapes: ir.ShapeEnv) -> int | None:
     return math.prod(output) * (steps.count("=") if isinstance(steps, str) else 1)
 
 
-def _matmul_flops(
-    node: ir.Node, inputs: list[tuple[int, ...] | None], output: tuple[int, ...] | None
-) -> int | None:
+def _matmul_flops(node: ir.Node, inputs: list[tuple[int, ...] | None], output: tuple[int, ...] | None) -> int | None:
     left = inputs[0]
     if left is None or output is None or not left:
         return None

@@ -11,8 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 from onnxopt import ir, passes
 from onnxopt.errors import OnnxOptError, OptionError, PassError
-from onnxopt.passes.base import REGISTRY, AppliedPatch, Context, NearMiss, Options, Pass, PassResult, RuleStats, register_pass
-from onnxopt.runtime.target import TARGETS, Target
+from onnxopt.passes.base import (
+    REGISTRY,
+    AppliedPatch,
+    Context,
+    NearMiss,
+    Options,
+    Pass,
+    PassResult,
+    RuleStats,
+    register_pass,
+)
+from onnxopt.runtime.target import Target
 
 if TYPE_CHECKING:
     from onnxopt.runtime.bench import Latency
@@ -27,7 +37,7 @@ PHASES: Mapping[str, tuple[str, ...]] = {
         "eliminate_dead_code",
         "eliminate_noops",
     ),
-    "fold": ("fold_shapes", "fold_constants", "inline_ifs", "inline_loops"),
+    "fold": ("fold_shapes", "fold_constants", "decide_ifs_by_rank", "inline_ifs", "inline_loops"),
     "simplify": (
         "simplify_casts",
         "simplify_reshapes",
@@ -194,14 +204,14 @@ class PassManager:
             else:
                 self._run_phase(phase, phase_passes, 1, model, ctx, report)
 
-    def _run_rounds(
-        self, entries: list[tuple[str, list[Pass]]], model: ir.Model, ctx: Context, report: Report
-    ) -> None:
+    def _run_rounds(self, entries: list[tuple[str, list[Pass]]], model: ir.Model, ctx: Context, report: Report) -> None:
         for number in range(1, MAX_ROUNDS + 1):
             if number > 1 and ctx.has_subgraphs:
                 # What changed inside a branch or body says more about the outputs of the node that holds it.
                 ctx.shapes.infer_model()
-            changed = [self._run_phase(phase, phase_passes, number, model, ctx, report) for phase, phase_passes in entries]
+            changed = [
+                self._run_phase(phase, phase_passes, number, model, ctx, report) for phase, phase_passes in entries
+            ]
             if not any(changed):
                 return
         ctx.log.warn(f"The model still changed after {MAX_ROUNDS} rounds of {' and '.join(REPEATED)}.")

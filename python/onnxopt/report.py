@@ -83,10 +83,18 @@ def _charts(data: dict[str, Any]) -> dict[str, str]:
     changed = [row for row in _changed_ops(data) if row[1] != row[2]][:OPS_IN_CHART]
     passes = _slow_passes(data)[:OPS_IN_CHART]
     charts = {
-        "ops": _bars("Nodes by op", [row[0] for row in changed], {"before": [r[1] for r in changed], "after": [r[2] for r in changed]}),
-        "passes": _bars("Time by pass, ms", [row[0] for row in passes], {"ms": [round(row[1] * 1e3, 2) for row in passes]}),
+        "ops": _bars(
+            "Nodes by op",
+            [row[0] for row in changed],
+            {"before": [r[1] for r in changed], "after": [r[2] for r in changed]},
+        ),
+        "passes": _bars(
+            "Time by pass, ms", [row[0] for row in passes], {"ms": [round(row[1] * 1e3, 2) for row in passes]}
+        ),
         "sizes": _bars(
-            "Weights, MiB", ["weights"], {side: [round(data["weight_bytes"][side] / 2**20, 2)] for side in ("before", "after")}
+            "Weights, MiB",
+            ["weights"],
+            {side: [round(data["weight_bytes"][side] / 2**20, 2)] for side in ("before", "after")},
         ),
     }
     if data["latency"]:
@@ -102,7 +110,13 @@ def _bars(title: str, labels: list[str], series: dict[str, list[float]]) -> str:
 
     style = CleanStyle(font_family="system-ui, sans-serif", colors=("#9aa5b1", "#2563eb"))
     chart = pygal.HorizontalBar(
-        title=title, style=style, js=[], height=120 + 34 * max(len(labels), 1), width=760, print_values=True, show_y_guides=False
+        title=title,
+        style=style,
+        js=[],
+        height=120 + 34 * max(len(labels), 1),
+        width=760,
+        print_values=True,
+        show_y_guides=False,
     )
     chart.x_labels = labels
     for name, values in series.items():

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import helpers
 import numpy as np
 import onnx
 import pytest
+
+import helpers
 from onnxopt import ir
 from onnxopt.errors import ModelError, OptionError
 from onnxopt.ir.mapped import MappedTensor

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import helpers
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-import onnxopt
 import pytest
+
+import helpers
+import onnxopt
 from onnxopt import ir
 from onnxopt.errors import ModelError, PassError
 

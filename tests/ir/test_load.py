@@ -8,13 +8,14 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-import helpers
 import numpy as np
 import onnx
 import pytest
 from canonical import canonical
 from onnx import TensorProto
 from onnx import helper as make
+
+import helpers
 from onnxopt import ir
 from onnxopt.errors import ModelError, OptionError
 

@@ -10,11 +10,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import helpers
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
+
+import helpers
 from onnxopt import ir
 from onnxopt.errors import ModelError, OptionError
 from onnxopt.ir import mapped

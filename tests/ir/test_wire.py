@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import helpers
 import numpy as np
 import onnx
 import pytest
+
+import helpers
 from onnxopt.errors import ModelError
 from onnxopt.ir import wire
 
@@ -104,7 +105,7 @@ def test_varint_reads_back(number: int) -> None:
 @pytest.mark.parametrize("cut", [1, 5, 17, 1000, 4097])
 def test_truncated_files_are_refused(cut: int) -> None:
     data = helpers.model("g (float[1] x) => (float[N] y) { y = Add (x, w) }", w=LARGE).SerializeToString()
-    with pytest.raises(ModelError, match="truncated|does not end"):
+    with pytest.raises(ModelError, match=r"truncated|does not end"):
         wire.split(data[:-cut])
 
 

@@ -16,7 +16,8 @@ namespace {
 using namespace onnxopt;
 using elementwise::Shape;
 
-constexpr const char* kUnary[] = {"neg", "abs", "sqrt", "exp", "log", "sigmoid", "tanh", "erf", "relu", "softplus", "gelu", "silu", "mish", "floor"};
+constexpr const char* kUnary[] = {"neg", "abs",  "sqrt",     "exp",  "log",  "sigmoid", "tanh",
+                                  "erf", "relu", "softplus", "gelu", "silu", "mish",    "floor"};
 constexpr const char* kBinary[] = {"add", "sub", "mul", "div", "min", "max"};
 
 class Generator {

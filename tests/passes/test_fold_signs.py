@@ -37,7 +37,9 @@ def rotary(shape: tuple[int, ...] = (1, 2, 3, 8), second_use: bool = False) -> o
 def run(model: onnx.ModelProto, x: np.ndarray) -> list[np.ndarray]:
     import onnxruntime
 
-    return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, {"x": x})
+    return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(
+        None, {"x": x}
+    )
 
 
 def test_moves_the_sign_into_the_table_exactly() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+
 from helpers import assert_same, evaluate, model, op_list, run_passes
 from onnxopt import ir
 from onnxopt.passes.base import Options

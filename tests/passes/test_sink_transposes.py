@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+
 from helpers import assert_same, model, op_list, ops, run_passes
 
 PASS = "sink_transposes"

@@ -21,8 +21,8 @@ struct V {
   static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
   static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
   static F div(F a, F b) { return _mm512_div_ps(a, b); }
-  /// The reciprocal of a number that is normal and far from overflow, by an estimate and Newton's step: the divider takes several times
-  /// as long. Its error is below an ulp.
+  /// The reciprocal of a number that is normal and far from overflow, by an estimate and Newton's step: the divider takes several
+  /// times as long. Its error is below an ulp.
   static F inverse(F x) {
     F r = _mm512_rcp14_ps(x);
     return _mm512_fmadd_ps(r, _mm512_fnmadd_ps(x, r, set1(1.0f)), r);

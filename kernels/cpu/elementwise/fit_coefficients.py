@@ -21,7 +21,9 @@ def fit(x: np.ndarray, target: np.ndarray, weight: np.ndarray, degree: int) -> t
     best, lowest = np.zeros(degree + 1), math.inf
     for _ in range(ROUNDS):
         scale = np.sqrt(lawson) * weight
-        solution = np.linalg.lstsq((basis * scale[:, None]).astype(float), (target * scale).astype(float), rcond=None)[0]
+        solution = np.linalg.lstsq((basis * scale[:, None]).astype(float), (target * scale).astype(float), rcond=None)[
+            0
+        ]
         error = np.abs(basis @ solution - target) * weight
         if error.max() < lowest:
             best, lowest = solution, float(error.max())

@@ -1,5 +1,5 @@
-// The executor: one template, instantiated once per instruction set. The including file defines `struct V` (vectors of float and their
-// masks) in an unnamed namespace, so that no code is shared between files that are compiled with different flags.
+// The executor: one template, instantiated once per instruction set. The including file defines `struct V` (vectors of float and
+// their masks) in an unnamed namespace, so that no code is shared between files that are compiled with different flags.
 //
 // A domain of elements is cut into tiles of a few hundred; a tile runs through all instructions before the next one starts, so that
 // intermediate values never leave the first-level cache. Tiles are whole vectors: the last elements of a row are computed in a
@@ -24,8 +24,8 @@ constexpr std::size_t W = V::kWidth;
 
 /// Elements of a row from which on tiles do not cross rows, so that broadcast operands need no copy.
 constexpr std::size_t kLongRow = 64;
-/// Bytes from one register to the next: a tile of the widest type, and a few cache lines, so that registers do not share the low bits
-/// of their addresses (a load would wait for a store 4 KiB away, and all would fall into the same sets of the cache).
+/// Bytes from one register to the next: a tile of the widest type, and a few cache lines, so that registers do not share the low
+/// bits of their addresses (a load would wait for a store 4 KiB away, and all would fall into the same sets of the cache).
 constexpr std::size_t kSlot = kTile * 8 + 5 * 64;
 
 /// Bytes of an element in a tensor.
@@ -85,7 +85,8 @@ inline F expm1(F x) {
   return V::select(V::greater(x, splat(60.0f)), exp(x), y);
 }
 
-/// a / (b + b_lost), where b_lost is what the rounding of b lost: the quotient is corrected by its remainder. b is at least 1 and finite.
+/// a / (b + b_lost), where b_lost is what the rounding of b lost: the quotient is corrected by its remainder. b is at least 1 and
+/// finite.
 inline F divide_exactly(F a, F b, F b_lost) {
   F inverse = V::inverse(b);
   F q = V::mul(a, inverse);
@@ -117,9 +118,8 @@ inline F tanh(F x) {
   return V::select(V::unordered(x), x, t);
 }
 
-constexpr float kErfSmall[] = {0.128379151f,   -0.376124799f,  0.112816826f,
-                               -0.0267617274f, 0.00498594809f, -0.000595377351f};
-constexpr float kErfLarge[] = {-0.000166447164f, -1.12779725f,    -0.636976063f, -0.104113683f,
+constexpr float kErfSmall[] = {0.128379151f, -0.376124799f, 0.112816826f, -0.0267617274f, 0.00498594809f, -0.000595377351f};
+constexpr float kErfLarge[] = {-0.000166447164f, -1.12779725f,    -0.636976063f,  -0.104113683f,
                                0.0223152153f,    -0.00306549086f, 0.000198219728f};
 
 inline F erf(F x) {
@@ -204,9 +204,7 @@ inline F clamp01(F x) { return clamp_keep_nan(x, 0.0f, 1.0f); }
 
 inline F hard_sigmoid(F x, float alpha, float beta) { return clamp01(V::add(V::mul(x, splat(alpha)), splat(beta))); }
 
-inline F elu(F x, float alpha) {
-  return V::select(V::less(x, splat(0.0f)), V::mul(splat(alpha), expm1(x)), x);
-}
+inline F elu(F x, float alpha) { return V::select(V::less(x, splat(0.0f)), V::mul(splat(alpha), expm1(x)), x); }
 
 inline F propagating_min(F a, F b) { return V::select(V::unordered(a), a, V::min(a, b)); }
 inline F propagating_max(F a, F b) { return V::select(V::unordered(a), a, V::max(a, b)); }
@@ -429,9 +427,7 @@ bool float_call(Op op, const Call& call, std::size_t n) {
         return V::add(V::max(splat(0.0f), x), V::min(splat(0.0f), low));
       });
       return true;
-    case Op::k_selu:
-      map1(call, n, [p](F x) { return V::mul(splat(p[1]), elu(x, p[0])); });
-      return true;
+    case Op::k_selu: map1(call, n, [p](F x) { return V::mul(splat(p[1]), elu(x, p[0])); }); return true;
     case Op::k_hard_sigmoid: map1(call, n, [p](F x) { return hard_sigmoid(x, p[0], p[1]); }); return true;
     case Op::k_thresholded_relu:
       map1(call, n, [p](F x) { return V::select(V::greater(x, splat(p[0])), x, splat(0.0f)); });
@@ -443,15 +439,12 @@ bool float_call(Op op, const Call& call, std::size_t n) {
     case Op::k_min: map2(call, n, propagating_min); return true;
     case Op::k_max: map2(call, n, propagating_max); return true;
     case Op::k_clip: map3(call, n, [](F x, F low, F high) { return V::min(high, V::max(low, x)); }); return true;
-    case Op::k_sign:
-      loop1<float, float>(call, n, [](float x) { return x > 0 ? 1.0f : x < 0 ? -1.0f : x; });
-      return true;
+    case Op::k_sign: loop1<float, float>(call, n, [](float x) { return x > 0 ? 1.0f : x < 0 ? -1.0f : x; }); return true;
     case Op::k_pow: loop2<float, float>(call, n, [](float a, float b) { return std::pow(a, b); }); return true;
     case Op::k_isnan: loop1<float, std::uint8_t>(call, n, [](float x) { return static_cast<std::uint8_t>(x != x); }); return true;
     case Op::k_isinf:
-      loop1<float, std::uint8_t>(call, n, [](float x) {
-        return static_cast<std::uint8_t>(std::fabs(x) == std::numeric_limits<float>::infinity());
-      });
+      loop1<float, std::uint8_t>(
+          call, n, [](float x) { return static_cast<std::uint8_t>(std::fabs(x) == std::numeric_limits<float>::infinity()); });
       return true;
     case Op::k_cast_f32:
     case Op::k_cast_f16: map1(call, n, [](F x) { return x; }); return true;
@@ -544,7 +537,8 @@ class Worker {
     for (std::size_t i = 0; i < plan_.output_count; ++i) store(i, begin, count, whole);
   }
 
-  /// Where a result goes: straight to the output for whole vectors of a type that is stored as it is computed, else to its register.
+  /// Where a result goes: straight to the output for whole vectors of a type that is stored as it is computed, else to its
+  /// register.
   void* target_of(std::uint16_t step, std::int64_t begin, bool whole) {
     const std::int16_t output = plan_.output_of[step];
     if (whole && output >= 0)

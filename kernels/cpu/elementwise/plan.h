@@ -32,14 +32,14 @@ struct Plan {
   std::int64_t dims[kMaxRank];  // innermost last
   std::int64_t row;             // size of the innermost dim
   std::int64_t elements;
-  double cost;                                          // of one element, in additions
+  double cost;  // of one element, in additions
   PlanInput inputs[Program::kMaxInputs];
-  std::uint16_t input_slots[Program::kMaxInputs];       // registers for copies and splats
+  std::uint16_t input_slots[Program::kMaxInputs];  // registers for copies and splats
   std::uint16_t literal_slots[3 * Program::kMaxStatements];
-  std::uint16_t steps[Program::kMaxStatements];         // the instructions that are needed, in order
-  std::uint16_t registers[Program::kMaxStatements];     // of each instruction's result
-  std::int16_t output_of[Program::kMaxStatements];      // output that an instruction writes directly, or -1
-  std::uint16_t output_steps[Program::kMaxOutputs];     // instruction that makes an output
+  std::uint16_t steps[Program::kMaxStatements];      // the instructions that are needed, in order
+  std::uint16_t registers[Program::kMaxStatements];  // of each instruction's result
+  std::int16_t output_of[Program::kMaxStatements];   // output that an instruction writes directly, or -1
+  std::uint16_t output_steps[Program::kMaxOutputs];  // instruction that makes an output
   char* targets[Program::kMaxOutputs];
 };
 

@@ -220,7 +220,8 @@ class Parser {
       literal.i64 = std::strtoll(number.c_str(), &end, 10);
     bool overflow = errno == ERANGE && !is_float(*type);
     overflow |= *type == DType::i32 && literal.i64 != static_cast<std::int32_t>(literal.i64);
-    if (end != number.c_str() + number.size() || overflow) return fail("literal " + quoted(token) + " is not a number of its type.");
+    if (end != number.c_str() + number.size() || overflow)
+      return fail("literal " + quoted(token) + " is not a number of its type.");
     if (*type == DType::i32) literal.i32 = static_cast<std::int32_t>(literal.i64);
     return true;
   }
@@ -280,8 +281,8 @@ Result<std::vector<Shape>> output_shapes(const Program& program, std::span<const
   return shapes;
 }
 
-#define ELEMENTWISE_VARIANT(space, isa)                    \
-  namespace space {                                        \
+#define ELEMENTWISE_VARIANT(space, isa)                        \
+  namespace space {                                            \
   void run(const Plan&, std::int64_t begin, std::int64_t end); \
   }
 #include "kernels/cpu/elementwise/variants.inc"

@@ -51,7 +51,8 @@ def small_array(value: Value | None) -> np.ndarray | None:
     assert value is not None
     cached = value.meta.get(_CACHE_KEY)
     if cached is not None and cached[0] is tensor:
-        return cached[1]
+        known: np.ndarray = cached[1]
+        return known
     array = tensor.numpy()
     value.meta[_CACHE_KEY] = (tensor, array)
     return array

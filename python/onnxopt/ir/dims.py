@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import TypeAlias, Union
 
 Dim: TypeAlias = Union[int, "Expr"]
-Atom: TypeAlias = Union[str, tuple[str, Dim, Dim]]
+Atom: TypeAlias = str | tuple[str, Dim, Dim]
 
 
 class Expr:

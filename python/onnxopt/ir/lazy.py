@@ -103,11 +103,13 @@ def _as_tensor(array: np.ndarray, like: MappedTensor | StreamedTensor) -> Any:
 
 
 def _write(target: BinaryIO, array: np.ndarray) -> None:
-    view = memoryview(array.reshape(-1).view(np.uint8))
+    view = memoryview(array.reshape(-1).view(np.uint8).data)
     while view:
         view = view[target.write(view) :]
 
 
 def can_stream_transpose(tensor: object) -> bool:
     """Whether a tensor is a mapped matrix of whole bytes."""
-    return isinstance(tensor, MappedTensor) and len(tensor.shape) == 2 and tensor.dtype.bitwidth >= 8 and tensor.size > 0
+    return (
+        isinstance(tensor, MappedTensor) and len(tensor.shape) == 2 and tensor.dtype.bitwidth >= 8 and tensor.size > 0
+    )

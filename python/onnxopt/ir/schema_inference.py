@@ -41,14 +41,14 @@ def infer(env: ShapeEnv, node: Node) -> None:
             data,
             opset_imports=[onnx.helper.make_opsetid(node.domain, env.opset)],
         )
-    except Exception:  # noqa: BLE001  (ONNX raises several unrelated kinds for nodes that it cannot infer)
+    except Exception:
         return
     for value in node.outputs:
         kind = found.get(value.name or "")
         if kind is None or not kind.HasField("tensor_type") or not kind.tensor_type.elem_type:
             continue
         tensor_type = kind.tensor_type
-        shape = None
+        inferred: list[dims.Dim] | None = None
         if tensor_type.HasField("shape"):
-            shape = [dim.dim_value if dim.HasField("dim_value") else dims.fresh() for dim in tensor_type.shape.dim]
-        env.set(value, DataType(tensor_type.elem_type), shape)
+            inferred = [dim.dim_value if dim.HasField("dim_value") else dims.fresh() for dim in tensor_type.shape.dim]
+        env.set(value, DataType(tensor_type.elem_type), inferred)

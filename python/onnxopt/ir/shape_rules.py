@@ -192,7 +192,23 @@ def _unary_elements(op_type: str, elements: Shape | None) -> Shape | None:
     return tuple((one > 0) - (one < 0) for one in numbers)
 
 
-@_on("Add", "Sub", "Mul", "Div", "Mod", "Pow", "PRelu", "Max", "Min", "Mean", "Sum", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor")
+@_on(
+    "Add",
+    "Sub",
+    "Mul",
+    "Div",
+    "Mod",
+    "Pow",
+    "PRelu",
+    "Max",
+    "Min",
+    "Mean",
+    "Sum",
+    "BitShift",
+    "BitwiseAnd",
+    "BitwiseOr",
+    "BitwiseXor",
+)
 def _binary(env: ShapeEnv, node: Node) -> None:
     _broadcasting(env, node, _dtype(env, node))
 
@@ -333,9 +349,13 @@ def _gather(env: ShapeEnv, node: Node) -> None:
     axis = _int(node, "axis", 0) % len(data)
     elements, wanted = env.elements(node.inputs[0]), env.integers(node.inputs[1])
     found = None
-    if elements is not None and wanted is not None and len(data) == 1:
-        if all(-len(elements) <= index < len(elements) for index in wanted):
-            found = tuple(elements[index] for index in wanted)
+    if (
+        elements is not None
+        and wanted is not None
+        and len(data) == 1
+        and all(-len(elements) <= index < len(elements) for index in wanted)
+    ):
+        found = tuple(elements[index] for index in wanted)
     return env.set(node.outputs[0], _dtype(env, node), (*data[:axis], *indices, *data[axis + 1 :]), found)
 
 
@@ -404,9 +424,14 @@ def _reshape(env: ShapeEnv, node: Node) -> None:
     if target is None:
         count = _shape(env, node, 1)
         rank = count[0] if count else None
-        return env.set(node.outputs[0], dtype, _unknown(rank) if isinstance(rank, int) else None, env.elements(node.inputs[0]))
+        return env.set(
+            node.outputs[0], dtype, _unknown(rank) if isinstance(rank, int) else None, env.elements(node.inputs[0])
+        )
     return env.set(
-        node.outputs[0], dtype, reshaped(env, shape, target, bool(_int(node, "allowzero", 0))), env.elements(node.inputs[0])
+        node.outputs[0],
+        dtype,
+        reshaped(env, shape, target, bool(_int(node, "allowzero", 0))),
+        env.elements(node.inputs[0]),
     )
 
 
@@ -478,7 +503,11 @@ def _expand(env: ShapeEnv, node: Node) -> None:
         return env.set(node.outputs[0], _dtype(env, node), known)
     result = broadcast(env, [shape, target])
     elements = env.elements(node.inputs[0])
-    spread = elements * result[0] if elements and len(elements) == 1 and len(result) == 1 and _small(result[0]) else None
+    spread = (
+        elements * result[0]  # type: ignore[operator]
+        if elements and len(elements) == 1 and len(result) == 1 and _small(result[0])
+        else None
+    )
     return env.set(node.outputs[0], _dtype(env, node), result, spread)  # type: ignore[arg-type]
 
 
@@ -576,7 +605,11 @@ def slice_bounds(env: ShapeEnv, node: Node, rank: int) -> list[tuple[int, Dim, D
         return None
     axes = axes if axes is not None else tuple(range(len(starts)))
     steps = steps if steps is not None else (1,) * len(starts)
-    if not len(starts) == len(ends) == len(axes) == len(steps) or any(not -rank <= axis < rank for axis in axes) or 0 in steps:
+    if (
+        not len(starts) == len(ends) == len(axes) == len(steps)
+        or any(not -rank <= axis < rank for axis in axes)
+        or 0 in steps
+    ):
         return None
     return [(axis % rank, start, end, step) for axis, start, end, step in zip(axes, starts, ends, steps, strict=True)]
 
@@ -656,7 +689,9 @@ def _pad(env: ShapeEnv, node: Node) -> None:
 
 
 # --- reductions ----------------------------------------------------------------------------------------------------
-_REDUCTIONS = "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare"
+_REDUCTIONS = (
+    "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare"
+)
 
 
 @_on(*_REDUCTIONS.split())
@@ -842,9 +877,7 @@ def _conv_transpose(env: ShapeEnv, node: Node) -> None:
             sizes.append(data[2 + axis] * strides[axis])
         else:
             reach = (kernel - 1) * dilations[axis] + 1
-            sizes.append(
-                (data[2 + axis] - 1) * strides[axis] + extra[axis] + reach - pads[axis] - pads[axis + spatial]
-            )
+            sizes.append((data[2 + axis] - 1) * strides[axis] + extra[axis] + reach - pads[axis] - pads[axis + spatial])
     return env.set(node.outputs[0], _dtype(env, node), (data[0], weight[1] * _int(node, "group", 1), *sizes))
 
 
@@ -940,7 +973,9 @@ def _loop(env: ShapeEnv, node: Node) -> None:
             env.set(value, env.dtype(inner), None)
         else:
             shape = env.shape(inner)
-            stacked = None if shape is None else (dims.fresh(), *(dim if _outer(dim) else dims.fresh() for dim in shape))
+            stacked = (
+                None if shape is None else (dims.fresh(), *(dim if _outer(dim) else dims.fresh() for dim in shape))
+            )
             env.set(value, env.dtype(inner), stacked)
 
 
@@ -965,7 +1000,15 @@ def _scan(env: ShapeEnv, node: Node) -> None:
             env.set(value, env.dtype(body.outputs[index]), None)
 
 
-@_on("SequenceMap", "SequenceEmpty", "SequenceConstruct", "SequenceInsert", "SequenceErase", "SplitToSequence", "Optional")
+@_on(
+    "SequenceMap",
+    "SequenceEmpty",
+    "SequenceConstruct",
+    "SequenceInsert",
+    "SequenceErase",
+    "SplitToSequence",
+    "Optional",
+)
 def _not_a_tensor(env: ShapeEnv, node: Node) -> None:
     env.infer_subgraphs(node)
 

@@ -121,7 +121,9 @@ def _skip(buffer: Buffer, position: int, end: int, kind: int) -> tuple[int, int]
     else:
         raise ModelError(f"The file is not a valid ONNX model: unknown wire type {kind} before byte {position}.")
     if position > end:
-        raise ModelError(f"The file is truncated: a field that ends at byte {position} lies in a message that ends at {end}.")
+        raise ModelError(
+            f"The file is truncated: a field that ends at byte {position} lies in a message that ends at {end}."
+        )
     return position, payload
 
 

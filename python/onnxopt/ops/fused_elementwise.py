@@ -248,7 +248,9 @@ def _refuse_attributes(node: ir.Node, dtype: DataType | None) -> Refusal | None:
             return Refusal("the Cast's type is not computed by the kernel", culprit=node)
         if dtype in FLOATS and DataType(to) in INTEGERS and attribute(node, "round_mode") not in (None, "up"):
             return Refusal("the Cast has an unusual rounding", culprit=node)
-    if node.op_type == "IsInf" and not (attribute(node, "detect_negative", 1) and attribute(node, "detect_positive", 1)):
+    if node.op_type == "IsInf" and not (
+        attribute(node, "detect_negative", 1) and attribute(node, "detect_positive", 1)
+    ):
         return Refusal("IsInf looks at one sign only", culprit=node)
     if node.op_type in ("Div", "Mod") and dtype in INTEGERS:
         return Refusal("integer division by zero is not defined", culprit=node)
@@ -264,9 +266,7 @@ class Compiled:
     outputs: tuple[ir.Value, ...]
 
 
-def compile_region(
-    nodes: Sequence[ir.Node], outputs: Sequence[ir.Value], shapes: ir.ShapeEnv
-) -> Compiled | Refusal:
+def compile_region(nodes: Sequence[ir.Node], outputs: Sequence[ir.Value], shapes: ir.ShapeEnv) -> Compiled | Refusal:
     """Write a region down as an expression.
 
     Args:
@@ -345,7 +345,11 @@ def body(nodes: Iterable[ir.Node], compiled: Compiled, overload: str, opset: int
         made.append(copy)
         inner[node.outputs[0]] = copy.outputs[0]
     graph = ir.Graph(
-        list(formals.values()), [inner[value] for value in compiled.outputs], nodes=made, opset_imports={"": opset}, name=SPEC.name
+        list(formals.values()),
+        [inner[value] for value in compiled.outputs],
+        nodes=made,
+        opset_imports={"": opset},
+        name=SPEC.name,
     )
     return ir.Function(SPEC.domain, SPEC.name, overload, graph=graph, attributes=[])
 
@@ -354,7 +358,9 @@ def _constant(value: ir.Value, made: list[ir.Node]) -> ir.Value:
     tensor = ir.constant(value)
     assert tensor is not None
     held = ir.Tensor(np.array(tensor.numpy()), dtype=tensor.dtype)
-    node = ir.Node("", "Constant", [], [ir.Attr("value", ir.AttributeType.TENSOR, held)], num_outputs=1, name=f"n{len(made)}")
+    node = ir.Node(
+        "", "Constant", [], [ir.Attr("value", ir.AttributeType.TENSOR, held)], num_outputs=1, name=f"n{len(made)}"
+    )
     node.outputs[0].name = f"v{len(made)}"
     made.append(node)
     return node.outputs[0]

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, TypeVar, cast
 
 import numpy as np
-import onnx_ir
 
 from onnxopt import ir
 from onnxopt.errors import OnnxOptError, OptionError
@@ -216,11 +215,16 @@ class Context:
         owner = None if anchor is None else function_of(anchor, self.model)
         key = None
         if data is not None and owner is None and data.nbytes <= SHARED_CONSTANT_BYTES and data.dtype.kind != "O":
-            key = (data.dtype.str, str(data.dtype), data.shape, hashlib.blake2b(data.tobytes(), digest_size=16).digest())
+            key = (
+                data.dtype.str,
+                str(data.dtype),
+                data.shape,
+                hashlib.blake2b(data.tobytes(), digest_size=16).digest(),
+            )
             known = self._constants.get(key)
             if known is not None and known.is_initializer():
                 return known
-        tensor = onnx_ir.tensor(data) if data is not None else cast(ir.TensorProtocol, array)
+        tensor = ir.tensor(data) if data is not None else cast(ir.TensorProtocol, array)
         value = self._new_constant(tensor, name, anchor, owner)
         if key is not None:
             self._constants[key] = value
@@ -232,12 +236,14 @@ class Context:
         unique = self.names.value(name)
         if owner is not None:
             assert anchor is not None and anchor.graph is not None
-            node = ir.Node("", "Constant", [], [onnx_ir.AttrTensor("value", tensor)], name=self.names.node(name))
+            node = ir.Node("", "Constant", [], [ir.AttrTensor("value", tensor)], name=self.names.node(name))
             node.outputs[0].name = unique
             anchor.graph.insert_before(anchor, node)
             value = node.outputs[0]
         else:
-            value = ir.Value(name=unique, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=tensor.shape)
+            value = ir.Value(
+                name=unique, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape)
+            )
             tensor.name = unique
             self.model.graph.register_initializer(value)
         self.shapes.set_constant(value)

@@ -48,7 +48,8 @@ class EliminateCommonSubexpressions(Pass):
     def _merge(self, node: ir.Node, earlier: ir.Node, ctx: Context) -> bool:
         pairs = dict(zip(node.outputs, earlier.outputs, strict=False))
         if len(node.outputs) > len(earlier.outputs) or any(
-            old.is_graph_output() and (new.is_graph_output() or new.graph is not old.graph) for old, new in pairs.items()
+            old.is_graph_output() and (new.is_graph_output() or new.graph is not old.graph)
+            for old, new in pairs.items()
         ):
             return False
         if not ctx.editor.apply(Patch(self.name, node, [], pairs)):
@@ -109,7 +110,9 @@ def _graph_key(graph: ir.Graph, numbers: dict[ir.Value, int]) -> Hashable | None
         attributes = _attributes_key(node, numbers)
         if attributes is None:
             return None
-        inputs = tuple(-1 if value is None else ("in", numbers[value]) if value in numbers else id(value) for value in node.inputs)
+        inputs = tuple(
+            -1 if value is None else ("in", numbers[value]) if value in numbers else id(value) for value in node.inputs
+        )
         parts.append((node.domain, node.op_type, node.overload, inputs, attributes, len(node.outputs)))
         for value in node.outputs:
             numbers[value] = len(numbers)

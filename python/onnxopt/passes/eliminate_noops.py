@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from onnxopt import ir
 from onnxopt.passes.base import RulePass, register_pass
-from onnxopt.rewrite.pattern import op, pattern
 from onnxopt.rewrite.patch import Builder
+from onnxopt.rewrite.pattern import op, pattern
 from onnxopt.rewrite.rules import Match, Refusal, Rule, RuleSet, attribute, rule
 
 IDEMPOTENT = ("Abs", "Ceil", "Floor", "Relu", "Round", "Sign")

@@ -77,6 +77,7 @@ class FoldConstants(Pass):
             if list(attribute(node, "perm", (1, 0))) != [1, 0] or not _only_used_by(node.inputs[0], node):
                 continue
             value = node.outputs[0]
+            assert isinstance(tensor, ir.MappedTensor)
             constant = ctx.constant(ir.TransposedTensor(tensor, value.name or ""), value.name or "transposed", node)
             if ctx.editor.apply(Patch("stream_transpose", node, [], {value: constant})):
                 ctx.editor.remove_unused([node])
@@ -88,7 +89,9 @@ class FoldConstants(Pass):
         assert node is not None
         dtype = ctx.shapes.dtype(value)
         tensor = ir.tensor_of(array, dtype)
-        constant = ctx.constant(tensor if array.nbytes > EXPANDING_BYTES else _array_for(array, dtype), value.name or "folded")
+        constant = ctx.constant(
+            tensor if array.nbytes > EXPANDING_BYTES else _array_for(array, dtype), value.name or "folded"
+        )
         return ctx.editor.apply(Patch(self.name, node, [], {value: constant}))
 
 
@@ -208,5 +211,7 @@ def _only_used_by(value: ir.Value, node: ir.Node) -> bool:
 
 
 _SOURCES = frozenset({"Range", "EyeLike"})
-_GROWING = frozenset({"ConstantOfShape", "Expand", "Tile", "Range", "EyeLike", "OneHot", "Pad", "Resize", "Upsample", "Loop", "Scan"})
+_GROWING = frozenset(
+    {"ConstantOfShape", "Expand", "Tile", "Range", "EyeLike", "OneHot", "Pad", "Resize", "Upsample", "Loop", "Scan"}
+)
 """Ops whose result can be far larger than their inputs: folded only when its size is known beforehand."""

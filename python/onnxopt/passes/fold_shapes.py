@@ -135,7 +135,9 @@ class FoldShapes(Pass):
         if earlier is None or not _alive(earlier):
             earlier = first[key] = value
         if earlier is not value:
-            if value.is_graph_output() or not ctx.editor.apply(Patch("share_equal_elements", node, [], {value: earlier})):
+            if value.is_graph_output() or not ctx.editor.apply(
+                Patch("share_equal_elements", node, [], {value: earlier})
+            ):
                 return 0
             ctx.editor.remove_unused([node])
             return 1

@@ -41,8 +41,8 @@ class InlineLoops(Pass):
         carried = len(node.inputs) - 2
         first = ctx.constant(np.array(0, np.int64), "iteration", node)
         proceed = ctx.constant(np.array(True), "condition", node)
-        arguments = [first, proceed, *node.inputs[2:]]
-        if len(arguments) != len(body.inputs) or any(value is None for value in arguments):
+        arguments = [first, proceed, *(value for value in node.inputs[2:] if value is not None)]
+        if len(arguments) != len(body.inputs) or len(arguments) != len(node.inputs):
             return False
         results = list(body.outputs)[1:]
         scanned = list(zip(node.outputs[carried:], results[carried:], strict=True))
@@ -64,8 +64,8 @@ class InlineLoops(Pass):
             if not done:
                 graph.remove(stacked_node, safe=True)
                 continue
-            source = stacked_node.inputs[0]
-            producer = None if source is None else source.producer()
+            result = stacked_node.inputs[0]
+            producer = None if result is None else result.producer()
             if producer is not None and producer.graph is graph:
                 graph.remove(stacked_node)
                 graph.insert_after(producer, stacked_node)

@@ -7,7 +7,7 @@ import math
 from onnxopt import ir
 from onnxopt.passes.base import RulePass, register_pass
 from onnxopt.rewrite.patch import Builder
-from onnxopt.rewrite.pattern import pattern
+from onnxopt.rewrite.pattern import Op, PatternBuilder, Term, pattern
 from onnxopt.rewrite.rules import Match, Refusal, Rule, RuleSet
 
 GELU_OPSET = 20
@@ -31,7 +31,7 @@ def _keeps_shape(m: Match) -> bool | Refusal:
 
 
 # --- Gelu ----------------------------------------------------------------------------------------------------------
-def _one_plus_erf(p, x):  # type: ignore[no-untyped-def]
+def _one_plus_erf(p: PatternBuilder, x: Term) -> Op:
     return p.Add(p.Erf(p.either(p.Div(x, math.sqrt(2)), p.Mul(x, math.sqrt(0.5)))), 1.0)
 
 
@@ -63,7 +63,7 @@ def _near(wanted: float, default: float):  # type: ignore[no-untyped-def]
     return lambda value: math.isclose(default if value is None else value, wanted, rel_tol=1e-5)
 
 
-def _relu6(p, y):  # type: ignore[no-untyped-def]
+def _relu6(p: PatternBuilder, y: Term) -> Term:
     return p.either(p.Clip(y, 0.0, 6.0), p.Min(p.Relu(y), 6.0), p.Min(p.Max(y, 0.0), 6.0))
 
 
@@ -145,7 +145,13 @@ class RecognizeActivations(RulePass):
             Rule("recognize_gelu", _gelu, _make("Gelu"), _since(GELU_OPSET), benefit=3),
             Rule("recognize_gelu_tanh", _gelu_tanh, _make("Gelu", approximate="tanh"), _since(GELU_OPSET), benefit=3),
             Rule("recognize_hard_swish", _hard_swish, _make("HardSwish"), _since(HARD_SWISH_OPSET), benefit=4),
-            Rule("recognize_hard_sigmoid", _hard_sigmoid, _make("HardSigmoid", alpha=1 / 6, beta=0.5), _keeps_shape, benefit=2),
+            Rule(
+                "recognize_hard_sigmoid",
+                _hard_sigmoid,
+                _make("HardSigmoid", alpha=1 / 6, beta=0.5),
+                _keeps_shape,
+                benefit=2,
+            ),
             Rule("recognize_mish", _mish, _make("Mish"), _since(MISH_OPSET), benefit=2),
             Rule("recognize_softplus", _softplus, _make("Softplus"), _keeps_shape),
             Rule("recognize_sigmoid", _sigmoid, _make("Sigmoid"), _keeps_shape),

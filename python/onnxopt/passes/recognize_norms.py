@@ -5,18 +5,18 @@ from __future__ import annotations
 from onnxopt import ir
 from onnxopt.passes.base import RulePass, register_pass
 from onnxopt.rewrite.patch import Builder
-from onnxopt.rewrite.pattern import pattern
+from onnxopt.rewrite.pattern import Op, PatternBuilder, Term, pattern
 from onnxopt.rewrite.rules import Match, Refusal, Rule, RuleSet, attribute
 
 LAYER_NORM_OPSET = 17
 RMS_NORM_OPSET = 23
 
 
-def _mean(p, x, name):  # type: ignore[no-untyped-def]
+def _mean(p: PatternBuilder, x: Term, name: str) -> Op:
     return p.ReduceMean(x, open_inputs=True, as_=name)
 
 
-def _inverse_root_forms(p, value, scaled):  # type: ignore[no-untyped-def]
+def _inverse_root_forms(p: PatternBuilder, value: Term, scaled: Term) -> list[Op]:
     """value / sqrt(scaled), as exporters write it."""
     root = p.Sqrt(scaled)
     return [p.Div(value, root), p.Mul(value, p.Reciprocal(root)), p.Mul(value, p.Div(1.0, root))]

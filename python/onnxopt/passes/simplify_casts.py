@@ -5,8 +5,8 @@ from __future__ import annotations
 from onnxopt import ir
 from onnxopt.ir import DataType
 from onnxopt.passes.base import RulePass, register_pass
-from onnxopt.rewrite.pattern import pattern
 from onnxopt.rewrite.patch import Builder
+from onnxopt.rewrite.pattern import pattern
 from onnxopt.rewrite.rules import Match, Refusal, RuleSet, rule
 
 _SIGNED = {DataType.INT8: 8, DataType.INT16: 16, DataType.INT32: 32, DataType.INT64: 64}

@@ -7,8 +7,8 @@ import numpy as np
 from onnxopt import ir
 from onnxopt.ir import dims
 from onnxopt.passes.base import RulePass, register_pass
-from onnxopt.rewrite.pattern import op, pattern
 from onnxopt.rewrite.patch import Builder
+from onnxopt.rewrite.pattern import op, pattern
 from onnxopt.rewrite.rules import Match, Refusal, Rule, RuleSet, attribute, rule
 
 VIEWS = ("Reshape", "Squeeze", "Unsqueeze", "Flatten")
@@ -94,5 +94,10 @@ class SimplifyReshapes(RulePass):
     name = "simplify_reshapes"
     phase = "simplify"
     rules = RuleSet(
-        [Rule("drop_view_to_own_shape", op(*VIEWS), _first_input, _same_shape, benefit=4), drop_inverse_views, merge_views, drop_allowzero]
+        [
+            Rule("drop_view_to_own_shape", op(*VIEWS), _first_input, _same_shape, benefit=4),
+            drop_inverse_views,
+            merge_views,
+            drop_allowzero,
+        ]
     )

@@ -7,9 +7,10 @@ import numpy as np
 from onnxopt import ir
 from onnxopt.ir import shape_rules
 from onnxopt.passes.base import RulePass, register_pass
-from onnxopt.rewrite.pattern import op, pattern
 from onnxopt.rewrite.patch import Builder
+from onnxopt.rewrite.pattern import op, pattern
 from onnxopt.rewrite.rules import Match, Refusal, Rule, RuleSet, attribute, rule
+
 
 def _first_input(_: Builder, m: Match) -> ir.Value:
     value = m.root.inputs[0]
@@ -69,11 +70,17 @@ def merge_concats(b: Builder, m: Match) -> ir.Value | None:
     for value in m.root.inputs:
         inner = None if value is None else value.producer()
         alone = value is not None and ir.use_count(value) == 1 and not value.is_graph_output()
-        if inner is not None and inner.op_type == "Concat" and not inner.domain and alone and inner.graph is m.root.graph:
-            if attribute(inner, "axis", 0) % rank == axis % rank:
-                inputs.extend(inner.inputs)
-                merged = True
-                continue
+        if (
+            inner is not None
+            and inner.op_type == "Concat"
+            and not inner.domain
+            and alone
+            and inner.graph is m.root.graph
+            and attribute(inner, "axis", 0) % rank == axis % rank
+        ):
+            inputs.extend(inner.inputs)
+            merged = True
+            continue
         inputs.append(value)
     return b.op("Concat", inputs, {"axis": axis})[0] if merged else None
 

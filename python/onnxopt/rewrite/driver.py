@@ -40,7 +40,9 @@ class Driver:
             if node.graph is not None and self._rewrite(node):
                 applied += 1
         if applied >= limit:
-            self.ctx.log.warn(f"Stopped after {applied} patches: the rules {sorted(r.name for r in self.rules)} do not settle.")
+            self.ctx.log.warn(
+                f"Stopped after {applied} patches: the rules {sorted(r.name for r in self.rules)} do not settle."
+            )
         return applied
 
     def _rewrite(self, node: ir.Node) -> bool:

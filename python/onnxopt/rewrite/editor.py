@@ -37,7 +37,9 @@ class Editor:
         if problem is not None:
             self._take_back(graph, patch)
             ctx.budget.give_back()
-            ctx.defect(PatchError(f"Rule {patch.rule} at {patch.anchor.op_type} node '{patch.anchor.name}': {problem}."))
+            ctx.defect(
+                PatchError(f"Rule {patch.rule} at {patch.anchor.op_type} node '{patch.anchor.name}': {problem}.")
+            )
             return False
         for function in patch.functions:
             ctx.model.functions.setdefault(function.identifier(), function)
@@ -98,7 +100,12 @@ class Editor:
                 graph.outputs[index] = new
 
     def inline_graph(
-        self, rule: str, anchor: ir.Node, body: ir.Graph, arguments: Sequence[ir.Value], outputs: dict[ir.Value, ir.Value]
+        self,
+        rule: str,
+        anchor: ir.Node,
+        body: ir.Graph,
+        arguments: Sequence[ir.Value],
+        outputs: dict[ir.Value, ir.Value],
     ) -> bool:
         """Move the nodes of a subgraph of `anchor` before it.
 

@@ -75,7 +75,7 @@ class Builder:
         for output in node.outputs:
             output.name = self.ctx.names.value(stem or op_type)
         self.nodes.append(node)
-        return node.outputs
+        return tuple(node.outputs)
 
     def copy_of(
         self, node: ir.Node, inputs: Sequence[ir.Value | None] | None = None, **attributes: Any

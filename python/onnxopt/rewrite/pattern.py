@@ -182,9 +182,7 @@ class Pattern:
         self.name = name
         self.alternatives = tuple(alternatives)
         self._shared = tuple(_shared_types(alternative) for alternative in self.alternatives)
-        self.roots = tuple(
-            dict.fromkeys((op.domain, op_type) for op in self.alternatives for op_type in op.op_types)
-        )
+        self.roots = tuple(dict.fromkeys((op.domain, op_type) for op in self.alternatives for op_type in op.op_types))
 
     def __or__(self, other: Pattern) -> Pattern:
         return Pattern(self.name, (*self.alternatives, *other.alternatives))

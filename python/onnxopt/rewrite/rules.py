@@ -125,11 +125,13 @@ class RuleSet:
         return len(self.rules)
 
 
-def rule(pattern: Pattern, *, where: Where = always, benefit: int = 1, name: str | None = None) -> Callable[[Build], Rule]:
+def rule(
+    pattern: Pattern, *, where: Where = always, benefit: int = 1, name: str | None = None
+) -> Callable[[Build], Rule]:
     """Make a `Rule` out of its `build` function, which gives it name and doc string."""
 
     def decorate(build: Build) -> Rule:
-        return Rule(name or getattr(build, "__name__", "rule"), pattern, build, where, benefit)
+        return Rule(name or str(getattr(build, "__name__", "rule")), pattern, build, where, benefit)
 
     return decorate
 

@@ -43,7 +43,9 @@ def burst(call: Call, seconds: float = BURST_SECONDS) -> float:
     return statistics.median(times)
 
 
-def compare(contenders: Sequence[tuple[str, Call]], rounds: int = 7, tick: Callable[[], None] | None = None) -> list[Latency]:
+def compare(
+    contenders: Sequence[tuple[str, Call]], rounds: int = 7, tick: Callable[[], None] | None = None
+) -> list[Latency]:
     """Measure contenders in turn, `rounds` times. Speed-ups are medians of the ratios within each round.
 
     Args:

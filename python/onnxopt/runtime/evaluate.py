@@ -40,11 +40,13 @@ def evaluate(
         sessions += 1
         try:
             found = _run(batch, outputs, results, opsets, ir_version)
-        except Exception:  # noqa: BLE001  (onnxruntime raises its own unrelated classes; what it refuses is simply not folded)
+        except Exception:
             if len(batch) > 1:
                 middle = len(batch) // 2
                 batches += [batch[middle:], batch[:middle]]
-                missing |= {value for node in batch[:middle] for value in node.outputs if _crosses(value, batch[middle:])}
+                missing |= {
+                    value for node in batch[:middle] for value in node.outputs if _crosses(value, batch[middle:])
+                }
             continue
         results.update(found)
     return {value: array for value, array in results.items() if value in set(wanted)}

@@ -12,7 +12,9 @@ from onnxopt.errors import ModelError, RuntimeMissingError
 if TYPE_CHECKING:
     import onnxruntime
 
-INSTALL_HINT = "install onnxopt[gpu] (onnxruntime-gpu, runs without a GPU as well) or onnxopt[cpu] (onnxruntime), not both"
+INSTALL_HINT = (
+    "install onnxopt[gpu] (onnxruntime-gpu, runs without a GPU as well) or onnxopt[cpu] (onnxruntime), not both"
+)
 
 
 def library_path() -> Path:
@@ -95,18 +97,21 @@ def _source(model: Any) -> str | bytes:
     if isinstance(model, bytes):
         return model
     if hasattr(model, "SerializeToString"):
-        return model.SerializeToString()  # type: ignore[no-any-return]
+        return bytes(model.SerializeToString())
     from onnxopt import ir
 
-    return ir.to_proto(model).SerializeToString()
+    return bytes(ir.to_proto(model).SerializeToString())
 
 
 def describe() -> str:
     """One line with the versions of onnxopt and of what it runs on; it loads all of that, so it also shows that it loads."""
     import onnx
 
-    from onnxopt import __version__, pipeline
+    from onnxopt import __version__, passes
+    from onnxopt.passes.base import REGISTRY
+    from onnxopt.runtime.target import TARGETS
 
+    passes.load_all()
     parts = [f"onnxopt {__version__}", f"onnx {onnx.__version__}"]
     try:
         parts.append(f"onnxruntime {import_onnxruntime().__version__}")
@@ -116,4 +121,4 @@ def describe() -> str:
         parts.append(f"kernels {native().max_isa()}")
     except RuntimeMissingError:
         parts.append("no native library")
-    return f"{', '.join(parts)}; targets {', '.join(pipeline.TARGETS)}"
+    return f"{', '.join(parts)}; {len(REGISTRY)} passes; targets {', '.join(TARGETS)}"

@@ -23,7 +23,9 @@ TOLERANCE = {"float16": 1e-2, "bfloat16": 5e-2, "float32": 1e-3, "float64": 1e-6
 """Largest difference relative to the largest element of an output. Reordered sums of deep models differ by some 1e-5 in float32; a wrong
 rewrite differs by far more than this."""
 
-RANDOM_OPS = frozenset({"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"})
+RANDOM_OPS = frozenset(
+    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
+)
 SMALL_DIM = 3
 """Size of a named dim without bounds: small, odd, and different from the sizes that models are built of."""
 
@@ -85,7 +87,11 @@ class VerificationReport:
         return f"Verified: {len(self.compared)} comparisons, largest relative difference {worst:.1e}."
 
     def to_json(self) -> dict[str, Any]:
-        return {"equal": self.equal, "sentence": self.sentence(), "samples": [dataclasses.asdict(one) for one in self.samples]}
+        return {
+            "equal": self.equal,
+            "sentence": self.sentence(),
+            "samples": [dataclasses.asdict(one) for one in self.samples],
+        }
 
 
 def verify(
@@ -140,7 +146,9 @@ def _verify_files(
             try:
                 results = candidate.run(None, inputs)
             except Exception as error:
-                failed = OutputDifference("", np.inf, np.inf, f"the optimized model fails: {str(error).splitlines()[0]}")
+                failed = OutputDifference(
+                    "", np.inf, np.inf, f"the optimized model fails: {str(error).splitlines()[0]}"
+                )
                 report.samples.append(Sample(shapes, ran, np.inf, (failed,)))
                 continue
             worst, differences = compare(names, truth, results)
@@ -197,13 +205,17 @@ def _difference(name: str, expected: Any, actual: Any) -> OutputDifference:
     unlike = ~finite & ~((a == b) | (np.isnan(a) & np.isnan(b)))
     relative = np.inf if unlike.any() else absolute / scale
     limit = TOLERANCE.get(str(expected.dtype), 1e-3)
-    sentence = f"output '{name}' differs by {absolute:.3g}, {relative:.1e} of its largest element." if relative > limit else ""
+    sentence = (
+        f"output '{name}' differs by {absolute:.3g}, {relative:.1e} of its largest element." if relative > limit else ""
+    )
     return OutputDifference(name, absolute, relative, sentence)
 
 
 def _same_object(expected: Any, actual: Any) -> bool:
     if isinstance(expected, list) and isinstance(actual, list):
-        return len(expected) == len(actual) and all(not _difference("", a, b).sentence for a, b in zip(expected, actual))
+        return len(expected) == len(actual) and all(
+            not _difference("", a, b).sentence for a, b in zip(expected, actual)
+        )
     return bool(expected == actual)
 
 
@@ -211,7 +223,7 @@ def _has_custom_ops(model: ir.Model) -> bool:
     return any(node.domain == "ai.onnxopt" for node in walk(model.graph))
 
 
-class _as_path:  # noqa: N801  (reads as a function in a with statement)
+class _as_path:
     """A model as a file: itself when it is one, else a temporary file."""
 
     def __init__(self, model: Any) -> None:
@@ -259,7 +271,9 @@ def draw_inputs(
         if value.name in model.graph.initializers:
             continue
         if not isinstance(value.type, ir.TensorType) or value.shape is None or value.name is None:
-            raise ModelError(f"The input '{value.name}' is no tensor of known rank, so no random input can be made for it.")
+            raise ModelError(
+                f"The input '{value.name}' is no tensor of known rank, so no random input can be made for it."
+            )
         shape = tuple(
             dim if isinstance(dim, int) else _size(dim.value or f"{value.name}_{axis}", dims, sizes, rng, size)
             for axis, dim in enumerate(value.shape)
