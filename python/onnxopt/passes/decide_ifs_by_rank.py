@@ -13,12 +13,12 @@ from onnxopt.rewrite.rules import attribute
 Ranks = frozenset[int]
 
 MAX_STEPS = 64
-"""Nodes that a question about a rank looks back or ahead over; answers lie near, and the chain of a deep model is long."""
+"""Nodes that a question about a rank looks back or ahead over: answers lie near, and deep models have long chains."""
 
 SAME_RANK = frozenset(
-    "Abs AveragePool BatchNormalization Cast Ceil Clip Cos Dropout Elu Erf Exp Floor Gelu HardSigmoid HardSwish Identity "
-    "InstanceNormalization LayerNormalization LeakyRelu Log LogSoftmax MaxPool Mish Neg Not Pad Reciprocal Relu Round "
-    "Selu Sigmoid Sin Slice Softmax Softplus Sqrt Tanh Transpose".split()
+    "Abs AveragePool BatchNormalization Cast Ceil Clip Cos Dropout Elu Erf Exp Floor Gelu HardSigmoid "
+    "HardSwish Identity  InstanceNormalization LayerNormalization LeakyRelu Log LogSoftmax MaxPool Mish Neg "
+    "Not Pad Reciprocal Relu Round  Selu Sigmoid Sin Slice Softmax Softplus Sqrt Tanh Transpose".split()
 )
 """Ops whose first result has the rank of their first input."""
 
@@ -29,7 +29,7 @@ CONVOLUTIONS = ("Conv", "ConvTranspose")
 
 
 class _RankQuestions:
-    """Ranks that follow from the ops alone, not from shapes that a file declares within: those may be of one run only."""
+    """Ranks that follow from the ops alone: shapes that a file declares within branches may be those of one run."""
 
     def __init__(self, ctx: Context) -> None:
         self.ctx = ctx
@@ -50,7 +50,7 @@ class _RankQuestions:
         return None if node is None or node.domain else self._of_result(node, value)
 
     def _of_result(self, node: ir.Node, value: ir.Value) -> Ranks | None:
-        index = value.index()
+        index = value.index() or 0
         if node.op_type == "If":
             branches = [self.possible(branch.outputs[index]) for branch in _branches(node)]
             return None if None in branches else frozenset().union(*(one for one in branches if one is not None))
@@ -60,7 +60,7 @@ class _RankQuestions:
             return None
         if node.op_type in CONVOLUTIONS and ir.constant(node.inputs[1]) is not None:
             return self.possible(node.inputs[1])
-        added = 0 if node.op_type in SAME_RANK else _added_dims(node)
+        added = _added_dims(node)
         before = None if added is None else self.possible(node.inputs[0])
         return None if before is None or added is None else frozenset(rank + added for rank in before)
 
@@ -86,13 +86,15 @@ class _RankQuestions:
             return len(weights.shape)
         if user.op_type == "Transpose" and "perm" in user.attributes:
             return len(attribute(user, "perm") or ()) or None
-        added = 0 if user.op_type in SAME_RANK else _added_dims(user)
+        added = _added_dims(user)
         after = None if added is None else self.required(user.outputs[0])
         return None if after is None or added is None else after - added
 
 
 def _added_dims(node: ir.Node) -> int | None:
-    """How many dims more than its input the result of Unsqueeze or Squeeze has."""
+    """How many dims more than the first input the first result has."""
+    if node.op_type in SAME_RANK:
+        return 0
     if node.op_type not in ("Squeeze", "Unsqueeze"):
         return None
     axes = attribute(node, "axes")
@@ -124,9 +126,9 @@ def _decision(node: ir.Node, ctx: Context) -> bool | None:
 class DecideIfsByRank(Pass):
     """Give an If a constant condition when only one branch gives results of the rank that what follows can take.
 
-    Exporters write Ifs around Squeeze and Unsqueeze of which only one branch fits the LSTM or convolution behind them. Where the
-    other branch would have been chosen, the model as it was failed as well. Refused: ranks that only shapes declared inside the
-    file tell, and requirements of nodes that may not run.
+    Exporters write Ifs around Squeeze and Unsqueeze of which only one branch fits the LSTM or convolution behind
+    them. Where the other branch would have been chosen, the model as it was failed as well. Refused: ranks that only
+    shapes declared inside the file tell, and requirements of nodes that may not run.
     """
 
     name = "decide_ifs_by_rank"
