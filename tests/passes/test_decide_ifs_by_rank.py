@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+
 from helpers import assert_same, evaluate, model, op_list, ops, run_passes
 
 PASSES = ("decide_ifs_by_rank", "inline_ifs", "eliminate_dead_code")

@@ -16,9 +16,46 @@ MAX_STEPS = 64
 """Nodes that a question about a rank looks back or ahead over: answers lie near, and deep models have long chains."""
 
 SAME_RANK = frozenset(
-    "Abs AveragePool BatchNormalization Cast Ceil Clip Cos Dropout Elu Erf Exp Floor Gelu HardSigmoid "
-    "HardSwish Identity  InstanceNormalization LayerNormalization LeakyRelu Log LogSoftmax MaxPool Mish Neg "
-    "Not Pad Reciprocal Relu Round  Selu Sigmoid Sin Slice Softmax Softplus Sqrt Tanh Transpose".split()
+    [
+        "Abs",
+        "AveragePool",
+        "BatchNormalization",
+        "Cast",
+        "Ceil",
+        "Clip",
+        "Cos",
+        "Dropout",
+        "Elu",
+        "Erf",
+        "Exp",
+        "Floor",
+        "Gelu",
+        "HardSigmoid",
+        "HardSwish",
+        "Identity",
+        "InstanceNormalization",
+        "LayerNormalization",
+        "LeakyRelu",
+        "Log",
+        "LogSoftmax",
+        "MaxPool",
+        "Mish",
+        "Neg",
+        "Not",
+        "Pad",
+        "Reciprocal",
+        "Relu",
+        "Round",
+        "Selu",
+        "Sigmoid",
+        "Sin",
+        "Slice",
+        "Softmax",
+        "Softplus",
+        "Sqrt",
+        "Tanh",
+        "Transpose",
+    ]
 )
 """Ops whose first result has the rank of their first input."""
 
