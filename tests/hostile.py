@@ -8,6 +8,7 @@ prints one JSON line with the outcomes and stops at the first seed whose outcome
 from __future__ import annotations
 
 import collections
+import contextlib
 import json
 import random
 import resource
@@ -20,6 +21,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import onnx
+
 import onnxopt
 from onnxopt.errors import OnnxOptError
 
@@ -87,7 +89,8 @@ def _flip_bits(data: bytearray, pick: random.Random) -> None:
 
 def _set_bytes(data: bytearray, pick: random.Random) -> None:
     start = pick.randrange(len(data))
-    data[start : start + pick.randrange(1, 9)] = bytes([pick.choice((0, 1, 0x7F, 0x80, 0xFF))]) * pick.randrange(1, 9)
+    length = min(pick.randrange(1, 9), len(data) - start)
+    data[start : start + length] = bytes([pick.choice((0, 1, 0x7F, 0x80, 0xFF))]) * length
 
 
 def _splice(data: bytearray, pick: random.Random) -> None:
@@ -101,7 +104,7 @@ def _delete(data: bytearray, pick: random.Random) -> None:
     del data[start : start + pick.randrange(1, 32)]
 
 
-BYTE_MUTATIONS: list[Callable[[bytearray, random.Random], None]] = [_truncate, _flip_bits, _set_bytes, _splice, _delete]
+BYTE_MUTATIONS: list[Callable[[bytearray, random.Random], None]] = [_truncate, _delete, _splice, _set_bytes, *[_flip_bits] * 4]
 
 NUMBERS = (-(1 << 63), -(1 << 31), -2, -1, 0, 1, 2, 3, 5, 7, 64, 1 << 20, 1 << 31, 1 << 40, (1 << 63) - 1)
 OPS = (
@@ -163,10 +166,10 @@ def _mutate_message(proto: onnx.ModelProto, pick: random.Random) -> None:
 
 
 def _set_number(message: object, name: str, pick: random.Random) -> None:
-    try:
-        setattr(message, name, pick.choice(NUMBERS))
-    except ValueError:
-        setattr(message, name, pick.randrange(16))
+    for number in (pick.choice(NUMBERS), pick.randrange(16), 1):
+        with contextlib.suppress(ValueError):  # not every number is a value of every field
+            setattr(message, name, number)
+            return
 
 
 def _mutate_list(items: object, names: list[str], pick: random.Random) -> None:
@@ -180,7 +183,8 @@ def _mutate_list(items: object, names: list[str], pick: random.Random) -> None:
     elif isinstance(one, str):
         items[index] = pick.choice(names)  # type: ignore[index]
     elif isinstance(one, int):
-        items[index] = pick.choice(NUMBERS)  # type: ignore[index]
+        with contextlib.suppress(ValueError):  # fields of 32 bits
+            items[index] = pick.choice(NUMBERS)  # type: ignore[index]
     elif hasattr(one, "ListFields"):
         items.extend([type(one).FromString(one.SerializeToString())] * 2)  # type: ignore[attr-defined]
 

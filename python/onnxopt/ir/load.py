@@ -179,7 +179,7 @@ _PER_BYTE = {4: 2, 2: 4}
 
 def _check_size(tensor: onnx.TensorProto) -> None:
     if tensor.data_type == onnx.TensorProto.UNDEFINED:
-        return
+        raise ModelError(f"The tensor '{tensor.name}' has no element type.")
     count, dtype = math.prod(tensor.dims), DataType(tensor.data_type)
     if any(dim < 0 for dim in tensor.dims):
         raise ModelError(f"The tensor '{tensor.name}' has the impossible shape {list(tensor.dims)}.")

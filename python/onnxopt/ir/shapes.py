@@ -19,6 +19,12 @@ MAX_ELEMENTS = 1024
 MAX_FUNCTION_DEPTH = 16
 """Calls of model-local functions inside each other that are followed; functions must not be recursive, files may lie."""
 
+MAX_FUNCTION_CALLS = 100_000
+"""Calls that are followed in all: functions that call functions several times grow exponentially, a file of a few lines included."""
+
+_BROKEN_RULES = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What a rule raises for a node that does not follow the standard (too few inputs, an attribute of a wrong type): nothing is known of it."""
+
 _BODIES = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 _INTEGERS = frozenset({DataType.INT64, DataType.INT32, DataType.BOOL})
 
@@ -40,6 +46,7 @@ class ShapeEnv:
         self._shapes: dict[Value, Shape] = {}
         self._elements: dict[Value, Shape] = {}
         self._depth = 0
+        self._calls = 0
         self._repeated = 0
         self._in_bodies: set[Value] = set()
 
@@ -158,6 +165,7 @@ class ShapeEnv:
     # --- inference
     def infer_model(self) -> None:
         """Infer everything forward: inputs as declared, then node by node, subgraphs where their node stands."""
+        self._calls = 0
         graph = self.model.graph
         for value in graph.inputs:
             self._declare(value, is_input=True)
@@ -172,13 +180,22 @@ class ShapeEnv:
 
     def infer_node(self, node: Node) -> None:
         """Recompute what is known of a node's outputs from its inputs."""
-        from onnxopt.ir import shape_rules
-
         outputs = node.outputs
         for value in outputs:
             self._elements.pop(value, None)
         if self._repeated:
             self._in_bodies.update(outputs)
+        try:
+            self._apply_rule(node)
+        except _BROKEN_RULES:
+            for value in outputs:
+                self.forget(value)
+        for value in outputs:
+            self._merge_declared(value)
+
+    def _apply_rule(self, node: Node) -> None:
+        from onnxopt.ir import schema_inference, shape_rules
+
         if node.domain == "":
             rule = shape_rules.RULES.get(node.op_type)
             if rule is None:
@@ -191,8 +208,6 @@ class ShapeEnv:
             contrib = shape_rules.CONTRIB.get(node.op_type)
             if contrib is not None:
                 contrib(self, node)
-        for value in outputs:
-            self._merge_declared(value)
 
     def propagate(self, values: Iterable[Value]) -> None:
         """Recompute what depends on values of which more became known, as far as that makes more known."""
@@ -224,18 +239,21 @@ class ShapeEnv:
         """
         found = [attr.as_graph() for attr in node.attributes.values() if attr.type == AttributeType.GRAPH]
         self._repeated += repeated
-        for graph in found:
-            for value in graph.inputs:
-                if value not in self._shapes and not self._repeated:
-                    self._declare(value, is_input=False)
-            self._infer_graph(graph)
-        self._repeated -= repeated
+        try:
+            for graph in found:
+                for value in graph.inputs:
+                    if value not in self._shapes and not self._repeated:
+                        self._declare(value, is_input=False)
+                self._infer_graph(graph)
+        finally:
+            self._repeated -= repeated
         return found
 
     def _infer_call(self, node: Node, function: Function) -> None:
-        if self._depth >= MAX_FUNCTION_DEPTH:
+        if self._depth >= MAX_FUNCTION_DEPTH or self._calls >= MAX_FUNCTION_CALLS:
             return
         self._depth += 1
+        self._calls += 1
         opset, self.opset = self.opset, function.opset_imports.get("", self.opset)
         try:
             for index, formal in enumerate(function.inputs):

@@ -71,6 +71,7 @@ class _Checker:
             self.visible.difference_update(scope.values)
 
     def _enter(self, node: Node, depth: int) -> None:
+        _check_text(node.op_type, node.domain, node.name, node.overload)
         for value in node.inputs:
             if value is not None and value not in self.visible:
                 raise _NotVisibleError(f"The {_describe(node)} uses '{value.name}', which nothing defines before it.")
@@ -88,6 +89,7 @@ class _Scope:
 
     def define(self, value: Value, definer: Node | str) -> None:
         if value.name:
+            _check_text(value.name)
             if value.name in self.names:
                 what = definer if isinstance(definer, str) else f"an output of the {_describe(definer)}"
                 raise ModelError(f"The name '{value.name}' is defined twice; the second is {what}.")
@@ -100,6 +102,12 @@ def _subgraphs(node: Node) -> Iterator[Graph]:
     for attr in node.attributes.values():
         if attr.type in _GRAPH_TYPES and not attr.is_ref():
             yield from [attr.as_graph()] if attr.type is AttributeType.GRAPH else attr.as_graphs()
+
+
+def _check_text(*names: str | None) -> None:
+    for name in names:
+        if name.__class__ is not str and name is not None:
+            raise ModelError(f"The name {name!r} is not UTF-8 text.")
 
 
 def _describe(node: Node) -> str:
