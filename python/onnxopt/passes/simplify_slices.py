@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from onnxopt import ir
-from onnxopt.ir import shape_rules
+from onnxopt.ir import dims, shape_rules
 from onnxopt.passes.base import RulePass, register_pass
 from onnxopt.rewrite.patch import Builder
 from onnxopt.rewrite.pattern import op, pattern
 from onnxopt.rewrite.rules import Match, Refusal, Rule, RuleSet, attribute, rule
+
+OPEN_END = 1 << 30
+"""No dim is as large: exporters write the end of the tensor as the largest int32 or int64."""
 
 
 def _first_input(_: Builder, m: Match) -> ir.Value:
@@ -104,7 +109,7 @@ def _is_empty(value: ir.Value | None, axis: int, m: Match) -> bool:
 
 @pattern
 def _slice_of_slice(p, x):  # type: ignore[no-untyped-def]
-    return p.Slice(p.Slice(x, open_inputs=True, as_="inner"), open_inputs=True)
+    return p.Slice(p.Slice(x, open_inputs=True, as_="inner", shared=True), open_inputs=True)
 
 
 @rule(_slice_of_slice)
@@ -122,9 +127,35 @@ def merge_slices(b: Builder, m: Match) -> ir.Value | Refusal | None:
         return Refusal("both slice the same axis", culprit=m.root)
     if not all(isinstance(part, int) for bound in both for part in bound):
         return Refusal("the bounds are not constant", culprit=m.root)
-    columns = [np.array(column, np.int64) for column in zip(*both, strict=True)]
-    axes, starts, ends, steps = (b.constant(column, "slice") for column in columns)
-    return b.Slice(m["x"], starts, ends, axes, steps)
+    return b.Slice(m["x"], *_slice_inputs(b, both))
+
+
+@rule(op("Slice"), benefit=2)
+def drop_full_axes(b: Builder, m: Match) -> ir.Value | None:
+    """Axes of a Slice of which it takes everything."""
+    source = m.root.inputs[0]
+    shape = None if source is None else m.ctx.shapes.shape(source)
+    bounds = None if shape is None else shape_rules.slice_bounds(m.ctx.shapes, m.root, len(shape))
+    if source is None or shape is None or bounds is None or m.ctx.opset < 10:
+        return None
+    kept = [bound for bound in bounds if not _takes_all(shape[bound[0]], *bound[1:])]
+    if len(kept) == len(bounds) or not kept or not all(isinstance(part, int) for bound in kept for part in bound):
+        return None
+    return b.Slice(source, *_slice_inputs(b, kept))
+
+
+def _takes_all(size: dims.Dim, start: dims.Dim, end: dims.Dim, step: int) -> bool:
+    if start != 0 or step != 1 or not isinstance(end, int):
+        return False
+    return end >= OPEN_END or (isinstance(size, int) and end >= size)
+
+
+def _slice_inputs(b: Builder, bounds: Sequence[tuple[int, dims.Dim, dims.Dim, int]]) -> list[ir.Value]:
+    """Starts, ends, axes and steps as constants."""
+    axes, starts, ends, steps = (
+        b.constant(np.array(column, np.int64), "slice") for column in zip(*bounds, strict=True)
+    )
+    return [starts, ends, axes, steps]
 
 
 RULES = RuleSet(
@@ -136,6 +167,7 @@ RULES = RuleSet(
         merge_concats,
         drop_empty_parts,
         merge_slices,
+        drop_full_axes,
     ]
 )
 
