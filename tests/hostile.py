@@ -104,7 +104,13 @@ def _delete(data: bytearray, pick: random.Random) -> None:
     del data[start : start + pick.randrange(1, 32)]
 
 
-BYTE_MUTATIONS: list[Callable[[bytearray, random.Random], None]] = [_truncate, _delete, _splice, _set_bytes, *[_flip_bits] * 4]
+BYTE_MUTATIONS: list[Callable[[bytearray, random.Random], None]] = [
+    _truncate,
+    _delete,
+    _splice,
+    _set_bytes,
+    *[_flip_bits] * 4,
+]
 
 NUMBERS = (-(1 << 63), -(1 << 31), -2, -1, 0, 1, 2, 3, 5, 7, 64, 1 << 20, 1 << 31, 1 << 40, (1 << 63) - 1)
 OPS = (

@@ -45,7 +45,7 @@ def test_both_fail_on_the_other_branch() -> None:
     before = chosen(ENDINGS["convolution"])
     after, _ = run_passes(before, *PASSES)
     for proto in (before, after):
-        with pytest.raises(Exception, match="(?i)rank|dim"):
+        with pytest.raises(Exception, match=r"(?i)rank|dim"):
             evaluate(proto, {"x": np.zeros((4, 3, 2), np.float32)})
 
 

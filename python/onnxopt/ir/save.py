@@ -158,7 +158,7 @@ def _placeholders(model: Model, mode: str, target: Path | None) -> Iterator[dict
                         stand_in: TensorProtocol = _reference(tensor, target)
                     else:
                         large[name] = tensor
-                        shape = onnx_ir.Shape(tensor.shape)
+                        shape = onnx_ir.Shape(tensor.shape.numpy())
                         stand_in = ExternalTensor(wire.INSIDE, 0, 0, tensor.dtype, shape=shape, name=name)
                         stand_in.doc_string = tensor.doc_string
                         stand_in.metadata_props.update(tensor.metadata_props)

@@ -194,7 +194,7 @@ class ShapeEnv:
             self._merge_declared(value)
 
     def _apply_rule(self, node: Node) -> None:
-        from onnxopt.ir import schema_inference, shape_rules
+        from onnxopt.ir import shape_rules
 
         if node.domain == "":
             rule = shape_rules.RULES.get(node.op_type)

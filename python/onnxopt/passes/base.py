@@ -242,7 +242,10 @@ class Context:
             value = node.outputs[0]
         else:
             value = ir.Value(
-                name=unique, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape)
+                name=unique,
+                const_value=tensor,
+                type=ir.TensorType(tensor.dtype),
+                shape=ir.Shape(tensor.shape.numpy()),
             )
             tensor.name = unique
             self.model.graph.register_initializer(value)
