@@ -20,7 +20,21 @@ MODELS = 500
 BATCHES = 10
 BASE_SEED = int(os.environ.get("ONNXOPT_RANDOM_SEED", "20261123"))
 
-UNARY = ("Abs", "Exp", "Neg", "Relu", "Sigmoid", "Sqrt", "Tanh", "Erf", "Softplus", "HardSigmoid", "Identity", "Reciprocal", "Floor")
+UNARY = (
+    "Abs",
+    "Exp",
+    "Neg",
+    "Relu",
+    "Sigmoid",
+    "Sqrt",
+    "Tanh",
+    "Erf",
+    "Softplus",
+    "HardSigmoid",
+    "Identity",
+    "Reciprocal",
+    "Floor",
+)
 BINARY = ("Add", "Sub", "Mul", "Div", "Max", "Min")
 
 
@@ -77,7 +91,9 @@ class Generator:
 
     def constant(self) -> None:
         name, shape = self.pick()
-        small = tuple(1 if self.rng.random() < 0.5 else size for size in shape)[int(self.rng.integers(len(shape) + 1)) :]
+        small = tuple(1 if self.rng.random() < 0.5 else size for size in shape)[
+            int(self.rng.integers(len(shape) + 1)) :
+        ]
         array = self.rng.choice([0, 1, 2, 0.5, -1, 3.5], small).astype(np.float32)
         operands = [name, self.weight(np.asarray(array, np.float32))]
         if self.rng.random() < 0.5:
@@ -107,7 +123,12 @@ class Generator:
         name, shape = self.pick()
         same = [other for other, one in self.values if one == shape]
         axis = int(self.rng.integers(len(shape)))
-        self.add("Concat", [name, str(self.rng.choice(same))], (*shape[:axis], 2 * shape[axis], *shape[axis + 1 :]), axis=axis)
+        self.add(
+            "Concat",
+            [name, str(self.rng.choice(same))],
+            (*shape[:axis], 2 * shape[axis], *shape[axis + 1 :]),
+            axis=axis,
+        )
 
     def matmul(self) -> None:
         name, shape = self.pick()

@@ -43,6 +43,7 @@ PHASES: Mapping[str, tuple[str, ...]] = {
         "simplify_reshapes",
         "simplify_slices",
         "split_instead_of_slices",
+        "keep_reduced_dims",
         "sink_transposes",
         "recognize_activations",
         "recognize_norms",

@@ -34,9 +34,9 @@ from onnxopt.ir.lazy import ScaledTensor, StreamedTensor, TransposedTensor, can_
 from onnxopt.ir.load import load, load_copy, without_collector
 from onnxopt.ir.mapped import MappedTensor
 from onnxopt.ir.protos import captures, inputs_with_captures, node_to_proto, tensor_of, tensor_to_proto
-from onnxopt.ir.save import as_kind_of, save, to_proto
+from onnxopt.ir.save import as_kind_of, rebuild, save, to_proto
 from onnxopt.ir.shapes import ShapeEnv
-from onnxopt.ir.statistics import count_nodes, count_ops, initializer_bytes, walk_graphs
+from onnxopt.ir.statistics import count_nodes, count_ops, initializer_bytes, inner_graphs, walk_graphs
 from onnxopt.ir.structure import check_structure
 
 __all__ = [
@@ -73,11 +73,13 @@ __all__ = [
     "count_ops",
     "from_graphsurgeon",
     "initializer_bytes",
+    "inner_graphs",
     "inputs_with_captures",
     "integers",
     "load",
     "load_copy",
     "node_to_proto",
+    "rebuild",
     "save",
     "scalar",
     "small_array",

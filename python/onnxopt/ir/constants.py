@@ -34,8 +34,10 @@ def _constant_node_tensor(value: Value) -> TensorProtocol | None:
     for name, attribute in producer.attributes.items():
         if attribute.is_ref():
             return None
-        if attribute.type == AttributeType.TENSOR:
-            return attribute.as_tensor()
+        if attribute.type is AttributeType.TENSOR:
+            # `as_tensor` would check a protocol's every member, for every constant of the model.
+            found: TensorProtocol = attribute.value
+            return found
         if name in ("value_float", "value_floats"):
             return tensor(np.array(attribute.value, np.float32), name=value.name)
         if name in ("value_int", "value_ints"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -78,6 +78,28 @@ def to_proto(model: Model) -> onnx.ModelProto:
             _clear_location(initializer)
             initializer.raw_data = tensor.tobytes()
     return proto
+
+
+def rebuild(model: Model, convert: Callable[[onnx.ModelProto], onnx.ModelProto]) -> None:
+    """Pass a model through a function over protobufs, in place. Large weights do not take part and keep their tensors.
+
+    Raises:
+        ModelError: the function fails, or makes something that is no model.
+    """
+    with _placeholders(model, "inside", None) as large:
+        proto = _skeleton(model)
+    try:
+        converted = serde.deserialize_model(convert(proto))
+    except Exception as error:
+        raise ModelError(f"The model cannot be converted: {str(error).splitlines()[0]}") from error
+    for name, tensor in large.items():
+        if name not in converted.graph.initializers:
+            raise ModelError(f"The conversion lost the weight '{name}'.")
+        converted.graph.initializers[name].const_value = tensor
+    model.graph = converted.graph
+    model.functions.clear()
+    model.functions.update(converted.functions)
+    model.ir_version = converted.ir_version
 
 
 def as_kind_of(source: Any, model: Model) -> Any:

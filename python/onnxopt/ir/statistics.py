@@ -17,12 +17,16 @@ def walk_graphs(graph: Graph) -> Iterator[Graph]:
         one = stack.pop()
         yield one
         for node in one:
-            stack.extend(_inner(node))
+            stack.extend(inner_graphs(node))
 
 
-def _inner(node: Node) -> list[Graph]:
+def inner_graphs(node: Node) -> list[Graph]:
+    """The graphs that the node's attributes hold (branches of an If, the body of a Loop or Scan)."""
+    attributes = node.attributes.data
+    if not attributes:
+        return []
     found: list[Graph] = []
-    for attr in node.attributes.values():
+    for attr in attributes.values():
         if attr.type in _GRAPH_TYPES and not attr.is_ref():
             found.extend([attr.as_graph()] if attr.type is AttributeType.GRAPH else attr.as_graphs())
     return found

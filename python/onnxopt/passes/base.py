@@ -186,13 +186,11 @@ class Context:
     def refresh(self) -> None:
         """Forget every analysis and start anew: for passes that changed the model behind the editor's back."""
         self.names = Names(self.model)
+        # Passes remove subgraphs and make none, so this stays true enough: at worst a pass looks in vain.
+        self.has_subgraphs = any(graph is not self.model.graph for graph in ir.walk_graphs(self.model.graph))
         self.shapes = ir.ShapeEnv(self.model, self.options.dims)
         self.shapes.infer_model()
         self._constants: dict[tuple[object, ...], ir.Value] = {}
-
-    @property
-    def has_subgraphs(self) -> bool:
-        return any(graph is not self.model.graph for graph in ir.walk_graphs(self.model.graph))
 
     @property
     def opset(self) -> int:

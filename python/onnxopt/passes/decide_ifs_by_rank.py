@@ -172,6 +172,8 @@ class DecideIfsByRank(Pass):
     phase = "fold"
 
     def run(self, model: ir.Model, ctx: Context) -> PassResult:
+        if not ctx.has_subgraphs:
+            return PassResult(False)
         patches = 0
         for node in walk(model.graph):
             if node.op_type != "If" or node.domain or ir.constant(node.inputs[0]) is not None:

@@ -24,6 +24,8 @@ EXPANDING_BYTES = 4096
 LOW_BITS = 8
 """Constants of at most this many bits per element were compressed on purpose; folding must not turn them into wide ones."""
 
+MAX_FOLDED_TRIPS = 1024
+"""Iterations of a constant Loop that are run while the model is optimized: tables are built so; a file may ask for any number."""
 
 STREAMED_BYTES = 1 << 20
 """Transposes of constants from this size on are computed while the output is written, one block at a time."""
@@ -128,11 +130,26 @@ class _Region:
         made.update(node.outputs)
 
     def _closed(self, node: ir.Node) -> bool:
-        """Whether a node with subgraphs captures only constants and holds nothing random."""
+        """Whether a node with subgraphs captures only constants, holds nothing random and comes to an end soon."""
+        if not self._bounded(node):
+            return False
         for graph in subgraphs(node):
-            if any(inner.op_type in RANDOM or inner.domain for inner in walk(graph)):
-                return False
+            for inner in walk(graph):
+                if inner.op_type in RANDOM or inner.domain or not self._bounded(inner):
+                    return False
+                if inner.op_type == node.op_type == "Loop":
+                    return False
         return all(value in self._made or ir.constant(value) is not None for value in ir.inputs_with_captures(node))
+
+    def _bounded(self, node: ir.Node) -> bool:
+        """Whether evaluating the node takes few iterations and no more memory than the folding budget."""
+        if node.op_type == "Loop":
+            trips = ir.scalar(node.inputs[0]) if node.inputs else None
+            return trips is not None and trips <= MAX_FOLDED_TRIPS
+        if node.op_type not in _GROWING:
+            return True
+        sizes = [self._bytes(value) for value in node.outputs]
+        return all(size is not None and size <= self.ctx.options.fold_budget_bytes for size in sizes)
 
     def _worth_keeping(self, node: ir.Node) -> bool:
         size = 0

@@ -27,6 +27,8 @@ class InlineIfs(Pass):
         return ["inline_ifs", "decide_if_by_outer_if", "swap_if_branches"]
 
     def run(self, model: ir.Model, ctx: Context) -> PassResult:
+        if not ctx.has_subgraphs:
+            return PassResult(False)
         patches = 0
         for node in list(walk(model.graph)):
             if _is_if(node):

@@ -25,6 +25,8 @@ class InlineLoops(Pass):
     phase = "fold"
 
     def run(self, model: ir.Model, ctx: Context) -> PassResult:
+        if not ctx.has_subgraphs:
+            return PassResult(False)
         patches = 0
         for node in list(walk(model.graph)):
             if node.op_type != "Loop" or node.domain or node.graph is None:

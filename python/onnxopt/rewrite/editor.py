@@ -200,15 +200,7 @@ def _captured(node: ir.Node) -> list[ir.Value]:
 
 def subgraphs(node: ir.Node) -> list[ir.Graph]:
     """The graphs that the node's attributes hold (branches of an If, the body of a Loop or Scan)."""
-    found: list[ir.Graph] = []
-    for attr in node.attributes.values():
-        if attr.is_ref():
-            continue
-        if attr.type == ir.AttributeType.GRAPH:
-            found.append(attr.as_graph())
-        elif attr.type == ir.AttributeType.GRAPHS:
-            found.extend(attr.as_graphs())
-    return found
+    return ir.inner_graphs(node)
 
 
 def _release_subgraphs(node: ir.Node) -> None:

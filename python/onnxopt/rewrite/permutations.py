@@ -175,7 +175,7 @@ def _axis(node: ir.Node, default: int, rank: int) -> int | None:
     return axis % rank if isinstance(axis, int) and -rank <= axis < rank else None
 
 
-def _axes(node: ir.Node, index: int, rank: int) -> tuple[int, ...] | None:
+def constant_axes(node: ir.Node, index: int, rank: int) -> tuple[int, ...] | None:
     """The axes of an attribute or of a constant input, counted from the front."""
     value = node.inputs[index] if len(node.inputs) > index else None
     axes = attribute(node, "axes") if value is None else ir.integers(value)
@@ -204,7 +204,7 @@ def _reduction(_: Context, node: ir.Node, perm: Permutation) -> Move | None:
     if "axes" not in node.attributes and (len(node.inputs) < 2 or node.inputs[1] is None):
         reduces_none = attribute(node, "noop_with_empty_axes", 0) != 0
         return Move((0,), (perm if keeps or reduces_none else (),))
-    axes = _axes(node, 1, rank)
+    axes = constant_axes(node, 1, rank)
     if not axes:
         return None
     attributes, constants = _with_axes(node, 1, sorted(perm[axis] for axis in axes))
@@ -254,7 +254,7 @@ def _slice(ctx: Context, node: ir.Node, perm: Permutation) -> Move | None:
             return None
         count, dtype = shape[0], element.numpy()
     explicit = "axes" in node.attributes or (len(node.inputs) > 3 and node.inputs[3] is not None)
-    axes = _axes(node, 3, rank) if explicit else tuple(range(count))
+    axes = constant_axes(node, 3, rank) if explicit else tuple(range(count))
     if axes is None:
         return None
     moved = [perm[axis] for axis in axes]
@@ -266,7 +266,7 @@ def _slice(ctx: Context, node: ir.Node, perm: Permutation) -> Move | None:
 def _pad(_: Context, node: ir.Node, perm: Permutation) -> Move | None:
     rank = len(perm)
     if len(node.inputs) > 3 and node.inputs[3] is not None:
-        axes = _axes(node, 3, rank)
+        axes = constant_axes(node, 3, rank)
         return None if axes is None else Move((0,), (perm,), {}, {3: np.array([perm[axis] for axis in axes], np.int64)})
     listed = (
         attribute(node, "pads")
@@ -285,7 +285,7 @@ def _pad(_: Context, node: ir.Node, perm: Permutation) -> Move | None:
 
 
 def _squeeze(_: Context, node: ir.Node, perm: Permutation) -> Move | None:
-    axes = _axes(node, 1, len(perm))
+    axes = constant_axes(node, 1, len(perm))
     if not axes:
         return None
     attributes, constants = _with_axes(node, 1, sorted(perm[axis] for axis in axes))
@@ -294,7 +294,7 @@ def _squeeze(_: Context, node: ir.Node, perm: Permutation) -> Move | None:
 
 def _unsqueeze(_: Context, node: ir.Node, perm: Permutation) -> Move | None:
     given = attribute(node, "axes") if "axes" in node.attributes else ir.integers(node.inputs[1])
-    axes = None if given is None else _axes(node, 1, len(perm) + len(given))
+    axes = None if given is None else constant_axes(node, 1, len(perm) + len(given))
     if not axes:
         return None
     rank = len(perm) + len(axes)
@@ -323,10 +323,12 @@ def _quantization(ctx: Context, node: ir.Node, perm: Permutation) -> Move | None
     return None if axis is None or ctx.shapes.rank(scale) != 1 else Move((0,), (perm,), {"axis": perm[axis]})
 
 
-_REDUCTIONS = ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare")
+REDUCTIONS = tuple(
+    f"Reduce{kind}" for kind in ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare")
+)
 
 _HANDLERS: Mapping[str, Callable[[Context, ir.Node, Permutation], Move | None]] = {
-    **{f"Reduce{name}": _reduction for name in _REDUCTIONS},
+    **dict.fromkeys(REDUCTIONS, _reduction),
     "ArgMax": _arg_reduction,
     "ArgMin": _arg_reduction,
     "Softmax": _softmax,
