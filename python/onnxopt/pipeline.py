@@ -47,6 +47,7 @@ PHASES: Mapping[str, tuple[str, ...]] = {
         "sink_transposes",
         "recognize_activations",
         "recognize_norms",
+        "recognize_softmax",
         "simplify_arithmetic",
         "fold_signs",
         "fuse_padding",

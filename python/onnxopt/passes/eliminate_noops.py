@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 from onnxopt import ir
 from onnxopt.passes.base import RulePass, register_pass
 from onnxopt.rewrite.patch import Builder
 from onnxopt.rewrite.pattern import op, pattern
 from onnxopt.rewrite.rules import Match, Refusal, Rule, RuleSet, attribute, rule
+
+NEUTRAL = {"Mul": 1, "Div": 1, "Pow": 1, "And": 1, "Max": -math.inf, "Min": math.inf}
+"""Second operands that change nothing, where that is not 0."""
 
 IDEMPOTENT = ("Abs", "Ceil", "Floor", "Relu", "Round", "Sign")
 
@@ -83,13 +88,14 @@ def _neutral(p, x):  # type: ignore[no-untyped-def]
         p.Or(x, p.number(0)),
         p.And(x, p.number(1)),
         p.Xor(x, p.number(0)),
+        p.Max(x, p.number(-math.inf)),
+        p.Min(x, p.number(math.inf)),
     ]
 
 
 def _neutral_fits(m: Match) -> bool | Refusal:
     numbers = [value for value in m.root.inputs if value is not None and value is not m["x"]]
-    exact = 1 if m.root.op_type in ("Mul", "Div", "Pow", "And") else 0
-    if not numbers or ir.scalar(numbers[0]) != exact:
+    if not numbers or ir.scalar(numbers[0]) != NEUTRAL.get(m.root.op_type, 0):
         return Refusal("the constant is only nearly neutral", culprit=m.root)
     if m.dtype("x") != m.ctx.shapes.dtype(m.output):
         return False
