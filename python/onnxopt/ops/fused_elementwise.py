@@ -43,22 +43,43 @@ BOOLEANS = frozenset({DataType.BOOL})
 ANY = frozenset(TYPE_NAMES)
 
 
+Call = tuple[str, tuple[str, ...]]
+"""One statement: its operation and operands."""
+
+
 class Expression:
-    """An expression under construction: equal statements are written once."""
+    """An expression under construction: equal statements are written once, and in the end only those that are needed."""
 
     def __init__(self) -> None:
-        self.statements: list[str] = []
-        self._index: dict[str, str] = {}
-
-    def add(self, call: str) -> str:
-        name = self._index.get(call)
-        if name is None:
-            name = self._index[call] = f"t{len(self.statements)}"
-            self.statements.append(f"{name}={call}")
-        return name
+        self.calls: list[Call] = []
+        self._index: dict[Call, str] = {}
 
     def call(self, op: str, *operands: str) -> str:
-        return self.add(f"{op}({','.join(operands)})")
+        """The name of the statement that applies `op`."""
+        key = (op, operands)
+        name = self._index.get(key)
+        if name is None:
+            name = self._index[key] = f"t{len(self.calls)}"
+            self.calls.append(key)
+        return name
+
+    def made_by(self, name: str) -> Call:
+        """The statement of that name; an input or a literal is made by nothing."""
+        return self.calls[int(name[1:])] if name.startswith("t") else ("", ())
+
+    def write(self, results: Sequence[str]) -> tuple[list[str], list[str]]:
+        """The statements that `results` need, and the names of the results among them."""
+        needed = set(results)
+        for index in reversed(range(len(self.calls))):
+            if f"t{index}" in needed:
+                needed.update(self.calls[index][1])
+        names: dict[str, str] = {}
+        statements = []
+        for index, (op, operands) in enumerate(self.calls):
+            if f"t{index}" in needed:
+                name = names[f"t{index}"] = f"t{len(names)}"
+                statements.append(f"{name}={op}({','.join(names.get(one, one) for one in operands)})")
+        return statements, [names.get(one, one) for one in results]
 
 
 def literal(number: float | int | bool, dtype: DataType) -> str:
@@ -141,12 +162,52 @@ def _swish(e: Expression, node: ir.Node, operands: list[str], dtype: DataType) -
 
 
 def _mul(e: Expression, node: ir.Node, operands: list[str], dtype: DataType) -> str:
-    """x * sigmoid(x) is one operation in the kernel."""
-    for x, gate in (operands, reversed(operands)):
-        index = int(gate[1:]) if gate.startswith("t") else -1
-        if index >= 0 and e.statements[index] == f"{gate}=sigmoid({x})" and dtype is DataType.FLOAT:
-            return e.call("silu", x)
+    """x * sigmoid(x) and x * (1 + erf(x / sqrt 2)) / 2 are one operation in the kernel."""
+    if dtype is DataType.FLOAT:
+        for x, gate in (operands, reversed(operands)):
+            if e.made_by(gate) == ("sigmoid", (x,)):
+                return e.call("silu", x)
+        argument = _gelu_operand(e, operands)
+        if argument is not None:
+            return e.call("gelu", argument)
     return e.call("mul", *operands)
+
+
+def _gelu_operand(e: Expression, operands: list[str]) -> str | None:
+    """x, where the product of the operands is 0.5 * x * (1 + erf(x / sqrt 2)), in any order."""
+    factors: list[str] = []
+    for operand in operands:
+        op, inner = e.made_by(operand)
+        factors += inner if op == "mul" else (operand,)
+    if len(factors) != 3 or not any(_is_literal(one, 0.5) for one in factors):
+        return None
+    for gate in factors:
+        op, terms = e.made_by(gate)
+        if op != "add" or not any(_is_literal(one, 1.0) for one in terms):
+            continue
+        for x in factors:
+            if any(_is_erf_of(e, term, x) for term in terms):
+                return x
+    return None
+
+
+def _is_erf_of(e: Expression, name: str, x: str) -> bool:
+    """Whether `name` is erf(x / sqrt 2)."""
+    op, operands = e.made_by(name)
+    if op != "erf":
+        return False
+    op, (left, *right) = e.made_by(operands[0]) if operands[0].startswith("t") else ("", ("",))
+    if op == "div":
+        return left == x and _is_literal(right[0], math.sqrt(2))
+    terms = (left, *right)
+    return op == "mul" and x in terms and any(_is_literal(one, math.sqrt(0.5)) for one in terms)
+
+
+def _is_literal(operand: str, number: float) -> bool:
+    """Whether an operand is the float32 literal of a number, as far as exporters print it."""
+    if not operand.startswith("#") or not operand.endswith(":f32"):
+        return False
+    return math.isclose(float.fromhex(operand[1:-4]), number, rel_tol=1e-6)
 
 
 def _prelu(e: Expression, node: ir.Node, operands: list[str], dtype: DataType) -> str:
@@ -286,22 +347,24 @@ def compile_region(nodes: Sequence[ir.Node], outputs: Sequence[ir.Value], shapes
         names[node.outputs[0]] = LOWERINGS[node.op_type].emit(expression, node, operands, dtype)
     if not inputs:
         return Refusal("the region reads constants only", culprit=nodes[0])
-    if len(inputs) > MAX_INPUTS or len(outputs) > MAX_OUTPUTS or len(expression.statements) > MAX_STATEMENTS:
+    if len(inputs) > MAX_INPUTS or len(outputs) > MAX_OUTPUTS or len(expression.calls) > MAX_STATEMENTS:
         return Refusal("the region is too large for one kernel", culprit=nodes[0])
-    results = []
     for value in outputs:
-        dtype = shapes.dtype(value)
-        name = names[value]
-        if dtype is None or not name.startswith("t"):
+        if not names[value].startswith("t"):
             return Refusal("'{}' is a copy of an input", value.name, culprit=value)
-        results.append(f"{name}:{TYPE_NAMES[dtype]}")
-    arguments = []
-    for index, value in enumerate(inputs):
-        known = shapes.dtype(value)
-        assert known is not None
-        arguments.append(f"i{index}:{TYPE_NAMES[known]}")
-    text = " | ".join(" ".join(section) for section in (arguments, expression.statements, results))
+        if shapes.dtype(value) is None:
+            return Refusal("the element type of '{}' is unknown", value.name, culprit=value)
+    statements, results = expression.write([names[value] for value in outputs])
+    declared = [_typed(f"i{index}", value, shapes) for index, value in enumerate(inputs)]
+    made = [_typed(name, value, shapes) for name, value in zip(results, outputs, strict=True)]
+    text = " | ".join(" ".join(section) for section in (declared, statements, made))
     return Compiled(text, tuple(inputs), tuple(outputs))
+
+
+def _typed(name: str, value: ir.Value, shapes: ir.ShapeEnv) -> str:
+    dtype = shapes.dtype(value)
+    assert dtype is not None
+    return f"{name}:{TYPE_NAMES[dtype]}"
 
 
 def _operand(
