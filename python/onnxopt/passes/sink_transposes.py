@@ -136,6 +136,8 @@ class _Region:
         made_inside = producer in self.inside
         is_transpose = producer is not None and producer.op_type == "Transpose"
         perm = self.perms.get(value) if made_inside or is_transpose else None
+        if perm is None and ir.constant(value) is not None:
+            return 0
         lifts: set[Permutation] = set()
         outside, taken, cancelled = value.is_graph_output(), False, 0
         for user, index in value.uses():
@@ -150,7 +152,7 @@ class _Region:
             else:
                 outside = True
         if perm is None:
-            return 0 if ir.constant(value) is not None else len(lifts)
+            return len(lifts)
         if is_transpose:
             return len(lifts) - (not outside and (taken or bool(lifts)))
         return len(lifts) + (outside and not is_identity(perm)) - cancelled
@@ -187,21 +189,19 @@ class _Region:
         """The nodes inside, grouped by the values that they share."""
         parts: list[list[ir.Node]] = []
         left = set(self.inside)
-        for start in self.moves:
-            if start not in left:
-                continue
-            left.discard(start)
-            part = [start]
+        seen: set[ir.Value] = set()
+        for start in self.nodes():
+            part = [start] if start in left else []
+            left.difference_update(part)
             for node in part:
-                for value in _values([node]):
-                    if ir.constant(value) is not None:
-                        continue
-                    near = [user for user, _ in value.uses()] + [value.producer()]
-                    for other in near:
-                        if other in left:
-                            left.discard(other)
-                            part.append(other)
-            parts.append(part)
+                values = [one for one in _values([node]) if one not in seen and ir.constant(one) is None]
+                seen.update(values)
+                near = [one for value in values for one in (value.producer(), *(user for user, _ in value.uses()))]
+                joined = [one for one in dict.fromkeys(near) if one in left]
+                left.difference_update(joined)
+                part.extend(joined)
+            if part:
+                parts.append(part)
         return parts
 
     def nodes(self) -> list[ir.Node]:
