@@ -116,10 +116,12 @@ def test_nested_ifs_that_protobuf_reads_keep_their_meaning() -> None:
 def test_model_in_memory_nested_500_deep_is_refused() -> None:
     import onnx_ir
 
+    condition = onnx_ir.Value(name="c", type=onnx_ir.TensorType(onnx_ir.DataType.BOOL), shape=onnx_ir.Shape([]))
     graph = onnx_ir.Graph([], [], nodes=[], name="inner")
     for _ in range(500):
-        node = onnx_ir.Node("", "If", [], [onnx_ir.AttrGraph("then_branch", graph)])
+        node = onnx_ir.Node("", "If", [condition], [onnx_ir.AttrGraph("then_branch", graph)], num_outputs=0)
         graph = onnx_ir.Graph([], [], nodes=[node], name="outer", opset_imports={"": 17})
+    graph.inputs.append(condition)
     with pytest.raises(ModelError, match="deep"):
         ir.load(onnx_ir.Model(graph, ir_version=8))
 

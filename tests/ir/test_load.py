@@ -203,6 +203,15 @@ GRAPHS = {
     "cycle": ("g (float[2] x) => (float[2] y) { a = Add (x, b) b = Abs (a) y = Abs (b) }", "cycle"),
     "cycle_of_one": ("g (float[2] x) => (float[2] y) { a = Add (x, a) y = Abs (a) }", "cycle"),
     "missing_output": ("g (float[2] x) => (float[2] nowhere) { y = Abs (x) }", "'nowhere'"),
+    "too_few_inputs": ("g (float[2] x) => (float[2] y) { y = Where (x) }", "has 1 inputs; Where takes 3"),
+    "too_many_inputs": ("g (float[2] x) => (float[2] y) { y = Abs (x, x) }", "has 2 inputs; Abs takes 1"),
+    "required_input_left_out": ("g (float[2] x) => (float[2] y) { y = Add (, x) }", "leaves out its input 0"),
+    "attribute_of_wrong_type": ("g (float[2] x) => (float[2] y) { y = Cast <to = 1.0> (x) }", "'to'.*FLOAT"),
+    "branch_with_too_few_outputs": (
+        "g (bool c) => (float[2] y) { y = If (c) <then_branch = t () => () { p = Constant <value = float[2] {1, 2}> () },"
+        " else_branch = e () => (float[2] r) { r = Constant <value = float[2] {1, 2}> () }> }",
+        "0 outputs",
+    ),
     "dangling_capture": (
         "g (bool c) => (float[2] y) { y = If (c) <then_branch = t () => (float[2] p) { p = Abs (q) },"
         " else_branch = e () => (float[2] r) { r = Constant <value = float[2] {1, 2}> () }> }",

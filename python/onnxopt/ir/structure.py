@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping
 
+import onnx
 from onnx_ir import AttributeType, Graph, Model, Node, Value
 
 from onnxopt.errors import ModelError
@@ -22,11 +25,70 @@ def check_structure(model: Model) -> None:
     Raises:
         ModelError: a value is used and never made, made twice, or there is a cycle; the text names node and value.
     """
-    for graph in [model.graph, *(function.graph for function in model.functions.values())]:
+    bodies = [(function.graph, function.opset_imports) for function in model.functions.values()]
+    for graph, opsets in [(model.graph, model.graph.opset_imports), *bodies]:
         try:
-            _Checker().check(graph, 0)
+            _Checker(opsets.get("", 0)).check(graph, 0)
         except _NotVisibleError as error:
             raise ModelError(str(error)) from None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Signature:
+    """What the standard says of an op: how many inputs it has at least and at most, which are required, types of attributes."""
+
+    least: int
+    most: int
+    required: tuple[int, ...]
+    attributes: Mapping[str, int]
+
+
+@functools.cache
+def _signature(op_type: str, opset: int) -> _Signature | None:
+    """None for what this ONNX does not know: other ops, and opsets newer than its own."""
+    if not 0 < opset <= onnx.defs.onnx_opset_version():
+        return None
+    try:
+        schema = onnx.defs.get_schema(op_type, opset)
+    except onnx.defs.SchemaError:
+        return None
+    single = onnx.defs.OpSchema.FormalParameterOption.Single
+    required = tuple(index for index, formal in enumerate(schema.inputs) if formal.option == single)
+    types = {name: int(attribute.type.value) for name, attribute in schema.attributes.items() if name != "sparse_value"}
+    return _Signature(schema.min_input, schema.max_input, required, types)
+
+
+def _check_signature(node: Node, opset: int) -> None:
+    signature = _signature(node.op_type, opset)
+    if signature is None:
+        return
+    inputs = node.inputs
+    if not signature.least <= len(inputs) <= signature.most:
+        raise ModelError(f"The {_describe(node)} has {len(inputs)} inputs; {node.op_type} takes {_range(signature)}.")
+    for index in signature.required:
+        if inputs[index] is None:
+            raise ModelError(f"The {_describe(node)} leaves out its input {index}, which {node.op_type} needs.")
+    for name, attribute in node.attributes.items():
+        if signature.attributes.get(name, attribute.type) != attribute.type:
+            raise ModelError(f"The attribute '{name}' of the {_describe(node)} is of type {attribute.type.name}, which is wrong.")
+
+
+def _check_body(node: Node, body: Graph) -> None:
+    """Branches and bodies have as many inputs and outputs as their node needs."""
+    expected = {
+        "If": (0, len(node.outputs)),
+        "Loop": (len(node.inputs), len(node.outputs) + 1),
+    }.get(node.op_type)
+    found = len(body.inputs), len(body.outputs)
+    if expected is not None and not node.domain and found != expected:
+        raise ModelError(
+            f"The body of the {_describe(node)} has {found[0]} inputs and {found[1]} outputs; "
+            f"{expected[0]} and {expected[1]} are needed."
+        )
+
+
+def _range(signature: _Signature) -> str:
+    return str(signature.least) if signature.least == signature.most else f"{signature.least} to {signature.most}"
 
 
 class _NotVisibleError(Exception):
@@ -36,7 +98,8 @@ class _NotVisibleError(Exception):
 class _Checker:
     """Follows a graph and its subgraphs in the order of execution, with the values that are visible at each point."""
 
-    def __init__(self) -> None:
+    def __init__(self, opset: int) -> None:
+        self.opset = opset
         self.visible: set[Value] = set()
         self.sorted: set[Graph] = set()
 
@@ -72,10 +135,13 @@ class _Checker:
 
     def _enter(self, node: Node, depth: int) -> None:
         _check_text(node.op_type, node.domain, node.name, node.overload)
+        if not node.domain:
+            _check_signature(node, self.opset)
         for value in node.inputs:
             if value is not None and value not in self.visible:
                 raise _NotVisibleError(f"The {_describe(node)} uses '{value.name}', which nothing defines before it.")
         for graph in _subgraphs(node):
+            _check_body(node, graph)
             self.check(graph, depth + 1)
 
 
