@@ -54,7 +54,11 @@ def _signature(op_type: str, opset: int) -> _Signature | None:
         return None
     single = onnx.defs.OpSchema.FormalParameterOption.Single
     required = tuple(index for index, formal in enumerate(schema.inputs) if formal.option == single)
-    types = {name: int(attribute.type.value) for name, attribute in schema.attributes.items() if name != "sparse_value"}
+    types = {
+        name: int(attribute.type.value)  # type: ignore[attr-defined]
+        for name, attribute in schema.attributes.items()
+        if name != "sparse_value"
+    }
     return _Signature(schema.min_input, schema.max_input, required, types)
 
 
@@ -70,7 +74,9 @@ def _check_signature(node: Node, opset: int) -> None:
             raise ModelError(f"The {_describe(node)} leaves out its input {index}, which {node.op_type} needs.")
     for name, attribute in node.attributes.items():
         if signature.attributes.get(name, attribute.type) != attribute.type:
-            raise ModelError(f"The attribute '{name}' of the {_describe(node)} is of type {attribute.type.name}, which is wrong.")
+            raise ModelError(
+                f"The attribute '{name}' of the {_describe(node)} is of type {attribute.type.name}, which is wrong."
+            )
 
 
 def _check_body(node: Node, body: Graph) -> None:
