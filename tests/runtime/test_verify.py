@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import helpers
 import numpy as np
 import onnx
-import onnxopt
 import pytest
+
+import helpers
+import onnxopt
 from onnxopt import ir
 from onnxopt.errors import VerificationError
 from onnxopt.passes.base import Context, Pass, PassResult

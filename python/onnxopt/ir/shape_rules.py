@@ -508,7 +508,7 @@ def _expand(env: ShapeEnv, node: Node) -> None:
         if elements and len(elements) == 1 and len(result) == 1 and _small(result[0])
         else None
     )
-    return env.set(node.outputs[0], _dtype(env, node), result, spread)  # type: ignore[arg-type]
+    return env.set(node.outputs[0], _dtype(env, node), result, spread)
 
 
 def _small(dim: Dim) -> bool:
@@ -707,7 +707,7 @@ def _reduce(env: ShapeEnv, node: Node) -> None:
     elements = env.elements(node.inputs[0])
     total = None
     if elements is not None and len(shape) == 1 and node.op_type in ("ReduceProd", "ReduceSum"):
-        total = (dims.product(elements),) if node.op_type == "ReduceProd" else (sum(elements, start=0),)  # type: ignore[arg-type]
+        total = (dims.product(elements),) if node.op_type == "ReduceProd" else (sum(elements, start=0),)
     gone = {axis % len(shape) for axis in axes} if shape else set()
     result = [1 if axis in gone else dim for axis, dim in enumerate(shape) if keep or axis not in gone]
     return env.set(node.outputs[0], dtype, result, total)

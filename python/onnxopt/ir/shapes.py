@@ -160,7 +160,7 @@ class ShapeEnv:
 
     def forget(self, value: Value) -> None:
         for facts in (self._dtypes, self._shapes, self._elements):
-            facts.pop(value, None)  # type: ignore[attr-defined]
+            facts.pop(value, None)
 
     # --- inference
     def infer_model(self) -> None:

@@ -201,7 +201,7 @@ def _difference(name: str, expected: Any, actual: Any) -> OutputDifference:
     a, b = expected.astype(np.float64), actual.astype(np.float64)
     finite = np.isfinite(a) & np.isfinite(b)
     scale = max(float(np.abs(a[finite]).max(initial=0.0)), SMALLEST_SCALE)
-    absolute = float(np.abs(a - b, where=finite, out=np.zeros_like(a)).max(initial=0.0)) if finite.any() else 0.0
+    absolute = float(np.abs(np.subtract(a, b, where=finite, out=np.zeros_like(a))).max(initial=0.0))
     unlike = ~finite & ~((a == b) | (np.isnan(a) & np.isnan(b)))
     relative = np.inf if unlike.any() else absolute / scale
     limit = TOLERANCE.get(str(expected.dtype), 1e-3)
