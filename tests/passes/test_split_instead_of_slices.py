@@ -82,3 +82,17 @@ def test_refuses_slices_along_different_axes() -> None:
     before = model(text, a=np.array([0]), b=np.array([2]), c=np.array([4]), d=np.array([1]))
     after, _ = run_passes(before, PASS)
     assert op_list(after) == ["Slice", "Slice"]
+
+
+def test_parts_of_a_part() -> None:
+    first, second = "p = Slice(x, z, a, k)\n t = Slice(x, a, b, k)", "q = Slice(t, z, a, k)\n r = Slice(t, a, b, k)"
+    before = model(
+        f"g (float[4,6] x) => (p, q, r) {{ {first}\n {second} }}",
+        z=np.array([0]),
+        a=np.array([2]),
+        b=np.array([9]),
+        k=np.array([1]),
+    )
+    after, _ = run_passes(before, PASS)
+    assert op_list(after) == ["Split", "Split"]
+    assert_same(before, after, {"x": RNG.standard_normal((4, 6)).astype(np.float32)}, rtol=0, atol=0)

@@ -45,11 +45,11 @@ def _cover(parts: list[_Part], size: int) -> bool:
     return len(parts) > 1 and [part.start for part in parts] == [0, *ends[:-1]] and ends[-1] == size
 
 
-def _split(source: ir.Value, parts: list[_Part], ctx: Context) -> int:
+def _split(parts: list[_Part], ctx: Context) -> int:
     """Replace parts that stand in graph order by one Split. Returns the number of patches."""
-    b, axis = Builder(ctx, parts[0].node), parts[0].axis
+    b, axis, source = Builder(ctx, parts[0].node), parts[0].axis, parts[0].node.inputs[0]
     ordered = sorted(parts, key=lambda part: part.start)
-    shape = ctx.shapes.shape(source)
+    shape = None if source is None else ctx.shapes.shape(source)
     size = None if shape is None else shape[axis]
     if not isinstance(size, int) or not _cover(ordered, size):
         return 0
@@ -75,7 +75,7 @@ def _split_in(graph: ir.Graph, ctx: Context) -> int:
         part = _part(node, ctx)
         if part is not None:
             slices.setdefault((node.inputs[0], part.axis), []).append(part)
-    return sum(_split(source, parts, ctx) for (source, _), parts in slices.items())
+    return sum(_split(parts, ctx) for parts in slices.values())
 
 
 @register_pass
