@@ -24,6 +24,12 @@ pytest.importorskip("onnxopt._native", reason="the native library is not built")
 Array = np.ndarray[Any, Any]
 
 
+@pytest.fixture(autouse=True)
+def fuse_small_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests use small tensors, and regions of any size."""
+    monkeypatch.setattr(fusion, "MIN_SMALL_NODES", fusion.MIN_NODES)
+
+
 def fuse(proto: onnx.ModelProto) -> onnx.ModelProto:
     result, _ = run_passes(proto, "fuse_elementwise", target="cpu")
     return result
@@ -141,6 +147,30 @@ def test_leaves(case: str) -> None:
     after = fuse(before)
     assert op_list(after) == op_list(before)
     assert not after.functions
+
+
+@pytest.mark.parametrize(("shape", "fused"), [("4,8", False), ("64,64", True), ("N,8", True)])
+def test_few_ops_on_a_small_tensor_are_left(shape: str, fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    after = fuse(model(f"g (float[{shape}] x) => (float[{shape}] y) {{ a = Exp(x) y = Neg(a) }}"))
+    assert ("FusedElementwise" in ops(after)) is fused
+
+
+def test_few_ops_in_a_body_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    before = model(
+        """g (bool c, float[N] x) => (float[N] y) {
+            y = If(c) < then_branch = t () => (float[N] p) { a = Exp(x) p = Neg(a) },
+                        else_branch = e () => (float[N] q) { q = Neg(x) } > }"""
+    )
+    assert not fuse(before).functions
+
+
+def test_many_ops_on_a_small_tensor_are_fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    lines = ["v0 = Tanh(x)"] + [f"v{k} = Tanh(v{k - 1})" for k in range(1, fusion.MIN_SMALL_NODES)]
+    after = fuse(model(f"g (float[4] x) => (float[4] v{fusion.MIN_SMALL_NODES - 1}) {{ {' '.join(lines)} }}"))
+    assert ops(after) == {"FusedElementwise": 1}
 
 
 def test_says_why_not() -> None:

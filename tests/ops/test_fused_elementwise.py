@@ -35,6 +35,12 @@ NEWEST_OPSET = 21
 """The newest opset that all releases of onnxruntime in use load."""
 
 
+@pytest.fixture(autouse=True)
+def fuse_small_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests use small tensors, and regions of any size."""
+    monkeypatch.setattr(fusion, "MIN_SMALL_NODES", fusion.MIN_NODES)
+
+
 def session(proto: onnx.ModelProto, *, library: bool) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -262,6 +268,7 @@ def test_node_tests_of_the_standard(monkeypatch: pytest.MonkeyPatch) -> None:
     from onnx.backend.test.case.node import collect_testcases
 
     monkeypatch.setattr(fusion, "MIN_NODES", 1)
+    monkeypatch.setattr(fusion, "MIN_SMALL_NODES", 1)
     compared = 0
     for case in collect_testcases(None):
         before = case.model

@@ -9,6 +9,7 @@ from onnx import helper
 
 from helpers import assert_same, model, ops, run_passes
 from onnxopt import ir
+from onnxopt.fusions import fused_elementwise as fusion
 from onnxopt.pipeline import PassManager
 
 MODELS = {
@@ -23,6 +24,12 @@ MODELS = {
     "activation of a convolution": """g (float[N,4,5,5] x, float[4,4,1,1] k) => (float[N,4,5,5] y) {
         c = Conv(x, k) y = Relu(c) }""",
 }
+
+
+@pytest.fixture(autouse=True)
+def fuse_small_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests use small tensors, and regions of any size."""
+    monkeypatch.setattr(fusion, "MIN_SMALL_NODES", fusion.MIN_NODES)
 
 
 def make(case: str) -> onnx.ModelProto:

@@ -8,6 +8,7 @@ nodes, as far as the region reaches.
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from onnxopt import ir
 from onnxopt.ops import fused_elementwise as op
@@ -21,6 +22,11 @@ CONV_ACTIVATIONS = frozenset({"Clip", "HardSigmoid", "LeakyRelu", "Relu", "Sigmo
 
 MIN_NODES = 2
 """A region of one node gains nothing: onnxruntime's own kernel makes the same single pass over memory."""
+
+SMALL_ELEMENTS = 1024
+MIN_SMALL_NODES = 5
+"""The least nodes of a region whose tensors are known to have at most `SMALL_ELEMENTS`: there the time is that of the
+calls, and one of a custom op takes as long as several of onnxruntime's own."""
 
 
 MAX_NODES = 60
@@ -57,8 +63,19 @@ def find_regions(graph: ir.Graph, ctx: Context) -> list[list[ir.Node]]:
     for region in finder.regions:
         if region.merged_into is None and len(region.nodes) >= MIN_NODES:
             nodes = sorted(region.nodes, key=finder.position.__getitem__)
-            found += [piece for piece in _pieces(nodes) if len(piece) >= MIN_NODES]
+            found += [piece for piece in _pieces(nodes) if _is_worthwhile(piece, ctx)]
     return found
+
+
+def _is_worthwhile(nodes: list[ir.Node], ctx: Context) -> bool:
+    shape = ctx.shapes.static_shape(nodes[0].outputs[0])
+    # What a branch or a loop's body computes is one step's work: of unknown size, it is taken to be small.
+    small = nodes[0].graph is not ctx.model.graph if shape is None else math.prod(shape) <= SMALL_ELEMENTS
+    if len(nodes) >= (MIN_SMALL_NODES if small else MIN_NODES):
+        return True
+    refusal = Refusal("{} nodes over shape {} gain nothing", len(nodes), shape, culprit=nodes[0])
+    ctx.log.refused("fuse_elementwise", nodes[0], refusal, len(nodes))
+    return False
 
 
 class _Finder:
