@@ -266,6 +266,12 @@ def _too_few_numbers(tensor: TensorProto) -> None:
     tensor.float_data.append(1.0)
 
 
+def _wrong_field(tensor: TensorProto) -> None:
+    tensor.ClearField("raw_data")
+    tensor.dims[:] = [0]
+    tensor.int64_data.append(1)
+
+
 def _unknown_type(tensor: TensorProto) -> None:
     tensor.data_type = 99
 
@@ -273,7 +279,16 @@ def _unknown_type(tensor: TensorProto) -> None:
 @pytest.mark.parametrize("size", [2, 5000], ids=["small", "large"])
 @pytest.mark.parametrize(
     "spoil",
-    [_negative_dim, _overflowing_dims, _too_few_bytes, _too_many_bytes, _no_data, _too_few_numbers, _unknown_type],
+    [
+        _negative_dim,
+        _overflowing_dims,
+        _too_few_bytes,
+        _too_many_bytes,
+        _no_data,
+        _too_few_numbers,
+        _wrong_field,
+        _unknown_type,
+    ],
 )
 def test_refuses_tensor_that_lies_about_its_size(
     tmp_path: Path, spoil: Callable[[TensorProto], None], size: int

@@ -177,6 +177,9 @@ _PER_BYTE = {4: 2, 2: 4}
 """Elements of so many bits that share one number of a typed field; wider ones have a number each."""
 
 
+_TYPED_FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
+
+
 def _check_size(tensor: onnx.TensorProto) -> None:
     if tensor.data_type == onnx.TensorProto.UNDEFINED:
         raise ModelError(f"The tensor '{tensor.name}' has no element type.")
@@ -186,7 +189,10 @@ def _check_size(tensor: onnx.TensorProto) -> None:
     if tensor.HasField("raw_data") and dtype is not DataType.STRING:
         expected, found, unit = -(-count * dtype.bitwidth // 8), len(tensor.raw_data), "bytes"
     else:
-        numbers = getattr(tensor, onnx.helper.tensor_dtype_to_field(tensor.data_type))
+        name = onnx.helper.tensor_dtype_to_field(tensor.data_type)
+        if any(len(getattr(tensor, other)) for other in _TYPED_FIELDS if other != name):
+            raise ModelError(f"The tensor '{tensor.name}' keeps its elements in a field that is not for {dtype.name}.")
+        numbers = getattr(tensor, name)
         per_number = 1 if dtype is DataType.STRING else _PER_BYTE.get(dtype.bitwidth, 1)
         parts = 2 if dtype in (DataType.COMPLEX64, DataType.COMPLEX128) else 1
         expected, found, unit = -(-count * parts // per_number), len(numbers), "elements"
