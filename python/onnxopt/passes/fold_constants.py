@@ -229,7 +229,30 @@ def _only_used_by(value: ir.Value, node: ir.Node) -> bool:
 
 _SOURCES = frozenset({"Range", "EyeLike"})
 _GROWING = frozenset(
-    "ConstantOfShape Expand Tile Range EyeLike OneHot Pad Resize Upsample Loop Scan CenterCropPad AffineGrid Col2Im MaxUnpool "
-    "ConvTranspose Einsum DFT STFT HannWindow HammingWindow BlackmanWindow MelWeightMatrix".split()
+    [
+        "ConstantOfShape",
+        "Expand",
+        "Tile",
+        "Range",
+        "EyeLike",
+        "OneHot",
+        "Pad",
+        "Resize",
+        "Upsample",
+        "Loop",
+        "Scan",
+        "CenterCropPad",
+        "AffineGrid",
+        "Col2Im",
+        "MaxUnpool",
+        "ConvTranspose",
+        "Einsum",
+        "DFT",
+        "STFT",
+        "HannWindow",
+        "HammingWindow",
+        "BlackmanWindow",
+        "MelWeightMatrix",
+    ]
 )
 """Ops whose result can be far larger than their inputs: folded only when its size is known beforehand."""

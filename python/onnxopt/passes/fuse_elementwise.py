@@ -5,6 +5,7 @@ from __future__ import annotations
 from onnxopt import ir
 from onnxopt.fusions import fused_elementwise
 from onnxopt.passes.base import Context, Pass, PassResult, register_pass
+from onnxopt.rewrite.driver import walk
 from onnxopt.rewrite.rules import Refusal
 
 
@@ -13,7 +14,8 @@ class FuseElementwise(Pass):
     """Turn every maximal connected region of element-wise ops of one shape into one FusedElementwise node.
 
     Refused: single ops, types that the kernel does not compute, shapes that are not proved equal, and ops that onnxruntime computes in
-    the kernel of a convolution.
+    the kernel of a convolution. Bodies of Scan are left alone: onnxruntime wants the shapes of their outputs before it runs, which it
+    does not get of a custom op whose inputs have an unknown rank.
     """
 
     name = "fuse_elementwise"
@@ -21,7 +23,10 @@ class FuseElementwise(Pass):
 
     def run(self, model: ir.Model, ctx: Context) -> PassResult:
         patches = 0
+        scanned = {graph for node in walk(model.graph) if node.op_type == "Scan" for graph in _all_inner(node)}
         for graph in list(ir.walk_graphs(model.graph)):
+            if graph in scanned:
+                continue
             fused = [self._fuse(nodes, ctx) for nodes in fused_elementwise.find_regions(graph, ctx)]
             if any(fused):
                 # A region's node stands where its last op stood; what used an earlier op of it may stand before that.
@@ -38,3 +43,7 @@ class FuseElementwise(Pass):
             return False
         ctx.editor.remove_unused(reversed(nodes))
         return True
+
+
+def _all_inner(node: ir.Node) -> list[ir.Graph]:
+    return [graph for inner in ir.inner_graphs(node) for graph in ir.walk_graphs(inner)]

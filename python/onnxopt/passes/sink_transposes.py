@@ -172,9 +172,17 @@ class _Region:
             for order in (reversed(self.moves), iter(self.moves)):
                 for node in order:
                     shrank |= node in self.inside and self._leave_out(node)
+        met: set[ir.Node] = set()
         for part in self._parts():
-            if sum(map(self.cost, _values(part))) >= 0:
+            values = _values(part)
+            # A Transpose that another part counts on to cancel stays where it is until it has met it: were all parts of a chain to
+            # move at once, each would arrive where the next has just left, and a chain would cost the square of its length.
+            above = {one for value in values if (one := value.producer()) is not None and one.op_type == "Transpose"}
+            if above & met or sum(map(self.cost, values)) >= 0:
                 self.inside.difference_update(part)
+            else:
+                met |= above
+                met.update(user for value in values for user, _ in value.uses() if user.op_type == "Transpose")
 
     def _leave_out(self, node: ir.Node) -> bool:
         values = _values([node])
