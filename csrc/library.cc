@@ -1,5 +1,6 @@
 // The exported functions of libonnxopt_ops.
 #include <cstdio>
+#include <mutex>
 
 #include "csrc/ops/fused_elementwise.h"
 #include "csrc/ort/adapter.h"
@@ -26,13 +27,16 @@ ONNXOPT_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const Or
     return first ? ort::Api(first).CreateStatus(ort::kFail, text) : nullptr;
   }
   ort::set_api(table);
-  static OrtCustomOpDomain* domain = [] {
+  static std::mutex mutex;
+  static OrtCustomOpDomain* domain = nullptr;
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (domain == nullptr) {
     OrtCustomOpDomain* made = nullptr;
-    const bool ok = ort::succeeded(ort::api().CreateCustomOpDomain(kDomain, &made)) &&
-                    ort::succeeded(ort::api().CustomOpDomain_Add(made, ops::fused_elementwise()));
-    return ok ? made : nullptr;
-  }();
-  if (domain == nullptr) return ort::failure("library", "The custom ops could not be registered.", ort::kFail);
+    if (!ort::succeeded(ort::api().CreateCustomOpDomain(kDomain, &made)) ||
+        !ort::succeeded(ort::api().CustomOpDomain_Add(made, ops::fused_elementwise())))
+      return ort::failure("library", "The custom ops could not be registered.", ort::kFail);
+    domain = made;
+  }
   return ort::api().AddCustomOpDomain(options, domain);
 }
 

@@ -1,6 +1,6 @@
 // The part of onnxruntime's C ABI that custom ops need. The wheel of onnxruntime ships no headers; the ABI is append-only and
-// versioned, so a function keeps its place in the table for ever. `tests/csrc` runs against real onnxruntime libraries, and where
-// the official header is found at build time, `check_api.cc` compares every place with it.
+// versioned, so a function keeps its place in the table for ever. `tests/csrc` calls these functions in the shared object of the
+// wheel.
 #pragma once
 
 #include <cstddef>

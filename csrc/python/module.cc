@@ -19,6 +19,8 @@ namespace {
 using namespace onnxopt;
 using elementwise::DType;
 
+constexpr std::size_t kMaxThreads = 256;
+
 py::dtype numpy_type(DType type) {
   switch (type) {
     case DType::f32: return py::dtype("float32");
@@ -107,7 +109,7 @@ ParallelFor threads_of(std::size_t& count) {
 py::list run(const std::string& op, const std::vector<py::array>& inputs, const py::dict& attributes,
              const std::optional<std::string>& variant_name, std::size_t threads) {
   if (op != "FusedElementwise") throw py::value_error("There is no kernel of the op '" + op + "'.");
-  if (threads == 0) throw py::value_error("threads should be at least 1.");
+  if (threads == 0 || threads > kMaxThreads) throw py::value_error("threads should be between 1 and 256.");
   if (!attributes.contains("expr")) throw py::value_error("FusedElementwise needs the attribute 'expr'.");
   const Result<elementwise::Program> program = elementwise::Program::parse(attributes["expr"].cast<std::string>());
   if (!program) throw py::value_error(program.error());

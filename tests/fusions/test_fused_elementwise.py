@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import numpy as np
@@ -315,25 +314,3 @@ def test_random_graphs(text: str) -> None:
     after = fuse(before)
     assert_within_limits(after)
     assert_same_three_ways(before, after, feeds_of(before))
-
-
-# --- time ---
-def seconds(count: int, *, every: int) -> float:
-    """Time of the pass over a chain in which each `every`-th op is a Softmax; the best of two."""
-    nodes = []
-    for number in range(count):
-        op = "Softmax" if number % every == 0 else "Tanh"
-        inputs = [f"v{number - 1}" if number else "x"]
-        if op == "Tanh" and number > 20:
-            op, inputs = "Add", [*inputs, f"v{number - 9}"]
-        nodes.append(helper.make_node(op, inputs, [f"v{number}"]))
-    value = helper.make_tensor_value_info
-    graph = helper.make_graph(nodes, "g", [value("x", 1, ["N", 4])], [value(f"v{count - 1}", 1, ["N", 4])])
-    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    best = float("inf")
-    for _ in range(2):
-        loaded = ir.load(proto)
-        start = time.perf_counter()
-        PassManager("cpu", ["fuse_elementwise"]).run(loaded)
-        best = min(best, time.perf_counter() - start)
-    return best
