@@ -14,6 +14,7 @@ from onnxopt import ir
 from onnxopt.ops import fused_elementwise as op
 from onnxopt.ops.base import overload_of, prepare_model
 from onnxopt.passes.base import Context
+from onnxopt.passes.recognize_norms import LAYER_NORM
 from onnxopt.rewrite.patch import Builder, Patch
 from onnxopt.rewrite.rules import Refusal
 
@@ -56,7 +57,7 @@ class Region:
 
 def find_regions(graph: ir.Graph, ctx: Context) -> list[list[ir.Node]]:
     """The maximal regions of one graph, each in topological order."""
-    finder = _Finder(ctx)
+    finder = _Finder(ctx, _nodes_of_norms(graph, ctx))
     for node in graph:
         finder.visit(node)
     found = []
@@ -78,9 +79,21 @@ def _is_worthwhile(nodes: list[ir.Node], ctx: Context) -> bool:
     return False
 
 
+def _nodes_of_norms(graph: ir.Graph, ctx: Context) -> set[ir.Node]:
+    """The nodes of layer normalizations that the model's opset has no op for. onnxruntime runs each as one kernel of its own, which
+    reads the tensor once; a region that takes a part of it out leaves three passes over memory."""
+    found: set[ir.Node] = set()
+    for node in graph:
+        if node.op_type == "Add" and not node.domain:
+            match = LAYER_NORM.match(node, ctx)
+            found.update(match.matched if match is not None else ())
+    return found
+
+
 class _Finder:
-    def __init__(self, ctx: Context) -> None:
+    def __init__(self, ctx: Context, left: set[ir.Node]) -> None:
         self.ctx = ctx
+        self.left = left
         self.regions: list[Region] = []
         self.position: dict[ir.Node, int] = {}
         self._producers: dict[ir.Node, list[ir.Node]] = {}
@@ -102,6 +115,8 @@ class _Finder:
 
     def _is_wanted(self, node: ir.Node) -> bool:
         refusal = op.refuse_node(node, self.ctx.shapes)
+        if refusal is None and node in self.left:
+            refusal = Refusal("it belongs to a normalization that onnxruntime runs as one kernel", culprit=node)
         if refusal is None:
             refusal = leave_to_runtime(node, self.ctx)
         if refusal is not None and node.op_type in op.LOWERINGS:

@@ -23,7 +23,7 @@ def _inverse_root_forms(p: PatternBuilder, value: Term, scaled: Term) -> list[Op
 
 
 @pattern
-def _layer_norm(p, x):  # type: ignore[no-untyped-def]
+def LAYER_NORM(p, x):  # type: ignore[no-untyped-def]
     centred = p.Sub(x, _mean(p, x, "mean"), shared=True)
     squares = (p.Pow(centred, 2.0), p.Mul(centred, centred))
     forms = []
@@ -94,7 +94,7 @@ class RecognizeNorms(RulePass):
         [
             Rule(
                 "recognize_layer_norm",
-                _layer_norm,
+                LAYER_NORM,
                 _build("LayerNormalization", ("x", "scale", "bias"), "mean"),
                 lambda m: _fits(m, LAYER_NORM_OPSET, ("mean", "variance")),
             ),
