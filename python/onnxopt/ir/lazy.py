@@ -12,8 +12,8 @@ from onnxopt.ir.mapped import MappedTensor
 BLOCK_BYTES = 16 << 20
 """Bytes that are transposed at once: many times a cache, and small beside any model."""
 
-TILE = 64
-"""Rows and columns of a tile: 64 x 64 floats are 16 KiB, half of a first-level cache."""
+CACHE_LINE = 64
+"""Bytes that are written at once to each row of a transposed matrix: whole lines are filled before they leave the cache."""
 
 
 class StreamedTensor(LazyTensor):
@@ -50,7 +50,7 @@ class TransposedTensor(StreamedTensor):
         """Append the bytes to an unbuffered file."""
         array = self.source.numpy()
         rows, columns = array.shape
-        step = max(TILE, BLOCK_BYTES // max(rows * array.itemsize, 1) // TILE * TILE)
+        step = max(1, BLOCK_BYTES // max(rows * array.itemsize, 1))
         block = np.empty((min(step, columns), rows), array.dtype)
         for start in range(0, columns, step):
             part = block[: min(step, columns - start)]
@@ -89,10 +89,9 @@ class ScaledTensor(StreamedTensor):
 
 
 def transpose_into(source: np.ndarray, target: np.ndarray) -> None:
-    """target[j, i] = source[i, j], tile by tile, so that both sides stay in cache."""
-    rows = source.shape[0]
-    step = TILE * 8
-    for start in range(0, rows, step):
+    """target[j, i] = source[i, j], in strips of as many rows as a cache line of the target holds."""
+    step = max(1, CACHE_LINE // source.itemsize)
+    for start in range(0, source.shape[0], step):
         target[:, start : start + step] = source[start : start + step].T
 
 
