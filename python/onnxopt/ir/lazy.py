@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -9,8 +10,18 @@ from onnx_ir import LazyTensor, Shape
 
 from onnxopt.ir.mapped import MappedTensor
 
-BLOCK_BYTES = 16 << 20
+BLOCK_BYTES = 8 << 20
 """Bytes that are transposed at once: many times a cache, and small beside any model."""
+
+_kept: list[np.ndarray] = []
+
+
+def _blocks(size: int) -> list[np.ndarray]:
+    """Two blocks of memory: one is filled while the other is written. They are kept, since fresh pages cost as much as the work."""
+    if not _kept or _kept[0].nbytes < size:
+        _kept[:] = [np.empty(size, np.uint8) for _ in range(2)]
+    return list(_kept)
+
 
 CACHE_LINE = 64
 """Bytes that are written at once to each row of a transposed matrix: whole lines are filled before they leave the cache."""
@@ -50,12 +61,20 @@ class TransposedTensor(StreamedTensor):
         """Append the bytes to an unbuffered file."""
         array = self.source.numpy()
         rows, columns = array.shape
-        step = max(1, BLOCK_BYTES // max(rows * array.itemsize, 1))
-        block = np.empty((min(step, columns), rows), array.dtype)
-        for start in range(0, columns, step):
-            part = block[: min(step, columns - start)]
-            transpose_into(array[:, start : start + step], part)
-            _write(target, part)
+        step = min(columns, max(1, BLOCK_BYTES // max(rows * array.itemsize, 1)))
+        blocks = _blocks(step * rows * array.itemsize)
+        with ThreadPoolExecutor(1) as writer:
+            written: list[Future[None]] = []
+            for number, start in enumerate(range(0, columns, step)):
+                if number >= len(blocks):
+                    written[number - len(blocks)].result()
+                count = min(step, columns - start)
+                part = blocks[number % len(blocks)][: count * rows * array.itemsize].view(array.dtype)
+                part = part.reshape(count, rows)
+                transpose_into(array[:, start : start + count], part)
+                written.append(writer.submit(_write, target, part))
+            for done in written:
+                done.result()
         self.source.release()
 
 
