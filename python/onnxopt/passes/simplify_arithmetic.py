@@ -265,7 +265,8 @@ def replace_power(b: Builder, m: Match) -> ir.Value | Refusal | None:
     kind = EXPONENTS.get(m.scalar("exponent"))  # type: ignore[arg-type]
     x = m["x"]
     if kind == "square":
-        if all(user.op_type == "ReduceMean" for user, _ in m.output.uses()):
+        users = m.output.uses()
+        if users and all(user.op_type == "ReduceMean" for user, _ in users):
             return Refusal("it is the variance of a normalization, which runtimes know by its Pow", culprit=m.root)
         return b.Mul(x, x)
     if kind == "reciprocal":
