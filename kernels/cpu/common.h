@@ -38,11 +38,11 @@ struct ParallelFor {
   void operator()(std::size_t total, Task task, void* user) const { run(pool, total, task, user); }
 
   /// Runs everything on the calling thread.
-  static ParallelFor inline_loop() {
-    return {[](void*, std::size_t total, Task task, void* user) {
-              for (std::size_t i = 0; i < total; ++i) task(user, i);
-            },
-            nullptr};
+  static ParallelFor inline_loop() { return {run_inline, nullptr}; }
+
+ private:
+  static void run_inline(void*, std::size_t total, Task task, void* user) {
+    for (std::size_t i = 0; i < total; ++i) task(user, i);
   }
 };
 

@@ -13,6 +13,7 @@ struct V {
   using F = __m256;
   using M = __m256;
   static constexpr std::size_t kWidth = 8;
+  static constexpr int kPack = 2;
 
   static F set1(float x) { return _mm256_set1_ps(x); }
   static F load(const float* p) { return _mm256_loadu_ps(p); }
@@ -24,6 +25,8 @@ struct V {
   /// The reciprocal of a number that is normal and far from overflow.
   static F inverse(F x) { return div(set1(1.0f), x); }
   static F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+  static F fms(F a, F b, F c) { return _mm256_fmsub_ps(a, b, c); }
+  static F fnma(F a, F b, F c) { return _mm256_fnmadd_ps(a, b, c); }
   static F sqrt(F x) { return _mm256_sqrt_ps(x); }
   static F min(F a, F b) { return _mm256_min_ps(a, b); }
   static F max(F a, F b) { return _mm256_max_ps(a, b); }
@@ -50,10 +53,14 @@ struct V {
     m = _mm256_castsi256_ps(_mm256_sub_epi32(bits, _mm256_slli_epi32(exponent, 23)));
     e = _mm256_cvtepi32_ps(exponent);
   }
+  static F load_half(const std::uint16_t* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+  static void store_half(std::uint16_t* p, F x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), half(x)); }
+  static F round_to_half(F x) { return _mm256_cvtph_ps(half(x)); }
   static std::uint16_t to_half(float x) { return static_cast<std::uint16_t>(_cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT)); }
   static float from_half(std::uint16_t x) { return _cvtsh_ss(x); }
 
  private:
+  static __m128i half(F x) { return _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT); }
   static F power(__m256i n) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23)); }
 };
 

@@ -13,6 +13,7 @@ struct V {
   using F = __m512;
   using M = __mmask16;
   static constexpr std::size_t kWidth = 16;
+  static constexpr int kPack = 4;
 
   static F set1(float x) { return _mm512_set1_ps(x); }
   static F load(const float* p) { return _mm512_loadu_ps(p); }
@@ -28,6 +29,8 @@ struct V {
     return _mm512_fmadd_ps(r, _mm512_fnmadd_ps(x, r, set1(1.0f)), r);
   }
   static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+  static F fms(F a, F b, F c) { return _mm512_fmsub_ps(a, b, c); }
+  static F fnma(F a, F b, F c) { return _mm512_fnmadd_ps(a, b, c); }
   static F sqrt(F x) { return _mm512_sqrt_ps(x); }
   static F min(F a, F b) { return _mm512_min_ps(a, b); }
   static F max(F a, F b) { return _mm512_max_ps(a, b); }
@@ -56,8 +59,14 @@ struct V {
     m = _mm512_castsi512_ps(_mm512_sub_epi32(bits, _mm512_slli_epi32(exponent, 23)));
     e = _mm512_cvtepi32_ps(exponent);
   }
+  static F load_half(const std::uint16_t* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+  static void store_half(std::uint16_t* p, F x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), half(x)); }
+  static F round_to_half(F x) { return _mm512_cvtph_ps(half(x)); }
   static std::uint16_t to_half(float x) { return static_cast<std::uint16_t>(_cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT)); }
   static float from_half(std::uint16_t x) { return _cvtsh_ss(x); }
+
+ private:
+  static __m256i half(F x) { return _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 };
 
 }  // namespace

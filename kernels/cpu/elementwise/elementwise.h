@@ -9,6 +9,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
@@ -67,6 +68,8 @@ struct Literal {
   };
 };
 
+struct Schedule;
+
 /// A parsed program. Immutable, so any number of threads may run it.
 class Program {
  public:
@@ -81,6 +84,8 @@ class Program {
   std::span<const std::uint16_t> output_statements() const { return outputs_; }
   std::span<const Instruction> instructions() const { return instructions_; }
   std::span<const Literal> literals() const { return literals_; }
+  /// How all outputs are made together.
+  const Schedule& schedule() const { return *schedule_; }
   /// Bit i says that the output depends on input i.
   std::uint32_t dependencies(std::size_t output) const { return dependencies_[output]; }
 
@@ -92,6 +97,7 @@ class Program {
   std::vector<std::uint16_t> outputs_;
   std::vector<DType> output_types_;
   std::vector<std::uint32_t> dependencies_;
+  std::shared_ptr<const Schedule> schedule_;
 };
 
 /// The shape of every output for these input shapes: the broadcast of the inputs that it depends on.

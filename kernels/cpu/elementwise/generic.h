@@ -1,26 +1,19 @@
 // The executor: one template, instantiated once per instruction set. The including file defines `struct V` (vectors of float and
 // their masks) in an unnamed namespace, so that no code is shared between files that are compiled with different flags.
 //
-// A domain of elements is cut into tiles of a few hundred; a tile runs through all instructions before the next one starts, so that
+// A domain of elements is cut into tiles of a few hundred; a tile runs through all statements before the next one starts, so that
 // intermediate values never leave the first-level cache. Tiles are whole vectors: the last elements of a row are computed in a
 // padded copy by the same vector code, hence results do not depend on where tiles or threads begin.
-//
-// Sources of the approximations: J.-M. Muller, "Elementary Functions" (argument reduction by two-part ln 2, reconstruction by
-// scaling); erf as 1 - exp(p(|x|)) after N. Juffa; coefficients by fit_coefficients.py.
 
 #include <cmath>
 #include <cstring>
 #include <limits>
 #include <type_traits>
 
-#include "kernels/cpu/elementwise/plan.h"
+#include "kernels/cpu/elementwise/chain.h"
 
 namespace onnxopt::elementwise {
 namespace {
-
-using F = V::F;
-using M = V::M;
-constexpr std::size_t W = V::kWidth;
 
 /// Elements of a row from which on tiles do not cross rows, so that broadcast operands need no copy.
 constexpr std::size_t kLongRow = 64;
@@ -33,232 +26,22 @@ constexpr std::size_t stored_size(DType type) {
   return type == DType::f16 ? 2 : type == DType::i64 ? 8 : type == DType::boolean ? 1 : 4;
 }
 
-// --- functions of a vector -----------------------------------------------------------------------------------------
-inline F splat(float x) { return V::set1(x); }
+/// Bytes of an element in a register: float16 is computed in float.
+constexpr std::size_t computed_size(DType type) { return type == DType::f16 ? 4 : stored_size(type); }
 
-template <std::size_t N>
-inline F polynomial(F x, const float (&c)[N]) {
-  F sum = splat(c[N - 1]);
-  for (std::size_t i = N - 1; i-- > 0;) sum = V::fma(sum, x, splat(c[i]));
-  return sum;
-}
-
-constexpr float kExp[] = {0.49999994f, 0.166665196f, 0.0416684002f, 0.00836885069f, 0.00138143206f};
-
-/// x = n ln 2 + r. Returns n and (e^r - 1).
-struct Reduced {
-  F n, expm1_r;
-};
-inline Reduced reduce_exp_fast(F x) {
-  F n = V::round(V::mul(x, splat(1.44269504f)));
-  F r = V::fma(n, splat(-1.42860677e-06f), V::fma(n, splat(-0.693145752f), x));
-  return {n, V::fma(V::mul(r, r), polynomial(r, kExp), r)};
-}
-
-/// The same; what r loses to rounding is added to the polynomial.
-inline Reduced reduce_exp(F x) {
-  F n = V::round(V::mul(x, splat(1.44269504f)));
-  F high = V::fma(n, splat(-0.693145752f), x);
-  F r = V::fma(n, splat(-1.42860677e-06f), high);
-  F lost = V::fma(n, splat(-1.42860677e-06f), V::sub(high, r));
-  F q = polynomial(r, kExp);
-  return {n, V::add(r, V::fma(V::mul(r, r), q, lost))};
-}
-
-/// NaN passes: min and max return their second operand when one is NaN.
-inline F clamp_keep_nan(F x, float low, float high) { return V::min(splat(high), V::max(splat(low), x)); }
-
-inline F exp(F x) {
-  Reduced e = reduce_exp(clamp_keep_nan(x, -104.0f, 89.0f));
-  return V::scale(V::add(e.expm1_r, splat(1.0f)), e.n);
-}
-
-/// e^x - 1 for x in [-104, 60], accurate near 0.
-inline F expm1_bounded(F x) {
-  Reduced e = reduce_exp(x);
-  F s = V::scale(splat(1.0f), e.n);
-  return V::fma(s, e.expm1_r, V::sub(s, splat(1.0f)));
-}
-
-inline F expm1(F x) {
-  F y = expm1_bounded(clamp_keep_nan(x, -104.0f, 60.0f));
-  return V::select(V::greater(x, splat(60.0f)), exp(x), y);
-}
-
-/// a / (b + b_lost), where b_lost is what the rounding of b lost: the quotient is corrected by its remainder. b is at least 1 and
-/// finite.
-inline F divide_exactly(F a, F b, F b_lost) {
-  F inverse = V::inverse(b);
-  F q = V::mul(a, inverse);
-  F minus_q = V::negate(q);
-  return V::fma(V::fma(minus_q, b_lost, V::fma(minus_q, b, a)), inverse, q);
-}
-
-/// Of x <= 0, where nothing overflows.
-inline F exp_nonpositive(F x) {
-  Reduced e = reduce_exp(V::max(splat(-104.0f), x));
-  return V::scale(V::add(e.expm1_r, splat(1.0f)), e.n);
-}
-
-/// e / (1 + e) with e = e^-|x| for negative x, else 1 / (1 + e).
-inline F sigmoid(F x) {
-  const F zero = splat(0.0f), one = splat(1.0f);
-  F e = exp_nonpositive(V::negate(V::abs(x)));
-  F u = V::add(e, one);
-  return divide_exactly(V::select(V::less(x, zero), e, one), u, V::sub(e, V::sub(u, one)));
-}
-
-/// tanh(x) = em1 / (em1 + 2) with em1 = e^(2|x|) - 1; beyond 10 it is 1 in float.
-inline F tanh(F x) {
-  const F two = splat(2.0f);
-  F em1 = expm1_bounded(V::min(splat(20.0f), V::add(V::abs(x), V::abs(x))));
-  F d = V::add(em1, two);
-  F d_lost = V::sub(em1, V::sub(d, two));
-  F t = V::copysign(divide_exactly(em1, d, d_lost), x);
-  return V::select(V::unordered(x), x, t);
-}
-
-constexpr float kErfSmall[] = {0.128379151f, -0.376124799f, 0.112816826f, -0.0267617274f, 0.00498594809f, -0.000595377351f};
-constexpr float kErfLarge[] = {-0.000166447164f, -1.12779725f,    -0.636976063f,  -0.104113683f,
-                               0.0223152153f,    -0.00306549086f, 0.000198219728f};
-
-inline F erf(F x) {
-  F t = V::abs(x);
-  F small = V::fma(polynomial(V::mul(x, x), kErfSmall), x, x);
-  Reduced e = reduce_exp_fast(polynomial(V::min(splat(4.0f), t), kErfLarge));
-  F power = V::scale(V::add(e.expm1_r, splat(1.0f)), e.n);
-  F large = V::copysign(V::sub(splat(1.0f), power), x);
-  F result = V::select(V::greater(t, splat(0.92f)), large, small);
-  return V::select(V::unordered(x), x, result);
-}
-
-constexpr float kLog[] = {0.333333313f, -0.250008196f, 0.200012267f, -0.166233569f,
-                          0.142017588f, -0.131601825f, 0.12761575f,  -0.0763449296f};
-
-/// log of a positive finite number: x = m 2^e with m in [sqrt 1/2, sqrt 2).
-inline F log_positive(F x) {
-  M tiny = V::less(x, splat(1.17549435e-38f));
-  F m, e;
-  V::split(V::select(tiny, V::mul(x, splat(8388608.0f)), x), m, e);
-  e = V::select(tiny, V::sub(e, splat(23.0f)), e);
-  F f = V::sub(m, splat(1.0f));
-  F square = V::mul(f, f);
-  F tail = V::mul(V::mul(polynomial(f, kLog), f), square);
-  tail = V::fma(e, splat(1.42860677e-06f), tail);
-  tail = V::fma(splat(-0.5f), square, tail);
-  return V::fma(e, splat(0.693145752f), V::add(f, tail));
-}
-
-inline F log(F x) {
-  F y = log_positive(x);
-  const float inf = std::numeric_limits<float>::infinity();
-  y = V::select(V::equal(x, splat(0.0f)), splat(-inf), y);
-  y = V::select(V::equal(x, splat(inf)), x, y);
-  y = V::select(V::less(x, splat(0.0f)), splat(std::numeric_limits<float>::quiet_NaN()), y);
-  return V::select(V::unordered(x), x, y);
-}
-
-/// log(1 + e) for e in [0, 1]: the rounding of 1 + e is put back to first order.
-inline F log1p_unit(F e) {
-  F u = V::add(e, splat(1.0f));
-  F lost = V::sub(e, V::sub(u, splat(1.0f)));
-  return V::add(log_positive(u), V::div(lost, u));
-}
-
-inline F softplus(F x) {
-  F y = V::add(V::max(splat(0.0f), x), log1p_unit(exp_nonpositive(V::negate(V::abs(x)))));
-  return V::select(V::unordered(x), x, y);
-}
-
-/// x sigmoid(x): a product needs no more of the sigmoid than plain arithmetic gives.
-inline F silu(F x) {
-  Reduced r = reduce_exp_fast(V::max(splat(-104.0f), V::negate(V::abs(x))));
-  F e = V::scale(V::add(r.expm1_r, splat(1.0f)), r.n);
-  F scaled = V::select(V::less(x, splat(0.0f)), V::mul(x, e), x);
-  return V::mul(scaled, V::inverse(V::add(e, splat(1.0f))));
-}
-
-/// x tanh(softplus(x)) = x n / (n + 2) with n = e^x (e^x + 2).
-inline F mish(F x) {
-  F e = exp(V::min(splat(20.0f), x));
-  F n = V::mul(e, V::add(e, splat(2.0f)));
-  F ratio = V::mul(n, V::inverse(V::add(n, splat(2.0f))));
-  return V::mul(x, V::select(V::greater(x, splat(20.0f)), splat(1.0f), ratio));
-}
-
-inline F gelu(F x) {
-  F one_plus_erf = V::add(splat(1.0f), erf(V::mul(x, splat(0.707106769f))));
-  return V::mul(V::mul(splat(0.5f), x), one_plus_erf);
-}
-
-inline F gelu_tanh(F x) {
-  F cube = V::mul(V::mul(x, x), x);
-  F inner = V::mul(splat(0.797884583f), V::fma(splat(0.044715f), cube, x));
-  // 1 + tanh absorbs what a plain quotient loses.
-  F em1 = expm1_bounded(V::min(splat(20.0f), V::add(V::abs(inner), V::abs(inner))));
-  F t = V::copysign(V::div(em1, V::add(em1, splat(2.0f))), inner);
-  return V::mul(V::mul(splat(0.5f), x), V::add(splat(1.0f), V::select(V::unordered(inner), inner, t)));
-}
-
-inline F clamp01(F x) { return clamp_keep_nan(x, 0.0f, 1.0f); }
-
-inline F hard_sigmoid(F x, float alpha, float beta) { return clamp01(V::add(V::mul(x, splat(alpha)), splat(beta))); }
-
-inline F elu(F x, float alpha) { return V::select(V::less(x, splat(0.0f)), V::mul(splat(alpha), expm1(x)), x); }
-
-inline F propagating_min(F a, F b) { return V::select(V::unordered(a), a, V::min(a, b)); }
-inline F propagating_max(F a, F b) { return V::select(V::unordered(a), a, V::max(a, b)); }
-
-// --- one instruction over a tile -----------------------------------------------------------------------------------
-/// An operand of a tile: `step` is 0 for a scalar, which is stored once per lane, and W otherwise.
-struct Source {
-  const void* data;
-  std::size_t step;
-};
-
+// --- one statement over a tile, for types and operations without vector code of our own: the compiler vectorizes these loops
+// --------
 struct Call {
   void* target;
-  Source sources[3];
-  const float* parameters;
+  Place sources[3];
 };
 
-using Function = void (*)(const Call&, std::size_t elements);
-
-template <typename Body>
-inline void map1(const Call& call, std::size_t n, Body body) {
-  auto* x = static_cast<const float*>(call.sources[0].data);
-  auto* y = static_cast<float*>(call.target);
-  const std::size_t sx = call.sources[0].step;
-#pragma GCC unroll 4
-  for (std::size_t i = 0; i < n; i += W, x += sx) V::store(y + i, body(V::load(x)));
-}
-
-template <typename Body>
-inline void map2(const Call& call, std::size_t n, Body body) {
-  auto* a = static_cast<const float*>(call.sources[0].data);
-  auto* b = static_cast<const float*>(call.sources[1].data);
-  auto* y = static_cast<float*>(call.target);
-  const std::size_t sa = call.sources[0].step, sb = call.sources[1].step;
-#pragma GCC unroll 4
-  for (std::size_t i = 0; i < n; i += W, a += sa, b += sb) V::store(y + i, body(V::load(a), V::load(b)));
-}
-
-template <typename Body>
-inline void map3(const Call& call, std::size_t n, Body body) {
-  auto* a = static_cast<const float*>(call.sources[0].data);
-  auto* b = static_cast<const float*>(call.sources[1].data);
-  auto* c = static_cast<const float*>(call.sources[2].data);
-  auto* y = static_cast<float*>(call.target);
-  const std::size_t sa = call.sources[0].step, sb = call.sources[1].step, sc = call.sources[2].step;
-  for (std::size_t i = 0; i < n; i += W, a += sa, b += sb, c += sc) V::store(y + i, body(V::load(a), V::load(b), V::load(c)));
-}
-
-/// The same for types without vector code of our own; the compiler vectorizes these loops. A scalar operand is a loop of its own.
+/// A scalar operand is a loop of its own.
 template <typename T, typename R, typename Body>
 inline void loop1(const Call& call, std::size_t n, Body body) {
   auto* x = static_cast<const T*>(call.sources[0].data);
   auto* y = static_cast<R*>(call.target);
-  if (call.sources[0].step == 0) {
+  if (call.sources[0].scalar) {
     const R value = body(*x);
     for (std::size_t i = 0; i < n; ++i) y[i] = value;
   } else {
@@ -271,7 +54,7 @@ inline void loop2(const Call& call, std::size_t n, Body body) {
   auto* a = static_cast<const T*>(call.sources[0].data);
   auto* b = static_cast<const T*>(call.sources[1].data);
   auto* y = static_cast<R*>(call.target);
-  const bool va = call.sources[0].step != 0, vb = call.sources[1].step != 0;
+  const bool va = !call.sources[0].scalar, vb = !call.sources[1].scalar;
   if (va && vb) {
     for (std::size_t i = 0; i < n; ++i) y[i] = body(a[i], b[i]);
   } else if (va) {
@@ -292,7 +75,7 @@ inline void select_loop(const Call& call, std::size_t n) {
   auto* a = static_cast<const T*>(call.sources[1].data);
   auto* b = static_cast<const T*>(call.sources[2].data);
   auto* y = static_cast<T*>(call.target);
-  const std::size_t sc = call.sources[0].step != 0, sa = call.sources[1].step != 0, sb = call.sources[2].step != 0;
+  const std::size_t sc = !call.sources[0].scalar, sa = !call.sources[1].scalar, sb = !call.sources[2].scalar;
   if (sc && sa && sb) {
     for (std::size_t i = 0; i < n; ++i) y[i] = c[i] ? a[i] : b[i];
   } else {
@@ -306,7 +89,7 @@ inline void clip_loop(const Call& call, std::size_t n) {
   auto* low = static_cast<const T*>(call.sources[1].data);
   auto* high = static_cast<const T*>(call.sources[2].data);
   auto* y = static_cast<T*>(call.target);
-  const std::size_t sx = call.sources[0].step != 0, sl = call.sources[1].step != 0, sh = call.sources[2].step != 0;
+  const std::size_t sx = !call.sources[0].scalar, sl = !call.sources[1].scalar, sh = !call.sources[2].scalar;
   for (std::size_t i = 0; i < n; ++i) {
     T raised = x[i * sx] < low[i * sl] ? low[i * sl] : x[i * sx];
     y[i] = high[i * sh] < raised ? high[i * sh] : raised;
@@ -395,104 +178,65 @@ bool boolean_call(Op op, const Call& call, std::size_t n) {
 }
 
 bool float_call(Op op, const Call& call, std::size_t n) {
-  const float* p = call.parameters;
   switch (op) {
-    case Op::k_neg: map1(call, n, V::negate); return true;
-    case Op::k_abs: map1(call, n, V::abs); return true;
-    case Op::k_sqrt: map1(call, n, V::sqrt); return true;
-    case Op::k_reciprocal: map1(call, n, [](F x) { return V::div(splat(1.0f), x); }); return true;
-    case Op::k_exp: map1(call, n, exp); return true;
-    case Op::k_log: map1(call, n, log); return true;
-    case Op::k_sigmoid: map1(call, n, sigmoid); return true;
-    case Op::k_tanh: map1(call, n, tanh); return true;
-    case Op::k_erf: map1(call, n, erf); return true;
-    case Op::k_relu: map1(call, n, [](F x) { return V::max(splat(0.0f), x); }); return true;
-    case Op::k_floor: map1(call, n, V::floor); return true;
-    case Op::k_ceil: map1(call, n, V::ceil); return true;
-    case Op::k_round: map1(call, n, V::round); return true;
-    case Op::k_softplus: map1(call, n, softplus); return true;
-    case Op::k_softsign: map1(call, n, [](F x) { return V::div(x, V::add(splat(1.0f), V::abs(x))); }); return true;
-    case Op::k_gelu: map1(call, n, gelu); return true;
-    case Op::k_gelu_tanh: map1(call, n, gelu_tanh); return true;
-    case Op::k_hard_swish: map1(call, n, [](F x) { return V::mul(x, hard_sigmoid(x, 1.0f / 6.0f, 0.5f)); }); return true;
-    case Op::k_mish: map1(call, n, mish); return true;
-    case Op::k_silu: map1(call, n, silu); return true;
-    case Op::k_leaky_relu:
-      map1(call, n, [p](F x) { return V::select(V::less(x, splat(0.0f)), V::mul(x, splat(p[0])), x); });
-      return true;
-    case Op::k_elu: map1(call, n, [p](F x) { return elu(x, p[0]); }); return true;
-    case Op::k_celu:
-      map1(call, n, [p](F x) {
-        F low = V::mul(splat(p[0]), expm1(V::div(x, splat(p[0]))));
-        return V::add(V::max(splat(0.0f), x), V::min(splat(0.0f), low));
-      });
-      return true;
-    case Op::k_selu: map1(call, n, [p](F x) { return V::mul(splat(p[1]), elu(x, p[0])); }); return true;
-    case Op::k_hard_sigmoid: map1(call, n, [p](F x) { return hard_sigmoid(x, p[0], p[1]); }); return true;
-    case Op::k_thresholded_relu:
-      map1(call, n, [p](F x) { return V::select(V::greater(x, splat(p[0])), x, splat(0.0f)); });
-      return true;
-    case Op::k_add: map2(call, n, V::add); return true;
-    case Op::k_sub: map2(call, n, V::sub); return true;
-    case Op::k_mul: map2(call, n, V::mul); return true;
-    case Op::k_div: map2(call, n, V::div); return true;
-    case Op::k_min: map2(call, n, propagating_min); return true;
-    case Op::k_max: map2(call, n, propagating_max); return true;
-    case Op::k_clip: map3(call, n, [](F x, F low, F high) { return V::min(high, V::max(low, x)); }); return true;
-    case Op::k_sign: loop1<float, float>(call, n, [](float x) { return x > 0 ? 1.0f : x < 0 ? -1.0f : x; }); return true;
     case Op::k_pow: loop2<float, float>(call, n, [](float a, float b) { return std::pow(a, b); }); return true;
     case Op::k_isnan: loop1<float, std::uint8_t>(call, n, [](float x) { return static_cast<std::uint8_t>(x != x); }); return true;
     case Op::k_isinf:
       loop1<float, std::uint8_t>(
           call, n, [](float x) { return static_cast<std::uint8_t>(std::fabs(x) == std::numeric_limits<float>::infinity()); });
       return true;
-    case Op::k_cast_f32:
-    case Op::k_cast_f16: map1(call, n, [](F x) { return x; }); return true;
     case Op::k_cast_i32: loop1<float, std::int32_t>(call, n, to_integer<std::int32_t>); return true;
     case Op::k_cast_i64: loop1<float, std::int64_t>(call, n, to_integer<std::int64_t>); return true;
     default: return comparison_call<float>(op, call, n);
   }
 }
 
-void execute(const Instruction& instruction, const Call& call, std::size_t n) {
-  switch (instruction.type) {
+void execute(const Step& step, const Call& call, std::size_t n) {
+  switch (step.type) {
     case DType::f32:
-    case DType::f16: float_call(instruction.op, call, n); break;
+    case DType::f16: float_call(step.op, call, n); break;
     case DType::i32:
-      if (!integer_call<std::int32_t>(instruction.op, call, n)) comparison_call<std::int32_t>(instruction.op, call, n);
+      if (!integer_call<std::int32_t>(step.op, call, n)) comparison_call<std::int32_t>(step.op, call, n);
       break;
     case DType::i64:
-      if (!integer_call<std::int64_t>(instruction.op, call, n)) comparison_call<std::int64_t>(instruction.op, call, n);
+      if (!integer_call<std::int64_t>(step.op, call, n)) comparison_call<std::int64_t>(step.op, call, n);
       break;
-    case DType::boolean: boolean_call(instruction.op, call, n); break;
+    case DType::boolean: boolean_call(step.op, call, n); break;
   }
-  if (instruction.result == DType::f16) {
+  if (step.result == DType::f16) {
     auto* values = static_cast<float*>(call.target);
-    for (std::size_t i = 0; i < n; ++i) values[i] = V::from_half(V::to_half(values[i]));
+    for (std::size_t i = 0; i < n; i += W) V::store(values + i, V::round_to_half(V::load(values + i)));
   }
+}
+
+/// float16 to float and back; what is left after whole vectors goes one by one.
+inline void widen(const std::uint16_t* source, float* target, std::size_t n) {
+  std::size_t i = 0;
+  for (; i + W <= n; i += W) V::store(target + i, V::load_half(source + i));
+  for (; i < n; ++i) target[i] = V::from_half(source[i]);
+}
+
+inline void narrow(const float* source, std::uint16_t* target, std::size_t n) {
+  std::size_t i = 0;
+  for (; i + W <= n; i += W) V::store_half(target + i, V::load(source + i));
+  for (; i < n; ++i) target[i] = V::to_half(source[i]);
 }
 
 // --- the domain ----------------------------------------------------------------------------------------------------
 /// Everything one thread needs: registers, splat operands, and copies of operands that cannot be read in place.
 class Worker {
  public:
-  explicit Worker(const Plan& plan) : plan_(plan), memory_(scratch(plan.register_count * kSlot)) {
+  explicit Worker(const Plan& plan)
+      : plan_(plan), schedule_(*plan.schedule), memory_(scratch(plan.schedule->register_count * kSlot)) {
+    for (std::size_t i = 0; i < plan.input_count; ++i)
+      if (plan.inputs[i].used) table_[i] = plan.inputs[i].scalar ? splat_input(i) : Place{slot(i), false};
     for (std::size_t i = 0; i < plan.literal_count; ++i) {
       const Literal& literal = plan.literals[i];
-      fill(slot(plan.literal_slots[i]), &literal.f, stored_size(literal.type == DType::f16 ? DType::f32 : literal.type));
+      table_[plan.input_count + i] = fill(slot(plan.input_count + i), &literal.f, computed_size(literal.type));
     }
-    for (std::size_t i = 0; i < plan.input_count; ++i) {
-      const PlanInput& input = plan.inputs[i];
-      if (!input.used || !input.scalar) continue;
-      float widened;
-      const void* value = input.data;
-      if (input.type == DType::f16) {
-        std::uint16_t half;
-        std::memcpy(&half, input.data, 2);
-        widened = V::from_half(half);
-        value = &widened;
-      }
-      fill(slot(plan.input_slots[i]), value, stored_size(input.type == DType::f16 ? DType::f32 : input.type));
+    for (std::size_t i = 0; i < schedule_.step_count; ++i) {
+      const std::uint16_t target = schedule_.steps[i].target;
+      if (target != Step::kNowhere) table_[target] = {slot(target), false};
     }
   }
 
@@ -511,55 +255,66 @@ class Worker {
   }
 
  private:
-  char* slot(std::size_t index) { return memory_ + index * kSlot; }
+  char* slot(std::size_t place) { return memory_ + schedule_.registers[place] * kSlot; }
 
-  static void fill(char* target, const void* value, std::size_t size) {
+  static Place fill(char* target, const void* value, std::size_t size) {
     for (std::size_t i = 0; i < W; ++i) std::memcpy(target + i * size, value, size);
+    return {target, true};
+  }
+
+  Place splat_input(std::size_t index) {
+    const PlanInput& input = plan_.inputs[index];
+    if (input.type != DType::f16) return fill(slot(index), input.data, computed_size(input.type));
+    std::uint16_t half;
+    std::memcpy(&half, input.data, 2);
+    const float widened = V::from_half(half);
+    return fill(slot(index), &widened, sizeof widened);
   }
 
   void tile(std::int64_t begin, std::int64_t count, bool in_row, bool whole) {
     const std::size_t padded = (static_cast<std::size_t>(count) + W - 1) / W * W;
-    Source inputs[Program::kMaxInputs];
     for (std::size_t i = 0; i < plan_.input_count; ++i)
-      if (plan_.inputs[i].used) inputs[i] = load(i, begin, count, in_row, whole);
-    for (std::size_t i = 0; i < plan_.step_count; ++i) {
-      const std::uint16_t step = plan_.steps[i];
-      const Instruction& instruction = plan_.instructions[step];
-      Call call{target_of(step, begin, whole), {}, instruction.parameters};
-      for (int k = 0; k < 3; ++k) {
-        const Operand& operand = instruction.operands[k];
-        if (operand.kind == Operand::kInput) call.sources[k] = inputs[operand.index];
-        if (operand.kind == Operand::kTemporary) call.sources[k] = {target_of(operand.index, begin, whole), W};
-        if (operand.kind == Operand::kLiteral) call.sources[k] = {slot(plan_.literal_slots[operand.index]), 0};
+      if (plan_.inputs[i].used && !plan_.inputs[i].scalar) table_[i].data = load(i, begin, count, in_row, whole);
+    for (std::size_t i = 0; i < plan_.output_count; ++i)
+      if (plan_.outputs[i].direct) table_[plan_.outputs[i].place].data = whole ? target(i, begin) : slot(plan_.outputs[i].place);
+    const Step* const end = schedule_.steps + schedule_.step_count;
+    for (const Step* step = schedule_.steps; step != end;) {
+      if (step->chain > 0) {
+        run_chain(step, step + step->chain, table_, padded);
+        step += step->chain;
+      } else {
+        run_step(*step++, padded);
       }
-      execute(instruction, call, padded);
     }
-    for (std::size_t i = 0; i < plan_.output_count; ++i) store(i, begin, count, whole);
+    for (std::size_t i = 0; i < plan_.output_count; ++i) store_output(i, begin, count);
   }
 
-  /// Where a result goes: straight to the output for whole vectors of a type that is stored as it is computed, else to its
-  /// register.
-  void* target_of(std::uint16_t step, std::int64_t begin, bool whole) {
-    const std::int16_t output = plan_.output_of[step];
-    if (whole && output >= 0)
-      return plan_.targets[output] + begin * static_cast<std::int64_t>(stored_size(plan_.instructions[step].result));
-    return slot(plan_.registers[step]);
+  void run_step(const Step& step, std::size_t padded) {
+    Call call{table_[step.target].data, {}};
+    for (int k = 0; k < 3; ++k)
+      if (step.operands[k] != Step::kAtHand) call.sources[k] = table_[step.operands[k]];
+    execute(step, call, padded);
   }
 
-  Source load(std::size_t index, std::int64_t begin, std::int64_t count, bool in_row, bool whole) {
+  char* target(std::size_t output, std::int64_t begin) const {
+    const PlanOutput& one = plan_.outputs[output];
+    return one.data + begin * static_cast<std::int64_t>(stored_size(one.type));
+  }
+
+  /// Where the elements of an input lie: in place if they are whole vectors as they are computed with, else in a copy.
+  void* load(std::size_t index, std::int64_t begin, std::int64_t count, bool in_row, bool whole) {
     const PlanInput& input = plan_.inputs[index];
-    char* copy = slot(plan_.input_slots[index]);
-    if (input.scalar) return {copy, 0};
+    char* copy = slot(index);
     if (!in_row) {
       gather_across(copy, input, begin, count);
-      return {copy, W};
+      return copy;
     }
     const std::int64_t stride = input.strides[plan_.rank - 1];
     const std::int64_t offset = offset_of(input, begin / plan_.row) + begin % plan_.row * stride;
     if (stride == 1 && whole && input.type != DType::f16)
-      return {input.data + offset * static_cast<std::int64_t>(stored_size(input.type)), W};
+      return const_cast<char*>(input.data) + offset * static_cast<std::int64_t>(stored_size(input.type));
     gather(copy, input, offset, stride, count);
-    return {copy, W};
+    return copy;
   }
 
   /// Offset of the first element of a row.
@@ -574,7 +329,7 @@ class Worker {
 
   /// Copies elements of several short rows, one after the other.
   void gather_across(char* copy, const PlanInput& input, std::int64_t begin, std::int64_t count) {
-    const std::size_t width = stored_size(input.type == DType::f16 ? DType::f32 : input.type);
+    const std::size_t width = computed_size(input.type);
     const std::int64_t stride = input.strides[plan_.rank - 1];
     while (count > 0) {
       const std::int64_t within = begin % plan_.row;
@@ -595,7 +350,10 @@ class Worker {
       case DType::f16: {
         auto* source = reinterpret_cast<const std::uint16_t*>(input.data) + offset;
         auto* target = reinterpret_cast<float*>(copy);
-        for (std::int64_t i = 0; i < count; ++i) target[i] = V::from_half(source[i * stride]);
+        if (stride == 1)
+          widen(source, target, static_cast<std::size_t>(count));
+        else
+          for (std::int64_t i = 0; i < count; ++i) target[i] = V::from_half(source[i * stride]);
         break;
       }
     }
@@ -615,23 +373,21 @@ class Worker {
     }
   }
 
-  void store(std::size_t index, std::int64_t begin, std::int64_t count, bool whole) {
-    const std::uint16_t step = plan_.output_steps[index];
-    const DType type = plan_.instructions[step].result;
-    const void* held = target_of(step, begin, whole);
-    char* target = plan_.targets[index] + begin * static_cast<std::int64_t>(stored_size(type));
-    if (held == target) return;
-    if (type == DType::f16) {
-      auto* values = static_cast<const float*>(held);
-      auto* halves = reinterpret_cast<std::uint16_t*>(target);
-      for (std::int64_t i = 0; i < count; ++i) halves[i] = V::to_half(values[i]);
-    } else {
-      std::memcpy(target, held, static_cast<std::size_t>(count) * stored_size(type));
-    }
+  void store_output(std::size_t index, std::int64_t begin, std::int64_t count) {
+    const PlanOutput& output = plan_.outputs[index];
+    const void* held = table_[output.place].data;
+    char* wanted = target(index, begin);
+    if (held == wanted) return;
+    if (output.type == DType::f16)
+      narrow(static_cast<const float*>(held), reinterpret_cast<std::uint16_t*>(wanted), static_cast<std::size_t>(count));
+    else
+      std::memcpy(wanted, held, static_cast<std::size_t>(count) * stored_size(output.type));
   }
 
   const Plan& plan_;
+  const Schedule& schedule_;
   char* memory_;
+  Place table_[Program::kMaxInputs + kMaxLiterals + Program::kMaxStatements];
 };
 
 }  // namespace

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <functional>
 #include <memory>
 
 namespace onnxopt::elementwise {
@@ -11,43 +12,148 @@ namespace {
 
 /// Element operations below which threads cost more than they save.
 constexpr double kGrain = 1 << 16;
+constexpr std::int64_t kMostChunks = 256;
 
-std::vector<bool> needed_steps(const Program& program, std::span<const std::size_t> outputs) {
-  std::vector<bool> needed(program.instructions().size(), false);
-  for (std::size_t output : outputs) needed[program.output_statements()[output]] = true;
-  for (std::size_t i = needed.size(); i-- > 0;)
-    if (needed[i])
-      for (const Operand& operand : program.instructions()[i].operands)
-        if (operand.kind == Operand::kTemporary) needed[operand.index] = true;
-  return needed;
+bool is_float(DType type) { return type == DType::f32 || type == DType::f16; }
+
+/// Whether the executor has vector code for the statement, as a part of a chain.
+bool is_link(const Instruction& instruction) {
+  const bool other = instruction.op == Op::k_pow || instruction.op == Op::k_where;
+  return is_float(instruction.type) && is_float(instruction.result) && !other;
 }
 
-/// Linear scan: a register is free again after the last instruction that reads it.
-void assign_registers(const Program& program, std::span<const std::size_t> outputs, Plan& plan) {
-  std::vector<std::size_t> last(program.instructions().size(), 0);
-  for (std::size_t i = 0; i < plan.step_count; ++i)
-    for (const Operand& operand : program.instructions()[plan.steps[i]].operands)
-      if (operand.kind == Operand::kTemporary) last[operand.index] = plan.steps[i];
-  for (std::size_t output : outputs) last[program.output_statements()[output]] = program.instructions().size();
-  std::vector<std::uint16_t> free, live;
-  std::uint16_t next = 0;
-  for (std::size_t i = 0; i < plan.step_count; ++i) {
-    // A result gets its register before its operands' are freed: it never overlaps a source of another width.
-    const std::uint16_t step = plan.steps[i];
-    if (free.empty()) free.push_back(next++);
-    plan.registers[step] = free.back();
-    free.pop_back();
-    live.push_back(step);
-    std::erase_if(live, [&](std::uint16_t other) {
-      if (last[other] > step) return false;
-      free.push_back(plan.registers[other]);
-      return true;
+std::size_t reads(const Instruction& instruction, std::uint16_t statement) {
+  return static_cast<std::size_t>(
+      std::count_if(std::begin(instruction.operands), std::end(instruction.operands),
+                    [&](const Operand& operand) { return operand.kind == Operand::kTemporary && operand.index == statement; }));
+}
+
+/// Orders statements so that each follows one that it reads, wherever that is possible: those become chains.
+class Scheduler {
+ public:
+  Scheduler(const Program& program, std::span<const std::size_t> outputs)
+      : program_(program),
+        code_(program.instructions()),
+        state_(code_.size(), kUnneeded),
+        readers_(code_.size(), 0),
+        is_output_(code_.size(), false) {
+    for (std::size_t output : outputs) {
+      need(program.output_statements()[output]);
+      is_output_[program.output_statements()[output]] = true;
+    }
+    for (std::size_t i = code_.size(); i-- > 0;)
+      if (state_[i] == kWaiting)
+        for (const Operand& operand : code_[i].operands)
+          if (operand.kind == Operand::kTemporary) need(operand.index);
+  }
+
+  Schedule run() {
+    for (std::uint16_t statement = 0; statement < code_.size(); ++statement)
+      if (state_[statement] == kWaiting) follow(statement);
+    assign_registers();
+    return schedule_;
+  }
+
+ private:
+  enum State : std::uint8_t { kUnneeded, kWaiting, kDone };
+
+  void need(std::uint16_t statement) {
+    state_[statement] = kWaiting;
+    ++readers_[statement];  // an output counts as one that reads
+  }
+
+  bool is_ready(std::uint16_t statement) const {
+    return std::none_of(std::begin(code_[statement].operands), std::end(code_[statement].operands), [&](const Operand& operand) {
+      return operand.kind == Operand::kTemporary && state_[operand.index] != kDone;
     });
   }
-  for (std::size_t i = 0; i < plan.input_count; ++i) plan.input_slots[i] = next++;
-  for (std::size_t i = 0; i < plan.literal_count; ++i) plan.literal_slots[i] = next++;
-  plan.register_count = next;
-}
+
+  /// The first statement that may be the next of a chain; the number of statements if there is none.
+  std::uint16_t successor(std::uint16_t statement) const {
+    std::uint16_t next = statement + 1;
+    while (next < code_.size() &&
+           !(state_[next] == kWaiting && is_link(code_[next]) && reads(code_[next], statement) > 0 && is_ready(next)))
+      ++next;
+    return next;
+  }
+
+  /// Appends a statement, of which everything that it reads was appended before, and the chain that it begins.
+  void follow(std::uint16_t statement) {
+    Step& head = append(statement);
+    if (!is_link(code_[statement])) return;
+    head.chain = 1;
+    head.operands[0] = place(code_[statement].operands[0]);
+    for (std::uint16_t next = successor(statement); next < code_.size(); next = successor(statement)) {
+      if (readers_[statement] == reads(code_[next], statement)) schedule_.steps[schedule_.step_count - 1].target = Step::kNowhere;
+      Step& step = append(next);
+      for (std::uint16_t& operand : step.operands)
+        if (operand == place_of(statement)) operand = Step::kAtHand;
+      ++head.chain;
+      statement = next;
+    }
+  }
+
+  Step& append(std::uint16_t statement) {
+    const Instruction& code = code_[statement];
+    Step& step = schedule_.steps[schedule_.step_count++];
+    step = {code.op, code.type, code.result, 0, {}, place_of(statement), {code.parameters[0], code.parameters[1]}};
+    for (std::size_t i = 0; i < 3; ++i) step.operands[i] = place(code.operands[i]);
+    schedule_.cost += op_table()[static_cast<std::size_t>(code.op)].cost;
+    state_[statement] = kDone;
+    return step;
+  }
+
+  std::uint16_t place_of(std::size_t statement) const {
+    return static_cast<std::uint16_t>(program_.inputs().size() + program_.literals().size() + statement);
+  }
+
+  std::uint16_t place(const Operand& operand) const {
+    switch (operand.kind) {
+      case Operand::kInput: return operand.index;
+      case Operand::kLiteral: return static_cast<std::uint16_t>(program_.inputs().size() + operand.index);
+      case Operand::kTemporary: return place_of(operand.index);
+      default: return Step::kAtHand;
+    }
+  }
+
+  /// Linear scan: a register is free again after the last step that reads it. Inputs and literals keep theirs, for copies and
+  /// splats.
+  void assign_registers() {
+    const std::size_t first = place_of(0);
+    std::uint16_t next = 0;
+    for (std::size_t i = 0; i < first; ++i) schedule_.registers[i] = next++;
+    std::vector<std::size_t> last(code_.size(), 0);
+    for (std::size_t i = 0; i < schedule_.step_count; ++i)
+      for (std::uint16_t operand : schedule_.steps[i].operands)
+        if (operand >= first && operand != Step::kAtHand) last[operand - first] = i;
+    for (std::size_t i = 0; i < code_.size(); ++i)
+      if (is_output_[i]) last[i] = schedule_.step_count;
+    std::vector<std::uint16_t> free;
+    std::vector<std::size_t> live;
+    for (std::size_t i = 0; i < schedule_.step_count; ++i) {
+      const std::uint16_t target = schedule_.steps[i].target;
+      if (target == Step::kNowhere) continue;
+      // A result gets its register before its operands' are freed: it never overlaps a source of another width.
+      if (free.empty()) free.push_back(next++);
+      schedule_.registers[target] = free.back();
+      free.pop_back();
+      live.push_back(target - first);
+      std::erase_if(live, [&](std::size_t statement) {
+        if (last[statement] > i) return false;
+        free.push_back(schedule_.registers[first + statement]);
+        return true;
+      });
+    }
+    schedule_.register_count = next;
+  }
+
+  const Program& program_;
+  std::span<const Instruction> code_;
+  std::vector<State> state_;
+  std::vector<std::size_t> readers_;
+  std::vector<bool> is_output_;
+  Schedule schedule_;
+};
 
 /// The strides of a contiguous tensor along each dim of the domain; a dim of size 1 is broadcast.
 std::vector<std::int64_t> strides_in(std::span<const std::int64_t> shape, const Shape& domain) {
@@ -85,40 +191,37 @@ bool collapse_dims(Plan& plan, const Shape& shape, const std::vector<std::vector
   return true;
 }
 
-std::unique_ptr<Plan> make_plan(const Program& program, const Arguments& arguments, std::span<const std::size_t> members) {
-  auto plan = std::make_unique<Plan>();
+std::unique_ptr<Plan> make_plan(const Program& program, const Schedule& schedule, const Arguments& arguments,
+                                std::span<const std::size_t> members) {
+  std::unique_ptr<Plan> plan(new Plan);  // not zeroed: what is read of it is set here
   const Shape& shape = arguments.output_shapes[members[0]];
-  plan->instructions = program.instructions().data();
+  plan->schedule = &schedule;
   plan->literals = program.literals().data();
   plan->literal_count = program.literals().size();
   plan->input_count = arguments.inputs.size();
+  plan->output_count = 0;
   std::uint32_t reads = 0;
   for (std::size_t output : members) reads |= program.dependencies(output);
   std::vector<std::vector<std::int64_t>> strides;
   for (std::size_t i = 0; i < plan->input_count; ++i) {
-    const bool used = reads >> i & 1;
-    plan->inputs[i] = {static_cast<const char*>(arguments.inputs[i]), {}, program.inputs()[i], used, false};
-    strides.push_back(used ? strides_in(arguments.input_shapes[i], shape) : std::vector<std::int64_t>(shape.size(), 0));
+    PlanInput& input = plan->inputs[i];
+    input.data = static_cast<const char*>(arguments.inputs[i]);
+    input.type = program.inputs()[i];
+    input.used = reads >> i & 1;
+    strides.push_back(input.used ? strides_in(arguments.input_shapes[i], shape) : std::vector<std::int64_t>(shape.size(), 0));
   }
   if (!collapse_dims(*plan, shape, strides)) return nullptr;
   plan->row = plan->dims[plan->rank - 1];
   plan->elements = 1;
   for (std::size_t axis = 0; axis < plan->rank; ++axis) plan->elements *= plan->dims[axis];
-  const std::vector<bool> needed = needed_steps(program, members);
-  for (std::size_t i = 0; i < needed.size(); ++i) {
-    if (!needed[i]) continue;
-    plan->steps[plan->step_count++] = static_cast<std::uint16_t>(i);
-    plan->cost += op_table()[static_cast<std::size_t>(program.instructions()[i].op)].cost;
-  }
-  assign_registers(program, members, *plan);
-  std::fill(std::begin(plan->output_of), std::end(plan->output_of), std::int16_t{-1});
+  const std::size_t statements = program.inputs().size() + program.literals().size();  // where their places begin
   for (std::size_t output : members) {
-    const std::uint16_t step = program.output_statements()[output];
-    const std::size_t index = plan->output_count++;
-    plan->output_steps[index] = step;
-    plan->targets[index] = static_cast<char*>(arguments.outputs[output]);
-    if (program.instructions()[step].result != DType::f16 && plan->output_of[step] < 0)
-      plan->output_of[step] = static_cast<std::int16_t>(index);
+    const std::uint16_t statement = program.output_statements()[output];
+    const DType type = program.instructions()[statement].result;
+    const auto place = static_cast<std::uint16_t>(statements + statement);
+    bool direct = type != DType::f16;  // which is computed in float
+    for (std::size_t i = 0; i < plan->output_count; ++i) direct = direct && plan->outputs[i].place != place;
+    plan->outputs[plan->output_count++] = {static_cast<char*>(arguments.outputs[output]), type, direct, place};
   }
   return plan;
 }
@@ -137,13 +240,15 @@ void run_chunk(void* user, std::size_t index) {
 
 void run_plan(const Plan& plan, const Variant& variant, const ParallelFor& parallel_for) {
   if (plan.elements == 0) return;
-  if (plan.cost * static_cast<double>(plan.elements) <= kGrain) {
+  if (plan.schedule->cost * static_cast<double>(plan.elements) <= kGrain) {
     variant.run(plan, 0, plan.elements);
     return;
   }
-  // Chunks of a few grains, cut at whole tiles: far more of them than threads, so that all threads finish together.
+  // Chunks of a few grains, cut at whole tiles: far more of them than threads, so that all threads finish together, but no more
+  // than that, as each begins with filling its registers.
   constexpr auto tile = static_cast<std::int64_t>(kTile);
-  std::int64_t chunk = std::max<std::int64_t>(static_cast<std::int64_t>(kGrain * 4 / plan.cost) / tile, 1) * tile;
+  const auto least = static_cast<std::int64_t>(kGrain * 4 / plan.schedule->cost);
+  std::int64_t chunk = std::max<std::int64_t>(std::max(least, plan.elements / kMostChunks) / tile, 1) * tile;
   // At least two, or a second thread has nothing to do.
   if (chunk * 2 > plan.elements) chunk = (plan.elements / 2 + 64) / 64 * 64;
   Job job{&plan, &variant, chunk};
@@ -164,7 +269,10 @@ char* scratch(std::size_t bytes) {
   return memory.get() + (line - address % line) % line;
 }
 
-Result<bool> run(const Program& program, const Variant& variant, const Arguments& arguments, const ParallelFor& parallel_for) {
+Schedule make_schedule(const Program& program, std::span<const std::size_t> outputs) { return Scheduler(program, outputs).run(); }
+
+Result<bool> for_each_plan(const Program& program, const Arguments& arguments,
+                           const std::function<Result<bool>(const Plan&)>& use) {
   std::vector<bool> done(arguments.output_shapes.size(), false);
   for (std::size_t first = 0; first < done.size(); ++first) {
     if (done[first]) continue;
@@ -174,11 +282,20 @@ Result<bool> run(const Program& program, const Variant& variant, const Arguments
         members.push_back(other);
         done[other] = true;
       }
-    const std::unique_ptr<Plan> plan = make_plan(program, arguments, members);
+    const bool whole = members.size() == done.size();
+    const Schedule part = whole ? Schedule{} : make_schedule(program, members);
+    const std::unique_ptr<Plan> plan = make_plan(program, whole ? program.schedule() : part, arguments, members);
     if (!plan) return Result<bool>::failure("The operands are broadcast along more than 16 separate dims.");
-    run_plan(*plan, variant, parallel_for);
+    if (Result<bool> used = use(*plan); !used) return used;
   }
   return true;
+}
+
+Result<bool> run(const Program& program, const Variant& variant, const Arguments& arguments, const ParallelFor& parallel_for) {
+  return for_each_plan(program, arguments, [&](const Plan& plan) -> Result<bool> {
+    run_plan(plan, variant, parallel_for);
+    return true;
+  });
 }
 
 }  // namespace onnxopt::elementwise

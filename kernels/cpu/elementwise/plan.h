@@ -1,9 +1,10 @@
-// How a program is run over one shape: plain data that the executors read. It is made in plan.cc, which is compiled for the
-// baseline, so that executors for larger instruction sets share no code with the rest of the library.
+// How a program is run: plain data that the executors read. It is made in plan.cc, which is compiled for the baseline, so that
+// executors for larger instruction sets share no code with the rest of the library.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 
 #include "kernels/cpu/elementwise/elementwise.h"
 
@@ -15,6 +16,34 @@ constexpr std::size_t kTile = 384;
 /// Dims after neighbours that no operand tells apart were merged.
 constexpr std::size_t kMaxRank = 16;
 
+/// A statement as executors read it. Operands and target are places in a table of addresses that each tile fills: inputs first,
+/// then literals, then results.
+struct Step {
+  static constexpr std::uint16_t kAtHand = 0xffff;   // an operand: the result of the step before
+  static constexpr std::uint16_t kNowhere = 0xffff;  // a target: only the next step reads the result
+
+  Op op;
+  DType type, result;
+  /// How many steps, from here on, are one chain: operations of floats of which each reads the result of the one before. 0 is a
+  /// step on its own, or one within a chain.
+  std::uint16_t chain;
+  std::uint16_t operands[3];
+  std::uint16_t target;
+  float parameters[2];
+};
+
+constexpr std::size_t kMaxLiterals = 3 * Program::kMaxStatements;
+
+/// The steps that make a set of outputs, and where their results lie. It depends on the program alone.
+struct Schedule {
+  std::size_t step_count = 0, register_count = 0;
+  double cost = 0;  // of one element, in additions
+  Step steps[Program::kMaxStatements];
+  std::uint16_t registers[Program::kMaxInputs + kMaxLiterals + Program::kMaxStatements];  // by place
+};
+
+Schedule make_schedule(const Program& program, std::span<const std::size_t> outputs);
+
 struct PlanInput {
   const char* data;
   std::int64_t strides[kMaxRank];  // in elements, per dim of the domain; 0 where broadcast
@@ -23,25 +52,28 @@ struct PlanInput {
   bool scalar;  // all strides are 0
 };
 
+struct PlanOutput {
+  char* data;
+  DType type;
+  bool direct;  // whole vectors are written there by the step that makes them
+  std::uint16_t place;
+};
+
 /// A set of outputs of one shape, evaluated together over that shape.
 struct Plan {
-  const Instruction* instructions;
+  const Schedule* schedule;
   const Literal* literals;
-  std::size_t literal_count, input_count, step_count, output_count, register_count;
+  std::size_t literal_count, input_count, output_count;
   std::size_t rank;
   std::int64_t dims[kMaxRank];  // innermost last
   std::int64_t row;             // size of the innermost dim
   std::int64_t elements;
-  double cost;  // of one element, in additions
   PlanInput inputs[Program::kMaxInputs];
-  std::uint16_t input_slots[Program::kMaxInputs];  // registers for copies and splats
-  std::uint16_t literal_slots[3 * Program::kMaxStatements];
-  std::uint16_t steps[Program::kMaxStatements];      // the instructions that are needed, in order
-  std::uint16_t registers[Program::kMaxStatements];  // of each instruction's result
-  std::int16_t output_of[Program::kMaxStatements];   // output that an instruction writes directly, or -1
-  std::uint16_t output_steps[Program::kMaxOutputs];  // instruction that makes an output
-  char* targets[Program::kMaxOutputs];
+  PlanOutput outputs[Program::kMaxOutputs];
 };
+
+/// Calls `use` with a plan for every set of outputs of one shape; the first failure ends it.
+Result<bool> for_each_plan(const Program& program, const Arguments& arguments, const std::function<Result<bool>(const Plan&)>& use);
 
 /// Memory of the calling thread, aligned to a cache line, kept for the next call.
 char* scratch(std::size_t bytes);

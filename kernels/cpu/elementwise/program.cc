@@ -2,9 +2,10 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdlib>
+#include <numeric>
 #include <optional>
 
-#include "kernels/cpu/elementwise/elementwise.h"
+#include "kernels/cpu/elementwise/plan.h"
 
 namespace onnxopt::elementwise {
 
@@ -71,6 +72,9 @@ class Parser {
     if (!parse_inputs() || !parse_statements() || !parse_outputs())
       return Result<Program>::failure("The expression is malformed: " + error_);
     find_dependencies();
+    std::vector<std::size_t> outputs(program_.outputs_.size());
+    std::iota(outputs.begin(), outputs.end(), std::size_t{0});
+    program_.schedule_ = std::make_shared<const Schedule>(make_schedule(program_, outputs));
     return std::move(program_);
   }
 

@@ -14,6 +14,7 @@ struct V {
   using F = float;
   using M = bool;
   static constexpr std::size_t kWidth = 1;
+  static constexpr int kPack = 4;
 
   static F set1(float x) { return x; }
   static F load(const float* p) { return *p; }
@@ -26,6 +27,8 @@ struct V {
   static F inverse(F x) { return div(set1(1.0f), x); }
   /// The product is exact in double, so that only the sum rounds: as good as a fused operation, without needing one.
   static F fma(F a, F b, F c) { return static_cast<float>(static_cast<double>(a) * b + c); }
+  static F fms(F a, F b, F c) { return static_cast<float>(static_cast<double>(a) * b - c); }
+  static F fnma(F a, F b, F c) { return static_cast<float>(c - static_cast<double>(a) * b); }
   static F sqrt(F x) { return std::sqrt(x); }
   static F min(F a, F b) { return a < b ? a : b; }
   static F max(F a, F b) { return a > b ? a : b; }
@@ -63,6 +66,9 @@ struct V {
     std::uint32_t odd = magnitude >> 13 & 1u;
     return static_cast<std::uint16_t>(sign | ((magnitude - 0x38000000u + 0xfffu + odd) >> 13));
   }
+  static F load_half(const std::uint16_t* p) { return from_half(*p); }
+  static void store_half(std::uint16_t* p, F x) { *p = to_half(x); }
+  static F round_to_half(F x) { return from_half(to_half(x)); }
   static float from_half(std::uint16_t x) {
     std::uint32_t sign = static_cast<std::uint32_t>(x & 0x8000u) << 16;
     std::uint32_t exponent = x >> 10 & 0x1fu, mantissa = x & 0x3ffu;

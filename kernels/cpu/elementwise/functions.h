@@ -1,0 +1,230 @@
+// Functions of a pack of floats. Every function takes any number of vectors, `F` being a Pack.
+//
+// Sources of the approximations: J.-M. Muller, "Elementary Functions" (argument reduction, reconstruction by scaling); erf as
+// 1 - exp(p(|x|)) after N. Juffa; coefficients by fit_coefficients.py.
+#pragma once
+
+#include <limits>
+
+#include "kernels/cpu/elementwise/pack.h"
+
+namespace onnxopt::elementwise {
+namespace {
+
+/// c[From] + c[From + 1] x + ...
+template <std::size_t From = 0, class F, std::size_t K>
+inline F polynomial(F x, const float (&c)[K]) {
+  if constexpr (From + 1 == K)
+    return splat<F>(c[From]);
+  else
+    return fma(polynomial<From + 1>(x, c), x, splat<F>(c[From]));
+}
+
+/// NaN passes.
+template <class F>
+inline F clamp_keep_nan(F x, float low, float high) {
+  return min(splat<F>(high), max(splat<F>(low), x));
+}
+
+constexpr float kLog2E = 1.44269504f, kLog2ELow = 1.92596303e-08f;
+/// 2^f = 1 + f q(f) for |f| <= 1/2; the shorter one is good to an ulp.
+constexpr float kPower[] = {0.693147182f, 0.240226477f, 0.0555033199f, 0.00961843878f, 0.00133990031f, 0.000153532572f};
+constexpr float kShortPower[] = {0.693147004f, 0.240222409f, 0.0555073507f, 0.00967161916f, 0.00132645911f};
+
+/// e^x = 2^n 2^f with |f| <= 1/2.
+template <class F>
+struct Reduced {
+  F n, f;
+};
+
+template <class F>
+inline Reduced<F> reduce(F x) {
+  const F n = round(x * splat<F>(kLog2E));
+  return {n, fma(x, splat<F>(kLog2ELow), fms(x, splat<F>(kLog2E), n))};
+}
+
+/// 2^(n + f), good to two ulps: enough where 1 is added to it.
+template <class F>
+inline F short_power(Reduced<F> t) {
+  return scale(fma(t.f, polynomial(t.f, kShortPower), splat<F>(1.0f)), t.n);
+}
+
+template <class F>
+inline F short_exp(F x) {
+  return short_power(reduce(x));
+}
+
+template <class F>
+inline F exp_in_range(F x) {
+  const Reduced<F> t = reduce(x);
+  return scale(fma(t.f, polynomial(t.f, kPower), splat<F>(1.0f)), t.n);
+}
+
+template <class F>
+inline F exp(F x) {
+  return exp_in_range(clamp_keep_nan(x, -104.0f, 89.0f));
+}
+
+/// e^x - 1, accurate near 0.
+template <class F>
+inline F expm1(F x) {
+  const Reduced<F> t = reduce(clamp_keep_nan(x, -104.0f, 60.0f));
+  const F s = scale(splat<F>(1.0f), t.n);
+  const F y = fma(s, t.f * polynomial(t.f, kPower), s - splat<F>(1.0f));
+  return select(x > splat<F>(60.0f), exp(x), y);
+}
+
+/// a / (b + b_lost), where b_lost is what the rounding of b lost: the quotient is corrected by its remainder. b is at least 1 and
+/// finite.
+template <class F>
+inline F divide_exactly(F a, F b, F b_lost) {
+  const F estimate = inverse(b);
+  const F q = a * estimate;
+  return fma(fnma(q, b_lost, fnma(q, b, a)), estimate, q);
+}
+
+/// e / (1 + e) with e = e^-|x| for negative x, else 1 / (1 + e).
+template <class F>
+inline F sigmoid(F x) {
+  const F one = splat<F>(1.0f);
+  const F e = exp_in_range(max(splat<F>(-104.0f), -abs(x)));
+  const F u = e + one;
+  return divide_exactly(select(x < splat<F>(0.0f), e, one), u, e - (u - one));
+}
+
+/// x sigmoid(x), as x e / (1 + e) with e = e^-|x| for negative x, so that nothing overflows.
+template <class F>
+inline F silu(F x) {
+  const F e = short_exp(max(splat<F>(-104.0f), -abs(x)));
+  return select(x < splat<F>(0.0f), x * e, x) * inverse(e + splat<F>(1.0f));
+}
+
+/// tanh(x) = x + x^3 p(x^2) for |x| <= 0.75.
+constexpr float kTanh[] = {-0.333330691f, 0.133265212f, -0.0533902571f, 0.0196649134f, -0.00476949057f};
+
+/// 1 - 2 / (e^2|x| + 1) where that does not cancel; beyond 10 it is 1 in float.
+template <class F>
+inline F tanh(F x) {
+  const F one = splat<F>(1.0f);
+  const F t = abs(x), square = t * t;
+  const F small = fma(t * square, polynomial(square, kTanh), t);
+  const F doubled = min(splat<F>(20.0f), t + t), n = round(doubled * splat<F>(kLog2E));
+  const F e = short_power<F>({n, fms(doubled, splat<F>(kLog2E), n)});
+  const F large = fnma(splat<F>(2.0f), inverse(e + one), one);
+  return copysign(select(t > splat<F>(0.75f), large, small), x);
+}
+
+/// erf(x) = x + x p(x^2) for |x| <= 0.8, and 1 - 2^q(|x|) from there to 4.
+constexpr float kErfSmall[] = {0.128379166f, -0.376126021f, 0.112831131f, -0.0268208086f, 0.00508513488f, -0.000653526047f};
+constexpr float kErfLarge[] = {-0.00174844719f, -1.61968613f, -0.933603585f, -0.135158792f, 0.0237571038f, -0.00197723298f};
+
+template <class F>
+inline F erf(F x) {
+  const F t = abs(x);
+  const F small = fma(polynomial(t * t, kErfSmall), t, t);
+  const F power = polynomial(min(splat<F>(4.0f), t), kErfLarge);
+  const F n = round(power);
+  const F large = splat<F>(1.0f) - short_power<F>({n, power - n});
+  return copysign(select(t > splat<F>(0.8f), large, small), x);
+}
+
+constexpr float kLog[] = {0.333333313f, -0.250008196f, 0.200012267f, -0.166233569f,
+                          0.142017588f, -0.131601825f, 0.12761575f,  -0.0763449296f};
+
+/// log of a positive finite number: x = m 2^e with m in [sqrt 1/2, sqrt 2).
+template <class F>
+inline F log_positive(F x) {
+  const auto tiny = x < splat<F>(std::numeric_limits<float>::min());
+  F m, e;
+  split(select(tiny, x * splat<F>(8388608.0f), x), m, e);
+  e = select(tiny, e - splat<F>(23.0f), e);
+  const F f = m - splat<F>(1.0f), square = f * f;
+  F tail = polynomial(f, kLog) * f * square;
+  tail = fma(e, splat<F>(1.42860677e-06f), tail);
+  tail = fma(splat<F>(-0.5f), square, tail);
+  return fma(e, splat<F>(0.693145752f), f + tail);
+}
+
+template <class F>
+inline F log(F x) {
+  constexpr float inf = std::numeric_limits<float>::infinity();
+  F y = log_positive(x);
+  y = select(x == splat<F>(0.0f), splat<F>(-inf), y);
+  y = select(x == splat<F>(inf), x, y);
+  y = select(x < splat<F>(0.0f), splat<F>(std::numeric_limits<float>::quiet_NaN()), y);
+  return select(unordered(x), x, y);
+}
+
+/// log(1 + e) for e in [0, 1]: the rounding of 1 + e is put back to first order.
+template <class F>
+inline F log1p_unit(F e) {
+  const F u = e + splat<F>(1.0f);
+  const F lost = e - (u - splat<F>(1.0f));
+  return log_positive(u) + lost * inverse(u);
+}
+
+template <class F>
+inline F softplus(F x) {
+  const F y = max(splat<F>(0.0f), x) + log1p_unit(exp_in_range(max(splat<F>(-104.0f), -abs(x))));
+  return select(unordered(x), x, y);
+}
+
+/// x tanh(softplus(x)) = x n / (n + 2) with n = e^x (e^x + 2).
+template <class F>
+inline F mish(F x) {
+  const F e = exp(min(splat<F>(20.0f), x));
+  const F n = e * (e + splat<F>(2.0f));
+  const F ratio = n * inverse(n + splat<F>(2.0f));
+  return x * select(x > splat<F>(20.0f), splat<F>(1.0f), ratio);
+}
+
+/// The normal distribution's tail is 2^p(t) for t >= 0; beyond 5.6 it is too small to matter, and p falls on: below -150 at 11.2.
+constexpr float kTail[] = {-1.0f,           -1.15110791f,     -0.459178388f,    -0.0526014902f,
+                           0.00723234005f,  -0.000276206847f, -0.000125356644f, 2.60746401e-05f,
+                           -1.69359464e-06f};
+
+/// x (1 + erf(x / sqrt 2)) / 2, which is x times the tail beyond -x.
+template <class F>
+inline F gelu(F x) {
+  const F power = polynomial(min(splat<F>(11.2f), abs(x)), kTail);
+  const F n = round(power);
+  const F tail = short_power<F>({n, power - n});
+  return x * select(x < splat<F>(0.0f), tail, splat<F>(1.0f) - tail);
+}
+
+/// x (1 + tanh y) / 2 = x sigmoid(2 y).
+template <class F>
+inline F gelu_tanh(F x) {
+  const F doubled = x * fma(x * x, splat<F>(2 * 0.797884583f * 0.044715f), splat<F>(2 * 0.797884583f));
+  const F e = short_exp(max(splat<F>(-104.0f), -abs(doubled)));
+  return select(x < splat<F>(0.0f), x * e, x) * inverse(e + splat<F>(1.0f));
+}
+
+template <class F>
+inline F hard_sigmoid(F x, float alpha, float beta) {
+  return clamp_keep_nan(x * splat<F>(alpha) + splat<F>(beta), 0.0f, 1.0f);
+}
+
+template <class F>
+inline F elu(F x, float alpha) {
+  return select(x < splat<F>(0.0f), splat<F>(alpha) * expm1(x), x);
+}
+
+template <class F>
+inline F celu(F x, float alpha) {
+  const F low = splat<F>(alpha) * expm1(x / splat<F>(alpha));
+  return max(splat<F>(0.0f), x) + min(splat<F>(0.0f), low);
+}
+
+template <class F>
+inline F propagating_min(F a, F b) {
+  return select(unordered(a), a, min(a, b));
+}
+
+template <class F>
+inline F propagating_max(F a, F b) {
+  return select(unordered(a), a, max(a, b));
+}
+
+}  // namespace
+}  // namespace onnxopt::elementwise
