@@ -354,6 +354,19 @@ def test_decomposed_gelu_is_one_statement(case: str) -> None:
     assert expressions(after) == ["i0:f32 | t0=gelu(i0) | t0:f32"]
 
 
+@pytest.mark.parametrize(
+    ("exponent", "statements"),
+    [(2.0, "t0=mul(i0,i0)"), (3.0, "t0=mul(i0,i0) t1=mul(t0,i0)"), (2.0000002, "t0=pow(i0,#0x1.0000020000000p+1:f32)")],
+)
+def test_small_whole_powers_are_products(exponent: float, statements: str) -> None:
+    proto = model(
+        "g (float[N] x) => (float[N] y) { p = Pow(x, exponent) y = Neg(p) }", exponent=np.array(exponent, np.float32)
+    )
+    x = np.array([-np.inf, np.inf, np.nan, -3, -1e30, -0.0, 0, 1e-30, 2.5, 1e13], np.float32)
+    [found] = expressions(compare_three_ways(proto, {"x": x}))
+    assert found.split(" | ")[1].startswith(statements)
+
+
 def test_other_products_with_erf_stay() -> None:
     proto = model(
         "g (float[N] x, float[N] z) => (float[N] y) { a = Mul(x, c) b = Erf(a) d = Add(b, one) e = Mul(z, d) y = Mul(e, half) }",

@@ -210,6 +210,16 @@ def _is_literal(operand: str, number: float) -> bool:
     return math.isclose(float.fromhex(operand[1:-4]), number, rel_tol=1e-6)
 
 
+def _pow(e: Expression, node: ir.Node, operands: list[str], dtype: DataType) -> str:
+    """Squares and cubes are products, as in onnxruntime's kernel."""
+    x, exponent = operands
+    if exponent == literal(2.0, dtype):
+        return e.call("mul", x, x)
+    if exponent == literal(3.0, dtype):
+        return e.call("mul", e.call("mul", x, x), x)
+    return e.call("pow", x, exponent)
+
+
 def _prelu(e: Expression, node: ir.Node, operands: list[str], dtype: DataType) -> str:
     x, slope = operands
     return e.call("where", e.call("less", x, literal(0, dtype)), e.call("mul", x, slope), x)
@@ -263,7 +273,7 @@ LOWERINGS: dict[str, Lowering] = {
     "Sub": _two(_plain("sub"), NUMBERS),
     "Mul": _two(_mul, NUMBERS),
     "Div": _two(_plain("div"), NUMBERS),
-    "Pow": _two(_plain("pow"), frozenset({DataType.FLOAT})),
+    "Pow": _two(_pow, frozenset({DataType.FLOAT})),
     "PRelu": _two(_prelu, FLOATS),
     "Equal": _two(_plain("equal"), ANY),
     "Less": _two(_plain("less"), NUMBERS),
