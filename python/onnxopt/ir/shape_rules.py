@@ -99,7 +99,7 @@ def _broadcast_dim(env: ShapeEnv, sizes: list[Dim]) -> Dim:
 def _elementwise_elements(env: ShapeEnv, node: Node, output: Shape | None) -> Shape | None:
     """Elements of an integer op over operands that are scalars or of the output's size."""
     operation = _ARITHMETIC.get(node.op_type)
-    if operation is None or output is None or len(output) > 1 or len(node.inputs) != 2:
+    if operation is None or output is None or len(output) > 1 or len(node.inputs) != 2 or _int(node, "fmod", 0):
         return None
     left, right = env.elements(node.inputs[0]), env.elements(node.inputs[1])
     if left is None or right is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import onnx_ir
 from onnx_ir import AttributeType, DataType, Function, Graph, Model, Node, TensorType, Value
@@ -27,6 +27,36 @@ _BROKEN_RULES = (ArithmeticError, AttributeError, LookupError, TypeError, ValueE
 
 _BODIES = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 _INTEGERS = frozenset({DataType.INT64, DataType.INT32, DataType.BOOL})
+
+
+def _fit(elements: Sequence[Dim], dtype: DataType | None) -> bool:
+    """Whether the type holds these numbers: arithmetic that overflows wraps at run time, and is left to the runtime."""
+    limit = 1 << (31 if dtype is DataType.INT32 else 63)
+    return all(-limit <= one < limit for one in elements if isinstance(one, int))
+
+
+def unnamed_dim(owner: str, axis: int) -> str:
+    """What a dim that the model gives no name is called: by the input that has it, and its axis."""
+    return f"{owner}_{axis}"
+
+
+def open_dims(model: Model) -> list[str]:
+    """Names of the dims of a model's inputs that are no numbers, in order."""
+    return list(dict.fromkeys(_dim_names(model.graph.inputs)))
+
+
+def unknown_dims(model: Model, stated: Iterable[str]) -> list[str]:
+    """A sentence for every stated name that no dim of the model's inputs and outputs has."""
+    known = {*_dim_names(model.graph.inputs), *_dim_names(model.graph.outputs)}
+    names = ", ".join(open_dims(model)) or "none, all are numbers"
+    return [f"No dim is named '{name}'; the inputs' dims are: {names}." for name in stated if name not in known]
+
+
+def _dim_names(values: Iterable[Value]) -> Iterator[str]:
+    for value in values:
+        for axis, dim in enumerate(value.shape or ()):
+            if not isinstance(dim, int):
+                yield dim.value or unnamed_dim(value.name or "", axis)
 
 
 class ShapeEnv:
@@ -132,7 +162,7 @@ class ShapeEnv:
             self._dtypes[value] = dtype
         if shape is not None:
             self._shapes[value] = tuple(shape)
-        if elements is not None and len(elements) <= MAX_ELEMENTS:
+        if elements is not None and len(elements) <= MAX_ELEMENTS and _fit(elements, dtype):
             self._elements[value] = tuple(elements)
 
     def set_constant(self, value: Value) -> None:
@@ -272,13 +302,13 @@ class ShapeEnv:
             self.opset = opset
 
     # --- what the model declares
-    def declared_dims(self, shape: onnx_ir.Shape, *, is_input: bool) -> Shape:
+    def declared_dims(self, shape: onnx_ir.Shape, *, is_input: bool, owner: str = "") -> Shape:
         found: list[Dim] = []
-        for dim in shape:
+        for axis, dim in enumerate(shape):
             if isinstance(dim, int):
                 found.append(dim if dim >= 0 else dims.fresh())
                 continue
-            name = dim.value
+            name = dim.value or self._stated_name(owner, axis)
             if name is None:
                 found.append(dims.fresh())
             elif name in self.fixed:
@@ -291,9 +321,15 @@ class ShapeEnv:
                 self.bounds.set(last.symbol, 1, float("inf"))
         return tuple(found)
 
+    def _stated_name(self, owner: str, axis: int) -> str | None:
+        """The name by which the user sized or bounded a dim without a name, None where that was not done."""
+        name = unnamed_dim(owner, axis)
+        return name if owner and (name in self.fixed or self.bounds.known(name)) else None
+
     def _declare(self, value: Value, *, is_input: bool) -> None:
         if value.shape is not None and isinstance(value.type, TensorType):
-            self._shapes[value] = self.declared_dims(value.shape, is_input=is_input)
+            owner = (value.name or "") if is_input else ""
+            self._shapes[value] = self.declared_dims(value.shape, is_input=is_input, owner=owner)
 
     def _merge_declared(self, value: Value) -> None:
         """Take from the declared shape what inference left open; what ops imply wins over what a file says."""

@@ -150,13 +150,41 @@ class Log:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Options:
-    """Choices that several passes share. `None` for a pass's own option means the pass's default."""
+    """Choices that several passes share.
+
+    Attributes:
+        dims: fixes a named dim (its size) or bounds it (lowest, highest); a dim without a name is called by its input and axis, `x_0`.
+        fold_budget_bytes: how large constants that folding makes may be.
+        inline_functions: inline model-local functions.
+        opset: upgrade the model to this opset first; None keeps the model's.
+        fast_math: allow rewrites that change rounding.
+
+    Raises:
+        OptionError: a value is out of range.
+    """
 
     dims: Mapping[str, int | tuple[int, int]] = dataclasses.field(default_factory=dict)
     fold_budget_bytes: int = 4 << 20
     inline_functions: bool = False
     opset: int | None = None
     fast_math: bool = False
+
+    def __post_init__(self) -> None:
+        for name, size in self.dims.items():
+            bounds = (size, size) if isinstance(size, int) else size
+            if not _is_range(bounds):
+                raise OptionError(
+                    f"The dim '{name}' is {size!r}; expected a size or (lowest, highest) with sizes of at least 0."
+                )
+        if self.fold_budget_bytes < 0:
+            raise OptionError(f"fold_budget_bytes is {self.fold_budget_bytes}; expected at least 0.")
+
+
+def _is_range(bounds: object) -> bool:
+    if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:
+        return False
+    lowest, highest = bounds
+    return isinstance(lowest, int) and isinstance(highest, int) and 0 <= lowest <= highest
 
 
 class Context:

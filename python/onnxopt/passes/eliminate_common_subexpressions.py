@@ -18,7 +18,7 @@ class EliminateCommonSubexpressions(Pass):
     """Merge nodes of equal op, inputs and attributes; an expression of an outer graph also serves the subgraphs inside it.
 
     Equal subgraphs in attributes count as equal attributes when they take the same outer values. Refused: random ops, ops of unknown
-    domains, and pairs of which both are outputs of the graph.
+    domains, pairs of which both are outputs of the graph, and a first node that leaves out an output which the second one has.
     """
 
     name = "eliminate_common_subexpressions"
@@ -47,15 +47,19 @@ class EliminateCommonSubexpressions(Pass):
 
     def _merge(self, node: ir.Node, earlier: ir.Node, ctx: Context) -> bool:
         pairs = dict(zip(node.outputs, earlier.outputs, strict=False))
-        if len(node.outputs) > len(earlier.outputs) or any(
-            old.is_graph_output() and (new.is_graph_output() or new.graph is not old.graph)
-            for old, new in pairs.items()
-        ):
+        if len(node.outputs) > len(earlier.outputs) or not all(_can_stand_for(*pair) for pair in pairs.items()):
             return False
         if not ctx.editor.apply(Patch(self.name, node, [], pairs)):
             return False
         ctx.editor.remove_unused([node])
         return True
+
+
+def _can_stand_for(old: ir.Value, new: ir.Value) -> bool:
+    if old.is_graph_output() and (new.is_graph_output() or new.graph is not old.graph):
+        return False
+    # An optional output that a node leaves out has an empty name.
+    return new.name != "" or old.name == ""
 
 
 def _key(node: ir.Node) -> Hashable | None:

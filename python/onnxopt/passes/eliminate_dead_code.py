@@ -5,7 +5,7 @@ from __future__ import annotations
 from onnxopt import ir
 from onnxopt.passes.base import Context, Pass, PassResult, register_pass
 from onnxopt.rewrite.driver import walk
-from onnxopt.rewrite.editor import removable
+from onnxopt.rewrite.editor import SIDE_EFFECT_FREE_DOMAINS, removable
 from onnxopt.rewrite.rules import attribute
 
 OPTIONAL_OUTPUTS = {
@@ -49,7 +49,7 @@ class EliminateDeadCode(Pass):
     def _trim_outputs(model: ir.Model) -> int:
         trimmed = 0
         for node in walk(model.graph):
-            first = OPTIONAL_OUTPUTS.get(node.op_type)
+            first = OPTIONAL_OUTPUTS.get(node.op_type) if node.domain in SIDE_EFFECT_FREE_DOMAINS else None
             if first is None or len(node.outputs) <= max(first, 1) or attribute(node, "training_mode", 0):
                 continue
             keep = len(node.outputs)

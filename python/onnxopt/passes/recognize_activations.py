@@ -14,20 +14,29 @@ GELU_OPSET = 20
 HARD_SWISH_OPSET = 14
 MISH_OPSET = 18
 
+FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
+"""Element types that activations are made for: the standard has none for integers, and onnxruntime hardly any for double."""
+
 
 def _since(opset: int):  # type: ignore[no-untyped-def]
     def where(m: Match) -> bool | Refusal:
         if m.ctx.opset < opset:
             return Refusal("the model's opset is {}, the op needs {}", m.ctx.opset, opset, culprit=m.root)
-        return _keeps_shape(m)
+        return _fits(m)
 
     return where
 
 
+def _fits(m: Match) -> bool | Refusal:
+    if m.dtype("x") not in FLOATS:
+        return Refusal("runtimes do not have the op for elements of type {}", m.dtype("x"), culprit=m.root)
+    return _keeps_shape(m)
+
+
 def _keeps_shape(m: Match) -> bool | Refusal:
-    if m.ctx.shapes.same_shape(m["x"], m.output) is False:
-        return Refusal("a constant broadcasts the result", culprit=m.root)
-    return True
+    if m.ctx.shapes.same_shape(m["x"], m.output):
+        return True
+    return Refusal("a constant may broadcast the result", culprit=m.root)
 
 
 # --- Gelu ----------------------------------------------------------------------------------------------------------
@@ -135,7 +144,8 @@ def _make(op_type: str, **attributes: object):  # type: ignore[no-untyped-def]
 class RecognizeActivations(RulePass):
     """Recognize Gelu (erf and tanh), HardSwish, HardSigmoid, Mish, Softplus, Sigmoid and Clip in the forms that exporters write.
 
-    Constants are matched within 1e-4. Refused: opsets that lack the op, constants that broadcast the result, inner values used elsewhere.
+    Constants are matched within 1e-4. Refused: integers and double, opsets that lack the op, constants that may
+    broadcast the result, inner values used elsewhere.
     """
 
     name = "recognize_activations"
@@ -149,12 +159,12 @@ class RecognizeActivations(RulePass):
                 "recognize_hard_sigmoid",
                 _hard_sigmoid,
                 _make("HardSigmoid", alpha=1 / 6, beta=0.5),
-                _keeps_shape,
+                _fits,
                 benefit=2,
             ),
             Rule("recognize_mish", _mish, _make("Mish"), _since(MISH_OPSET), benefit=2),
-            Rule("recognize_softplus", _softplus, _make("Softplus"), _keeps_shape),
-            Rule("recognize_sigmoid", _sigmoid, _make("Sigmoid"), _keeps_shape),
+            Rule("recognize_softplus", _softplus, _make("Softplus"), _fits),
+            Rule("recognize_sigmoid", _sigmoid, _make("Sigmoid"), _fits),
             Rule("recognize_clip", _clip_min_max, _build_clip, _scalar_bounds),
         ]
     )

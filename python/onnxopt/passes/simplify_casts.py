@@ -41,6 +41,8 @@ def _cast_of_cast(p, x):  # type: ignore[no-untyped-def]
 
 
 def _loses_nothing(m: Match) -> bool | Refusal:
+    if m.ctx.shapes.dtype(m.output) == DataType.STRING:
+        return Refusal("how a number is written depends on its type", culprit=m.root)
     middle, source = m.ctx.shapes.dtype(m.node("inner").outputs[0]), m.dtype("x")
     if holds_every(middle, source):
         return True
@@ -55,7 +57,8 @@ def merge_casts(b: Builder, m: Match) -> ir.Value:
 
 @register_pass
 class SimplifyCasts(RulePass):
-    """Merge chains of Casts whose inner one keeps every value. Refused: an inner Cast that may round, wrap or overflow."""
+    """Merge chains of Casts whose inner one keeps every value. Refused: an inner Cast that may round, wrap or overflow, and casts
+    to strings."""
 
     name = "simplify_casts"
     phase = "simplify"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import onnx
+import onnx.defs
 import onnx.version_converter
 
 from onnxopt import ir
@@ -25,6 +27,10 @@ class UpgradeOpset(Pass):
             return PassResult(False)
         if wanted < ctx.opset:
             raise OptionError(f"The model has opset {ctx.opset}; it cannot be converted down to {wanted}.")
+        if wanted > onnx.defs.onnx_opset_version():
+            raise OptionError(
+                f"There is no opset {wanted}: the newest that onnx {onnx.__version__} knows is {onnx.defs.onnx_opset_version()}."
+            )
         ir.rebuild(model, lambda proto: onnx.version_converter.convert_version(proto, wanted))
         ctx.refresh()
         return PassResult(True)
