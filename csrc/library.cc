@@ -1,4 +1,5 @@
 // The exported functions of libonnxopt_ops.
+#include <algorithm>
 #include <cstdio>
 #include <mutex>
 
@@ -10,7 +11,28 @@
 
 namespace {
 constexpr const char* kDomain = "ai.onnxopt";
+
+/// Every op with its provider; onnxruntime takes the schema of the first of a name.
+bool add_ops(OrtCustomOpDomain* domain) {
+  using namespace onnxopt;
+  const ort::CustomOp* const all[] = {
+      ops::fused_elementwise(),
+#if defined(ONNXOPT_HAVE_CUDA)
+      ops::fused_elementwise_on_cuda(),
+#endif
+  };
+  return std::all_of(std::begin(all), std::end(all),
+                     [&](const ort::CustomOp* op) { return ort::succeeded(ort::api().CustomOpDomain_Add(domain, op)); });
 }
+
+const onnxopt::elementwise::cuda::Interpreter* cuda_interpreter() {
+#if defined(ONNXOPT_HAVE_CUDA)
+  return &onnxopt::elementwise::cuda::interpreter();
+#else
+  return nullptr;
+#endif
+}
+}  // namespace
 
 /// What onnxruntime calls when the library is registered with session options. The domain lives as long as the process: sessions
 /// keep plain pointers to its ops.
@@ -32,8 +54,7 @@ ONNXOPT_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const Or
   const std::lock_guard<std::mutex> lock(mutex);
   if (domain == nullptr) {
     OrtCustomOpDomain* made = nullptr;
-    if (!ort::succeeded(ort::api().CreateCustomOpDomain(kDomain, &made)) ||
-        !ort::succeeded(ort::api().CustomOpDomain_Add(made, ops::fused_elementwise())))
+    if (!ort::succeeded(ort::api().CreateCustomOpDomain(kDomain, &made)) || !add_ops(made))
       return ort::failure("library", "The custom ops could not be registered.", ort::kFail);
     domain = made;
   }
@@ -42,6 +63,7 @@ ONNXOPT_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const Or
 
 ONNXOPT_EXPORT const OnnxOptRegistry* onnxopt_registry() {
   using namespace onnxopt::elementwise;
-  static const OnnxOptRegistry registry{variants().data(), variants().size(), op_table().data(), op_table().size()};
+  static const OnnxOptRegistry registry{variants().data(), variants().size(), op_table().data(), op_table().size(),
+                                        cuda_interpreter()};
   return &registry;
 }

@@ -8,6 +8,9 @@
 #include "csrc/dispatch/cpu.h"
 #include "csrc/ort/adapter.h"
 #include "kernels/cpu/elementwise/elementwise.h"
+#if defined(ONNXOPT_HAVE_CUDA)
+#include "kernels/cuda/elementwise/elementwise.h"
+#endif
 
 namespace onnxopt::ops {
 
@@ -98,6 +101,24 @@ std::optional<std::string> wrong_type(const Program& program, const std::vector<
   return std::nullopt;
 }
 
+/// Runs a program on tensors of the provider's device.
+using Run = Result<bool> (*)(const Kernel&, const Program&, const elementwise::Arguments&, const OrtKernelContext*);
+
+Result<bool> run_on_cpu(const Kernel& kernel, const Program& program, const elementwise::Arguments& arguments,
+                        const OrtKernelContext* context) {
+  return elementwise::run(program, *kernel.variant, arguments, ort::thread_pool(context));
+}
+
+#if defined(ONNXOPT_HAVE_CUDA)
+Result<bool> run_on_cuda(const Kernel&, const Program& program, const elementwise::Arguments& arguments,
+                         const OrtKernelContext* context) {
+  const std::optional<void*> stream = ort::gpu_stream(context);
+  if (!stream) return Result<bool>::failure("onnxruntime gives no CUDA stream.");
+  return elementwise::cuda::interpreter().run(program, arguments, *stream);
+}
+#endif
+
+template <Run run>
 OrtStatus* compute(void* state, OrtKernelContext* context) try {
   const Kernel& kernel = *static_cast<const Kernel*>(state);
   const Result<std::vector<ort::TensorView>> inputs = read_inputs(kernel.program, context);
@@ -123,7 +144,7 @@ OrtStatus* compute(void* state, OrtKernelContext* context) try {
       return ort::failure(kName, "Output " + number(i) + " could not be allocated.", ort::kFail);
   }
   const elementwise::Arguments arguments{data, input_shapes, outputs, *shapes};
-  const Result<bool> done = elementwise::run(program, *kernel.variant, arguments, ort::thread_pool(context));
+  const Result<bool> done = run(kernel, program, arguments, context);
   return done ? nullptr : ort::failure(kName, done.error());
 } catch (const std::exception& error) {
   return ort::failure(kName, error.what(), ort::kFail);
@@ -200,7 +221,7 @@ ort::CustomOp describe() {
   op.GetVariadicOutputMinArity = [](const ort::CustomOp*) { return 1; };
   op.GetVariadicOutputHomogeneity = [](const ort::CustomOp*) { return 0; };
   op.CreateKernelV2 = create;
-  op.KernelComputeV2 = compute;
+  op.KernelComputeV2 = compute<run_on_cpu>;
   op.KernelDestroy = destroy;
   op.InferOutputShapeFn = infer;
   op.GetStartVersion = [](const ort::CustomOp*) { return 1; };
@@ -214,5 +235,17 @@ const ort::CustomOp* fused_elementwise() {
   static const ort::CustomOp op = describe();
   return &op;
 }
+
+#if defined(ONNXOPT_HAVE_CUDA)
+const ort::CustomOp* fused_elementwise_on_cuda() {
+  static const ort::CustomOp op = [] {
+    ort::CustomOp made = describe();
+    made.GetExecutionProviderType = [](const ort::CustomOp*) { return "CUDAExecutionProvider"; };
+    made.KernelComputeV2 = compute<run_on_cuda>;
+    return made;
+  }();
+  return &op;
+}
+#endif
 
 }  // namespace onnxopt::ops

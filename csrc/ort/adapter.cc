@@ -117,6 +117,12 @@ std::string fresh_dim() {
   return "onnxopt_dim_" + std::to_string(next++);
 }
 
+std::optional<void*> gpu_stream(const OrtKernelContext* context) {
+  void* stream = nullptr;
+  if (!succeeded(api().KernelContext_GetGPUComputeStream(context, &stream))) return std::nullopt;
+  return stream;
+}
+
 ParallelFor thread_pool(const OrtKernelContext* context) {
   return {[](void* pool, std::size_t total, ParallelFor::Task task, void* user) {
             if (!succeeded(api().KernelContext_ParallelFor(static_cast<const OrtKernelContext*>(pool), task, total, 0, user)))

@@ -56,6 +56,9 @@ void set_inferred_output(const OrtShapeInferContext* context, std::size_t index,
 /// A name for an unknown dim that equals no other dim.
 std::string fresh_dim();
 
+/// The stream on which a kernel of a GPU provider has to run; nothing when the runtime does not tell.
+std::optional<void*> gpu_stream(const OrtKernelContext* context);
+
 /// The runtime's own intra-op threads.
 ParallelFor thread_pool(const OrtKernelContext* context);
 

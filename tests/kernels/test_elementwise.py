@@ -1,4 +1,8 @@
-"""The kernels of FusedElementwise, every variant that this machine runs, against numpy and float64 references."""
+"""The kernels of FusedElementwise, every variant that this machine runs, against numpy and float64 references.
+
+The code of the CUDA kernel is tested on any machine, where the host runs it one thread after the other, and on the device where there is
+one.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,10 @@ native = pytest.importorskip("onnxopt._native", reason="the native module is not
 Array = np.ndarray[Any, Any]
 DTYPES = {"f32": np.float32, "f16": np.float16, "i32": np.int32, "i64": np.int64, "bool": np.bool_}
 NUMBERS, FLOATS, INTEGERS = ("f32", "f16", "i32", "i64"), ("f32", "f16"), ("i32", "i64")
-SUPPORTED = [v["name"] for op in native.ops() if op["op"] == "FusedElementwise" for v in op["variants"] if v["usable"]]
+VARIANTS = [v for op in native.ops() if op["op"] == "FusedElementwise" for v in op["variants"]]
+EMULATED = "elementwise__cuda_emulated"
+CPU = [v["name"] for v in VARIANTS if v["usable"] and v["device"] == "cpu"]
+SUPPORTED = [*(v["name"] for v in VARIANTS if v["usable"]), EMULATED]
 INF, NAN = math.inf, math.nan
 
 
@@ -69,8 +76,11 @@ def assert_same_values(actual: Array, expected: Array) -> None:
     np.testing.assert_array_equal(actual, expected)
 
 
-@pytest.fixture(params=SUPPORTED)
+@pytest.fixture(params=[*(v["name"] for v in VARIANTS), EMULATED])
 def variant(request: pytest.FixtureRequest) -> str:
+    for one in VARIANTS:
+        if one["name"] == request.param and not one["usable"]:
+            pytest.skip(one["problem"])
     return str(request.param)
 
 
@@ -432,7 +442,7 @@ DIVIDING = ("sigmoid", "tanh", "silu", "mish", "gelu_tanh")
 
 @pytest.mark.parametrize(("op", "operands", "literals"), FLOAT_OPS)
 def test_vector_variants_give_the_same_bits(op: str, operands: int, literals: int) -> None:
-    vectors = [name for name in SUPPORTED if not name.endswith("scalar")]
+    vectors = [name for name in CPU if not name.endswith("scalar")]
     if len(vectors) < 2:
         pytest.skip("this machine runs fewer than two vector variants")
     inputs = [SAMPLE, np.roll(SAMPLE, 7919)][:operands]

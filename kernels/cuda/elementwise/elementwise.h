@@ -1,0 +1,25 @@
+// Element-wise expressions on a CUDA device: an interpreter that was compiled in advance.
+#pragma once
+
+#include <string>
+
+#include "kernels/cpu/elementwise/elementwise.h"
+
+namespace onnxopt::elementwise::cuda {
+
+/// What the library offers to callers that have no CUDA runtime of their own.
+struct Interpreter {
+  /// Why no kernel can run on the current device; empty when it can.
+  std::string (*problem)();
+  /// Starts the kernels on a stream (a `cudaStream_t`) and returns; all addresses are the device's.
+  Result<bool> (*run)(const Program&, const Arguments&, void* stream);
+  /// Copies tensors of the host to the device, runs, and copies the outputs back: for tests and tools.
+  Result<bool> (*run_on_copies)(const Program&, const Arguments&);
+};
+
+const Interpreter& interpreter();
+
+/// Runs what a device would run, thread after thread, on the host: the code of `evaluate.h` on tensors of the host.
+Result<bool> emulate(const Program& program, const Arguments& arguments);
+
+}  // namespace onnxopt::elementwise::cuda
