@@ -119,7 +119,20 @@ def test_inline_puts_standard_ops_back(model: Path, tmp_path: Path, capsys) -> N
 
 def test_bench_compares_models(model: Path, capsys) -> None:  # type: ignore[no-untyped-def]
     code, out, _ = run(capsys, "bench", model, model, "--rounds", "1", "--dim", "N=2", "--json")
-    assert code == 0 and json.loads(out)[0]["name"] == "model.onnx"
+    found = json.loads(out)
+    assert code == 0 and [one["name"] for one in found] == [str(model)] * 2
+
+
+def test_bench_refuses_models_with_other_inputs(model: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    other = tmp_path / "other.onnx"
+    onnx.save(
+        onnx.parser.parse_model(
+            '<ir_version: 8, opset_import: ["": 17]> g (float[3] q) => (float[3] y) { y = Abs (q) }'
+        ),
+        other,
+    )
+    code, _, err = run(capsys, "bench", model, other, "--rounds", "1", "--dim", "N=2")
+    assert code == 3 and "other.onnx' does not run on the inputs of" in err and "'q'" in err
 
 
 @pytest.mark.parametrize(
@@ -129,7 +142,15 @@ def test_bench_compares_models(model: Path, capsys) -> None:  # type: ignore[no-
         (("optimize", "{model}", "-o", "{model}"), 2),
         (("optimize", "{model}", "-o", "out.onnx", "--target", "tpu"), 2),
         (("optimize", "{model}", "-o", "out.onnx", "--passes", "no_such_pass"), 2),
+        (("optimize", "{model}", "-o", "out.onnx", "--passes", ""), 2),
+        (("optimize", "{model}", "-o", "out.onnx", "--passes", "fold_constants,,inline_ifs"), 2),
         (("optimize", "{model}", "-o", "out.onnx", "--dim", "N=x"), 2),
+        (("optimize", "{model}", "-o", "out.onnx", "--opset", "99"), 2),
+        (("optimize", "{model}", "-o", "out.onnx", "--opset", "-1"), 2),
+        (("optimize", "{model}", "-o", "out.onnx", "--external-data", "cloud"), 2),
+        (("optimize", "{model}", "-o", "out.onnx", "--report", "report.pdf"), 2),
+        (("optimize", "{model}", "-o", "out.onnx", "--report", "missing/report.html"), 2),
+        (("optimize", "{model}", "-o", "missing/out.onnx"), 2),
         (("inspect", "{garbage}"), 3),
     ],
 )
@@ -144,6 +165,57 @@ def test_bad_input_gets_a_sentence_and_its_exit_code(
     assert found == code
     assert err.startswith("onnxopt: ") and err.rstrip().endswith(".")
     assert model.read_bytes() == before and not (tmp_path / "out.onnx").exists()
+
+
+def test_names_of_passes_may_have_spaces_around_them(model: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    passes = "eliminate_noops, eliminate_dead_code"
+    code, out, _ = run(capsys, "optimize", model, "-o", tmp_path / "o.onnx", "--passes", passes, "--json")
+    assert code == 0 and [one["name"] for one in json.loads(out)["passes"]] == passes.split(", ")
+
+
+@pytest.mark.parametrize("command", ["inspect", "optimize"])
+def test_unknown_dims_are_warned_of_and_the_known_ones_named(model: Path, tmp_path: Path, capsys, command: str) -> None:  # type: ignore[no-untyped-def]
+    output = ["-o", tmp_path / "o.onnx"] if command == "optimize" else []
+    code, _, err = run(capsys, command, model, *output, "--dim", "batch=2")
+    assert code == 0 and err == "warning: No dim is named 'batch'; the inputs' dims are: N.\n"
+
+
+def test_verification_that_cannot_be_done_is_no_success(tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    text = "g (float[3] x) => (float[3] y) { r = RandomNormal <shape = [3]> () y = Add (x, r) }"
+    path = tmp_path / "random.onnx"
+    onnx.save(onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> {text}'), path)
+    code, out, _ = run(capsys, "optimize", path, "-o", tmp_path / "o.onnx", "--verify")
+    assert code == 1 and "Not verified: it holds random ops" in out
+
+
+def test_wrong_instruction_set_in_the_environment_is_a_sentence(capsys, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setenv("ONNXOPT_MAX_ISA", "sse9")
+    code, _, err = run(capsys, "ops")
+    assert code == 2 and "ONNXOPT_MAX_ISA is 'sse9' and should be scalar" in err
+
+
+def test_errors_are_json_when_json_is_asked_for(capsys) -> None:  # type: ignore[no-untyped-def]
+    code, out, err = run(capsys, "inspect", "missing.onnx", "--json")
+    assert code == 3 and json.loads(out)["kind"] == "ModelError" and not err
+
+
+def test_piped_tables_are_not_cut(tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    name = "a_very_long_name_of_a_dimension_" * 10
+    text = f"g (float[{name}, 3] x) => (float[{name}, 3] y) {{ y = Abs (x) }}"
+    path = tmp_path / "long.onnx"
+    onnx.save(onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> {text}'), path)
+    code, out, _ = run(capsys, "inspect", path)
+    assert code == 0 and f"{name} x 3" in out
+
+
+def test_unknown_operations_are_said_to_be_unknown(model: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    _, out, _ = run(capsys, "inspect", model)
+    assert "operations: 0 FLOP (4 nodes of unknown sizes not counted: fix dims with --dim N=...)" in out
+    run(capsys, "optimize", model, "-o", tmp_path / "o.onnx")
+    _, out, _ = run(capsys, "diff", model, tmp_path / "o.onnx")
+    assert "operations unknown -> unknown" in out
+    _, out, _ = run(capsys, "diff", model, tmp_path / "o.onnx", "--dim", "N=4")
+    assert "operations 1.22 KFLOP -> " in out
 
 
 @pytest.mark.parametrize("text", ["N", "N=", "=3", "N=-1", "N=5..2", "N=1..2..3"])

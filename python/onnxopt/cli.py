@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +17,7 @@ from onnxopt.errors import ModelError, OnnxOptError, OptionError, PassError, Run
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from onnxopt.inspection import Inspection
     from onnxopt.pipeline import Report
 
 EXIT_CODES = {
@@ -74,6 +75,10 @@ def parse_dims(texts: list[str] | None) -> dict[str, int | tuple[int, int]]:
     return dims
 
 
+PIPED_WIDTH = 1 << 16
+"""Longer than any line: names of nodes and shapes of symbolic dims are printed whole."""
+
+
 # --- output --------------------------------------------------------------------------------------------------------
 def human_bytes(count: float) -> str:
     for unit in ("B", "KiB", "MiB"):
@@ -93,18 +98,22 @@ def human_seconds(seconds: float) -> str:
     )
 
 
-def human_count(count: float) -> str:
-    for unit in ("", " K", " M", " G"):
+def human_flops(count: float | None) -> str:
+    if count is None:
+        return "unknown"
+    for unit in ("", "K", "M", "G"):
         if abs(count) < 1000:
-            return f"{count:.3g}{unit}"
+            return f"{count:.3g} {unit}FLOP"
         count /= 1000
-    return f"{count:.3g} T"
+    return f"{count:.3g} TFLOP"
 
 
 def _console(*, stderr: bool = False) -> Console:
     from rich.console import Console
 
-    return Console(stderr=stderr, highlight=False, soft_wrap=not sys.stdout.isatty())
+    # What is piped goes to programs and files: lines are not cut to the width of a terminal that is not there.
+    width = None if (sys.stderr if stderr else sys.stdout).isatty() else PIPED_WIDTH
+    return Console(stderr=stderr, highlight=False, markup=False, soft_wrap=width is not None, width=width)
 
 
 def _print_json(value: object) -> None:
@@ -135,6 +144,8 @@ def _table(console: Console, title: str, header: tuple[str, ...], rows: Sequence
     from rich.table import Table
 
     table = Table(*header, title=title, title_justify="left", box=None, pad_edge=False)
+    for column in table.columns:
+        column.overflow = "fold"
     for column in table.columns[1:]:
         column.justify = "right"
     for row in rows:
@@ -180,8 +191,9 @@ def optimize(
     from onnxopt.passes.base import Options
     from onnxopt.pipeline import optimize as run
 
-    if report is not None and report.suffix not in (".html", ".json"):
-        raise OptionError(f"--report {report}: expected a name that ends in .html or .json.")
+    chosen = _parse_passes(passes)
+    if report is not None:
+        _check_report(report)
     options = Options(inline_functions=inline_functions, opset=opset, fast_math=fast_math)
     reports: list[Report] = []
     with _progress(f"Optimizing {model.name}") as tick:
@@ -189,7 +201,7 @@ def optimize(
             model,
             output,
             target=target,
-            passes=passes.split(",") if passes else None,
+            passes=chosen,
             dims=parse_dims(dim),
             verify=verify,
             options=options,
@@ -213,6 +225,27 @@ def optimize(
         _print_json(_report_json(result))
     else:
         _print_summary(result, model, output)
+    _warn([*result.warnings, *(f"a rewrite was left out: {defect}" for defect in result.defects)])
+    if result.verification is not None and not result.verification.equal:
+        raise typer.Exit(1)
+
+
+def _parse_passes(text: str | None) -> list[str] | None:
+    if text is None:
+        return None
+    names = [name.strip() for name in text.split(",")]
+    if "" in names:
+        raise OptionError(
+            f"--passes '{text}': expected names of passes with commas between them; see `onnxopt passes`."
+        )
+    return names
+
+
+def _check_report(path: Path) -> None:
+    if path.suffix not in (".html", ".json"):
+        raise OptionError(f"--report {path}: expected a name that ends in .html or .json.")
+    if not path.absolute().parent.is_dir():
+        raise OptionError(f"--report {path}: the folder '{path.parent}' does not exist.")
 
 
 def _report_json(result: Report) -> dict[str, Any]:
@@ -235,10 +268,11 @@ def _print_summary(result: Report, source: Path, output: Path) -> None:
         _table(console, "Ops that changed", ("op", "before", "after"), different)
     if result.verification is not None:
         console.print(result.verification.sentence())
-    for warning in result.warnings:
-        typer.echo(f"warning: {warning}", err=True)
-    for defect in result.defects:
-        typer.echo(f"warning: a rewrite was left out: {defect}", err=True)
+
+
+def _warn(sentences: Iterable[str]) -> None:
+    for sentence in sentences:
+        typer.echo(f"warning: {sentence}", err=True)
 
 
 @app.command()
@@ -247,27 +281,42 @@ def inspect(model: Model, dim: Dims = None, as_json: Json = False) -> None:
     from onnxopt.inspection import inspect as run
 
     found = run(model, parse_dims(dim))
+    _warn(found.warnings)
     if as_json:
         return _print_json(found.to_json())
     console = _console()
     opsets = ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in found.opsets.items())
-    console.print(f"{model.name}: {found.nodes} nodes, IR {found.ir_version}, opsets {opsets}, {found.producer}")
+    producer = f", made by {found.producer}" if found.producer else ""
+    console.print(f"{model.name}: {found.nodes} nodes, IR {found.ir_version}, opsets {opsets}{producer}")
     dtypes = ", ".join(f"{dtype} {human_bytes(size)}" for dtype, size in found.weight_bytes_by_dtype.items())
-    console.print(f"weights: {human_bytes(found.weight_bytes)} in {found.initializers} tensors ({dtypes})")
-    unknown = (
-        f" ({found.unknown_flops} nodes with unknown sizes not counted: fix dims with --dim)"
-        if found.unknown_flops
-        else ""
+    console.print(
+        f"weights: {human_bytes(found.weight_bytes)} in {found.initializers} tensors" + (dtypes and f" ({dtypes})")
     )
-    console.print(f"operations: {human_count(found.flops)}FLOP{unknown}")
+    console.print(f"operations: {human_flops(found.flops)}{_not_counted(found)}")
     if found.peak_activation_bytes is not None:
         console.print(f"activations alive at once: at most {human_bytes(found.peak_activation_bytes)}")
     console.print(f"shapes known: {found.values_with_shape} of {found.values} values; {found.functions} functions")
     ports = [("in", *_port_row(port)) for port in found.inputs] + [("out", *_port_row(port)) for port in found.outputs]
     _table(console, "Inputs and outputs", ("", "name", "dtype", "shape"), ports)
-    ops = [(op, str(count), human_count(found.flops_by_op.get(op, 0))) for op, count in found.ops.items()]
-    _table(console, "Ops", ("op", "nodes", "FLOP"), ops)
+    ops = [(op, str(count), _op_flops(found, op)) for op, count in found.ops.items()]
+    _table(console, "Ops", ("op", "nodes", "operations"), ops)
     return None
+
+
+def _not_counted(found: Inspection) -> str:
+    """What the operations leave out, and how to have them all."""
+    if not found.unknown_flops:
+        return ""
+    names = " ".join(f"--dim {name}=..." for name in found.open_dims)
+    remedy = f": fix dims with {names}" if names else ""
+    return f" ({found.unknown_flops} nodes of unknown sizes not counted{remedy})"
+
+
+def _op_flops(found: Inspection, op: str) -> str:
+    known, unknown = found.flops_by_op.get(op, 0), op in found.unknown_flops_by_op
+    if unknown:
+        return f"{human_flops(known)} and more" if known else "unknown"
+    return human_flops(known) if known else ""
 
 
 def _port_row(port: Any) -> tuple[str, str, str]:
@@ -288,9 +337,9 @@ def diff(first: Model, second: Model, dim: Dims = None, as_json: Json = False) -
         console = _console()
         console.print(f"nodes {found.nodes[0]} -> {found.nodes[1]}")
         console.print(f"weights {human_bytes(found.weight_bytes[0])} -> {human_bytes(found.weight_bytes[1])}")
-        console.print(f"operations {human_count(found.flops[0])} -> {human_count(found.flops[1])}FLOP")
+        console.print(f"operations {human_flops(found.flops[0])} -> {human_flops(found.flops[1])}")
         for domain, (before, after) in found.opsets.items():
-            console.print(f"opset {domain or 'ai.onnx'}: {before} -> {after}")
+            console.print(f"opset {domain or 'ai.onnx'}: {before or 'absent'} -> {after or 'absent'}")
         for sentence in found.ports:
             console.print(sentence)
         _table(console, "Ops", ("op", "first", "second"), [(op, str(a), str(b)) for op, (a, b) in found.ops.items()])
@@ -332,7 +381,7 @@ def explain(
     if as_json:
         return _print_json(found.to_json())
     console = _console()
-    rows = [(one.rule, one.pass_name, str(one.applied), str(one.attempts)) for one in found.rules]
+    rows = [(one.rule, one.pass_name, str(one.applied), str(one.attempts or "")) for one in found.rules]
     _table(console, "Rules", ("rule", "pass", "applied", "tried"), rows)
     for miss in found.near_misses:
         where = f"{miss.op_type} '{miss.node}'" + (f" and {miss.count - 1} more" if miss.count > 1 else "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,9 +24,11 @@ class Port:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Inspection:
-    """Facts about a model. FLOPs count a multiply-add as two; they and the peak of live activations are None where dims are unknown.
+    """Facts about a model. FLOPs count a multiply-add as two, and the body of a Loop once.
 
-    `unknown_flops` counts nodes whose operations could not be counted because a dim is not fixed: fix it with `--dim`.
+    `initializers` and `weight_bytes` count the tensors in Constant nodes too. `unknown_flops` counts nodes whose operations could not
+    be counted because a dim is not fixed; for the same reason `peak_activation_bytes` may be None. `open_dims` are the names of the
+    inputs' dims that can be fixed.
     """
 
     ir_version: int
@@ -42,10 +45,13 @@ class Inspection:
     flops: int
     flops_by_op: dict[str, int]
     unknown_flops: int
+    unknown_flops_by_op: dict[str, int]
+    open_dims: list[str]
     peak_activation_bytes: int | None
     values_with_shape: int
     values: int
     metadata: dict[str, str]
+    warnings: list[str]
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -66,10 +72,8 @@ def inspect(model: Any, dims: Mapping[str, int | tuple[int, int]] | None = None)
     shapes.infer_model()
     flops, unknown = _flops(loaded, shapes)
     values = [value for node in walk(loaded.graph) for value in node.outputs]
-    graphs = list(ir.walk_graphs(loaded.graph))
-    tensors = [
-        value.const_value for graph in graphs for value in graph.initializers.values() if value.const_value is not None
-    ]
+    names = _names_of_unnamed_dims(loaded, shapes)
+    tensors = list(ir.constant_tensors(loaded))
     by_dtype: dict[str, int] = {}
     for tensor in tensors:
         by_dtype[tensor.dtype.name.lower()] = by_dtype.get(tensor.dtype.name.lower(), 0) + tensor.nbytes
@@ -84,26 +88,44 @@ def inspect(model: Any, dims: Mapping[str, int | tuple[int, int]] | None = None)
         weight_bytes=sum(by_dtype.values()),
         weight_bytes_by_dtype=dict(sorted(by_dtype.items(), key=lambda item: -item[1])),
         inputs=tuple(
-            _port(value, shapes) for value in loaded.graph.inputs if value.name not in loaded.graph.initializers
+            _port(value, shapes, names) for value in loaded.graph.inputs if value.name not in loaded.graph.initializers
         ),
-        outputs=tuple(_port(value, shapes) for value in loaded.graph.outputs),
+        outputs=tuple(_port(value, shapes, names) for value in loaded.graph.outputs),
         flops=sum(flops.values()),
         flops_by_op=dict(sorted(flops.items(), key=lambda item: -item[1])),
-        unknown_flops=unknown,
+        unknown_flops=sum(unknown.values()),
+        unknown_flops_by_op=unknown,
+        open_dims=ir.open_dims(loaded),
         peak_activation_bytes=_peak_activation_bytes(loaded.graph, shapes),
         values_with_shape=sum(shapes.shape(value) is not None for value in values),
         values=len(values),
         metadata=dict(loaded.metadata_props),
+        warnings=ir.unknown_dims(loaded, dims or {}),
     )
 
 
-def _port(value: ir.Value, shapes: ir.ShapeEnv) -> Port:
+def _names_of_unnamed_dims(model: ir.Model, shapes: ir.ShapeEnv) -> dict[str, str]:
+    """What to call the symbols that stand for dims of inputs to which the model gives no name."""
+    return {
+        str(dim): ir.unnamed_dim(value.name or "", axis)
+        for value in model.graph.inputs
+        for axis, dim in enumerate(shapes.shape(value) or ())
+        if str(dim).startswith("?")
+    }
+
+
+def _port(value: ir.Value, shapes: ir.ShapeEnv, names: Mapping[str, str]) -> Port:
     dtype, shape = shapes.dtype(value), shapes.shape(value)
     return Port(
         value.name or "",
         dtype.name.lower() if dtype is not None else "unknown",
-        None if shape is None else tuple(str(dim) for dim in shape),
+        None if shape is None else tuple(_dim_text(dim, names) for dim in shape),
     )
+
+
+def _dim_text(dim: object, names: Mapping[str, str]) -> str:
+    """The dim as people read it: a symbol that is known under no name at all is a question mark."""
+    return re.sub(r"\?\d+", lambda symbol: names.get(symbol[0], "?"), str(dim))
 
 
 # --- operations ----------------------------------------------------------------------------------------------------
@@ -117,17 +139,17 @@ FREE = frozenset(
 """Ops that move data and compute nothing."""
 
 
-def _flops(model: ir.Model, shapes: ir.ShapeEnv) -> tuple[dict[str, int], int]:
+def _flops(model: ir.Model, shapes: ir.ShapeEnv) -> tuple[dict[str, int], dict[str, int]]:
+    """Operations per op, and the nodes of each op whose operations are unknown."""
     totals: dict[str, int] = {}
-    unknown = 0
+    unknown: dict[str, int] = {}
     for node in walk(model.graph):
         if node.op_type in FREE and not node.domain:
             continue
         count = _node_flops(node, shapes)
-        if count is None:
-            unknown += 1
-        else:
-            totals[node.op_type] = totals.get(node.op_type, 0) + count
+        counts, more = (unknown, 1) if count is None else (totals, count)
+        op = ir.op_name(node)
+        counts[op] = counts.get(op, 0) + more
     return totals, unknown
 
 
@@ -168,17 +190,16 @@ def _matmul_flops(node: ir.Node, inputs: list[tuple[int, ...] | None], output: t
 # --- memory --------------------------------------------------------------------------------------------------------
 def _peak_activation_bytes(graph: ir.Graph, shapes: ir.ShapeEnv) -> int | None:
     """Most bytes of activations alive at once when nodes run in order and each value dies after its last use (main graph only)."""
-    last_use: dict[ir.Value, int] = {}
     nodes = list(graph)
-    position = {node: index for index, node in enumerate(nodes)}
+    last_use: dict[ir.Value, int] = {}
     for index, node in enumerate(nodes):
-        for value in node.outputs:
-            users = [position.get(user, index) for user, _ in value.uses()]
-            last_use[value] = len(nodes) if value.is_graph_output() else max(users, default=index)
+        last_use.update(dict.fromkeys(node.outputs, index))
+        last_use.update(dict.fromkeys(ir.inputs_with_captures(node), index))
+    last_use.update(dict.fromkeys(graph.outputs, len(nodes)))
     frees: dict[int, int] = {}
     alive = peak = 0
     for index, node in enumerate(nodes):
-        for value in node.outputs:
+        for value in node.outputs if ir.op_name(node) != "Constant" else ():
             size = _bytes_of(value, shapes)
             if size is None:
                 return None
@@ -199,11 +220,14 @@ def _bytes_of(value: ir.Value, shapes: ir.ShapeEnv) -> int | None:
 # --- difference ----------------------------------------------------------------------------------------------------
 @dataclasses.dataclass(frozen=True, slots=True)
 class Difference:
-    """How two models differ, first to second. `ops` maps an op type to its counts in both; equal counts are left out."""
+    """How two models differ, first to second. `ops` maps an op to its counts in both; equal counts are left out.
+
+    FLOPs are None for a model with nodes whose operations are unknown.
+    """
 
     nodes: tuple[int, int]
     weight_bytes: tuple[int, int]
-    flops: tuple[int, int]
+    flops: tuple[int | None, int | None]
     ops: dict[str, tuple[int, int]]
     opsets: dict[str, tuple[int | None, int | None]]
     ports: list[str]
@@ -229,7 +253,7 @@ def diff(first: Any, second: Any, dims: Mapping[str, int | tuple[int, int]] | No
     return Difference(
         nodes=(a.nodes, b.nodes),
         weight_bytes=(a.weight_bytes, b.weight_bytes),
-        flops=(a.flops, b.flops),
+        flops=(None if a.unknown_flops else a.flops, None if b.unknown_flops else b.flops),
         ops={op: counts for op, counts in ops.items() if counts[0] != counts[1]},
         opsets={domain: versions for domain, versions in opsets.items() if versions[0] != versions[1]},
         ports=[*_port_changes("input", a.inputs, b.inputs), *_port_changes("output", a.outputs, b.outputs)],

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxopt import ir, passes
-from onnxopt.errors import OnnxOptError, OptionError, PassError
+from onnxopt.errors import OnnxOptError, OptionError, PassError, RuntimeMissingError
 from onnxopt.passes.base import (
     REGISTRY,
     AppliedPatch,
@@ -158,6 +158,8 @@ class PassManager:
         return {name for _, phase_passes in self.schedule for one in phase_passes for name in one.rule_names()}
 
     def _schedule(self, names: Sequence[str | Pass] | None) -> list[tuple[str, list[Pass]]]:
+        if isinstance(names, str):
+            raise OptionError(f"The passes '{names}' are one text; expected a list of names.")
         if names is not None:
             return [("chosen", [_make(name) for name in names])]
         return [
@@ -171,6 +173,7 @@ class PassManager:
 
         Raises:
             PassError: a pass failed; the text names it, its position and the passes before it.
+            OptionError: an option does not fit the model.
         """
         with ir.without_collector():
             return self._run(model)
@@ -179,7 +182,7 @@ class PassManager:
         start = time.perf_counter()
         report = Report(self.target.name)
         report.nodes_before, report.ops_before = ir.count_nodes(model), ir.count_ops(model)
-        report.bytes_before = ir.initializer_bytes(model)
+        report.bytes_before = ir.weight_bytes(model)
         ctx = Context(
             model,
             target=self.target,
@@ -188,10 +191,12 @@ class PassManager:
             explain=self.explain,
             strict=self.strict,
         )
+        for sentence in ir.unknown_dims(model, self.options.dims):
+            ctx.log.warn(sentence)
         self._run_phases(model, ctx, report)
         ctx.shapes.write_back(model)
         report.nodes_after, report.ops_after = ir.count_nodes(model), ir.count_ops(model)
-        report.bytes_after = ir.initializer_bytes(model)
+        report.bytes_after = ir.weight_bytes(model)
         report.rules, report.patches = ctx.log.rules, ctx.log.patches
         report.near_misses, report.warnings, report.defects = ctx.log.near_misses, ctx.log.warnings, ctx.log.defects
         report.seconds = time.perf_counter() - start
@@ -240,6 +245,8 @@ class PassManager:
             result = one.run(model, ctx)
             if self.strict:
                 ir.check_structure(model)
+        except (OptionError, RuntimeMissingError):
+            raise  # the pass is not to blame
         except OnnxOptError as error:
             raise PassError(f"{_where(one, done)}: {error}") from error
         except (ArithmeticError, LookupError, TypeError, ValueError, AttributeError, AssertionError, OSError) as error:

@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxopt import ir
-from onnxopt.errors import PassError
+from onnxopt.errors import OptionError
 from onnxopt.passes.base import Options
 from onnxopt.pipeline import PassManager
 from onnxopt.runtime.verify import verify
@@ -31,7 +31,7 @@ def test_converts_to_the_opset_that_was_asked_for_and_keeps_large_weights() -> N
 
 
 def test_refuses_an_older_opset() -> None:
-    with pytest.raises(PassError, match="cannot be converted down"):
+    with pytest.raises(OptionError, match="cannot be converted down"):
         PassManager("generic", ["upgrade_opset"], options=Options(opset=9)).run(ir.load(softmax_model()))
 
 

@@ -35,8 +35,16 @@ from onnxopt.ir.load import load, load_copy, without_collector
 from onnxopt.ir.mapped import MappedTensor
 from onnxopt.ir.protos import captures, inputs_with_captures, node_to_proto, tensor_of, tensor_to_proto
 from onnxopt.ir.save import as_kind_of, rebuild, save, to_proto
-from onnxopt.ir.shapes import ShapeEnv
-from onnxopt.ir.statistics import count_nodes, count_ops, initializer_bytes, inner_graphs, walk_graphs
+from onnxopt.ir.shapes import ShapeEnv, open_dims, unknown_dims, unnamed_dim
+from onnxopt.ir.statistics import (
+    constant_tensors,
+    count_nodes,
+    count_ops,
+    inner_graphs,
+    op_name,
+    walk_graphs,
+    weight_bytes,
+)
 from onnxopt.ir.structure import check_structure
 
 __all__ = [
@@ -68,17 +76,19 @@ __all__ = [
     "captures",
     "check_structure",
     "constant",
+    "constant_tensors",
     "convert_attribute",
     "count_nodes",
     "count_ops",
     "from_graphsurgeon",
-    "initializer_bytes",
     "inner_graphs",
     "inputs_with_captures",
     "integers",
     "load",
     "load_copy",
     "node_to_proto",
+    "op_name",
+    "open_dims",
     "rebuild",
     "save",
     "scalar",
@@ -88,7 +98,10 @@ __all__ = [
     "tensor_to_proto",
     "to_graphsurgeon",
     "to_proto",
+    "unknown_dims",
+    "unnamed_dim",
     "use_count",
     "walk_graphs",
+    "weight_bytes",
     "without_collector",
 ]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import collections
 from collections.abc import Iterator
 
-from onnx_ir import AttributeType, Graph, Model, Node
+from onnx_ir import AttributeType, Graph, Model, Node, TensorProtocol
+
+from onnxopt.ir.constants import constant
 
 _GRAPH_TYPES = frozenset({AttributeType.GRAPH, AttributeType.GRAPHS})
 
@@ -36,18 +38,30 @@ def count_nodes(model: Model) -> int:
     return sum(graph.num_nodes() for graph in walk_graphs(model.graph))
 
 
+def op_name(node: Node) -> str:
+    """What reports call a node's op: `Op`, or `domain::Op` outside the default domain."""
+    return f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+
+
 def count_ops(model: Model) -> dict[str, int]:
-    """Nodes per op type, most frequent first; ops outside the default domain as `domain::Op`."""
+    """Nodes per op, most frequent first."""
     counter: collections.Counter[str] = collections.Counter()
     for graph in walk_graphs(model.graph):
-        counter.update(f"{node.domain}::{node.op_type}" if node.domain else node.op_type for node in graph)
+        counter.update(map(op_name, graph))
     return dict(sorted(counter.items(), key=lambda item: (-item[1], item[0])))
 
 
-def initializer_bytes(model: Model) -> int:
-    return sum(
-        value.const_value.nbytes
-        for graph in walk_graphs(model.graph)
-        for value in graph.initializers.values()
-        if value.const_value is not None
-    )
+def constant_tensors(model: Model) -> Iterator[TensorProtocol]:
+    """The tensors that a model holds: initializers (defaults of inputs too) and Constant nodes."""
+    for graph in walk_graphs(model.graph):
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                yield value.const_value
+        for node in graph:
+            if node.op_type == "Constant" and node.outputs and (tensor := constant(node.outputs[0])) is not None:
+                yield tensor
+
+
+def weight_bytes(model: Model) -> int:
+    """Bytes of all tensors that a model holds, whether as initializers or in Constant nodes."""
+    return sum(tensor.nbytes for tensor in constant_tensors(model))

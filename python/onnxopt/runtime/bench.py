@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from onnxopt.errors import ModelError, first_line
+
 PAUSE_SECONDS = 0.05
 """Rest between bursts: onnxruntime's worker threads spin for a while after a run and would slow whatever runs beside them."""
 
@@ -53,24 +55,23 @@ def compare(
         rounds: how many bursts each contender gets.
         tick: called after every burst (progress).
     """
-    times: dict[str, list[float]] = {name: [] for name, _ in contenders}
+    times: list[list[float]] = [[] for _ in contenders]
     for _, call in contenders:
         burst(call, 0.0)
     for _ in range(rounds):
-        for name, call in contenders:
-            times[name].append(burst(call))
+        for own, (_, call) in zip(times, contenders, strict=True):
+            own.append(burst(call))
             if tick is not None:
                 tick()
-    reference = times[contenders[0][0]]
     return [
         Latency(
             name,
             statistics.median(own) * 1e3,
             min(own) * 1e3,
             max(own) * 1e3,
-            statistics.median(theirs / mine for theirs, mine in zip(reference, own, strict=True)),
+            statistics.median(theirs / mine for theirs, mine in zip(times[0], own, strict=True)),
         )
-        for name, own in times.items()
+        for (name, _), own in zip(contenders, times, strict=True)
     ]
 
 
@@ -91,15 +92,24 @@ def compare_models(
         dims: sizes of named dimensions of the inputs.
         tick: called after every burst (progress).
 
+    Returns:
+        One entry per model, in order, under its file name, or its whole path where two file names are equal.
+
     Raises:
-        ModelError: a model cannot be loaded by onnxruntime.
+        ModelError: a model cannot be loaded by onnxruntime, or does not run on the inputs of the first one.
     """
     from onnxopt.runtime.library import session
     from onnxopt.runtime.verify import random_inputs
 
     inputs = random_inputs(models[0], dims=dims or {}, seed=0)
+    paths = [Path(path) for path in models]
+    unique = len({path.name for path in paths}) == len(paths)
     contenders: list[tuple[str, Call]] = []
-    for path in models:
-        one = session(path, threads=threads)
-        contenders.append((Path(path).name, functools.partial(one.run, None, inputs)))
+    for path in paths:
+        call = functools.partial(session(path, threads=threads).run, None, inputs)
+        try:
+            call()
+        except Exception as error:
+            raise ModelError(f"'{path}' does not run on the inputs of '{paths[0]}': {first_line(error)}") from error
+        contenders.append((path.name if unique else str(path), call))
     return compare(contenders, rounds, tick)

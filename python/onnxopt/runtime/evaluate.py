@@ -8,6 +8,8 @@ import numpy as np
 import onnx
 
 from onnxopt import ir
+from onnxopt.errors import RuntimeMissingError
+from onnxopt.runtime.library import import_onnxruntime
 
 MAX_SPLITS = 64
 """Sessions that one failing batch may cost: bisection over 1,000 nodes with a few bad ones stays below it."""
@@ -27,6 +29,9 @@ def evaluate(
     Returns:
         The values that could be computed. A node that onnxruntime refuses or fails on costs its own results, and those of what depends
         on it, not the others.
+
+    Raises:
+        RuntimeMissingError: onnxruntime is missing.
     """
     batches = [list(nodes)]
     results: dict[ir.Value, np.ndarray] = {}
@@ -40,6 +45,8 @@ def evaluate(
         sessions += 1
         try:
             found = _run(batch, outputs, results, opsets, ir_version)
+        except RuntimeMissingError:
+            raise
         except Exception:
             if len(batch) > 1:
                 middle = len(batch) // 2
@@ -67,8 +74,7 @@ def _run(
     opsets: Mapping[str, int],
     ir_version: int,
 ) -> dict[ir.Value, np.ndarray]:
-    import onnxruntime
-
+    onnxruntime = import_onnxruntime()
     graph, feeds = _graph(batch, outputs, known)
     model = onnx.ModelProto(ir_version=min(max(ir_version, 8), onnx.IR_VERSION), graph=graph)
     for domain, version in opsets.items():

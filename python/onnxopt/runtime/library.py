@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from onnxopt.errors import ModelError, RuntimeMissingError
+from onnxopt.errors import ModelError, OptionError, RuntimeMissingError, first_line
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -34,9 +34,15 @@ def native() -> ModuleType:
 
     Raises:
         RuntimeMissingError: the package was not built with its native part.
+        OptionError: ONNXOPT_MAX_ISA names no instruction set.
     """
     library_path()
-    return importlib.import_module("onnxopt._native")
+    module = importlib.import_module("onnxopt._native")
+    try:
+        module.max_isa()
+    except ValueError as error:
+        raise OptionError(str(error)) from error
+    return module
 
 
 def import_onnxruntime() -> ModuleType:
@@ -45,14 +51,25 @@ def import_onnxruntime() -> ModuleType:
     Raises:
         RuntimeMissingError: it is not installed; the text says what to install.
     """
-    if importlib.util.find_spec("onnxruntime") is None:
-        raise RuntimeMissingError(f"onnxruntime is not installed: {INSTALL_HINT}.")
-    return importlib.import_module("onnxruntime")
+    try:
+        return importlib.import_module("onnxruntime")
+    except ModuleNotFoundError as error:
+        raise RuntimeMissingError(f"onnxruntime is not installed: {INSTALL_HINT}.") from error
+    except ImportError as error:
+        raise RuntimeMissingError(f"onnxruntime cannot be imported ({first_line(error)}): {INSTALL_HINT}.") from error
 
 
 def register(session_options: onnxruntime.SessionOptions) -> None:
-    """Make onnxopt's custom ops known to sessions that are made with these options."""
-    session_options.register_custom_ops_library(str(library_path()))
+    """Make onnxopt's custom ops known to sessions that are made with these options. Registering twice is once.
+
+    Raises:
+        RuntimeMissingError: the native library is missing, or this onnxruntime refuses it.
+    """
+    path = library_path()
+    try:
+        session_options.register_custom_ops_library(str(path))
+    except Exception as error:
+        raise RuntimeMissingError(f"onnxruntime refuses the native library '{path}': {first_line(error)}") from error
 
 
 def session(
@@ -88,7 +105,7 @@ def session(
     try:
         return ort.InferenceSession(_source(model), options, providers=providers or ["CPUExecutionProvider"])
     except Exception as error:
-        raise ModelError(f"onnxruntime cannot load the model: {str(error).splitlines()[0]}") from error
+        raise ModelError(f"onnxruntime cannot load the model: {first_line(error)}") from error
 
 
 def _source(model: Any) -> str | bytes:

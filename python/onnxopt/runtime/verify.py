@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxopt import ir
-from onnxopt.errors import ModelError, VerificationError
+from onnxopt.errors import ModelError, VerificationError, first_line
 from onnxopt.ir import DataType
 from onnxopt.rewrite.driver import walk
 from onnxopt.runtime.library import session
@@ -30,7 +30,8 @@ SMALL_DIM = 3
 """Size of a named dim without bounds: small, odd, and different from the sizes that models are built of."""
 
 LARGER_DIMS = (32, 96, 224, 640)
-"""Sizes that are tried next, for models that refuse small inputs: sound and images have a least size."""
+"""Sizes that are tried next, for models that refuse small inputs: images have a least size, first for every dim but the batch, then for
+last dims alone, as sound has."""
 
 SMALLEST_SCALE = 1e-3
 """Outputs whose elements are all smaller are compared as if they were of this size: what is left of a sigmoid near 0 is rounding."""
@@ -146,9 +147,7 @@ def _verify_files(
             try:
                 results = candidate.run(None, inputs)
             except Exception as error:
-                failed = OutputDifference(
-                    "", np.inf, np.inf, f"the optimized model fails: {str(error).splitlines()[0]}"
-                )
+                failed = OutputDifference("", np.inf, np.inf, f"the optimized model fails: {first_line(error)}")
                 report.samples.append(Sample(shapes, ran, np.inf, (failed,)))
                 continue
             worst, differences = compare(names, truth, results)
@@ -162,12 +161,14 @@ def _run_original(
     """Inputs that the original model accepts, its outputs, and why it failed when it accepts none."""
     failure = ""
     inputs: dict[str, np.ndarray] = {}
-    for size in (1 if index == 1 else SMALL_DIM + index, *LARGER_DIMS):
-        inputs = draw_inputs(model, dims, np.random.default_rng([seed, index]), size)
+    smallest = 1 if index == 1 else SMALL_DIM + index
+    attempts = [(size, False) for size in (smallest, *LARGER_DIMS)] + [(size, True) for size in LARGER_DIMS]
+    for size, last_only in attempts:
+        inputs = draw_inputs(model, dims, np.random.default_rng([seed, index]), size, last_only=last_only)
         try:
             return inputs, reference.run(None, inputs), ""
         except Exception as error:
-            failure = failure or str(error).splitlines()[0]
+            failure = failure or first_line(error)
     return inputs, [], failure
 
 
@@ -254,14 +255,23 @@ def random_inputs(model: Any, *, dims: Mapping[str, int | tuple[int, int]], seed
         loaded = ir.load(path)
         inputs, _, failure = _run_original(session(path), loaded, dims, seed, 0)
     if failure:
-        raise ModelError(f"No size of the named dims that was tried runs ({failure}); state them with --dim.")
+        names = ", ".join(ir.open_dims(loaded)) or "none is open"
+        raise ModelError(
+            f"No size of the dims that was tried runs; state them with --dim ({names}). onnxruntime says: {failure}"
+        )
     return inputs
 
 
 def draw_inputs(
-    model: ir.Model, dims: Mapping[str, int | tuple[int, int]], rng: np.random.Generator, size: int
+    model: ir.Model,
+    dims: Mapping[str, int | tuple[int, int]],
+    rng: np.random.Generator,
+    size: int,
+    *,
+    last_only: bool = False,
 ) -> dict[str, np.ndarray]:
-    """One array for every input without a default. Named dims without stated sizes are `size` or a little more, equal names equal.
+    """One array for every input without a default. Open dims without stated sizes are `size`, equal names equal; with `last_only` those
+    that are not the last of their input are 1.
 
     Floats are normal; integers are small and not negative, below the sizes that Gather allows where the input indexes a constant.
     """
@@ -274,11 +284,14 @@ def draw_inputs(
             raise ModelError(
                 f"The input '{value.name}' is no tensor of known rank, so no random input can be made for it."
             )
-        shape = tuple(
-            dim if isinstance(dim, int) else _size(dim.value or f"{value.name}_{axis}", dims, sizes, rng, size)
-            for axis, dim in enumerate(value.shape)
-        )
-        inputs[value.name] = _random_array(shape, value.type.dtype, rng, _index_limit(value))
+        shape = []
+        for axis, dim in enumerate(value.shape):
+            if not isinstance(dim, int):
+                name = dim.value or ir.unnamed_dim(value.name, axis)
+                default = 1 if last_only and axis + 1 < len(value.shape) else size
+                dim = _size(name, dims, sizes, rng, default)
+            shape.append(dim)
+        inputs[value.name] = _random_array(tuple(shape), value.type.dtype, rng, _index_limit(value))
     return inputs
 
 
