@@ -58,7 +58,7 @@ class Free(Term):
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Constant(Term):
-    """A constant; with `number`, one whose elements all equal that number within `SCALAR_TOLERANCE`."""
+    """A constant; with `number`, one whose elements all equal that number within `SCALAR_TOLERANCE`, or are what the type makes of it."""
 
     name: str | None = None
     number: float | None = None
@@ -68,7 +68,7 @@ class Constant(Term):
             return _no(trace, found, value, "expected a constant")
         if self.number is not None:
             actual = constants.scalar(value)
-            if actual is None or not close(actual, self.number):
+            if actual is None or not (close(actual, self.number) or _rounded(actual, self.number, value)):
                 return _no(trace, found, value, "expected the constant {}, found {}", self.number, actual)
         return self.name is None or Free(self.name).match(value, found, trace)
 
@@ -173,6 +173,12 @@ def _rewind(found: Match, mark: _Mark) -> None:
 
 def close(actual: float, wanted: float) -> bool:
     return actual == wanted or math.isclose(actual, wanted, rel_tol=SCALAR_TOLERANCE)
+
+
+def _rounded(actual: float, wanted: float, value: ir.Value) -> bool:
+    """Whether the number is the nearest one of a narrow type, such as float16."""
+    tensor = constants.constant(value)
+    return tensor is not None and tensor.dtype.is_floating_point() and actual == tensor.dtype.numpy().type(wanted)
 
 
 class Pattern:
