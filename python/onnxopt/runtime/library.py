@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import weakref
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 INSTALL_HINT = (
     "install onnxopt[gpu] (onnxruntime-gpu, runs without a GPU as well) or onnxopt[cpu] (onnxruntime), not both"
 )
+
+_registered: weakref.WeakSet[onnxruntime.SessionOptions] = weakref.WeakSet()
+"""Options that know the library: onnxruntime makes no session of options that were given a library twice."""
 
 
 def library_path() -> Path:
@@ -65,11 +69,14 @@ def register(session_options: onnxruntime.SessionOptions) -> None:
     Raises:
         RuntimeMissingError: the native library is missing, or this onnxruntime refuses it.
     """
+    if session_options in _registered:
+        return
     path = library_path()
     try:
         session_options.register_custom_ops_library(str(path))
     except Exception as error:
         raise RuntimeMissingError(f"onnxruntime refuses the native library '{path}': {first_line(error)}") from error
+    _registered.add(session_options)
 
 
 def session(
