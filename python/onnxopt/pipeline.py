@@ -34,6 +34,7 @@ PHASES: Mapping[str, tuple[str, ...]] = {
         "inline_functions",
         "upgrade_opset",
         "lift_constants",
+        "deduplicate_initializers",
         "eliminate_dead_code",
         "eliminate_noops",
     ),
@@ -57,7 +58,7 @@ PHASES: Mapping[str, tuple[str, ...]] = {
         "eliminate_common_subexpressions",
         "eliminate_dead_code",
     ),
-    "fuse": ("fuse_conv_activations", "fuse_elementwise"),
+    "fuse": ("keep_blocked_layout", "fuse_conv_activations", "fuse_elementwise"),
     "lower": ("eliminate_dead_code", "deduplicate_initializers"),
 }
 """Phases in order, and the passes of each. `fold` and `simplify` are repeated until neither changes the model."""

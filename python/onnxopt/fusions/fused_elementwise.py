@@ -11,6 +11,7 @@ import dataclasses
 import math
 
 from onnxopt import ir
+from onnxopt.fusions.blocked_layout import BlockedLayout
 from onnxopt.ops import fused_elementwise as op
 from onnxopt.ops.base import overload_of, prepare_model
 from onnxopt.passes.base import Context
@@ -57,7 +58,9 @@ class Region:
 
 def find_regions(graph: ir.Graph, ctx: Context) -> list[list[ir.Node]]:
     """The maximal regions of one graph, each in topological order."""
-    finder = _Finder(ctx, _nodes_of_norms(graph, ctx))
+    left = dict.fromkeys(_nodes_of_norms(graph, ctx), _WHOLE)
+    left |= dict.fromkeys(BlockedLayout(graph, ctx).nodes_to_leave(), _BLOCKED)
+    finder = _Finder(ctx, left)
     for node in graph:
         finder.visit(node)
     found = []
@@ -90,8 +93,12 @@ def _nodes_of_norms(graph: ir.Graph, ctx: Context) -> set[ir.Node]:
     return found
 
 
+_WHOLE = "it belongs to a normalization that onnxruntime runs as one kernel"
+_BLOCKED = "it is between convolutions, in whose blocked layout onnxruntime computes it"
+
+
 class _Finder:
-    def __init__(self, ctx: Context, left: set[ir.Node]) -> None:
+    def __init__(self, ctx: Context, left: dict[ir.Node, str]) -> None:
         self.ctx = ctx
         self.left = left
         self.regions: list[Region] = []
@@ -116,7 +123,7 @@ class _Finder:
     def _is_wanted(self, node: ir.Node) -> bool:
         refusal = op.refuse_node(node, self.ctx.shapes)
         if refusal is None and node in self.left:
-            refusal = Refusal("it belongs to a normalization that onnxruntime runs as one kernel", culprit=node)
+            refusal = Refusal(self.left[node], culprit=node)
         if refusal is None:
             refusal = leave_to_runtime(node, self.ctx)
         if refusal is not None and node.op_type in op.LOWERINGS:

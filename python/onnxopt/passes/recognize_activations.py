@@ -27,6 +27,13 @@ def _since(opset: int):  # type: ignore[no-untyped-def]
     return where
 
 
+def _before(opset: int):  # type: ignore[no-untyped-def]
+    def where(m: Match) -> bool | Refusal:
+        return m.ctx.opset < opset and _fits(m)
+
+    return where
+
+
 def _fits(m: Match) -> bool | Refusal:
     if m.dtype("x") not in FLOATS:
         return Refusal("runtimes do not have the op for elements of type {}", m.dtype("x"), culprit=m.root)
@@ -76,16 +83,25 @@ def _relu6(p: PatternBuilder, y: Term) -> Term:
     return p.either(p.Clip(y, 0.0, 6.0), p.Min(p.Relu(y), 6.0), p.Min(p.Max(y, 0.0), 6.0))
 
 
-@pattern
-def _hard_swish(p, x):  # type: ignore[no-untyped-def]
+def _clipped_products(p: PatternBuilder, x: Term) -> list[Op]:
     clipped = _relu6(p, p.Add(x, 3.0))
     return [
         p.Div(p.Mul(x, clipped), 6.0),
         p.Mul(p.Mul(x, clipped), 1 / 6),
         p.Mul(x, p.Div(clipped, 6.0)),
         p.Mul(x, p.Mul(clipped, 1 / 6)),
-        p.Mul(x, p.HardSigmoid(x, alpha=_near(1 / 6, 0.2), beta=_near(0.5, 0.5))),
     ]
+
+
+@pattern
+def _hard_swish(p, x):  # type: ignore[no-untyped-def]
+    gated = p.Mul(x, p.HardSigmoid(x, alpha=_near(1 / 6, 0.2), beta=_near(0.5, 0.5)))
+    return [*_clipped_products(p, x), gated]
+
+
+@pattern
+def _hard_swish_without_op(p, x):  # type: ignore[no-untyped-def]
+    return _clipped_products(p, x)
 
 
 @pattern
@@ -132,6 +148,11 @@ def _build_clip(b: Builder, m: Match) -> ir.Value | Refusal:
     return b.Clip(m["x"], *(b.constant(number, "bound") for number in numbers))
 
 
+def _build_gate(b: Builder, m: Match) -> ir.Value:
+    """HardSwish in an opset without it is x * HardSigmoid(x), which runtimes know as well."""
+    return b.Mul(m["x"], b.op("HardSigmoid", [m["x"]], {"alpha": 1 / 6, "beta": 0.5})[0])
+
+
 def _make(op_type: str, **attributes: object):  # type: ignore[no-untyped-def]
     def build(b: Builder, m: Match) -> ir.Value:
         return b.op(op_type, [m["x"]], attributes)[0]
@@ -155,6 +176,9 @@ class RecognizeActivations(RulePass):
             Rule("recognize_gelu", _gelu, _make("Gelu"), _since(GELU_OPSET), benefit=3),
             Rule("recognize_gelu_tanh", _gelu_tanh, _make("Gelu", approximate="tanh"), _since(GELU_OPSET), benefit=3),
             Rule("recognize_hard_swish", _hard_swish, _make("HardSwish"), _since(HARD_SWISH_OPSET), benefit=4),
+            Rule(
+                "recognize_hard_swish_gate", _hard_swish_without_op, _build_gate, _before(HARD_SWISH_OPSET), benefit=4
+            ),
             Rule(
                 "recognize_hard_sigmoid",
                 _hard_sigmoid,

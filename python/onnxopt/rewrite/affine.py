@@ -30,6 +30,8 @@ their precision."""
 
 STATISTICS_INPUTS = 5
 
+GATES = frozenset({"Sigmoid", "HardSigmoid"})
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Affine:
@@ -135,9 +137,20 @@ def ends_formula(node: ir.Node, source: ir.Value, *, norms: bool) -> bool:
     producer = source.producer()
     if producer is None or producer.op_type not in ("Mul", "Div") or node.op_type == "BatchNormalization":
         return False
+    if _is_gated(producer):
+        return False
     if norms:
         return True
     return node.op_type in ("Mul", "Div") and any(ir.scalar(value) is not None for value in node.inputs)
+
+
+def _is_gated(node: ir.Node) -> bool:
+    """Whether a product is x * Sigmoid(x) or x * HardSigmoid(x): a formula that is complete."""
+    for value, other in (node.inputs, reversed(node.inputs)):
+        gate = None if value is None else value.producer()
+        if node.op_type == "Mul" and gate is not None and gate.op_type in GATES and gate.inputs[0] is other:
+            return True
+    return False
 
 
 def scaled_weights(b: Builder, value: ir.Value, factor: np.ndarray) -> ir.Value | Refusal:
