@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
+import onnxopt
 from helpers import assert_same, model, op_list, run_passes
 
 PASS = "eliminate_common_subexpressions"
@@ -90,6 +91,19 @@ def test_equal_initializers_are_one_input_after_deduplication() -> None:
     after, _ = run_passes(before, "deduplicate_initializers", PASS)
     assert op_list(after) == ["Add", "Mul"]
     assert_same(before, after, feeds(), rtol=0, atol=0)
+
+
+def test_the_pipeline_merges_nodes_of_equal_constants() -> None:
+    body = """v = Constant<value_float=2.5>()
+        w = Constant<value = float {2.5}>()
+        a = PRelu(x, v)
+        b = PRelu(x, w)
+        t = Transpose(b)
+        y = MatMul(a, t)"""
+    before = graph(body, outputs="float[3,3] y")
+    after = onnxopt.optimize(before, target="generic")
+    assert op_list(after).count("PRelu") == 1
+    assert_same(before, after, feeds())
 
 
 @pytest.mark.parametrize(
