@@ -92,13 +92,39 @@ Result<std::vector<ort::TensorView>> read_inputs(const Program& program, const O
   return views;
 }
 
+/// What ONNX calls an element type.
+std::string onnx_name_of(int type) {
+  constexpr std::string_view names[] = {"undefined", "float",  "uint8",     "int8",       "uint16",  "int16",
+                                        "int32",     "int64",  "string",    "bool",       "float16", "double",
+                                        "uint32",    "uint64", "complex64", "complex128", "bfloat16"};
+  const bool known = type >= 0 && static_cast<std::size_t>(type) < std::size(names);
+  return known ? std::string(names[type]) : "number " + std::to_string(type);
+}
+
 /// Nothing, or a sentence that says which input has the wrong type.
 std::optional<std::string> wrong_type(const Program& program, const std::vector<int>& types) {
   for (std::size_t i = 0; i < types.size(); ++i)
     if (types[i] != element_type(program.inputs()[i]))
-      return "Input " + number(i) + " has ONNX element type " + std::to_string(types[i]) + " and should be " +
+      return "Input " + number(i) + " is of type " + onnx_name_of(types[i]) + " and should be " +
              std::string(elementwise::name_of(program.inputs()[i])) + ".";
   return std::nullopt;
+}
+
+/// Allocates the outputs; a sentence says which one cannot be made.
+Result<std::vector<void*>> make_outputs(const std::vector<Shape>& shapes, OrtKernelContext* context) {
+  using Outputs = std::vector<void*>;
+  std::size_t count = 0;
+  if (!ort::succeeded(ort::api().KernelContext_GetOutputCount(context, &count)) || count != shapes.size())
+    return Result<Outputs>::failure("It has " + number(count) + " outputs and its expression " + number(shapes.size()) + ".");
+  Outputs outputs;
+  for (std::size_t i = 0; i < count; ++i) {
+    const Result<void*> memory = ort::output(context, i, shapes[i]);
+    if (!memory)
+      return Result<Outputs>::failure("Output " + number(i) + " of shape " + elementwise::text_of(shapes[i]) +
+                                      " cannot be made: " + memory.error());
+    outputs.push_back(*memory);
+  }
+  return outputs;
 }
 
 /// Runs a program on tensors of the provider's device.
@@ -135,15 +161,9 @@ OrtStatus* compute(void* state, OrtKernelContext* context) try {
   }
   const Result<std::vector<Shape>> shapes = elementwise::output_shapes(program, input_shapes);
   if (!shapes) return ort::failure(kName, shapes.error());
-  std::vector<void*> outputs;
-  for (std::size_t i = 0; i < shapes->size(); ++i) {
-    const Shape& shape = (*shapes)[i];
-    outputs.push_back(ort::output(context, i, shape));
-    const bool empty = std::find(shape.begin(), shape.end(), 0) != shape.end();  // then there is no memory
-    if (outputs.back() == nullptr && !empty)
-      return ort::failure(kName, "Output " + number(i) + " could not be allocated.", ort::kFail);
-  }
-  const elementwise::Arguments arguments{data, input_shapes, outputs, *shapes};
+  const Result<std::vector<void*>> outputs = make_outputs(*shapes, context);
+  if (!outputs) return ort::failure(kName, outputs.error(), ort::kFail);
+  const elementwise::Arguments arguments{data, input_shapes, *outputs, *shapes};
   const Result<bool> done = run(kernel, program, arguments, context);
   return done ? nullptr : ort::failure(kName, done.error());
 } catch (const std::exception& error) {

@@ -76,12 +76,16 @@ std::optional<TensorView> input(const OrtKernelContext* context, std::size_t ind
   return view;
 }
 
-void* output(OrtKernelContext* context, std::size_t index, const std::vector<std::int64_t>& shape) {
+Result<void*> output(OrtKernelContext* context, std::size_t index, const std::vector<std::int64_t>& shape) {
   OrtValue* value = nullptr;
   void* data = nullptr;
-  if (!succeeded(api().KernelContext_GetOutput(context, index, shape.data(), shape.size(), &value)) || value == nullptr)
-    return nullptr;
-  return succeeded(api().GetTensorMutableData(value, &data)) ? data : nullptr;
+  OrtStatus* status = api().KernelContext_GetOutput(context, index, shape.data(), shape.size(), &value);
+  if (status == nullptr && value == nullptr) return Result<void*>::failure("the node leaves it out.");
+  if (status == nullptr) status = api().GetTensorMutableData(value, &data);
+  if (status == nullptr) return data;
+  std::string message = api().GetErrorMessage(status);
+  api().ReleaseStatus(status);
+  return Result<void*>::failure(std::move(message));
 }
 
 std::optional<InferredInput> inferred_input(const OrtShapeInferContext* context, std::size_t index) {

@@ -34,8 +34,8 @@ std::optional<std::string> string_attribute(const OrtShapeInferContext* context,
 
 std::optional<TensorView> input(const OrtKernelContext* context, std::size_t index);
 
-/// Allocates an output and returns its memory.
-void* output(OrtKernelContext* context, std::size_t index, const std::vector<std::int64_t>& shape);
+/// Allocates an output and returns its memory, which an empty tensor need not have. A failure is what onnxruntime says.
+Result<void*> output(OrtKernelContext* context, std::size_t index, const std::vector<std::int64_t>& shape);
 
 /// A dim before the run: a size, or -1 with the name that the model gives it (empty where it has none).
 struct InferredDim {

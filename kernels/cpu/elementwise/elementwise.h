@@ -24,6 +24,9 @@ enum class DType : std::uint8_t { f32, f16, i32, i64, boolean };
 std::size_t size_of(DType type);
 std::string_view name_of(DType type);
 
+/// A shape as sentences show it: [2,3].
+std::string text_of(std::span<const std::int64_t> shape);
+
 enum class Op : std::uint8_t {
 #define ELEMENTWISE_OP(name, operands, literals, domain, result, cost) k_##name,
 #include "kernels/cpu/elementwise/ops.inc"

@@ -35,12 +35,15 @@ std::optional<DType> type_named(std::string_view name) {
   return std::nullopt;
 }
 
+/// The start of a text for a sentence, of which every runtime and language can read every byte.
 std::string quoted(std::string_view text) {
   std::string result(1, '\'');
-  result.append(text.substr(0, 80));
+  for (char c : text.substr(0, 80)) result.push_back(c >= ' ' && c <= '~' ? c : '?');
   result.push_back('\'');
   return result;
 }
+
+}  // namespace
 
 std::string text_of(std::span<const std::int64_t> shape) {
   std::string text(1, '[');
@@ -51,8 +54,6 @@ std::string text_of(std::span<const std::int64_t> shape) {
   text.push_back(']');
   return text;
 }
-
-}  // namespace
 
 std::size_t size_of(DType type) {
   constexpr std::size_t sizes[] = {4, 2, 4, 8, 1};
