@@ -11,6 +11,12 @@ from onnxopt.ir.constants import constant
 
 _GRAPH_TYPES = frozenset({AttributeType.GRAPH, AttributeType.GRAPHS})
 
+_NO_GRAPHS = frozenset(
+    """Add Cast Concat Constant Conv Div Expand Gather Gemm Identity MatMul Mul Pow ReduceMean Relu Reshape Shape Sigmoid
+    Slice Softmax Split Sqrt Squeeze Sub Transpose Unsqueeze Where""".split()
+)
+"""Common ops that hold no graphs: most nodes of most models, whose attributes need not be looked at."""
+
 
 def walk_graphs(graph: Graph) -> Iterator[Graph]:
     """The graph and all graphs inside its nodes, without recursion."""
@@ -24,6 +30,8 @@ def walk_graphs(graph: Graph) -> Iterator[Graph]:
 
 def inner_graphs(node: Node) -> list[Graph]:
     """The graphs that the node's attributes hold (branches of an If, the body of a Loop or Scan)."""
+    if node.op_type in _NO_GRAPHS:
+        return []
     attributes = node.attributes.data
     if not attributes:
         return []

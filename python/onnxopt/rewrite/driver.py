@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from onnxopt import ir
-from onnxopt.rewrite.editor import Editor, subgraphs
+from onnxopt.rewrite.editor import Editor
 from onnxopt.rewrite.patch import Builder, Patch
 from onnxopt.rewrite.pattern import Trace
 from onnxopt.rewrite.rules import Refusal, Rule, RuleSet
@@ -28,6 +28,7 @@ class Driver:
         self.editor = Editor(ctx)
         self._queue: collections.deque[ir.Node] = collections.deque()
         self._queued: set[ir.Node] = set()
+        self._roots = rules.by_root.keys()
 
     def run(self, graph: ir.Graph) -> int:
         """Rewrite until nothing matches. Returns the number of patches applied."""
@@ -46,10 +47,7 @@ class Driver:
         return applied
 
     def _rewrite(self, node: ir.Node) -> bool:
-        candidates = self.rules.by_root.get((node.domain, node.op_type))
-        if not candidates:
-            return False
-        for rule in candidates:
+        for rule in self.rules.by_root[node.domain, node.op_type]:
             patch = self._attempt(rule, node)
             if patch is not None and self._apply(patch):
                 return True
@@ -101,15 +99,17 @@ class Driver:
         """What a patch made is looked at next. A node that moves along a chain then arrives before the next one starts, so that the two
         meet; were they all to move in turn, a chain would cost the square of its length."""
         for node in reversed(nodes):
-            if node.graph is not None:
+            if node.graph is not None and (node.domain, node.op_type) in self._roots:
                 self._queued.add(node)
                 self._queue.appendleft(node)
 
     def _push(self, nodes: Iterable[ir.Node | None]) -> None:
+        roots, queued = self._roots, self._queued
         for node in nodes:
-            if node is not None and node not in self._queued and node.graph is not None:
-                self._queued.add(node)
-                self._queue.append(node)
+            if node is None or (node.domain, node.op_type) not in roots or node in queued or node.graph is None:
+                continue
+            queued.add(node)
+            self._queue.append(node)
 
 
 def discard(nodes: Iterable[ir.Node]) -> None:
@@ -125,7 +125,7 @@ def walk(graph: ir.Graph) -> Iterator[ir.Node]:
     while stack:
         for node in stack[-1]:
             yield node
-            inner = subgraphs(node)
+            inner = ir.inner_graphs(node)
             if inner:
                 stack.extend(iter(one) for one in reversed(inner))
                 break
