@@ -56,8 +56,7 @@ struct Launch {
     }
     const std::int64_t block = static_cast<std::int64_t>(threads) * L::kCount;
     const std::int64_t blocks = std::min((code.elements + block - 1) / block, *available * kBlocksPerProcessor);
-    Code parameter = code;
-    void* parameters[] = {&parameter};
+    void* parameters[] = {const_cast<Code*>(&code)};  // which are only read
     return check(cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(blocks)), dim3(threads), parameters, shared, stream),
                  "start the kernel");
   }

@@ -150,15 +150,6 @@ class Assembler {
   Listing listing_;
 };
 
-Dim dim_of(std::int64_t size) {
-  Dim dim{size, 0, 0};
-  if (size <= 0 || size >= std::int64_t{1} << 31) return dim;
-  const auto divisor = static_cast<std::uint64_t>(size);
-  while ((std::uint64_t{1} << dim.shift) < divisor) ++dim.shift;
-  dim.multiplier = static_cast<std::uint32_t>((((std::uint64_t{1} << dim.shift) - divisor) << 32) / divisor + 1);
-  return dim;
-}
-
 bool is_aligned(const void* data, DType type, int elements) {
   const std::size_t bytes = std::min<std::size_t>(size_of(type) * static_cast<std::size_t>(elements), 16);
   return reinterpret_cast<std::uintptr_t>(data) % bytes == 0;
@@ -198,6 +189,15 @@ Input input_of(const PlanInput& source, const Plan& plan, int elements) {
 }  // namespace
 
 Listing assemble(const Program& program, std::span<const std::uint16_t> outputs) { return Assembler(program, outputs).run(); }
+
+Dim dim_of(std::int64_t size) {
+  Dim dim{size, 0, 0};
+  if (size <= 0 || size >= std::int64_t{1} << 31) return dim;
+  const auto divisor = static_cast<std::uint64_t>(size);
+  while ((std::uint64_t{1} << dim.shift) < divisor) ++dim.shift;
+  dim.multiplier = static_cast<std::uint32_t>((((std::uint64_t{1} << dim.shift) - divisor) << 32) / divisor + 1);
+  return dim;
+}
 
 std::vector<std::uint16_t> output_statements(const Program& program, const Plan& plan) {
   const std::size_t first = program.inputs().size() + program.literals().size();

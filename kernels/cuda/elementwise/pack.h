@@ -28,6 +28,9 @@ std::vector<std::uint16_t> output_statements(const Program& program, const Plan&
 template <class Code>
 bool pack(const Listing& listing, const Plan& plan, int elements, Code& code);
 
+/// A dim with its divisor, which is exact for sizes and elements below 2^31.
+Dim dim_of(std::int64_t size);
+
 /// Shared memory that a block has without asking for more.
 constexpr std::size_t kSharedBytes = 48 * 1024;
 constexpr unsigned kThreads = 128, kFewThreads = 64, kFewestThreads = 32;
