@@ -204,12 +204,14 @@ def subgraphs(node: ir.Node) -> list[ir.Graph]:
 
 
 def _release_subgraphs(node: ir.Node) -> None:
-    """Drop the uses that a removed node's subgraphs make of outer values."""
+    """Take a removed node's subgraphs apart: their nodes use no outer values any more, and who still has them on a list sees it."""
     for graph in subgraphs(node):
-        for inner in graph:
+        inside = list(graph)
+        for inner in inside:
             for index, value in enumerate(inner.inputs):
                 if value is not None:
                     inner.replace_input_with(index, None)
             _release_subgraphs(inner)
         with contextlib.suppress(IndexError):
             graph.outputs.clear()
+        graph.remove(inside)
