@@ -12,9 +12,12 @@ from onnxopt.ir.constants import constant
 _GRAPH_TYPES = frozenset({AttributeType.GRAPH, AttributeType.GRAPHS})
 
 _NO_GRAPHS = frozenset(
-    """Add Cast Concat Constant Conv Div Expand Gather Gemm Identity MatMul Mul Pow ReduceMean Relu Reshape Shape Sigmoid
-    Slice Softmax Split Sqrt Squeeze Sub Transpose Unsqueeze Where""".split()
-)
+    {
+        "Add", "Cast", "Concat", "Constant", "Conv", "Div", "Expand", "Gather", "Gemm", "Identity", "MatMul",
+        "Mul", "Pow", "ReduceMean", "Relu", "Reshape", "Shape", "Sigmoid", "Slice", "Softmax", "Split",
+        "Sqrt", "Squeeze", "Sub", "Transpose", "Unsqueeze", "Where"
+    }
+)  # fmt: skip
 """Common ops that hold no graphs: most nodes of most models, whose attributes need not be looked at."""
 
 
