@@ -168,6 +168,28 @@ def test_activations_that_onnxruntime_computes_outside_the_layout_are_fused() ->
     assert_same(before, after, feeds(), rtol=1e-4)
 
 
+@pytest.mark.parametrize("op", ["HardSwish(a)", "Mul(a, h)", "Mul(h, a)"])
+def test_hard_swish_after_a_convolution_is_left_to_it(op: str) -> None:
+    gate = "h = HardSigmoid<alpha=0.16666667, beta=0.5>(a)" if "h" in op.split("(")[1] else ""
+    proto = model(
+        f"g (float[N,16,H,W] x) => (float[N,16,H,W] z) {{ a = Conv<pads=[1,1,1,1]>(x, w) {gate} y = {op} e = Exp(y) z = Neg(e) }}",
+        w=randoms(16, 16, 3, 3) / 9,
+    )
+    after, _ = run_passes(proto, "fuse_elementwise", target="cpu")
+    assert ops(after)["FusedElementwise"] == 1
+    assert ops(after)[op[: op.index("(")]] == 1
+    assert_same(proto, after, feeds(), rtol=1e-4)
+
+
+def test_other_gates_after_a_convolution_are_fused() -> None:
+    proto = model(
+        "g (float[N,16,H,W] x) => (float[N,16,H,W] z) { a = Conv(x, w) h = HardSigmoid(a) y = Mul(a, h) z = Neg(y) }",
+        w=randoms(16, 16, 1, 1) / 9,
+    )
+    after, _ = run_passes(proto, "fuse_elementwise", target="cpu")
+    assert op_list(after) == ["Conv", "FusedElementwise"]
+
+
 def test_residual_after_the_last_convolution_is_fused() -> None:
     proto = model(
         "g (float[N,16,H,W] x) => (float[N,16,H,W] y) { a = Conv<pads=[1,1,1,1]>(x, w) b = Exp(a) y = Add(a, b) }",

@@ -7,6 +7,8 @@ where one kernel could compute several. The conditions are those of onnxruntime'
 
 from __future__ import annotations
 
+import math
+
 from onnxopt import ir
 from onnxopt.passes.base import Context
 from onnxopt.rewrite.rules import attribute
@@ -48,9 +50,14 @@ class BlockedLayout:
         return None if value is None else self._channels.get(value)
 
     def nodes_to_leave(self) -> set[ir.Node]:
-        """The element-wise nodes between convolutions that keep values blocked."""
+        """The element-wise nodes between convolutions that keep values blocked, and hard-swishes, which a convolution computes."""
         makers = (value.producer() for value in self._channels if value in self._between)
-        return {node for node in makers if node is not None and node.op_type in ELEMENTWISE}
+        found = {node for node in makers if node is not None and node.op_type in ELEMENTWISE}
+        for value in self._channels:
+            producer = value.producer()
+            if producer is not None and is_convolution(producer) and not value.is_graph_output():
+                found.update(_hard_swish([user for user, _ in value.uses()]))
+        return found
 
     def is_wanted_by(self, node: ir.Node) -> bool:
         """Whether the node is a convolution or pooling that reads its first input blocked, whoever made it."""
@@ -112,6 +119,23 @@ class BlockedLayout:
         if shape is None or len(shape) != RANK or len(node.outputs) > 1:
             return None
         return shape[1] if isinstance(shape[1], int) and shape[1] % BLOCK == 0 else None
+
+
+def _hard_swish(users: list[ir.Node]) -> list[ir.Node]:
+    """The users of a value, if together they are its HardSwish and nothing else."""
+    if len(users) == 1:
+        return users if users[0].op_type == "HardSwish" else []
+    gates = [node for node in users if node.op_type == "HardSigmoid" and is_hard_swish_gate(node)]
+    if len(users) != 2 or len(gates) != 1:
+        return []
+    product = next(node for node in users if node is not gates[0])
+    gated = product.op_type == "Mul" and gates[0].outputs[0] in product.inputs
+    return users if gated and ir.use_count(gates[0].outputs[0]) == 1 else []
+
+
+def is_hard_swish_gate(node: ir.Node) -> bool:
+    """Whether a HardSigmoid is clip(x / 6 + 1/2, 0, 1)."""
+    return math.isclose(attribute(node, "alpha", 0.2), 1 / 6, rel_tol=1e-5) and attribute(node, "beta", 0.5) == 0.5
 
 
 def is_convolution(node: ir.Node) -> bool:
