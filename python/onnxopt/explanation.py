@@ -24,7 +24,10 @@ class RuleSummary:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Reason:
-    """One reason why a rule did not apply, at how many nodes, with the first of them and the node or value to blame."""
+    """One reason why a rule did not apply, at how many nodes, with the first of them and the node or value to blame.
+
+    Nodes without a name are called by their first output.
+    """
 
     rule: str
     reason: str
@@ -97,7 +100,7 @@ def group_near_misses(misses: list[NearMiss]) -> list[Reason]:
             name,
             reason,
             group[0].node.op_type,
-            group[0].node.name or "",
+            ir.node_name(group[0].node),
             _name_of(group[0].refusal.culprit),
             len(group),
         )
@@ -107,4 +110,6 @@ def group_near_misses(misses: list[NearMiss]) -> list[Reason]:
 
 
 def _name_of(culprit: ir.Node | ir.Value | None) -> str:
+    if isinstance(culprit, ir.Node):
+        return ir.node_name(culprit)
     return "" if culprit is None else culprit.name or ""

@@ -54,6 +54,11 @@ def op_name(node: Node) -> str:
     return f"{node.domain}::{node.op_type}" if node.domain else node.op_type
 
 
+def node_name(node: Node) -> str:
+    """How people find a node: by its name, or by its first output where it has none."""
+    return node.name or next((value.name for value in node.outputs if value.name), "")
+
+
 def count_ops(model: Model) -> dict[str, int]:
     """Nodes per op, most frequent first."""
     counter: collections.Counter[str] = collections.Counter()

@@ -136,7 +136,7 @@ class Log:
         self._stats(patch.rule).applied += 1
         anchor = patch.anchor
         self.patches.append(
-            AppliedPatch(self._budget.used, self.pass_name, patch.rule, anchor.name or "", anchor.op_type)
+            AppliedPatch(self._budget.used, self.pass_name, patch.rule, ir.node_name(anchor), anchor.op_type)
         )
 
     def refused(self, rule: str, node: ir.Node, refusal: Refusal, depth: int) -> None:

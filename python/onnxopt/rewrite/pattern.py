@@ -92,7 +92,15 @@ class Op(Term):
             return _no(trace, found, value, "expected {}, found an input or constant", self.op_types)
         assert value is not None
         if value.index() != self.output:
-            return _no(trace, found, value, "expected output {} of the node", self.output)
+            return _no(
+                trace,
+                found,
+                value,
+                "expected output {} of {}, found output {}",
+                self.output,
+                node.op_type,
+                value.index(),
+            )
         return self.match_node(node, found, trace)
 
     def match_node(self, node: ir.Node, found: Match, trace: Trace | None) -> bool:
@@ -218,7 +226,9 @@ def _closed(shared: frozenset[str], found: Match, trace: Trace | None) -> bool:
                 return _no(trace, found, value, "{} is an output of the graph", value.name)
             for user, _ in value.uses():
                 if user not in inside:
-                    return _no(trace, found, value, "{} is also used by {} {}", value.name, user.op_type, user.name)
+                    return _no(
+                        trace, found, value, "{} is also used by {} {}", value.name, user.op_type, ir.node_name(user)
+                    )
     return True
 
 

@@ -29,7 +29,18 @@ class Refusal:
         return False
 
     def __str__(self) -> str:
-        return self.template.format(*self.args)
+        return self.template.format(*map(_readable, self.args))
+
+
+def _readable(argument: object) -> object:
+    """Choices and shapes as people write them."""
+    if argument is None:
+        return "unknown"
+    if not isinstance(argument, (tuple, list, frozenset, set)):
+        return argument
+    if all(isinstance(one, int) for one in argument):
+        return f"[{', '.join(map(str, argument))}]"
+    return " or ".join(sorted(map(str, argument)) if isinstance(argument, (set, frozenset)) else map(str, argument))
 
 
 class Match:
