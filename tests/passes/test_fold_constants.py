@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -299,7 +300,7 @@ def test_integer_division_by_zero_is_left_to_the_runtime() -> None:
 
 # --- large weights -------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("perm", ["", "<perm=[1, 0]>", "<perm=[0, 1]>"])
-def test_transposes_of_mapped_weights(tmp_path, perm: str) -> None:  # type: ignore[no-untyped-def]
+def test_transposes_of_mapped_weights(tmp_path: Path, perm: str) -> None:
     weight = w(STREAMED_BYTES // 16, 4)
     body = (
         f"a = Transpose{perm}(w)\n y = MatMul(x, a)"

@@ -6,6 +6,7 @@ import numpy as np
 
 from onnxopt import ir
 from onnxopt.ir import dims
+from onnxopt.ir.dims import Dim
 from onnxopt.passes.base import Context, Pass, PassResult, register_pass
 from onnxopt.rewrite.driver import walk
 from onnxopt.rewrite.patch import Builder, Patch
@@ -89,6 +90,8 @@ class FoldShapes(Pass):
                 return None
         elif any(isinstance(one, int) and one in (0, -1) for one in elements) and attribute(node, "allowzero", 0):
             return None
+        else:
+            elements = _with_known_rest(elements, ctx.shapes.shape(node.outputs[0]))
         target: list[int] = []
         rest = 0
         for index, element in enumerate(elements):
@@ -166,6 +169,15 @@ class FoldShapes(Pass):
         ctx.editor.remove_unused([node])
         first[key] = read
         return 1
+
+
+def _with_known_rest(elements: tuple[Dim, ...], shape: tuple[Dim, ...] | None) -> tuple[Dim, ...]:
+    """The elements with -1 replaced by what it stands for, where that is a positive number."""
+    if shape is None or len(shape) != len(elements):
+        return elements
+    return tuple(
+        dim if one == -1 and isinstance(dim, int) and dim > 0 else one for one, dim in zip(elements, shape, strict=True)
+    )
 
 
 def _is_known(node: ir.Node, ctx: Context) -> bool:
