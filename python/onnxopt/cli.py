@@ -416,8 +416,8 @@ def ops(as_json: Json = False) -> None:
         typer.echo(f"{one['domain']}::{one['op']}")
         for variant in one["variants"]:
             mark = "*" if variant["chosen"] else " "
-            usable = "" if variant["usable"] else "  (not on this machine)"
-            typer.echo(f"  {mark} {variant['name']:36s} needs {variant['isa']}{usable}")
+            problem = "" if variant["usable"] else f"  ({variant['problem']})"
+            typer.echo(f"  {mark} {variant['name']:36s} needs {variant['isa']}{problem}")
     return None
 
 
