@@ -76,7 +76,7 @@ def default_passes(target: Target) -> list[str]:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PassRecord:
-    """One run of one pass: seconds, nodes in all graphs before and after, patches, bytes of initializers after."""
+    """One run of one pass: seconds, nodes in all graphs and bytes of weights before and after, patches."""
 
     name: str
     phase: str
@@ -84,6 +84,8 @@ class PassRecord:
     seconds: float
     nodes_before: int
     nodes_after: int
+    bytes_before: int
+    bytes_after: int
     patches: int
     modified: bool
 
@@ -237,7 +239,7 @@ class PassManager:
     def _run_pass(
         self, one: Pass, phase: str, number: int, model: ir.Model, ctx: Context, done: list[PassRecord]
     ) -> PassRecord:
-        nodes = done[-1].nodes_after if done else ir.count_nodes(model)
+        before = _sizes(done[-1]) if done else (ir.count_nodes(model), ir.weight_bytes(model))
         ctx.log.pass_name = one.name
         for hook in self.instruments:
             hook("before", one.name, model, ctx)
@@ -250,17 +252,32 @@ class PassManager:
             raise  # the pass is not to blame
         except OnnxOptError as error:
             raise PassError(f"{_where(one, done)}: {error}") from error
-        except (ArithmeticError, LookupError, TypeError, ValueError, AttributeError, AssertionError, OSError) as error:
+        except Exception as error:
             raise PassError(f"{_where(one, done)}: {type(error).__name__}: {error}") from error
         seconds = time.perf_counter() - start
         for hook in self.instruments:
             hook("after", one.name, model, ctx)
-        after = ir.count_nodes(model) if result.modified else nodes
-        return PassRecord(one.name, phase, number, seconds, nodes, after, result.patches, result.modified)
+        after = (ir.count_nodes(model), ir.weight_bytes(model)) if result.modified else before
+        return PassRecord(
+            one.name,
+            phase,
+            number,
+            seconds,
+            nodes_before=before[0],
+            nodes_after=after[0],
+            bytes_before=before[1],
+            bytes_after=after[1],
+            patches=result.patches,
+            modified=result.modified,
+        )
+
+
+def _sizes(record: PassRecord) -> tuple[int, int]:
+    return record.nodes_after, record.bytes_after
 
 
 def describe_passes() -> list[dict[str, Any]]:
-    """Every pass, those of the pipeline first and in its order: name, phase, first line of its doc string, its rules."""
+    """Every pass, those of the pipeline first and in its order: name, phase, first sentence of its doc string, its rules."""
     passes.load_all()
     in_order = [name for phase_passes in PHASES.values() for name in phase_passes]
     names = dict.fromkeys([name for name in in_order if name in REGISTRY] + list(REGISTRY))

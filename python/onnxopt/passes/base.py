@@ -320,8 +320,10 @@ class Pass(abc.ABC):
 
     @classmethod
     def summary(cls) -> str:
-        """The first line of the doc string."""
-        return (cls.__doc__ or "").strip().splitlines()[0]
+        """The first sentence of the doc string."""
+        paragraph = " ".join((cls.__doc__ or "").strip().partition("\n\n")[0].split())
+        sentence, end, _ = paragraph.partition(". ")
+        return sentence + end.strip()
 
 
 class RulePass(Pass):
