@@ -127,13 +127,36 @@ def test_a_run_with_a_budget_is_a_prefix_of_the_whole_run() -> None:
         assert manager.with_budget(budget).run(ir.load_copy(chain(4))).patches == whole[:budget]
 
 
-def test_the_pipeline_is_bisected_too() -> None:
-    text = "g (float[N, 8] x) => (float[N, 8] y) { a = Identity (x) b = Mul (a, two) c = Mul (b, two) d = Tanh (c) e = Exp (d) y = Neg (e) }"
-    proto = helpers.model(text, two=np.float32(2))
-    whole = PassManager("cpu").run(ir.load_copy(proto)).patches
+def arithmetic() -> onnx.ModelProto:
+    text = "a = Identity (x) b = Mul (a, two) c = Mul (b, two) d = Tanh (c) e = Exp (d) y = Neg (e)"
+    return helpers.model(f"g (float[N, 8] x) => (float[N, 8] y) {{ {text} }}", two=np.array(2, np.float32))
+
+
+def equal_initializers() -> onnx.ModelProto:
+    names = [f"w{index}" for index in range(6)]
+    text = "v0 = Identity (x) " + " ".join(f"v{index + 1} = Max (v{index}, {name})" for index, name in enumerate(names))
+    weights = {name: np.arange(8, dtype=np.float32) for name in names}
+    return helpers.model(f"g (float[N, 8] x) => (float[N, 8] y) {{ {text} y = Tanh (v6) }}", **weights)
+
+
+def branches_with_initializers() -> onnx.ModelProto:
+    text = """g (bool c, float[8] x) => (float[8] y) {
+        i = Identity (x)
+        y = If (c) < then_branch = t () => (float[8] p) { p = Add (i, k) }, else_branch = e () => (float[8] q) { q = Mul (i, k) } >
+    }"""
+    proto = helpers.model(text)
+    for attribute in proto.graph.node[1].attribute:
+        attribute.g.initializer.append(onnx.numpy_helper.from_array(np.arange(8, dtype=np.float32), "k"))
+    return proto
+
+
+@pytest.mark.parametrize("make", [arithmetic, equal_initializers, branches_with_initializers])
+def test_every_rewrite_of_the_pipeline_is_counted_and_can_be_left_out(make: Callable[[], onnx.ModelProto]) -> None:
+    whole = PassManager("cpu").run(ir.load(make())).patches
     assert len(whole) > 2
+    assert [patch.number for patch in whole] == list(range(1, len(whole) + 1))
     for budget in range(len(whole) + 1):
-        assert PassManager("cpu", stop_after=budget).run(ir.load_copy(proto)).patches == whole[:budget]
+        assert PassManager("cpu", stop_after=budget).run(ir.load(make())).patches == whole[:budget]
 
 
 @pytest.mark.parametrize("named", [True, False], ids=["named node", "node without a name"])

@@ -100,7 +100,10 @@ class NearMiss:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class AppliedPatch:
-    """One applied patch: its number in the run (what `stop_after` counts), pass, rule and the node it was rooted at."""
+    """One applied patch: its number in the run (what `stop_after` counts), pass, rule and the node it was rooted at.
+
+    Nodes without a name are called by their first output; the op type of a patch of an initializer is "initializer".
+    """
 
     number: int
     pass_name: str
@@ -133,11 +136,15 @@ class Log:
         self._stats(rule).attempts += 1
 
     def applied(self, patch: Patch) -> None:
-        self._stats(patch.rule).applied += 1
-        anchor = patch.anchor
-        self.patches.append(
-            AppliedPatch(self._budget.used, self.pass_name, patch.rule, ir.node_name(anchor), anchor.op_type)
-        )
+        self._record(patch.rule, ir.node_name(patch.anchor), patch.anchor.op_type)
+
+    def replaced(self, initializer: ir.Value) -> None:
+        """The pass let another value stand for an initializer: a patch without a node."""
+        self._record(self.pass_name, initializer.name or "", "initializer")
+
+    def _record(self, rule: str, where: str, kind: str) -> None:
+        self._stats(rule).applied += 1
+        self.patches.append(AppliedPatch(self._budget.used, self.pass_name, rule, where, kind))
 
     def refused(self, rule: str, node: ir.Node, refusal: Refusal, depth: int) -> None:
         if self._explain:

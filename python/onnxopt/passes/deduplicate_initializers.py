@@ -45,6 +45,7 @@ class DeduplicateInitializers(Pass):
             for value in alike if len(alike) > 1 else ():
                 kept = first.setdefault(_digest(value), value)
                 if kept is not value and ctx.budget.take():
+                    ctx.log.replaced(value)
                     ctx.editor.replace(value, kept)
                     ctx.model.graph.initializers.pop(value.name or "")
                     patches += 1

@@ -47,6 +47,7 @@ class LiftConstants(Pass):
                     continue
                 if not ctx.budget.take():
                     return moved
+                ctx.log.replaced(value)
                 constant = ctx.constant(value.const_value, value.name or "constant")
                 ctx.editor.replace(value, constant)
                 graph.initializers.pop(value.name or "")
