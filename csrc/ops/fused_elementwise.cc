@@ -76,6 +76,13 @@ OrtStatus* create(const ort::CustomOp*, const void*, const OrtKernelInfo* info, 
   return ort::failure(kName, error.what(), ort::kFail);
 }
 
+#if defined(ONNXOPT_HAVE_CUDA)
+OrtStatus* create_on_cuda(const ort::CustomOp* op, const void* table, const OrtKernelInfo* info, void** kernel) {
+  const Result<bool> prepared = elementwise::cuda::interpreter().prepare();
+  return prepared ? create(op, table, info, kernel) : ort::failure(kName, prepared.error(), ort::kFail);
+}
+#endif
+
 /// Reads the inputs; a sentence says which one is missing.
 Result<std::vector<ort::TensorView>> read_inputs(const Program& program, const OrtKernelContext* context) {
   using Views = std::vector<ort::TensorView>;
@@ -260,6 +267,7 @@ const ort::CustomOp* fused_elementwise() {
 const ort::CustomOp* fused_elementwise_on_cuda() {
   static const ort::CustomOp op = [] {
     ort::CustomOp made = describe();
+    made.CreateKernelV2 = create_on_cuda;
     made.GetExecutionProviderType = [](const ort::CustomOp*) { return "CUDAExecutionProvider"; };
     made.KernelComputeV2 = compute<run_on_cuda>;
     return made;

@@ -128,6 +128,34 @@ struct SameOffsets {
   }
 };
 
+/// No slot of a thread of a block overlaps another one.
+struct SlotsLieApart {
+  template <class L, class Code>
+  Result<bool> operator()() const {
+    using namespace elementwise::cuda;
+    constexpr unsigned threads = 64, slots = 5;
+    std::vector<Chunk<16>> memory(sizeof(L) * threads * slots / sizeof(Chunk<16>));
+    const auto value = [](unsigned slot, unsigned thread, int k) {
+      return static_cast<typename L::Word>((slot * threads + thread) * L::kCount + static_cast<unsigned>(k));
+    };
+    const auto for_each_place = [&](const auto& visit) {
+      for (unsigned slot = 0; slot < slots; ++slot)
+        for (unsigned thread = 0; thread < threads; ++thread) visit(Slots<L>{memory.data(), thread, threads}, slot, thread);
+    };
+    for_each_place([&](const Slots<L>& of_thread, unsigned slot, unsigned thread) {
+      L lanes;
+      for (int k = 0; k < L::kCount; ++k) lanes.words[k] = value(slot, thread, k);
+      of_thread.put(slot, lanes);
+    });
+    bool same = true;
+    for_each_place([&](const Slots<L>& of_thread, unsigned slot, unsigned thread) {
+      const L lanes = of_thread.get(slot);
+      for (int k = 0; k < L::kCount; ++k) same = same && lanes.words[k] == value(slot, thread, k);
+    });
+    return same ? Result<bool>(true) : Result<bool>::failure("Slots of threads overlap.");
+  }
+};
+
 bool run_one(Generator& generator, int number) {
   const int inputs = 1 + generator.below(4);
   const std::string text = generator.program(inputs, 1 + generator.below(12));
@@ -195,6 +223,10 @@ int main(int argc, char** argv) {
   const int programs = argc > 1 ? std::atoi(argv[1]) : 300;
   const unsigned seed = argc > 2 ? static_cast<unsigned>(std::atoi(argv[2])) : 1;
   Generator generator(seed);
+  if (const Result<bool> apart = elementwise::cuda::for_each_form(SlotsLieApart{}); !apart) {
+    std::printf("%s\n", apart.error().c_str());
+    return 1;
+  }
   for (int i = 0; i < programs; ++i)
     if (!run_one(generator, i) || !divides_exactly(generator)) {
       std::printf("failed with seed %u\n", seed);

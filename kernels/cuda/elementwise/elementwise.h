@@ -11,6 +11,8 @@ namespace onnxopt::elementwise::cuda {
 struct Interpreter {
   /// Why no kernel can run on the current device; empty when it can.
   std::string (*problem)();
+  /// Loads all kernels, which else happens when they run first, and must not happen while a graph is captured.
+  Result<bool> (*prepare)();
   /// Starts the kernels on a stream (a `cudaStream_t`) and returns; all addresses are the device's.
   Result<bool> (*run)(const Program&, const Arguments&, void* stream);
   /// Copies tensors of the host to the device, runs, and copies the outputs back: for tests and tools.

@@ -8,10 +8,9 @@ namespace {
 struct OnHost {
   template <class L, class Code>
   Result<bool> operator()(const Code& code, unsigned threads) const {
-    // Slots of one thread of a block, as they lie there.
     std::vector<Chunk<16>> memory(code.slot_count * sizeof(L) * threads / sizeof(Chunk<16>) + 1);
-    const Slots<L> slots{memory.data(), threads / 2, threads};
-    for (std::int64_t first = 0; first < code.elements; first += L::kCount) evaluate(code, slots, first);
+    for (unsigned thread = 0; thread < threads; ++thread)
+      run_thread(code, Slots<L>{memory.data(), thread, threads}, thread, threads);
     return true;
   }
 };

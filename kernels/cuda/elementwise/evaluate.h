@@ -532,4 +532,10 @@ ONNXOPT_DEVICE void evaluate(const Code& code, const Slots<L>& slots, std::int64
   }
 }
 
+/// What one of `threads` threads does, which share the elements.
+template <class L, class Code>
+ONNXOPT_DEVICE void run_thread(const Code& code, const Slots<L>& slots, std::int64_t thread, std::int64_t threads) {
+  for (std::int64_t first = thread * L::kCount; first < code.elements; first += threads * L::kCount) evaluate(code, slots, first);
+}
+
 }  // namespace onnxopt::elementwise::cuda

@@ -17,10 +17,8 @@ constexpr std::int64_t kBlocksPerProcessor = 32;
 template <class L, class Code>
 __global__ void __launch_bounds__(kThreads) interpret(const __grid_constant__ Code code) {
   extern __shared__ Chunk<16> memory[];
-  const Slots<L> slots{memory, threadIdx.x, blockDim.x};
   const std::int64_t thread = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * blockDim.x * L::kCount;
-  for (std::int64_t first = thread * L::kCount; first < code.elements; first += step) evaluate(code, slots, first);
+  run_thread(code, Slots<L>{memory, threadIdx.x, blockDim.x}, thread, static_cast<std::int64_t>(gridDim.x) * blockDim.x);
 }
 
 /// Success, or a sentence about what failed.
@@ -83,6 +81,16 @@ std::string problem() {
   return {};
 }
 
+struct Load {
+  template <class L, class Code>
+  Result<bool> operator()() const {
+    cudaFuncAttributes attributes;
+    return check(cudaFuncGetAttributes(&attributes, interpret<L, Code>), "load the kernels");
+  }
+};
+
+Result<bool> prepare() { return for_each_form(Load{}); }
+
 /// Memory of the device for one tensor.
 struct Free {
   void operator()(void* memory) const { cudaFree(memory); }
@@ -136,7 +144,7 @@ Result<bool> run_on_copies(const Program& program, const Arguments& arguments) {
 }  // namespace
 
 const Interpreter& interpreter() {
-  static constexpr Interpreter instance{problem, run, run_on_copies};
+  static constexpr Interpreter instance{problem, prepare, run, run_on_copies};
   return instance;
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <span>
+#include <type_traits>
 #include <vector>
 
 #include "kernels/cpu/elementwise/plan.h"
@@ -45,25 +46,40 @@ unsigned threads_for(std::size_t slot_count) {
 /// Whether all tensors of a plan are so narrow that a thread takes eight elements for 16 bytes.
 bool is_narrow(const Listing& listing, const Plan& plan);
 
+/// The forms of the kernel: what a thread holds, by the widest type and the width of the tensors.
+using Narrow = Lanes<std::uint32_t, 8>;
+using Usual = Lanes<std::uint32_t, 4>;
+using Wide = Lanes<std::uint64_t, 4>;
+using Any = Lanes<std::uint64_t, 1>;
+
+/// Calls `use.template operator()<L, Code>()` for every form until one fails.
+template <class Use>
+Result<bool> for_each_form(const Use& use) {
+  Result<bool> done = use.template operator()<Narrow, SmallCode>();
+  if (done) done = use.template operator()<Usual, SmallCode>();
+  if (done) done = use.template operator()<Wide, SmallCode>();
+  if (done) done = use.template operator()<Any, LargeCode>();
+  return done;
+}
+
 /// Calls `use.template operator()<L>(code, threads)` with the best form that the plan fits into.
 template <class Use>
 Result<bool> with_code(const Program& program, const Plan& plan, const Use& use) {
   const Listing listing = assemble(program, output_statements(program, plan));
-  const auto attempt = [&]<class L>() -> unsigned { return threads_for<L>(listing.slot_count); };
   SmallCode small;
-  if (listing.wide) {
-    const unsigned threads = attempt.template operator()<Lanes<std::uint64_t, 4>>();
-    if (threads > 0 && pack(listing, plan, 4, small)) return use.template operator()<Lanes<std::uint64_t, 4>>(small, threads);
-  } else {
-    unsigned threads = attempt.template operator()<Lanes<std::uint32_t, 8>>();
-    if (threads > 0 && is_narrow(listing, plan) && pack(listing, plan, 8, small))
-      return use.template operator()<Lanes<std::uint32_t, 8>>(small, threads);
-    threads = attempt.template operator()<Lanes<std::uint32_t, 4>>();
-    if (threads > 0 && pack(listing, plan, 4, small)) return use.template operator()<Lanes<std::uint32_t, 4>>(small, threads);
-  }
+  const auto fits = [&]<class L>(std::type_identity<L>) {
+    return threads_for<L>(listing.slot_count) > 0 && pack(listing, plan, L::kCount, small);
+  };
+  const auto use_small = [&]<class L>(std::type_identity<L>) {
+    return use.template operator()<L>(small, threads_for<L>(listing.slot_count));
+  };
+  if (!listing.wide && is_narrow(listing, plan) && fits(std::type_identity<Narrow>{}))
+    return use_small(std::type_identity<Narrow>{});
+  if (!listing.wide && fits(std::type_identity<Usual>{})) return use_small(std::type_identity<Usual>{});
+  if (listing.wide && fits(std::type_identity<Wide>{})) return use_small(std::type_identity<Wide>{});
   LargeCode large;
-  if (!pack(listing, plan, 1, large)) return Result<bool>::failure("The expression is too large for one launch.");
-  return use.template operator()<Lanes<std::uint64_t, 1>>(large, kFewestThreads);
+  if (!pack(listing, plan, Any::kCount, large)) return Result<bool>::failure("The expression is too large for one launch.");
+  return use.template operator()<Any>(large, kFewestThreads);
 }
 
 }  // namespace onnxopt::elementwise::cuda
