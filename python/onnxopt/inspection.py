@@ -214,7 +214,9 @@ def _bytes_of(value: ir.Value, shapes: ir.ShapeEnv) -> int | None:
     if not value.name or (not ir.use_count(value) and not value.is_graph_output()):
         return 0
     shape, dtype = shapes.static_shape(value), shapes.dtype(value)
-    return None if shape is None or dtype is None else math.ceil(math.prod(shape) * dtype.itemsize)
+    if shape is None or dtype is None or dtype is ir.DataType.STRING:
+        return None
+    return math.ceil(math.prod(shape) * dtype.itemsize)
 
 
 # --- difference ----------------------------------------------------------------------------------------------------

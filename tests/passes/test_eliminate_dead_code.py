@@ -210,6 +210,31 @@ def test_functions() -> None:
     assert_same(before, after, feed(), rtol=0, atol=0)
 
 
+def test_a_function_that_a_branch_in_a_function_calls() -> None:
+    branches = [
+        onnx.helper.make_graph(
+            [onnx.helper.make_node("Inner", ["a"], [name], domain="ai.onnxopt")],
+            name,
+            [],
+            [onnx.ValueInfoProto(name=name)],
+        )
+        for name in "pq"
+    ]
+    proto = function("local", "Outer", "Neg")
+    del proto.node[:]
+    proto.node.append(onnx.helper.make_node("ReduceMax", ["a"], ["m"], keepdims=0))
+    proto.node.append(onnx.helper.make_node("Cast", ["m"], ["c"], to=onnx.TensorProto.BOOL))
+    proto.node.append(onnx.helper.make_node("If", ["c"], ["b"], then_branch=branches[0], else_branch=branches[1]))
+    before = graph("y = Outer(x)")
+    before.graph.node[0].domain = "local"
+    for domain in ("ai.onnxopt", "local"):
+        before.opset_import.add(domain=domain, version=1)
+    before.functions.extend([function("ai.onnxopt", "Inner", "Neg"), proto])
+    after, _ = run_passes(before, PASS)
+    assert sorted(one.name for one in after.functions) == ["Inner", "Outer"]
+    assert_same(before, after, feed(), rtol=0, atol=0)
+
+
 def test_nothing_dead_is_no_change() -> None:
     _, report = run_passes(graph("y = Neg(x)"), PASS)
     assert not report.records[0].modified

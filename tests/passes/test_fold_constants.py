@@ -298,6 +298,31 @@ def test_integer_division_by_zero_is_left_to_the_runtime() -> None:
     assert [one.name for one in after.graph.output] == ["y"]
 
 
+def texts() -> dict[str, np.ndarray]:
+    return {"w": np.array(["a", "b", "c", "d"], object)}
+
+
+def test_strings_stay() -> None:
+    before = graph("z = Reshape(w, s)\n y = Neg(x)", outputs="y, string[2,2] z", s=np.array([2, 2]), **texts())
+    after, _ = run_passes(before, PASS)
+    assert op_list(after) == ["Reshape", "Neg"]
+    assert_same(before, after, FEEDS)
+
+
+def test_what_is_read_from_strings() -> None:
+    before = graph("a = Equal(w, v)\n b = Cast<to=1>(a)\n y = Add(x, b)", opset=19, v=np.array("b", object), **texts())
+    after, _ = run_passes(before, PASS, "eliminate_dead_code")
+    assert op_list(after) == ["Add"]
+    assert_same(before, after, FEEDS)
+
+
+def test_strings_of_unknown_type() -> None:
+    body = "s = SequenceConstruct(w, w)\n t = SequenceAt(s, i)\n b = Gather(t, i)\n z = Identity(b)\n y = Neg(x)"
+    before = graph(body, outputs="float[3,4] y, string z", i=np.array(1), **texts())
+    after, _ = run_passes(before, PASS)
+    assert_same(before, after, FEEDS)
+
+
 # --- large weights -------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("perm", ["", "<perm=[1, 0]>", "<perm=[0, 1]>"])
 def test_transposes_of_mapped_weights(tmp_path: Path, perm: str) -> None:

@@ -427,3 +427,16 @@ def test_inside_a_branch() -> None:
     assert_same(before, after, [{"x": randoms(5, 7), "c": np.array(flag)} for flag in (True, False)])
     branch = next(attr.g for attr in after.graph.node[0].attribute if attr.name == "then_branch")
     assert [node.op_type for node in branch.node] == ["Gemm"]
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_refuses_a_number_behind_a_view_that_may_broadcast(rows: int) -> None:
+    before = model(
+        "g (float[N,3] x) => (float[M,5] y) { a = MatMul(x, w)\n b = Reshape(a, s)\n y = Mul(b, c) }",
+        w=RNG.standard_normal((3, 5)).astype(np.float32),
+        s=np.array([-1, 5]),
+        c=np.full((4, 1), 2, np.float32),
+    )
+    after, _ = run_passes(before, PASS)
+    assert op_list(after) == ["MatMul", "Reshape", "Mul"]
+    assert_same(before, after, {"x": RNG.standard_normal((rows, 3)).astype(np.float32)})

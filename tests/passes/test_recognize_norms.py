@@ -227,3 +227,18 @@ def test_refuses_a_mean_without_axes() -> None:
     after, _ = run_passes(before, PASS)
     assert op_list(after) == op_list(before)
     assert_same(before, after, feeds())
+
+
+@pytest.mark.parametrize("name", ["epsilon", "two", "one"])
+@pytest.mark.parametrize(
+    ("body", "opset"), [(layer_norm(root="one over root"), 17), (rms_norm(root="one over root"), 23)]
+)
+def test_refuses_a_number_that_may_broadcast(name: str, body: str, opset: int) -> None:
+    before = graph(body, opset=opset, shape="N,5", outputs="float[M,5] y")
+    for one in before.graph.initializer:
+        if one.name == name:
+            array = np.broadcast_to(onnx.numpy_helper.to_array(one), (4, 1))
+            one.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(array), name))
+    after, _ = run_passes(before, PASS)
+    assert op_list(after) == op_list(before)
+    assert_same(before, after, [*feeds((1, 5)), *feeds((4, 5))], rtol=1e-4, atol=1e-5)

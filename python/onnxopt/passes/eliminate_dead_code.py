@@ -77,7 +77,7 @@ class EliminateDeadCode(Pass):
             return 0
         called = {node.op_identifier() for node in walk(model.graph)}
         for function in model.functions.values():
-            called.update(node.op_identifier() for node in function)
+            called.update(node.op_identifier() for node in walk(function.graph))
         unused = [key for key in ours if key not in called]
         for key in unused:
             del model.functions[key]

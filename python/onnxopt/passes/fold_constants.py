@@ -37,7 +37,7 @@ class FoldConstants(Pass):
 
     All foldable nodes are found first and evaluated by onnxruntime in one session, of which only the results that others use are kept.
 
-    Refused: random ops, ops of other domains, results larger than both their constant inputs and the folding budget (a model must not
+    Refused: random ops, ops of other domains, strings, results larger than both their constant inputs and the folding budget (a model must not
     grow), and results that would blow up deliberately compressed weights (INT8 or narrower behind Cast, Mul or DequantizeLinear).
     """
 
@@ -124,6 +124,8 @@ class _Region:
         inner = subgraphs(node)
         if inner and not self._closed(node):
             return
+        if any(self.ctx.shapes.dtype(value) is ir.DataType.STRING for value in node.outputs):
+            return
         if not self._worth_keeping(node):
             return
         self.nodes[node] = None
@@ -185,7 +187,7 @@ class _Region:
                 producer = value.producer()
                 if producer is not None and value in self._made:
                     stack.extend(one for one in producer.inputs if one is not None)
-            elif tensor.dtype.bitwidth <= LOW_BITS and tensor.dtype != ir.DataType.BOOL:
+            elif tensor.dtype not in _UNCOMPRESSED and tensor.dtype.bitwidth <= LOW_BITS:
                 narrow += tensor.nbytes
             elif ir.use_count(value) <= 1:
                 wide += tensor.nbytes
@@ -227,6 +229,7 @@ def _only_used_by(value: ir.Value, node: ir.Node) -> bool:
     return all(user is node for user, _ in value.uses()) and not value.is_graph_output()
 
 
+_UNCOMPRESSED = frozenset({ir.DataType.BOOL, ir.DataType.STRING})
 _SOURCES = frozenset({"Range", "EyeLike"})
 _GROWING = frozenset(
     [

@@ -250,8 +250,10 @@ def fold_scale_behind_views(b: Builder, m: Match) -> ir.Value | Refusal | None:
     instead."""
     number = m.scalar("c")
     array = m.array("c")
-    if number is None or array is None or array.ndim > (m.rank("x") or 0) or m.dtype("x") not in FOLDABLE:
+    if number is None or array is None or m.dtype("x") not in FOLDABLE:
         return None
+    if not m.ctx.shapes.same_shape(m["x"], m.output):
+        return Refusal("'{}' may broadcast it to another shape", m["c"].name, culprit=m.root)
     scale = float(number) if m.root.op_type == "Mul" else (1 / float(number) if number else math.nan)
     if not math.isfinite(scale):
         return Refusal("it is not finite", culprit=m.root)

@@ -62,6 +62,8 @@ def _fits(m: Match, opset: int, means: tuple[str, ...]) -> bool | Refusal:
         return Refusal("the means are not over the same trailing axes", culprit=m.root)
     if m.scalar("epsilon") is None:
         return Refusal("epsilon is no scalar", culprit=m.root)
+    if not m.ctx.shapes.same_shape(m["x"], m.output):
+        return Refusal("a constant may broadcast the result", culprit=m.root)
     axis = axes.pop()
     shape = m.ctx.shapes.shape(m["x"])
     assert shape is not None and axis is not None
@@ -85,7 +87,7 @@ def _build(op_type: str, inputs: tuple[str, ...], mean: str):  # type: ignore[no
 class RecognizeNorms(RulePass):
     """Recognize LayerNormalization (opset 17) and RMSNormalization (opset 23) over trailing axes, in the forms that exporters write.
 
-    Refused: opsets that lack the op, axes that are not the last ones, scales that broadcast, inner values used elsewhere.
+    Refused: opsets that lack the op, axes that are not the last ones, constants that broadcast, inner values used elsewhere.
     """
 
     name = "recognize_norms"

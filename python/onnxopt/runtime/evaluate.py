@@ -85,7 +85,12 @@ def _run(
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     arrays = session.run([value.name for value in outputs], feeds)
-    return {value: array for value, array in zip(outputs, arrays, strict=True) if isinstance(array, np.ndarray)}
+    return {value: array for value, array in zip(outputs, arrays, strict=True) if _is_numeric(array)}
+
+
+def _is_numeric(result: object) -> bool:
+    """Whether a result is a tensor of numbers: neither a sequence, nor strings."""
+    return isinstance(result, np.ndarray) and result.dtype.kind != "O"
 
 
 EMBEDDED_BYTES = 1 << 16
