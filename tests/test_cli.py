@@ -102,6 +102,15 @@ def test_verify_finds_a_changed_weight(model: Path, tmp_path: Path, capsys) -> N
     assert code == 1 and "differs" in out
 
 
+def test_infinite_differences_are_null_in_json(model: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    changed = onnx.load(model)
+    changed.graph.initializer[1].CopyFrom(numpy_helper.from_array(np.full(16, np.inf, np.float32), "b"))
+    other = tmp_path / "changed.onnx"
+    onnx.save(changed, other)
+    code, out, _ = run(capsys, "verify", model, other, "--json")
+    assert code == 1 and "Infinity" not in out and json.loads(out)["samples"][0]["worst"] is None
+
+
 def test_explain_names_rules_and_refuses_unknown_ones(model: Path, capsys) -> None:  # type: ignore[no-untyped-def]
     code, out, _ = run(capsys, "explain", model, "--json")
     assert code == 0 and any(one["applied"] for one in json.loads(out)["rules"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -117,13 +116,9 @@ def _console(*, stderr: bool = False) -> Console:
 
 
 def _print_json(value: object) -> None:
-    typer.echo(json.dumps(value, indent=2, default=_plain))
+    from onnxopt.report import json_text
 
-
-def _plain(value: object) -> object:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.asdict(value)
-    return str(value)
+    typer.echo(json_text(value))
 
 
 @contextmanager
@@ -456,7 +451,7 @@ def bench(
             models, threads=threads, rounds=rounds, dims=parse_dims(dim), tick=lambda: tick("Measuring")
         )
     if as_json:
-        return _print_json([dataclasses.asdict(one) for one in found])
+        return _print_json(found)
     rows = [
         (one.name, f"{one.median_ms:.3f}", f"{one.fastest_ms:.3f}", f"{one.slowest_ms:.3f}", f"{one.speedup:.2f} x")
         for one in found

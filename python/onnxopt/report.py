@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import numbers
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from xml.etree.ElementTree import Element
 
 from onnxopt import __version__
 from onnxopt.explanation import group_near_misses
@@ -18,7 +22,15 @@ OPS_IN_CHART = 14
 
 
 def report_json(report: Report) -> dict[str, Any]:
-    """The whole report as plain data. Times are seconds, sizes bytes."""
+    """The whole report as plain data. Times are seconds, sizes bytes.
+
+    Returns:
+        `onnxopt` (version), `target`, `seconds`, `nodes`, `weight_bytes` and `ops` (each `before` and `after`), `passes` (every run of a
+        pass: name, phase, round, seconds, nodes and bytes before and after, patches, modified), `rules` (pass, rule, attempts, applied),
+        `rewrites` (number, pass_name, rule, node, op_type), `near_misses` (rule, reason, op_type, node, culprit, count), `warnings`,
+        `defects`, `verification` (equal, sentence, samples; None when it was not asked for) and `latency` (per model name, median_ms,
+        fastest_ms, slowest_ms, speedup).
+    """
     return {
         "onnxopt": __version__,
         "target": report.target,
@@ -40,14 +52,37 @@ def report_json(report: Report) -> dict[str, Any]:
     }
 
 
+def json_text(value: object) -> str:
+    """JSON that every parser reads: dataclasses are objects, numbers that are not finite null, whatever else its text."""
+    return json.dumps(_plain(value), indent=2, allow_nan=False)
+
+
+def _plain(value: object) -> object:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _plain(dataclasses.asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    if isinstance(value, numbers.Real) and not isinstance(value, (bool, int)):
+        return _plain_number(value)
+    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
+
+
+def _plain_number(value: numbers.Real) -> int | float | None:
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    return float(value) if math.isfinite(value) else None
+
+
 def write_report(path: Path, report: Report, source: Path, output: Path) -> None:
-    """Write the report as .json or .html.
+    """Write the report as .json (with the names of both files, `source` and `output`) or .html.
 
     Raises:
         OSError: the file cannot be written.
     """
     data = {"source": source.name, "output": output.name, **report_json(report)}
-    text = json.dumps(data, indent=2, default=str) if path.suffix == ".json" else _html(data)
+    text = json_text(data) if path.suffix == ".json" else _html(data)
     path.write_text(text, encoding="utf-8")
 
 
@@ -119,6 +154,18 @@ def _bars(title: str, labels: list[str], series: dict[str, list[float]]) -> str:
         show_y_guides=False,
     )
     chart.x_labels = labels
+    chart.uuid = title.split(",")[0].replace(" ", "-").lower()
     for name, values in series.items():
         chart.add(name, values)
-    return str(chart.render(is_unicode=True, disable_xml_declaration=True))
+    return _still(chart.render_tree())
+
+
+def _still(svg: Element) -> str:
+    """The picture alone: pygal adds scripts for a library that it would load, and comments with the date."""
+    from pygal.etree import etree
+
+    for parent in list(svg.iter()):
+        for child in list(parent):
+            if child.tag == "script" or not isinstance(child.tag, str):
+                parent.remove(child)
+    return str(etree.tostring(svg, encoding="unicode"))
