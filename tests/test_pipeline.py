@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import numpy as np
@@ -404,6 +407,24 @@ def test_same_model_same_bytes_in_another_process(tmp_path: Path) -> None:
         )
         outputs.append(output.read_bytes())
     assert outputs[0] == outputs[1]
+
+
+def test_threads_do_not_disturb_each_other() -> None:
+    weights = {"w": np.arange(64, dtype=np.float32)}
+    text = "(float[N, 64] x) => (float[N, 64] y) { e = Exp (w) i = Identity (x) a = Mul (i, e) b = Add (a, w) y = Tanh (b) }"
+    models = [helpers.model(f"g {text.replace('Exp', op)}", **weights) for op in ("Exp", "Sqrt", "Neg", "Abs")]
+    alone = [optimize(proto).SerializeToString(deterministic=True) for proto in models]
+    start = Barrier(8)
+
+    def work(index: int) -> list[bytes]:
+        start.wait()
+        return [optimize(models[(index + k) % 4]).SerializeToString(deterministic=True) for k in range(8)]
+
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(work, range(8)))
+    for index, results in enumerate(together):
+        assert results == [alone[(index + k) % 4] for k in range(8)]
+    assert gc.isenabled()
 
 
 # --- passes of users ---
