@@ -92,6 +92,12 @@ def test_diff_and_verify_tell_by_their_exit_code(model: Path, tmp_path: Path, ca
     assert run(capsys, "verify", model, output)[0] == 0
 
 
+@pytest.mark.parametrize("command", ["diff", "verify"])
+def test_a_second_model_that_is_missing_is_told_apart(model: Path, capsys, command: str) -> None:  # type: ignore[no-untyped-def]
+    code, _, err = run(capsys, command, model)
+    assert code == 2 and "Missing argument 'SECOND'" in err
+
+
 def test_verify_finds_a_changed_weight(model: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
     changed = onnx.load(model)
     bias = next(one for one in changed.graph.initializer if one.name == "b")

@@ -48,6 +48,8 @@ app = typer.Typer(
 )
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="An .onnx file.")]
+First = Annotated[Path, typer.Argument(metavar="FIRST", help="An .onnx file.")]
+Second = Annotated[Path, typer.Argument(metavar="SECOND", help="The .onnx file to compare with it.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 Dims = Annotated[
     list[str] | None, typer.Option("--dim", help="Fix or bound a named dimension: N=1, S=1..512. May be repeated.")
@@ -319,7 +321,7 @@ def _port_row(port: Any) -> tuple[str, str, str]:
 
 
 @app.command()
-def diff(first: Model, second: Model, dim: Dims = None, as_json: Json = False) -> None:
+def diff(first: First, second: Second, dim: Dims = None, as_json: Json = False) -> None:
     """Show how two models differ in ops, sizes, inputs and outputs. Exit code 1 when they do."""
     from onnxopt.inspection import diff as run
 
@@ -343,8 +345,8 @@ def diff(first: Model, second: Model, dim: Dims = None, as_json: Json = False) -
 
 @app.command()
 def verify(
-    first: Model,
-    second: Model,
+    first: First,
+    second: Second,
     samples: Annotated[int, typer.Option(min=1, help="Random inputs to try.")] = 3,
     seed: Annotated[int, typer.Option(help="Seed of the random inputs.")] = 0,
     dim: Dims = None,
