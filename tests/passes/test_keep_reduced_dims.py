@@ -92,3 +92,83 @@ def test_refuses(body: str, outputs: str) -> None:
     after, _ = run_passes(before, PASS)
     assert op_list(after) == op_list(before)
     assert_same(before, after, feeds())
+
+
+@pytest.mark.parametrize("kind", ["L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare"])
+def test_every_reduction(kind: str) -> None:
+    before = reduced(f"a = Abs(x)\n r = Reduce{kind}<keepdims=0>(a, last)\n v = Unsqueeze(r, last)\n y = Sub(x, v)")
+    after, _ = run_passes(before, PASS, "eliminate_dead_code")
+    assert op_list(after) == ["Abs", f"Reduce{kind}", "Sub"]
+    assert_same(before, after, feeds())
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4), (1, 1, 1), (5, 7, 4)])
+def test_sizes(shape: tuple[int, ...]) -> None:
+    before = reduced("r = ReduceSum<keepdims=0>(x, last)\n v = Unsqueeze(r, last)\n y = Sub(x, v)", shape="N,M,K")
+    after, _ = run_passes(before, PASS, "eliminate_dead_code")
+    assert op_list(after) == ["ReduceSum", "Sub"]
+    assert_same(before, after, {"x": RNG.standard_normal(shape).astype(np.float32)})
+
+
+def test_all_axes_of_a_vector() -> None:
+    before = model(
+        "g (float[5] x) => (y) { r = ReduceMax<keepdims=0>(x, zero)\n v = Unsqueeze(r, zero)\n y = Sub(x, v) }",
+        opset=18,
+        zero=np.array([0]),
+    )
+    after, _ = run_passes(before, PASS, "eliminate_dead_code")
+    assert op_list(after) == ["ReduceMax", "Sub"]
+    assert_same(before, after, {"x": np.array([1, np.nan, np.inf, -np.inf, 2], np.float32)})
+
+
+def test_refuses_what_a_branch_captures() -> None:
+    branches = (
+        "then_branch = a () => (float[2,3] t) { t = Neg(r) }, else_branch = b () => (float[2,3] e) { e = Exp(r) }"
+    )
+    before = model(
+        f"g (float[2,3,4] x, bool f) => (y, float[2,3] z) {{ r = ReduceSum<keepdims=0>(x, last)\n v = Unsqueeze(r, last)\n y = Sub(x, v)\n z = If(f) <{branches}> }}",
+        opset=18,
+        last=np.array([2]),
+    )
+    after, _ = run_passes(before, PASS)
+    assert op_list(after) == op_list(before)
+    assert_same(before, after, {**feeds(), "f": np.array(True)})
+
+
+def test_inside_a_branch() -> None:
+    branches = "then_branch = a () => (float[2,3,4] t) { r = ReduceSum<keepdims=0>(x, last) v = Unsqueeze(r, last) t = Sub(x, v) }"
+    branches += ", else_branch = b () => (float[2,3,4] e) { e = Exp(x) }"
+    before = model(f"g (float[2,3,4] x, bool f) => (y) {{ y = If(f) <{branches}> }}", opset=18, last=np.array([2]))
+    after, _ = run_passes(before, PASS, "eliminate_dead_code")
+    assert [node.op_type for node in after.graph.node[0].attribute[0].g.node] == ["ReduceSum", "Sub"]
+    assert_same(before, after, {**feeds(), "f": np.array(True)})
+
+
+def test_refuses_axes_that_the_caller_gives() -> None:
+    body = "r = ReduceSum<keepdims=0>(x, a)\n v = Unsqueeze(r, last)\n y = Sub(x, v)"
+    before = model(f"g (float[2,3,4] x, int64[1] a) => (float[2,3,4] y) {{ {body} }}", opset=18, last=np.array([2]))
+    after, _ = run_passes(before, PASS)
+    assert op_list(after) == op_list(before)
+    assert_same(before, after, {**feeds(), "a": np.array([2])})
+
+
+def test_constants_that_vary_along_kept_dims() -> None:
+    body = "r = ReduceSum<keepdims=0>(x, middle)\n t = Mul(r, m)\n v = Unsqueeze(t, middle)\n y = Sub(x, v)"
+    before = model(
+        f"g (float[2,3,4] x) => (y) {{ {body} }}",
+        opset=18,
+        middle=np.array([1]),
+        m=RNG.standard_normal((2, 4)).astype(np.float32),
+    )
+    after, _ = run_passes(before, PASS, "eliminate_dead_code")
+    assert op_list(after) == ["ReduceSum", "Mul", "Sub"]
+    assert_same(before, after, feeds())
+
+
+def test_refuses_a_constant_of_higher_rank() -> None:
+    body = "r = ReduceSum<keepdims=0>(x, last)\n t = Mul(r, m)\n v = Unsqueeze(t, last)\n y = Neg(v)"
+    before = model(
+        f"g (float[2,3,4] x) => (y) {{ {body} }}", opset=18, last=np.array([2]), m=np.ones((2, 1, 1), np.float32)
+    )
+    after, _ = run_passes(before, PASS)
+    assert_same(before, after, feeds())

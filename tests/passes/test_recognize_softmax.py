@@ -52,3 +52,65 @@ def test_becomes_softmax(axis: int, opset: int) -> None:
 def test_refuses(before: onnx.ModelProto) -> None:
     after, _ = run_passes(before, PASS)
     assert op_list(after) == op_list(before)
+
+
+@pytest.mark.parametrize(
+    ("body", "outputs"),
+    [
+        ("m = ReduceMax<keepdims=0>(x, a)\n s = Sub(x, m)\n e = Exp(s)\n t = ReduceSum(e, a)\n y = Div(e, t)", "y"),
+        ("m = ReduceMax(x, a)\n s = Sub(x, m)\n e = Exp(s)\n t = ReduceSum<keepdims=0>(e, a)\n y = Div(e, t)", "y"),
+        ("m = ReduceMax(x, both)\n s = Sub(x, m)\n e = Exp(s)\n t = ReduceSum(e, both)\n y = Div(e, t)", "y"),
+        ("m = ReduceMax(x)\n s = Sub(x, m)\n e = Exp(s)\n t = ReduceSum(e)\n y = Div(e, t)", "y"),
+        ("m = ReduceMin(x, a)\n s = Sub(x, m)\n e = Exp(s)\n t = ReduceSum(e, a)\n y = Div(e, t)", "y"),
+        ("m = ReduceMax(x, a)\n s = Sub(x, m)\n e = Exp(s)\n t = ReduceMean(e, a)\n y = Div(e, t)", "y"),
+        ("m = ReduceMax(x, a)\n s = Sub(x, m)\n e = Exp(s)\n t = ReduceSum(e, a)\n y = Div(t, e)", "y"),
+        ("m = ReduceMax(x, a)\n s = Sub(x, m)\n e = Exp(s)\n t = ReduceSum(s, a)\n y = Div(e, t)", "y"),
+        ("e = Exp(x)\n t = ReduceSum(e, a)\n y = Div(e, t)", "y"),
+        ("m = ReduceMax(x, a)\n s = Sub(x, m)\n e = Exp(s)\n t = ReduceSum(e, a)\n y = Div(e, t)", "y, e"),
+        ("m = ReduceMax(x, a)\n s = Sub(x, m)\n e = Exp(s)\n t = ReduceSum(e, a)\n y = Div(e, t)\n z = Log(t)", "y, z"),
+    ],
+    ids=[
+        "dropped dim of the largest",
+        "dropped dim of the sum",
+        "two axes",
+        "all axes",
+        "smallest",
+        "mean",
+        "upside down",
+        "another sum",
+        "without the largest",
+        "powers are an output",
+        "sum is used elsewhere",
+    ],
+)
+def test_refuses_other_formulas(body: str, outputs: str) -> None:
+    axes = {"a": np.array([1]), "both": np.array([1, 2])}
+    used = {name: axis for name, axis in axes.items() if f", {name})" in body}
+    before = model(f"g (float[3,3,3] x) => ({outputs}) {{ {body} }}", opset=18, **used)
+    after, _ = run_passes(before, PASS)
+    assert op_list(after) == op_list(before)
+    assert_same(before, after, {"x": RNG.standard_normal((3, 3, 3)).astype(np.float32)})
+
+
+@pytest.mark.parametrize("dtype", ["float", "float16", "double"])
+@pytest.mark.parametrize(("declared", "shape"), [("N,M,4", (5, 7, 4)), ("N,M,K", (1, 3, 1)), ("N,M,4", (0, 2, 4))])
+def test_types_and_shapes(dtype: str, declared: str, shape: tuple[int, ...]) -> None:
+    before = written_out(-1)
+    info = onnx.parser.parse_graph(f"g ({dtype}[{declared}] x) => (y) {{ y = Neg(x) }}").input[0]
+    before.graph.input[0].CopyFrom(info)
+    after, _ = run_passes(before, PASS)
+    assert op_list(after) == ["Softmax"]
+    kind = {"float": np.float32, "float16": np.float16, "double": np.float64}[dtype]
+    tolerance = 1e-2 if dtype == "float16" else 1e-5
+    assert_same(before, after, {"x": RNG.standard_normal(shape).astype(kind)}, rtol=tolerance, atol=tolerance)
+
+
+def test_inside_a_branch() -> None:
+    body = "m = ReduceMax(x, a) s = Sub(x, m) e = Exp(s) t = ReduceSum(e, a) y = Div(e, t)"
+    branches = (
+        f"then_branch = p () => (float[2,3] y) {{ {body} }}, else_branch = q () => (float[2,3] z) {{ z = Neg(x) }}"
+    )
+    before = model(f"g (float[2,3] x, bool f) => (o) {{ o = If(f) <{branches}> }}", opset=18, a=np.array([1]))
+    after, _ = run_passes(before, PASS)
+    assert [node.op_type for node in after.graph.node[0].attribute[0].g.node] == ["Softmax"]
+    assert_same(before, after, {"x": RNG.standard_normal((2, 3)).astype(np.float32), "f": np.array(True)})

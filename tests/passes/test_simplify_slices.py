@@ -80,3 +80,72 @@ def test_refuses(before: onnx.ModelProto) -> None:
 def test_refuses_a_pad_of_unknown_width() -> None:
     before = model("g (float[3] x, int64[2] p) => (float[n] y) { y = Pad(x, p) }")
     assert op_list(run_passes(before, PASS)[0]) == ["Pad"]
+
+
+@pytest.mark.parametrize("opset", [13, 17, 18])
+@pytest.mark.parametrize("axis", [0, -1])
+def test_empty_slices_and_parts(axis: int, opset: int) -> None:
+    body = f"a = Slice(x, s, s, k)\n b = Concat<axis={axis}>(a, a)\n y = Concat<axis={axis}>(b, x)"
+    before = graph(body, s=[2], k=[axis], opset=opset)
+    after, _ = run_passes(before, PASS, "eliminate_noops", "eliminate_dead_code")
+    assert_same(before, after, feeds(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("size", [1, 4, 9])
+@pytest.mark.parametrize(
+    "body",
+    [
+        "y = Slice(x, zero, five, axis)",
+        "y = Slice(x, zero, last, axis)",
+        "y = Slice(x, minus, last, axis)",
+        "a = Slice(x, zero, five, axis)\n y = Slice(a, zero, two, other)",
+        "s = Shape(x)\n e = Slice(s, zero, one, zero)\n y = Slice(x, zero, e, zero)",
+    ],
+)
+def test_symbolic_sizes(body: str, size: int) -> None:
+    names = {"zero": 0, "one": 1, "two": 2, "five": 5, "last": LAST, "minus": -5, "axis": 0, "other": 1}
+    used = {name: np.array([number]) for name, number in names.items() if name in body}
+    before = model(f"g (float[N,3] x) => (float[a,b] y) {{ {body} }}", **used)
+    after, _ = run_passes(before, PASS)
+    assert_same(before, after, {"x": RNG.standard_normal((size, 3)).astype(np.float32)}, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("mode", ["constant", "edge", "reflect"])
+def test_pads_of_every_mode_that_add_nothing(mode: str) -> None:
+    before = graph(f'y = Pad<mode="{mode}">(x, p)', p=[0] * 6)
+    after, _ = run_passes(before, PASS)
+    assert op_list(after) == ["Identity"]
+
+
+def test_pads_that_cancel_stay() -> None:
+    before = graph("y = Pad(x, p)", p=[1, 0, 0, -1, 0, 0])
+    after, _ = run_passes(before, PASS)
+    assert op_list(after) == ["Pad"]
+    assert_same(before, after, feeds(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("outputs", ["y, a", "y, b"])
+def test_parts_that_others_use(outputs: str) -> None:
+    before = graph("a, b = Split<axis=1>(x, n)\n y = Concat<axis=1>(a, b)", outputs=outputs, n=[3, 5])
+    after, _ = run_passes(before, PASS, "eliminate_dead_code")
+    assert sorted(op_list(after)) == ["Identity", "Split"]
+    assert_same(before, after, feeds(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("body", ["y = Concat<axis=1>(a, b, a)", "y = Concat<axis=1>(a, a)", "y = Concat<axis=1>(b)"])
+def test_other_joins_of_the_parts_stay(body: str) -> None:
+    before = graph(f"a, b = Split<axis=1>(x, n)\n {body}", n=[4, 4])
+    after, _ = run_passes(before, PASS)
+    assert op_list(after) == ["Split", "Concat"]
+    assert_same(before, after, feeds(), rtol=0, atol=0)
+
+
+def test_a_concat_that_a_branch_captures_stays() -> None:
+    branches = (
+        "then_branch = p () => (float[6,8,9] t) { t = Neg(a) }, else_branch = q () => (float[6,8,9] e) { e = Exp(a) }"
+    )
+    text = f"g (float[3,8,9] x, bool f) => (y, float[6,8,9] w) {{ a = Concat<axis=0>(x, x)\n y = Concat<axis=0>(a, x)\n w = If(f) <{branches}> }}"
+    before = model(text)
+    after, _ = run_passes(before, PASS)
+    assert op_list(after) == ["Concat", "Concat", "If"]
+    assert_same(before, after, {"x": feeds()["x"], "f": np.array(True)})

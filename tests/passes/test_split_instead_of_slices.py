@@ -96,3 +96,54 @@ def test_parts_of_a_part() -> None:
     after, _ = run_passes(before, PASS)
     assert op_list(after) == ["Split", "Split"]
     assert_same(before, after, {"x": RNG.standard_normal((4, 6)).astype(np.float32)}, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.int64, np.bool_, np.uint8])
+def test_other_types(dtype: type) -> None:
+    before = sliced((0, 4), (4, 8))
+    kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    for value in (*before.graph.input, *before.graph.output):
+        value.type.tensor_type.elem_type = kind
+    after, _ = run_passes(before, PASS)
+    assert op_list(after) == ["Split"]
+    assert_same(before, after, {"x": RNG.integers(0, 2, (2, 3, 8)).astype(dtype)})
+
+
+def test_slices_among_other_users() -> None:
+    text = """g (float[2,6] x) => (y, u, z) {
+        u = Relu(x)
+        p = Slice(x, two, six, axis)
+        y = Neg(p)
+        q = Slice(x, zero, two, axis)
+        z = Add(q, one)
+    }"""
+    weights = {name: np.array([number]) for name, number in {"zero": 0, "two": 2, "six": 6, "axis": 1}.items()}
+    before = model(text, **weights, one=np.array(1, np.float32))
+    after, _ = run_passes(before, PASS)
+    assert sorted(op_list(after)) == ["Add", "Neg", "Relu", "Split"]
+    assert_same(before, after, {"x": RNG.standard_normal((2, 6)).astype(np.float32)}, rtol=0, atol=0)
+
+
+def test_slices_in_different_graphs_stay() -> None:
+    branches = "then_branch = a () => (float[2,4] t) { t = Slice(x, two, six, axis) }"
+    branches += ", else_branch = b () => (float[2,2] e) { e = Slice(x, zero, two, axis) }"
+    weights = {name: np.array([number]) for name, number in {"zero": 0, "two": 2, "six": 6, "axis": 1}.items()}
+    text = f"g (float[2,6] x, bool f) => (float[2,n] y, float[2,2] z) {{ y = If(f) <{branches}>\n z = Slice(x, zero, two, axis) }}"
+    before = model(text, **weights)
+    after, _ = run_passes(before, PASS)
+    assert sorted(op_list(after)) == ["If", "Slice"]
+    feed = {"x": RNG.standard_normal((2, 6)).astype(np.float32)}
+    assert_same(before, after, [{**feed, "f": np.array(flag)} for flag in (True, False)])
+
+
+def test_slices_of_a_value_of_the_outer_graph() -> None:
+    branches = "then_branch = a () => (float[2,2] t, float[2,4] u) { t = Slice(x, zero, two, axis) u = Slice(x, two, six, axis) }"
+    branches += ", else_branch = b () => (float[2,2] e, float[2,4] h) { e = Slice(x, zero, two, axis) h = Slice(x, two, six, axis) }"
+    weights = {name: np.array([number]) for name, number in {"zero": 0, "two": 2, "six": 6, "axis": 1}.items()}
+    before = model(
+        f"g (float[2,6] x, bool f) => (float[2,2] y, float[2,4] z) {{ y, z = If(f) <{branches}> }}", **weights
+    )
+    after, _ = run_passes(before, PASS)
+    assert [[node.op_type for node in one.g.node] for one in after.graph.node[0].attribute] == [["Split"], ["Split"]]
+    feed = {"x": RNG.standard_normal((2, 6)).astype(np.float32)}
+    assert_same(before, after, [{**feed, "f": np.array(flag)} for flag in (True, False)])
