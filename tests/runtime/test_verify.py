@@ -12,7 +12,7 @@ import pytest
 import helpers
 import onnxopt
 from onnxopt import ir
-from onnxopt.errors import VerificationError
+from onnxopt.errors import ModelError, VerificationError
 from onnxopt.passes.base import Context, Pass, PassResult
 from onnxopt.runtime.verify import compare, draw_inputs, random_inputs, verify
 
@@ -80,6 +80,53 @@ def test_optimized_model_that_fails_is_a_difference() -> None:
     report = verify(good, bad)
     assert not report.equal
     assert "the optimized model fails" in report.sentence()
+
+
+def test_model_that_does_not_load_itself_is_not_verifiable(tmp_path: Path) -> None:
+    proto = helpers.model("g (float[2] x) => (float[2] y) { y = NoSuchOp (x) }")
+    report = verify(proto, proto)
+    assert not report.equal
+    assert (
+        report.sentence().startswith("Not verified: onnxruntime cannot load the model: ")
+        and "NoSuchOp" in report.sentence()
+    )
+    reports = []
+    onnxopt.optimize(proto, tmp_path / "out.onnx", verify=True, report=reports.append)
+    assert not reports[0].verification.equal and (tmp_path / "out.onnx").exists()
+
+
+def test_optimized_model_that_does_not_load_is_an_error() -> None:
+    bad = helpers.model("g (float[N, 4] x, float[N, 4] z) => (float[N, 4] y) { y = NoSuchOp (x, z) }")
+    with pytest.raises(ModelError, match="NoSuchOp"):
+        verify(_model(), bad)
+
+
+def test_inputs_that_cannot_be_made_are_not_verifiable() -> None:
+    proto = helpers.model("g (seq(float[N]) x) => (float[M] y) { y = ConcatFromSequence <axis = 0> (x) }")
+    report = verify(proto, proto)
+    assert not report.equal
+    assert report.sentence() == (
+        "Not verified: The input 'x' is no tensor of known rank, so no random input can be made for it."
+    )
+
+
+@pytest.mark.parametrize("least", [40, 300])
+def test_larger_last_dims_are_tried_alone(least: int) -> None:
+    """As models of sound want them: a batch of one, and many samples."""
+    body = 'y = Pad <mode = "reflect"> (x, pads) s = Reshape (state, batch_of_one)'
+    proto = helpers.model(
+        f"g (float[?, ?] x, float[2, ?, 3] state) => (float[A, B] y, float[2, 1, 3] s) {{ {body} }}",
+        pads=np.array([0, 0, 0, least]),
+        batch_of_one=np.array([2, 1, 3]),
+    )
+    report = verify(proto, proto)
+    assert report.equal, report.sentence()
+    assert all(sample.shapes["x"][0] == 1 and sample.shapes["x"][1] > least for sample in report.samples)
+
+
+def test_dims_without_a_name_are_stated_by_input_and_axis() -> None:
+    proto = helpers.model("g (float[?, 4] x) => (float[?, 4] y) { y = Tanh (x) }")
+    assert verify(proto, proto, dims={"x_0": 9}).samples[0].shapes["x"] == (9, 4)
 
 
 def test_random_models_are_not_verifiable() -> None:

@@ -132,7 +132,12 @@ def _verify_files(
     if random:
         report.not_verifiable = f"it holds random ops ({', '.join(random)})."
         return report
-    reference = session(first, library=_has_custom_ops(model), optimize=False)
+    try:
+        reference = session(first, library=_has_custom_ops(model), optimize=False)
+        draw_inputs(model, dims, np.random.default_rng(seed), SMALL_DIM)
+    except ModelError as error:
+        report.not_verifiable = str(error)
+        return report
     candidates = [("kernels", session(second))]
     if _has_custom_ops(ir.load(second)):
         candidates.append(("bodies", session(second, library=False)))
