@@ -26,7 +26,7 @@ struct alignas(16) Statement {
 
 /// How an input is walked through along the domain.
 enum class Walk : std::uint8_t {
-  kRepeated,    // one element
+  kRepeated,    // one element, all strides are 0
   kContiguous,  // element by element, as the domain
   kRows,        // the elements of a thread lie in one row, a stride apart
   kAny,

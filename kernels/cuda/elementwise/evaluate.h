@@ -401,28 +401,34 @@ ONNXOPT_DEVICE std::int64_t offset_of(const Code& code, const typename Code::Inp
   return offset + element * input.strides[0];
 }
 
-/// Reads `count` elements from `first` on; lanes behind them are zero.
-template <class T, int E, class Code>
-ONNXOPT_DEVICE Vector<T, E> read_elements(const Code& code, const typename Code::Input& input, std::int64_t first, int count) {
+/// Where the elements of a thread lie in an input. Behind the last one the first is repeated, so that all can be read.
+template <int E>
+struct Places {
+  std::int64_t at[E];
+};
+
+template <int E, class Code>
+ONNXOPT_DEVICE Places<E> find_places(const Code& code, const typename Code::Input& input, std::int64_t first, int count) {
+  const bool contiguous = input.walk == Walk::kContiguous;
+  const std::int64_t start = contiguous ? first : input.walk == Walk::kRepeated ? 0 : offset_of(code, input, first);
+  const std::int64_t stride = contiguous ? 1 : input.strides[code.rank - 1];
+  Places<E> places;
+  ONNXOPT_UNROLL for (int k = 0; k < E; ++k) {
+    const bool elsewhere = input.walk == Walk::kAny && k > 0 && k < count;
+    places.at[k] = elsewhere ? offset_of(code, input, first + k) : k < count ? start + k * stride : start;
+  }
+  return places;
+}
+
+template <class T, int E, class Input>
+ONNXOPT_DEVICE Vector<T, E> read_elements(const Input& input, const Places<E>& places, int count) {
   const T* data = static_cast<const T*>(input.data);
   Vector<T, E> vector;
-  ONNXOPT_UNROLL for (int k = 0; k < E; ++k) vector.values[k] = 0;
-  if (input.walk == Walk::kRepeated) {
-    const T value = *data;
-    ONNXOPT_UNROLL for (int k = 0; k < E; ++k) vector.values[k] = value;
-    return vector;
+  if (input.vector && count == E) {
+    vector.read(data + places.at[0]);
+  } else {
+    ONNXOPT_UNROLL for (int k = 0; k < E; ++k) vector.values[k] = data[places.at[k]];
   }
-  if (input.walk == Walk::kAny) {
-    ONNXOPT_UNROLL for (int k = 0; k < E; ++k) if (k < count) vector.values[k] = data[offset_of(code, input, first + k)];
-    return vector;
-  }
-  const bool rows = input.walk == Walk::kRows;
-  const T* start = data + (rows ? offset_of(code, input, first) : first);
-  const std::int64_t stride = rows ? input.strides[code.rank - 1] : 1;
-  if (input.vector && count == E)
-    vector.read(start);
-  else
-    ONNXOPT_UNROLL for (int k = 0; k < E; ++k) if (k < count) vector.values[k] = start[k * stride];
   return vector;
 }
 
@@ -430,27 +436,28 @@ template <class L, class Code>
 ONNXOPT_DEVICE L load(const Code& code, const typename Code::Input& input, std::int64_t first, int count) {
   using W = typename L::Word;
   constexpr int E = L::kCount;
+  const Places<E> places = find_places<E>(code, input, first, count);
   L lanes;
   switch (input.type) {
     case DType::f16: {
-      const auto read = read_elements<std::uint16_t, E>(code, input, first, count);
+      const auto read = read_elements<std::uint16_t, E>(input, places, count);
       ONNXOPT_UNROLL for (int k = 0; k < E; ++k) lanes.words[k] = word_of<W>(from_half(read.values[k]));
       return lanes;
     }
     case DType::boolean: {
-      const auto read = read_elements<std::uint8_t, E>(code, input, first, count);
+      const auto read = read_elements<std::uint8_t, E>(input, places, count);
       ONNXOPT_UNROLL for (int k = 0; k < E; ++k) lanes.words[k] = word_of<W>(read.values[k] != 0);
       return lanes;
     }
     case DType::i64:
       if constexpr (sizeof(W) == 8) {
-        const auto read = read_elements<std::uint64_t, E>(code, input, first, count);
+        const auto read = read_elements<std::uint64_t, E>(input, places, count);
         ONNXOPT_UNROLL for (int k = 0; k < E; ++k) lanes.words[k] = read.values[k];
         return lanes;
       }
       [[fallthrough]];
     default: {
-      const auto read = read_elements<std::uint32_t, E>(code, input, first, count);
+      const auto read = read_elements<std::uint32_t, E>(input, places, count);
       ONNXOPT_UNROLL for (int k = 0; k < E; ++k) lanes.words[k] = read.values[k];
       return lanes;
     }
