@@ -98,6 +98,15 @@ def test_dims_without_a_name_are_called_by_input_and_axis() -> None:
     assert inspect(proto, {"x_0": 3}).flops == 15
 
 
+@pytest.mark.parametrize("placeholder", ["?", "None", "-1"])
+def test_placeholders_are_no_names(placeholder: str) -> None:
+    proto = helpers.model("g (float[A, B] x) => (float[A, B] y) { y = Relu (x) }")
+    for dim in proto.graph.input[0].type.tensor_type.shape.dim:
+        dim.dim_param = placeholder
+    assert inspect(proto).open_dims == ["x_0", "x_1"]
+    assert inspect(proto, {"x_0": 2, "x_1": 3}).flops == 6
+
+
 def test_dims_that_are_not_there_are_warned_of() -> None:
     proto = helpers.model("g (float[N, ?] x) => (float[N, ?] y) { y = Relu (x) }")
     assert inspect(proto, {"N": 1, "x_1": 2}).warnings == []

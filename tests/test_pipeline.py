@@ -319,6 +319,18 @@ def test_stated_dims_are_fixed_or_bounded(dims: dict[str, Any], shape: int | str
     assert (dim.dim_value or dim.dim_param) == shape
 
 
+@pytest.mark.parametrize("name", ["?", "?0", "None", "-1", "*", ""])
+def test_dims_that_exporters_do_not_name_are_not_taken_to_be_equal(name: str) -> None:
+    text = "s = Shape (x) a = Gather (s, zero) b = Gather (s, one) y = Equal (a, b)"
+    proto = helpers.model(f"g (float[A, B] x) => (bool y) {{ {text} }}", zero=np.array(0), one=np.array(1))
+    for dim in proto.graph.input[0].type.tensor_type.shape.dim:
+        dim.dim_param = name
+    helpers.assert_same(
+        proto, optimize(proto, target="generic"), [{"x": np.ones(shape, np.float32)} for shape in ((2, 3), (3, 3))]
+    )
+    assert [dim.dim_param for dim in optimize(proto).graph.input[0].type.tensor_type.shape.dim] == [name, name]
+
+
 # --- kinds of models ---
 KINDS: dict[str, tuple[Callable[[onnx.ModelProto], Any], type]] = {
     "proto": (lambda proto: proto, onnx.ModelProto),

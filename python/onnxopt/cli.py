@@ -52,7 +52,11 @@ First = Annotated[Path, typer.Argument(metavar="FIRST", help="An .onnx file.")]
 Second = Annotated[Path, typer.Argument(metavar="SECOND", help="The .onnx file to compare with it.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 Dims = Annotated[
-    list[str] | None, typer.Option("--dim", help="Fix or bound a named dimension: N=1, S=1..512. May be repeated.")
+    list[str] | None,
+    typer.Option(
+        "--dim",
+        help="Fix or bound a dimension: N=1, S=1..512; one without a name is called by its input and axis: x_0=1. May be repeated.",
+    ),
 ]
 TargetName = Annotated[str, typer.Option("--target", help="cpu, cuda, or generic (standard ONNX ops only).")]
 

@@ -35,7 +35,7 @@ from onnxopt.ir.load import load, load_copy, without_collector
 from onnxopt.ir.mapped import MappedTensor
 from onnxopt.ir.protos import captures, inputs_with_captures, node_to_proto, tensor_of, tensor_to_proto
 from onnxopt.ir.save import as_kind_of, rebuild, save, to_proto
-from onnxopt.ir.shapes import ShapeEnv, open_dims, unknown_dims, unnamed_dim
+from onnxopt.ir.shapes import ShapeEnv, given_name, open_dims, unknown_dims, unnamed_dim
 from onnxopt.ir.statistics import (
     constant_tensors,
     count_nodes,
@@ -82,6 +82,7 @@ __all__ = [
     "count_nodes",
     "count_ops",
     "from_graphsurgeon",
+    "given_name",
     "inner_graphs",
     "inputs_with_captures",
     "integers",

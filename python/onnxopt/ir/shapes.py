@@ -25,6 +25,9 @@ MAX_FUNCTION_CALLS = 100_000
 _BROKEN_RULES = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 """What a rule raises for a node that does not follow the standard (too few inputs, an attribute of a wrong type): nothing is known of it."""
 
+_PLACEHOLDERS = frozenset({"", "-1", "None", "*"})
+"""Names of dims that exporters give to several dims without meaning that they are equal; so is every name that starts with `?`."""
+
 _BODIES = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 _INTEGERS = frozenset({DataType.INT64, DataType.INT32, DataType.BOOL})
 
@@ -33,6 +36,12 @@ def _fit(elements: Sequence[Dim], dtype: DataType | None) -> bool:
     """Whether the type holds these numbers: arithmetic that overflows wraps at run time, and is left to the runtime."""
     limit = 1 << (31 if dtype is DataType.INT32 else 63)
     return all(-limit <= one < limit for one in elements if isinstance(one, int))
+
+
+def given_name(dim: onnx_ir.SymbolicDim) -> str | None:
+    """The name that a model gives a dim. Equal names mean equal sizes, except for what exporters write where they know nothing."""
+    name = dim.value
+    return None if name is None or name in _PLACEHOLDERS or name.startswith("?") else name
 
 
 def unnamed_dim(owner: str, axis: int) -> str:
@@ -56,7 +65,7 @@ def _dim_names(values: Iterable[Value]) -> Iterator[str]:
     for value in values:
         for axis, dim in enumerate(value.shape or ()):
             if not isinstance(dim, int):
-                yield dim.value or unnamed_dim(value.name or "", axis)
+                yield given_name(dim) or unnamed_dim(value.name or "", axis)
 
 
 class ShapeEnv:
@@ -308,7 +317,7 @@ class ShapeEnv:
             if isinstance(dim, int):
                 found.append(dim if dim >= 0 else dims.fresh())
                 continue
-            name = dim.value or self._stated_name(owner, axis)
+            name = given_name(dim) or self._stated_name(owner, axis)
             if name is None:
                 found.append(dims.fresh())
             elif name in self.fixed:

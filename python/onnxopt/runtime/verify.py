@@ -292,7 +292,7 @@ def draw_inputs(
         shape = []
         for axis, dim in enumerate(value.shape):
             if not isinstance(dim, int):
-                name = dim.value or ir.unnamed_dim(value.name, axis)
+                name = ir.given_name(dim) or ir.unnamed_dim(value.name, axis)
                 default = 1 if last_only and axis + 1 < len(value.shape) else size
                 dim = _size(name, dims, sizes, rng, default)
             shape.append(dim)
