@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxopt import cli
-from onnxopt.errors import OptionError
+from onnxopt.errors import OptionError, RuntimeMissingError
 
 
 @pytest.fixture
@@ -64,6 +64,19 @@ def test_reports_are_written(model: Path, tmp_path: Path, capsys, suffix: str) -
     assert (
         json.loads(text)["nodes"]["before"] == 5 if suffix == ".json" else "<svg" in text and "http-equiv" not in text
     )
+
+
+def test_report_is_written_when_latency_cannot_be_measured(
+    model: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:  # type: ignore[no-untyped-def]
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeMissingError("The native library is missing.")
+
+    monkeypatch.setattr("onnxopt.runtime.bench.compare_models", refuse)
+    report = tmp_path / "report.html"
+    code, _, err = run(capsys, "optimize", model, "-o", tmp_path / "o.onnx", "--report", report)
+    sentence = "Latency was not measured: The native library is missing."
+    assert code == 0 and sentence in err and sentence in report.read_text()
 
 
 def test_json_of_a_run_lists_its_rewrites(model: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]

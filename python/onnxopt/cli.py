@@ -219,7 +219,7 @@ def optimize(
         if report.suffix == ".html":
             try:
                 result.latency = compare_models([model, output], threads=2, rounds=3, dims=parse_dims(dim))
-            except ModelError as error:
+            except OnnxOptError as error:
                 result.warnings.append(f"Latency was not measured: {error}")
         write_report(report, result, model, output)
     if as_json:
