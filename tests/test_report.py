@@ -246,4 +246,6 @@ def test_charts_of_many_ops_stay_readable(tmp_path: Path) -> None:
     text = written(report, tmp_path)
     chart = next(one for one in re.findall(r"<svg.*?</svg>", text, re.DOTALL) if "Nodes by op" in one)
     assert "Op99" in chart and "Op10<" not in chart
+    height = {op: float(at) for at, op in re.findall(r'y="([\d.]+)"[^>]*>(Op\d+)<', chart)}
+    assert height["Op99"] < height["Op98"] < height["Op90"], "what changed most is at the top"
     assert "<td>Op10</td>" in text

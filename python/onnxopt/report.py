@@ -153,10 +153,10 @@ def _bars(title: str, labels: list[str], series: dict[str, list[float]]) -> str:
         print_values=True,
         show_y_guides=False,
     )
-    chart.x_labels = labels
+    chart.x_labels = labels[::-1]  # the first one is drawn at the bottom
     chart.uuid = title.split(",")[0].replace(" ", "-").lower()
     for name, values in series.items():
-        chart.add(name, values)
+        chart.add(name, values[::-1])
     return _still(chart.render_tree())
 
 
