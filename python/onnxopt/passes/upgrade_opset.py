@@ -15,7 +15,7 @@ from onnxopt.passes.base import Context, Pass, PassResult, register_pass
 class UpgradeOpset(Pass):
     """Convert the model to the opset that `--opset` names, with onnx's own converter.
 
-    Refused with a sentence: opsets below the model's, and models that the converter cannot convert.
+    Refused with a sentence: opsets below the model's, models with functions, and models that the converter cannot convert.
     """
 
     name = "upgrade_opset"
@@ -30,6 +30,11 @@ class UpgradeOpset(Pass):
         if wanted > onnx.defs.onnx_opset_version():
             raise OptionError(
                 f"There is no opset {wanted}: the newest that onnx {onnx.__version__} knows is {onnx.defs.onnx_opset_version()}."
+            )
+        if model.functions:
+            names = ", ".join(sorted({name for _, name, _ in model.functions}))
+            raise OptionError(
+                f"onnx's converter leaves out the functions of a model ({names}): choose --inline-functions as well."
             )
         ir.rebuild(model, lambda proto: onnx.version_converter.convert_version(proto, wanted))
         ctx.refresh()
