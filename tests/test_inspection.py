@@ -259,3 +259,28 @@ def test_difference_of_opsets_and_weights() -> None:
 def test_operations_that_are_unknown_are_not_compared() -> None:
     assert diff(helpers.model(TANH), helpers.model(TANH)).flops == (None, None)
     assert diff(helpers.model(TANH), helpers.model(TANH), {"N": 2}).flops == (8, 8)
+
+
+def test_padding_that_exporters_compute_is_followed() -> None:
+    """PyTorch writes pads from the last axis to the first, and turns them around with Reshape, Slice and Transpose."""
+    text = """g (float[N, 3, H, 8] x) => (float[N, 3, P, Q] y) {
+        given = Concat <axis = 0> (four, zeros)
+        pairs = Reshape (given, pair_shape)
+        turned = Slice (pairs, minus_one, lowest, zero, minus_one)
+        sides = Transpose <perm = [1, 0]> (turned)
+        flat = Reshape (sides, minus_one)
+        pads = Cast <to = 7> (flat)
+        y = Pad (x, pads)
+    }"""
+    numbers = {
+        "four": [1, 2, 3, 4],
+        "zeros": [0] * 4,
+        "pair_shape": [-1, 2],
+        "minus_one": [-1],
+        "lowest": [-(2**63) + 1],
+        "zero": [0],
+    }
+    proto = helpers.model(text, **{name: np.array(one, np.int64) for name, one in numbers.items()})
+    assert inspect(proto).outputs[0].shape == ("N", "3", "H + 7", "11")
+    (y,) = helpers.evaluate(proto, {"x": np.zeros((2, 3, 5, 8), np.float32)})
+    assert y.shape == (2, 3, 5 + 7, 11)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
 from onnx_ir import AttributeType, DataType, Node, Value
 
 from onnxopt.ir import constants, dims
@@ -489,8 +490,19 @@ def _transpose(env: ShapeEnv, node: Node) -> None:
     perm = _ints(node, "perm") or tuple(reversed(range(len(shape))))
     if sorted(perm) != list(range(len(shape))):
         return env.set(node.outputs[0], _dtype(env, node), None)
-    elements = env.elements(node.inputs[0]) if len(shape) <= 1 else None
+    grid = _grid(env.elements(node.inputs[0]), shape)
+    elements = None if grid is None else tuple(grid.transpose(perm).reshape(-1))
     return env.set(node.outputs[0], _dtype(env, node), [shape[axis] for axis in perm], elements)
+
+
+def _grid(elements: Shape | None, shape: Shape) -> np.ndarray | None:
+    """Elements in the places that they have in the tensor, None where they or its shape are not known."""
+    sizes = [dim for dim in shape if isinstance(dim, int)]
+    if elements is None or len(sizes) != len(shape) or math.prod(sizes) != len(elements):
+        return None
+    grid = np.empty(len(elements), object)
+    grid[:] = elements
+    return grid.reshape(sizes)
 
 
 @_on("Expand")
@@ -577,17 +589,39 @@ def _slice(env: ShapeEnv, node: Node) -> None:
     result = list(shape)
     for axis, start, end, step in bounds:
         result[axis] = slice_length(env, shape[axis], start, end, step)
-    elements = env.elements(node.inputs[0])
-    found = None
-    if elements is not None and len(shape) == 1 and bounds and all(isinstance(part, int) for part in bounds[0][1:]):
-        _, start, end, step = bounds[0]
-        found = elements[_python_slice(start, end, step)]  # type: ignore[arg-type]
-    return env.set(node.outputs[0], _dtype(env, node), result, found)
+    return env.set(
+        node.outputs[0], _dtype(env, node), result, _sliced(_grid(env.elements(node.inputs[0]), shape), bounds)
+    )
 
 
-def _python_slice(start: int, end: int, step: int) -> slice:
-    """ONNX's slice as Python's: an end far below zero with a negative step means to the beginning."""
-    return slice(start, None if step < 0 and end < -MAX_ELEMENTS else end, step)
+def _sliced(grid: np.ndarray | None, bounds: list[tuple[int, Dim, Dim, int]]) -> Shape | None:
+    if grid is None:
+        return None
+    for axis, start, end, step in bounds:
+        if not isinstance(start, int) or not isinstance(end, int):
+            return None
+        indices = taken(grid.shape[axis], start, end, step)
+        if indices is None:
+            return None
+        grid = grid.take(indices, axis)
+    return tuple(grid.reshape(-1))
+
+
+_TO_THE_END = frozenset({2**31 - 1, 2**63 - 1})
+
+
+def taken(size: int, start: int, end: int, step: int) -> range | None:
+    """The indices that a slice of an axis keeps. Unlike in Python, a start before the beginning is the beginning for steps backwards too.
+
+    None for a slice backwards to the largest integer, which runtimes understand differently.
+    """
+    if step < 0 and end in _TO_THE_END:
+        return None
+    if size == 0:
+        return range(0)
+    first = min(max(start + size if start < 0 else start, 0), size if step > 0 else size - 1)
+    stop = min(max(end + size if end < 0 else end, 0 if step > 0 else -1), size)
+    return range(first, stop, step)
 
 
 def slice_bounds(env: ShapeEnv, node: Node, rank: int) -> list[tuple[int, Dim, Dim, int]] | None:
@@ -617,8 +651,8 @@ def slice_bounds(env: ShapeEnv, node: Node, rank: int) -> list[tuple[int, Dim, D
 def slice_length(env: ShapeEnv, size: Dim, start: Dim, end: Dim, step: int) -> Dim:
     """How many elements a slice keeps."""
     if isinstance(size, int) and isinstance(start, int) and isinstance(end, int):
-        low, high, _ = _python_slice(start, end, step).indices(size)
-        return len(range(low, high, step))
+        indices = taken(size, start, end, step)
+        return dims.fresh() if indices is None else len(indices)
     if step != 1:
         return dims.fresh()
     low_end = _clamped(env, start, size)
