@@ -177,6 +177,28 @@ def test_refuses_several_dims_that_change_places(body: str, shape: str, first: i
     assert_same(before, after, feed(first, second, 4))
 
 
+@pytest.mark.parametrize("length", [1, 4])
+def test_targets_that_spell_a_dim_of_unknown_size(length: int) -> None:
+    """The positions of a sequence are a Slice of a table, so that the sums have a dim that nothing names."""
+    body = """n = Shape<end=1>(x)
+        t = Shape<start=1, end=2>(x)
+        p = Slice(table, zero, t, zero)
+        h = Add(x, p)
+        u = Shape<start=1, end=2>(h)
+        s = Concat<axis=0>(n, u, two, two)
+        a = Reshape(h, s)
+        b = Transpose<perm=[0, 2, 1, 3]>(a)
+        c = Transpose<perm=[0, 2, 1, 3]>(b)
+        r = Concat<axis=0>(n, u, minus)
+        d = Reshape(c, r)
+        y = Add(h, d)"""
+    weights = {"zero": [0], "two": [2], "minus": [-1], "table": RNG.standard_normal((4, 4)).astype(np.float32)}
+    before = graph(body, shape="N,T,4", outputs="float[N,U,4] y", **weights)
+    after, _ = run_passes(before, PASS, "eliminate_dead_code")
+    assert op_list(after) == ["Shape", "Slice", "Add", "Reshape", "Transpose", "Transpose", "Reshape", "Add"]
+    assert_same(before, after, feed(3, length, 4))
+
+
 @pytest.mark.parametrize("allowzero", [0, 1])
 def test_a_target_with_a_zero(allowzero: int) -> None:
     body = f"s = Shape(x)\n n = Gather(s, i)\n t = Concat<axis=0>(z, n)\n y = Reshape<allowzero={allowzero}>(x, t)"

@@ -446,13 +446,18 @@ def reshaped(env: ShapeEnv, shape: Shape | None, target: Shape, allowzero: bool)
         elif size == -1:
             rest = index
             result.append(1)
-        elif isinstance(size, int) or env.bounds.prove_at_least(size, 1):
+        elif isinstance(size, int) or _is_copied(shape, index, size) or env.bounds.prove_at_least(size, 1):
             result.append(size)
         else:
             result.append(dims.fresh())
     if rest is not None:
         result[rest] = _remaining(shape, result)
     return tuple(result)
+
+
+def _is_copied(shape: Shape | None, index: int, size: Dim) -> bool:
+    """Whether a target spells the input's dim at the same position: should it be 0, it still means that dim."""
+    return shape is not None and index < len(shape) and shape[index] == size
 
 
 def _remaining(shape: Shape | None, others: list[Dim]) -> Dim:
