@@ -129,6 +129,12 @@ def test_dims_without_a_name_are_stated_by_input_and_axis() -> None:
     assert verify(proto, proto, dims={"x_0": 9}).samples[0].shapes["x"] == (9, 4)
 
 
+def test_negative_dims_are_open() -> None:
+    proto = helpers.model("g (float[?, 4] x) => (float[?, 4] y) { y = Tanh (x) }")
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1
+    assert verify(proto, proto, dims={"x_0": 9}).samples[0].shapes["x"] == (9, 4)
+
+
 def test_random_models_are_not_verifiable() -> None:
     proto = helpers.model("g (float[2] x) => (float[2] y) { r = RandomNormal <shape = [2]> () y = Add (x, r) }")
     report = verify(proto, proto)

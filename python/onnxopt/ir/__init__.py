@@ -35,7 +35,7 @@ from onnxopt.ir.load import load, load_copy, without_collector
 from onnxopt.ir.mapped import MappedTensor
 from onnxopt.ir.protos import captures, inputs_with_captures, node_to_proto, tensor_of, tensor_to_proto
 from onnxopt.ir.save import as_kind_of, rebuild, save, to_proto
-from onnxopt.ir.shapes import ShapeEnv, given_name, open_dims, unknown_dims, unnamed_dim
+from onnxopt.ir.shapes import ShapeEnv, given_name, is_open, open_dims, unknown_dims, unnamed_dim
 from onnxopt.ir.statistics import (
     constant_tensors,
     count_nodes,
@@ -86,6 +86,7 @@ __all__ = [
     "inner_graphs",
     "inputs_with_captures",
     "integers",
+    "is_open",
     "load",
     "load_copy",
     "node_name",

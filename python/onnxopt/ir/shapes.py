@@ -38,9 +38,14 @@ def _fit(elements: Sequence[Dim], dtype: DataType | None) -> bool:
     return all(-limit <= one < limit for one in elements if isinstance(one, int))
 
 
-def given_name(dim: onnx_ir.SymbolicDim) -> str | None:
-    """The name that a model gives a dim. Equal names mean equal sizes, except for what exporters write where they know nothing."""
-    name = dim.value
+def is_open(dim: int | onnx_ir.SymbolicDim) -> bool:
+    """Whether a declared dim has no size; some exporters write -1 for that."""
+    return not isinstance(dim, int) or dim < 0
+
+
+def given_name(dim: int | onnx_ir.SymbolicDim) -> str | None:
+    """The name that a model gives an open dim. Equal names mean equal sizes, except for what exporters write where they know nothing."""
+    name = None if isinstance(dim, int) else dim.value
     return None if name is None or name in _PLACEHOLDERS or name.startswith("?") else name
 
 
@@ -64,7 +69,7 @@ def unknown_dims(model: Model, stated: Iterable[str]) -> list[str]:
 def _dim_names(values: Iterable[Value]) -> Iterator[str]:
     for value in values:
         for axis, dim in enumerate(value.shape or ()):
-            if not isinstance(dim, int):
+            if is_open(dim):
                 yield given_name(dim) or unnamed_dim(value.name or "", axis)
 
 
@@ -314,8 +319,8 @@ class ShapeEnv:
     def declared_dims(self, shape: onnx_ir.Shape, *, is_input: bool, owner: str = "") -> Shape:
         found: list[Dim] = []
         for axis, dim in enumerate(shape):
-            if isinstance(dim, int):
-                found.append(dim if dim >= 0 else dims.fresh())
+            if isinstance(dim, int) and dim >= 0:
+                found.append(dim)
                 continue
             name = given_name(dim) or self._stated_name(owner, axis)
             if name is None:

@@ -291,11 +291,12 @@ def draw_inputs(
             )
         shape = []
         for axis, dim in enumerate(value.shape):
-            if not isinstance(dim, int):
-                name = ir.given_name(dim) or ir.unnamed_dim(value.name, axis)
-                default = 1 if last_only and axis + 1 < len(value.shape) else size
-                dim = _size(name, dims, sizes, rng, default)
-            shape.append(dim)
+            if isinstance(dim, int) and not ir.is_open(dim):
+                shape.append(dim)
+                continue
+            name = ir.given_name(dim) or ir.unnamed_dim(value.name, axis)
+            default = 1 if last_only and axis + 1 < len(value.shape) else size
+            shape.append(_size(name, dims, sizes, rng, default))
         inputs[value.name] = _random_array(tuple(shape), value.type.dtype, rng, _index_limit(value))
     return inputs
 
