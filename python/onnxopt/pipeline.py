@@ -231,15 +231,16 @@ class PassManager:
     ) -> bool:
         changed = False
         for one in phase_passes:
-            record = self._run_pass(one, phase, number, model, ctx, report.records)
+            record = self._run_pass(one, phase, number, model, ctx, report)
             report.records.append(record)
             changed |= record.modified
         return changed
 
     def _run_pass(
-        self, one: Pass, phase: str, number: int, model: ir.Model, ctx: Context, done: list[PassRecord]
+        self, one: Pass, phase: str, number: int, model: ir.Model, ctx: Context, report: Report
     ) -> PassRecord:
-        before = _sizes(done[-1]) if done else (ir.count_nodes(model), ir.weight_bytes(model))
+        done = report.records
+        before = _sizes(done[-1]) if done else (report.nodes_before, report.bytes_before)
         ctx.log.pass_name = one.name
         for hook in self.instruments:
             hook("before", one.name, model, ctx)
