@@ -73,7 +73,7 @@ def inspect(model: Any, dims: Mapping[str, int | tuple[int, int]] | None = None)
     flops, unknown = _flops(loaded, shapes)
     values = [value for node in walk(loaded.graph) for value in node.outputs]
     names = _names_of_unnamed_dims(loaded, shapes)
-    tensors = list(ir.constant_tensors(loaded))
+    tensors = list(ir.constant_tensors(ir.walk_graphs(loaded.graph)))
     by_dtype: dict[str, int] = {}
     for tensor in tensors:
         by_dtype[tensor.dtype.name.lower()] = by_dtype.get(tensor.dtype.name.lower(), 0) + tensor.nbytes

@@ -258,7 +258,7 @@ class PassManager:
         seconds = time.perf_counter() - start
         for hook in self.instruments:
             hook("after", one.name, model, ctx)
-        after = (ir.count_nodes(model), ir.weight_bytes(model)) if result.modified else before
+        after = ctx.sizes() if result.modified else before
         return PassRecord(
             one.name,
             phase,

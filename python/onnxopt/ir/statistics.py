@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from onnx_ir import AttributeType, Graph, Model, Node, TensorProtocol
 
@@ -67,9 +67,9 @@ def count_ops(model: Model) -> dict[str, int]:
     return dict(sorted(counter.items(), key=lambda item: (-item[1], item[0])))
 
 
-def constant_tensors(model: Model) -> Iterator[TensorProtocol]:
-    """The tensors that a model holds: initializers (defaults of inputs too) and Constant nodes."""
-    for graph in walk_graphs(model.graph):
+def constant_tensors(graphs: Iterable[Graph]) -> Iterator[TensorProtocol]:
+    """The tensors that graphs hold: initializers (defaults of inputs too) and Constant nodes."""
+    for graph in graphs:
         for value in graph.initializers.values():
             if value.const_value is not None:
                 yield value.const_value
@@ -80,4 +80,4 @@ def constant_tensors(model: Model) -> Iterator[TensorProtocol]:
 
 def weight_bytes(model: Model) -> int:
     """Bytes of all tensors that a model holds, whether as initializers or in Constant nodes."""
-    return sum(tensor.nbytes for tensor in constant_tensors(model))
+    return sum(tensor.nbytes for tensor in constant_tensors(walk_graphs(model.graph)))

@@ -226,6 +226,26 @@ class Context:
         self.shapes = ir.ShapeEnv(self.model, self.options.dims)
         self.shapes.infer_model()
         self._constants: dict[tuple[object, ...], ir.Value] = {}
+        self._bytes: dict[int, tuple[ir.TensorProtocol, int]] = {}
+
+    def graphs(self) -> list[ir.Graph]:
+        """The main graph and all graphs inside its nodes."""
+        return list(ir.walk_graphs(self.model.graph)) if self.has_subgraphs else [self.model.graph]
+
+    def sizes(self) -> tuple[int, int]:
+        """How many nodes the model has, subgraphs included, and how many bytes of weights."""
+        graphs = self.graphs()
+        weights = sum(map(self._bytes_of, ir.constant_tensors(graphs)))
+        return sum(graph.num_nodes() for graph in graphs), weights
+
+    def _bytes_of(self, tensor: ir.TensorProtocol) -> int:
+        known = self._bytes.get(id(tensor))
+        if known is not None:
+            return known[1]
+        size = tensor.nbytes
+        if size <= SHARED_CONSTANT_BYTES:
+            self._bytes[id(tensor)] = tensor, size  # small ones are kept, so that their ids stay their own
+        return size
 
     @property
     def opset(self) -> int:

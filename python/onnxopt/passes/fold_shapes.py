@@ -37,7 +37,7 @@ class FoldShapes(Pass):
 
     def run(self, model: ir.Model, ctx: Context) -> PassResult:
         patches = self._fold_known(model, ctx) + self._fold_targets(model, ctx)
-        for graph in ir.walk_graphs(model.graph):
+        for graph in ctx.graphs():
             patches += self._share(graph, ctx)
         return PassResult(patches > 0, patches)
 

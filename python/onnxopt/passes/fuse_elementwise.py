@@ -24,7 +24,7 @@ class FuseElementwise(Pass):
     def run(self, model: ir.Model, ctx: Context) -> PassResult:
         patches = 0
         scanned = {graph for node in walk(model.graph) if node.op_type == "Scan" for graph in _all_inner(node)}
-        for graph in list(ir.walk_graphs(model.graph)):
+        for graph in ctx.graphs():
             if graph in scanned:
                 continue
             fused = [self._fuse(nodes, ctx) for nodes in fused_elementwise.find_regions(graph, ctx)]

@@ -32,7 +32,7 @@ class KeepBlockedLayout(Pass):
         if ctx.target.name != "cpu" or ctx.opset < OPSET:
             return PassResult(False, 0)
         patches = 0
-        for graph in list(ir.walk_graphs(model.graph)):
+        for graph in ctx.graphs():
             layout = BlockedLayout(graph, ctx)
             for node in list(graph):
                 chain = _chain(node, layout)

@@ -193,5 +193,5 @@ class KeepReducedDims(Pass):
     phase = "simplify"
 
     def run(self, model: ir.Model, ctx: Context) -> PassResult:
-        patches = sum(_keep_in(graph, ctx) for graph in ir.walk_graphs(model.graph))
+        patches = sum(_keep_in(graph, ctx) for graph in ctx.graphs())
         return PassResult(patches > 0, patches)

@@ -39,7 +39,7 @@ class LiftConstants(Pass):
     def _lift_initializers(self, model: ir.Model, ctx: Context) -> int:
         """Initializers of subgraphs move to the main graph too."""
         moved = 0
-        for graph in ir.walk_graphs(model.graph):
+        for graph in ctx.graphs():
             if graph is model.graph:
                 continue
             for value in list(graph.initializers.values()):

@@ -303,7 +303,7 @@ class SinkTransposes(Pass):
         patches = 0
         for _ in range(MAX_ROUNDS):
             patches += Driver(CANCELLING, ctx).run(model.graph)
-            sunk = sum(_sink(graph, ctx) for graph in ir.walk_graphs(model.graph))
+            sunk = sum(_sink(graph, ctx) for graph in ctx.graphs())
             patches += sunk
             if not sunk:
                 break

@@ -90,5 +90,5 @@ class SplitInsteadOfSlices(Pass):
     phase = "simplify"
 
     def run(self, model: ir.Model, ctx: Context) -> PassResult:
-        patches = sum(_split_in(graph, ctx) for graph in ir.walk_graphs(model.graph))
+        patches = sum(_split_in(graph, ctx) for graph in ctx.graphs())
         return PassResult(patches > 0, patches)
