@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import onnx_ir
@@ -253,9 +254,9 @@ class ShapeEnv:
             if contrib is not None:
                 contrib(self, node)
 
-    def propagate(self, values: Iterable[Value]) -> None:
-        """Recompute what depends on values of which more became known, as far as that makes more known."""
-        stack = [user for value in values for user, _ in value.uses()]
+    def propagate(self, users: Iterable[Node]) -> None:
+        """Recompute what nodes make of values of which more became known, and what follows, as far as that makes more known."""
+        stack = list(users)
         while stack:
             node = stack.pop()
             before = [self._precision(value) for value in node.outputs]
@@ -274,7 +275,9 @@ class ShapeEnv:
     def knows_more(self, new: Value, old: Value) -> bool:
         if self._precision(new) > self._precision(old):
             return True
-        return old not in self._elements and constants.constant(new) is not None and constants.constant(old) is None
+        if old in self._elements or math.prod(self.static_shape(new) or ()) > MAX_ELEMENTS:
+            return False
+        return constants.constant(new) is not None and constants.constant(old) is None
 
     def infer_subgraphs(self, node: Node, *, repeated: bool = False) -> list[Graph]:
         """Infer the bodies that a node holds; inputs of bodies keep what was set for them. Returns the bodies.

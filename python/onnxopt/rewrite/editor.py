@@ -75,7 +75,7 @@ class Editor:
         for user, index in uses:
             user.replace_input_with(index, new)
         if more and uses:
-            self.ctx.shapes.propagate([new])
+            self.ctx.shapes.propagate([user for user, _ in uses])
 
     def _replace_output(self, old: ir.Value, new: ir.Value) -> None:
         graph = old.graph
