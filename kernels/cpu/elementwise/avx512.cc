@@ -13,7 +13,7 @@ struct V {
   using F = __m512;
   using M = __mmask16;
   static constexpr std::size_t kWidth = 16;
-  static constexpr int kPack = 4;
+  static constexpr int kPack = 6;
 
   static F set1(float x) { return _mm512_set1_ps(x); }
   static F load(const float* p) { return _mm512_loadu_ps(p); }
