@@ -40,12 +40,14 @@ TOOLS = {
     ),
 }
 PROGRAM = """
-import resource, sys, time
+import sys, time
 source, target = sys.argv[1:3]
 {imports}
 start = time.perf_counter()
 {work}
-print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+seconds = time.perf_counter() - start
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))  # of this program alone, unlike getrusage
+print(seconds, int(peak.split()[1]) // 1024)
 """
 
 
