@@ -3,16 +3,18 @@
 
 #include <cstddef>
 
+#include "csrc/ops/op.h"
 #include "kernels/cpu/elementwise/elementwise.h"
-#include "kernels/cuda/elementwise/elementwise.h"
 
 extern "C" {
 /// The one function besides RegisterCustomOps that the library exports.
 struct OnnxOptRegistry {
-  const onnxopt::elementwise::Variant* elementwise;
-  std::size_t elementwise_count;
+  const onnxopt::ops::Op* const* ops;
+  std::size_t op_count;
   const onnxopt::elementwise::OpInfo* elementwise_ops;
   std::size_t elementwise_op_count;
-  const onnxopt::elementwise::cuda::Interpreter* elementwise_on_cuda;  // null where the build has no CUDA
+  onnxopt::Result<const onnxopt::ops::Variant*> (*choose)(const onnxopt::ops::Op&);
+  std::string (*problem_of)(const onnxopt::ops::Variant&);
+  std::string (*cuda_problem)();
 };
 }

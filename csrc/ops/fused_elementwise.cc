@@ -1,16 +1,9 @@
 #include "csrc/ops/fused_elementwise.h"
 
 #include <algorithm>
-#include <memory>
-#include <new>
-#include <string>
 
-#include "csrc/dispatch/cpu.h"
-#include "csrc/ort/adapter.h"
 #include "kernels/cpu/elementwise/elementwise.h"
-#if defined(ONNXOPT_HAVE_CUDA)
 #include "kernels/cuda/elementwise/elementwise.h"
-#endif
 
 namespace onnxopt::ops {
 
@@ -18,19 +11,20 @@ namespace {
 
 using elementwise::DType;
 using elementwise::Program;
-using elementwise::Shape;
 
-constexpr std::string_view kName = "FusedElementwise";
+constexpr const char* kCudaVariant = "elementwise__cuda";
+/// The code of the CUDA kernel on the host: for tests, never chosen.
+constexpr std::string_view kEmulatedVariant = "elementwise__cuda_emulated";
 
 int element_type(DType type) {
   switch (type) {
-    case DType::f32: return ort::kFloat;
-    case DType::f16: return ort::kFloat16;
-    case DType::i32: return ort::kInt32;
-    case DType::i64: return ort::kInt64;
-    case DType::boolean: return ort::kBool;
+    case DType::f32: return kFloat;
+    case DType::f16: return kFloat16;
+    case DType::i32: return kInt32;
+    case DType::i64: return kInt64;
+    case DType::boolean: return kBool;
   }
-  return ort::kUndefined;
+  return kUndefined;
 }
 
 /// onnxruntime computes a float16 node that stands alone in float32: it casts the float16 inputs, and expects float32 where the
@@ -40,240 +34,173 @@ std::string widen(std::string text) {
   return text;
 }
 
-struct Kernel {
-  Program program, widened;
-  const elementwise::Variant* variant;
+struct Programs {
+  Program exact, widened;
 
   /// The program for these types of the inputs.
-  const Program& choose(const std::vector<int>& types) const {
-    for (std::size_t i = 0; i < types.size() && i < program.inputs().size(); ++i)
-      if (program.inputs()[i] == DType::f16) return types[i] == ort::kFloat ? widened : program;
-    return program;
+  template <typename Inputs>
+  const Program& choose(const Inputs& inputs) const {
+    for (std::size_t i = 0; i < inputs.size() && i < exact.inputs().size(); ++i)
+      if (exact.inputs()[i] == DType::f16) return inputs[i].type == kFloat ? widened : exact;
+    return exact;
   }
 };
 
-Result<Kernel> parse(const std::string& text) {
-  Result<Program> program = Program::parse(text);
-  if (!program) return Result<Kernel>::failure(program.error());
-  Result<Program> widened = Program::parse(widen(text));
-  if (!widened) return Result<Kernel>::failure(widened.error());
-  return Kernel{std::move(*program), std::move(*widened), nullptr};
+Result<Programs> parse(const Attributes& attributes) {
+  const std::optional<std::string> text = attributes.string("expr");
+  if (!text) return Result<Programs>::failure("The node has no attribute 'expr'.");
+  Result<Program> exact = Program::parse(*text);
+  if (!exact) return Result<Programs>::failure(exact.error());
+  Result<Program> widened = Program::parse(widen(*text));
+  if (!widened) return Result<Programs>::failure(widened.error());
+  return Programs{std::move(*exact), std::move(*widened)};
 }
 
 std::string number(std::size_t value) { return std::to_string(value); }
 
-OrtStatus* create(const ort::CustomOp*, const void*, const OrtKernelInfo* info, void** kernel) try {
-  const std::optional<std::string> text = ort::string_attribute(info, "expr");
-  if (!text) return ort::failure(kName, "The node has no attribute 'expr'.");
-  Result<Kernel> parsed = parse(*text);
-  if (!parsed) return ort::failure(kName, parsed.error());
-  if (const auto cap = dispatch::max_isa(); !cap) return ort::failure(kName, cap.error());
-  parsed->variant = dispatch::choose(elementwise::variants());
-  if (parsed->variant == nullptr) return ort::failure(kName, "No kernel variant runs on this processor.");
-  *kernel = new Kernel(std::move(*parsed));
-  return nullptr;
-} catch (const std::exception& error) {
-  return ort::failure(kName, error.what(), ort::kFail);
-}
-
-#if defined(ONNXOPT_HAVE_CUDA)
-OrtStatus* create_on_cuda(const ort::CustomOp* op, const void* table, const OrtKernelInfo* info, void** kernel) {
-  const Result<bool> prepared = elementwise::cuda::interpreter().prepare();
-  return prepared ? create(op, table, info, kernel) : ort::failure(kName, prepared.error(), ort::kFail);
-}
-#endif
-
-/// Reads the inputs; a sentence says which one is missing.
-Result<std::vector<ort::TensorView>> read_inputs(const Program& program, const OrtKernelContext* context) {
-  using Views = std::vector<ort::TensorView>;
-  std::size_t count = 0;
-  if (!ort::succeeded(ort::api().KernelContext_GetInputCount(context, &count)) || count != program.inputs().size())
-    return Result<Views>::failure("It got " + number(count) + " inputs and its expression has " + number(program.inputs().size()) +
-                                  ".");
-  Views views;
-  for (std::size_t i = 0; i < count; ++i) {
-    std::optional<ort::TensorView> view = ort::input(context, i);
-    if (!view) return Result<Views>::failure("Input " + number(i) + " is missing or no tensor.");
-    views.push_back(std::move(*view));
-  }
-  return views;
-}
-
-/// What ONNX calls an element type.
-std::string onnx_name_of(int type) {
-  constexpr std::string_view names[] = {"undefined", "float",  "uint8",     "int8",       "uint16",  "int16",
-                                        "int32",     "int64",  "string",    "bool",       "float16", "double",
-                                        "uint32",    "uint64", "complex64", "complex128", "bfloat16"};
-  const bool known = type >= 0 && static_cast<std::size_t>(type) < std::size(names);
-  return known ? std::string(names[type]) : "number " + std::to_string(type);
-}
-
-/// Nothing, or a sentence that says which input has the wrong type.
-std::optional<std::string> wrong_type(const Program& program, const std::vector<int>& types) {
-  for (std::size_t i = 0; i < types.size(); ++i)
-    if (types[i] != element_type(program.inputs()[i]))
-      return "Input " + number(i) + " is of type " + onnx_name_of(types[i]) + " and should be " +
+/// A sentence that says which input is missing or has the wrong type; empty when none is.
+std::string wrong_input(const Program& program, std::span<const Tensor> inputs) {
+  if (inputs.size() != program.inputs().size())
+    return "It got " + number(inputs.size()) + " inputs and its expression has " + number(program.inputs().size()) + ".";
+  for (std::size_t i = 0; i < inputs.size(); ++i) {
+    if (inputs[i].type == kUndefined) return "Input " + number(i) + " is missing or no tensor.";
+    if (inputs[i].type != element_type(program.inputs()[i]))
+      return "Input " + number(i) + " is of type " + name_of(inputs[i].type) + " and should be " +
              std::string(elementwise::name_of(program.inputs()[i])) + ".";
-  return std::nullopt;
-}
-
-/// Allocates the outputs; a sentence says which one cannot be made.
-Result<std::vector<void*>> make_outputs(const std::vector<Shape>& shapes, OrtKernelContext* context) {
-  using Outputs = std::vector<void*>;
-  std::size_t count = 0;
-  if (!ort::succeeded(ort::api().KernelContext_GetOutputCount(context, &count)) || count != shapes.size())
-    return Result<Outputs>::failure("It has " + number(count) + " outputs and its expression " + number(shapes.size()) + ".");
-  Outputs outputs;
-  for (std::size_t i = 0; i < count; ++i) {
-    const Result<void*> memory = ort::output(context, i, shapes[i]);
-    if (!memory)
-      return Result<Outputs>::failure("Output " + number(i) + " of shape " + elementwise::text_of(shapes[i]) +
-                                      " cannot be made: " + memory.error());
-    outputs.push_back(*memory);
   }
-  return outputs;
+  return "";
 }
 
-/// Runs a program on tensors of the provider's device.
-using Run = Result<bool> (*)(const Kernel&, const Program&, const elementwise::Arguments&, const OrtKernelContext*);
+/// Runs a program on tensors.
+using Run = Result<bool> (*)(const elementwise::Variant*, const Program&, const elementwise::Arguments&, const Execution&);
 
-Result<bool> run_on_cpu(const Kernel& kernel, const Program& program, const elementwise::Arguments& arguments,
-                        const OrtKernelContext* context) {
-  return elementwise::run(program, *kernel.variant, arguments, ort::thread_pool(context));
+Result<bool> run_on_cpu(const elementwise::Variant* variant, const Program& program, const elementwise::Arguments& arguments,
+                        const Execution& execution) {
+  return elementwise::run(program, *variant, arguments, execution.parallel_for);
+}
+
+Result<bool> run_emulated(const elementwise::Variant*, const Program& program, const elementwise::Arguments& arguments,
+                          const Execution&) {
+  return elementwise::cuda::emulate(program, arguments);
 }
 
 #if defined(ONNXOPT_HAVE_CUDA)
-Result<bool> run_on_cuda(const Kernel&, const Program& program, const elementwise::Arguments& arguments,
-                         const OrtKernelContext* context) {
-  const std::optional<void*> stream = ort::gpu_stream(context);
-  if (!stream) return Result<bool>::failure("onnxruntime gives no CUDA stream.");
-  return elementwise::cuda::interpreter().run(program, arguments, *stream);
+Result<bool> run_on_cuda(const elementwise::Variant*, const Program& program, const elementwise::Arguments& arguments,
+                         const Execution& execution) {
+  const elementwise::cuda::Interpreter& interpreter = elementwise::cuda::interpreter();
+  return execution.host_memory ? interpreter.run_on_copies(program, arguments)
+                               : interpreter.run(program, arguments, execution.stream);
 }
 #endif
 
-template <Run run>
-OrtStatus* compute(void* state, OrtKernelContext* context) try {
-  const Kernel& kernel = *static_cast<const Kernel*>(state);
-  const Result<std::vector<ort::TensorView>> inputs = read_inputs(kernel.program, context);
-  if (!inputs) return ort::failure(kName, inputs.error());
-  std::vector<int> types;
-  for (const ort::TensorView& view : *inputs) types.push_back(view.type);
-  const Program& program = kernel.choose(types);
-  if (const std::optional<std::string> sentence = wrong_type(program, types)) return ort::failure(kName, *sentence);
-  std::vector<std::span<const std::int64_t>> input_shapes;
-  std::vector<const void*> data;
-  for (const ort::TensorView& view : *inputs) {
-    input_shapes.emplace_back(view.shape);
-    data.push_back(view.data);
-  }
-  const Result<std::vector<Shape>> shapes = elementwise::output_shapes(program, input_shapes);
-  if (!shapes) return ort::failure(kName, shapes.error());
-  const Result<std::vector<void*>> outputs = make_outputs(*shapes, context);
-  if (!outputs) return ort::failure(kName, outputs.error(), ort::kFail);
-  const elementwise::Arguments arguments{data, input_shapes, *outputs, *shapes};
-  const Result<bool> done = run(kernel, program, arguments, context);
-  return done ? nullptr : ort::failure(kName, done.error());
-} catch (const std::exception& error) {
-  return ort::failure(kName, error.what(), ort::kFail);
-}
+class FusedElementwise final : public Kernel {
+ public:
+  FusedElementwise(Programs programs, const elementwise::Variant* variant, Run run)
+      : programs_(std::move(programs)), variant_(variant), run_(run) {}
 
-void destroy(void* kernel) { delete static_cast<Kernel*>(kernel); }
+  Result<std::vector<TensorType>> outputs(std::span<const Tensor> inputs) const override {
+    using Types = std::vector<TensorType>;
+    const Program& program = programs_.choose(inputs);
+    if (const std::string sentence = wrong_input(program, inputs); !sentence.empty()) return Result<Types>::failure(sentence);
+    Result<std::vector<Shape>> shapes = elementwise::output_shapes(program, shapes_of(inputs));
+    if (!shapes) return Result<Types>::failure(shapes.error());
+    Types types;
+    for (std::size_t i = 0; i < shapes->size(); ++i) types.push_back({element_type(program.outputs()[i]), std::move((*shapes)[i])});
+    return types;
+  }
+
+  Result<bool> run(std::span<const Tensor> inputs, std::span<const TensorType> types, std::span<void* const> outputs,
+                   const Execution& execution) const override {
+    std::vector<const void*> data;
+    for (const Tensor& tensor : inputs) data.push_back(tensor.data);
+    std::vector<Shape> output_shapes;
+    for (const TensorType& type : types) output_shapes.push_back(type.shape);
+    return run_(variant_, programs_.choose(inputs), {data, shapes_of(inputs), outputs, output_shapes}, execution);
+  }
+
+ private:
+  static std::vector<std::span<const std::int64_t>> shapes_of(std::span<const Tensor> inputs) {
+    std::vector<std::span<const std::int64_t>> shapes;
+    for (const Tensor& tensor : inputs) shapes.emplace_back(tensor.shape);
+    return shapes;
+  }
+
+  Programs programs_;
+  const elementwise::Variant* variant_;
+  Run run_;
+};
+
+Result<std::unique_ptr<Kernel>> create(const Attributes& attributes, std::string_view variant) {
+  using Made = Result<std::unique_ptr<Kernel>>;
+  Result<Programs> programs = parse(attributes);
+  if (!programs) return Made::failure(programs.error());
+  if (variant == kEmulatedVariant) return Made(std::make_unique<FusedElementwise>(std::move(*programs), nullptr, run_emulated));
+#if defined(ONNXOPT_HAVE_CUDA)
+  if (variant == kCudaVariant) {
+    if (const Result<bool> prepared = elementwise::cuda::interpreter().prepare(); !prepared) return Made::failure(prepared.error());
+    return Made(std::make_unique<FusedElementwise>(std::move(*programs), nullptr, run_on_cuda));
+  }
+#endif
+  const auto list = elementwise::variants();
+  const auto found = std::find_if(list.begin(), list.end(), [&](const auto& one) { return variant == one.name; });
+  if (found == list.end()) return Made::failure("There is no variant '" + std::string(variant) + "'.");
+  return Made(std::make_unique<FusedElementwise>(std::move(*programs), &*found, run_on_cpu));
+}
 
 /// The broadcast of two dims. Two different unknown dims make a third one.
-ort::InferredDim merge_dims(const ort::InferredDim& a, const ort::InferredDim& b) {
+Dim merge_dims(const Dim& a, const Dim& b) {
   if (b.size == 1) return a;
   if (a.size == 1) return b;
   if (a.size > 1) return a;
   if (b.size > 1) return b;
   if (a.size == b.size && a.name == b.name && (a.size >= 0 || !a.name.empty())) return a;
-  return {-1, ort::fresh_dim()};
+  return {-1, fresh_dim()};
 }
 
 /// The shape of an output; nothing when an input's rank may be unknown, which onnxruntime shows as rank 0.
-std::optional<ort::InferredShape> infer_shape(const Program& program, std::size_t output,
-                                              const std::vector<ort::InferredShape>& inputs) {
-  ort::InferredShape shape;
+std::optional<std::vector<Dim>> infer_shape(const Program& program, std::size_t output, std::span<const InferredType> inputs) {
+  std::vector<Dim> shape;
   for (std::size_t i = 0; i < inputs.size(); ++i) {
     if (!(program.dependencies(output) >> i & 1)) continue;
-    const ort::InferredShape& other = inputs[i];
+    const std::vector<Dim>& other = inputs[i].shape;
     if (other.empty()) return std::nullopt;
-    if (other.size() > shape.size()) shape.insert(shape.begin(), other.size() - shape.size(), ort::InferredDim{});
+    if (other.size() > shape.size()) shape.insert(shape.begin(), other.size() - shape.size(), Dim{});
     for (std::size_t axis = 0; axis < other.size(); ++axis) {
-      ort::InferredDim& dim = shape[shape.size() - other.size() + axis];
+      Dim& dim = shape[shape.size() - other.size() + axis];
       dim = merge_dims(dim, other[axis]);
     }
   }
-  for (ort::InferredDim& dim : shape)
-    if (dim.size < 0 && dim.name.empty()) dim.name = ort::fresh_dim();
+  for (Dim& dim : shape)
+    if (dim.size < 0 && dim.name.empty()) dim.name = fresh_dim();
   return shape;
 }
 
-OrtStatus* infer(const ort::CustomOp*, OrtShapeInferContext* context) try {
-  const std::optional<std::string> text = ort::string_attribute(context, "expr");
-  const Result<Kernel> kernel = parse(text.value_or(""));
-  std::size_t count = 0;
-  if (!kernel || !ort::succeeded(ort::api().ShapeInferContext_GetInputCount(context, &count))) return nullptr;
-  if (count != kernel->program.inputs().size()) return nullptr;
-  std::vector<ort::InferredShape> inputs;
-  std::vector<int> types;
-  for (std::size_t i = 0; i < count; ++i) {
-    std::optional<ort::InferredInput> one = ort::inferred_input(context, i);
-    if (!one) return nullptr;
-    inputs.push_back(std::move(one->shape));
-    types.push_back(one->type);
+std::vector<std::optional<InferredType>> infer(const Attributes& attributes, std::span<const InferredType> inputs) {
+  const Result<Programs> programs = parse(attributes);
+  if (!programs || programs->exact.inputs().size() != inputs.size()) return {};
+  const Program& program = programs->choose(inputs);
+  std::vector<std::optional<InferredType>> types;
+  for (std::size_t i = 0; i < program.outputs().size(); ++i) {
+    std::optional<std::vector<Dim>> shape = infer_shape(program, i, inputs);
+    types.push_back(shape ? std::optional(InferredType{element_type(program.outputs()[i]), std::move(*shape)}) : std::nullopt);
   }
-  const Program& program = kernel->choose(types);
-  for (std::size_t i = 0; i < program.outputs().size(); ++i)
-    if (const std::optional<ort::InferredShape> shape = infer_shape(program, i, inputs))
-      ort::set_inferred_output(context, i, element_type(program.outputs()[i]), *shape);
-  return nullptr;
-} catch (const std::exception&) {
-  return nullptr;  // what cannot be inferred is checked when the kernel runs
+  return types;
 }
 
-ort::CustomOp describe() {
-  ort::CustomOp op{};
-  op.version = ort::kApiVersion;
-  op.GetName = [](const ort::CustomOp*) { return "FusedElementwise"; };
-  op.GetExecutionProviderType = [](const ort::CustomOp*) -> const char* { return nullptr; };
-  op.GetInputType = [](const ort::CustomOp*, std::size_t) -> int { return ort::kUndefined; };
-  op.GetInputTypeCount = [](const ort::CustomOp*) -> std::size_t { return 1; };
-  op.GetOutputType = [](const ort::CustomOp*, std::size_t) -> int { return ort::kUndefined; };
-  op.GetOutputTypeCount = [](const ort::CustomOp*) -> std::size_t { return 1; };
-  op.GetInputCharacteristic = [](const ort::CustomOp*, std::size_t) -> int { return ort::kVariadic; };
-  op.GetOutputCharacteristic = [](const ort::CustomOp*, std::size_t) -> int { return ort::kVariadic; };
-  op.GetInputMemoryType = [](const ort::CustomOp*, std::size_t) { return 0; };
-  op.GetVariadicInputMinArity = [](const ort::CustomOp*) { return 1; };
-  op.GetVariadicInputHomogeneity = [](const ort::CustomOp*) { return 0; };
-  op.GetVariadicOutputMinArity = [](const ort::CustomOp*) { return 1; };
-  op.GetVariadicOutputHomogeneity = [](const ort::CustomOp*) { return 0; };
-  op.CreateKernelV2 = create;
-  op.KernelComputeV2 = compute<run_on_cpu>;
-  op.KernelDestroy = destroy;
-  op.InferOutputShapeFn = infer;
-  op.GetStartVersion = [](const ort::CustomOp*) { return 1; };
-  op.GetEndVersion = [](const ort::CustomOp*) { return 2147483647; };
-  return op;
+std::vector<Variant> list_variants() {
+  std::vector<Variant> list;
+  for (const elementwise::Variant& variant : elementwise::variants()) list.push_back({variant.name, variant.isa});
+  list.push_back({kCudaVariant, "cuda"});
+  return list;
 }
 
 }  // namespace
 
-const ort::CustomOp* fused_elementwise() {
-  static const ort::CustomOp op = describe();
-  return &op;
+const Op& fused_elementwise() {
+  static const char* const attributes[] = {"expr"};
+  static const std::vector<Variant> list = list_variants();
+  static const Op op{"FusedElementwise", attributes, list, create, infer};
+  return op;
 }
-
-#if defined(ONNXOPT_HAVE_CUDA)
-const ort::CustomOp* fused_elementwise_on_cuda() {
-  static const ort::CustomOp op = [] {
-    ort::CustomOp made = describe();
-    made.CreateKernelV2 = create_on_cuda;
-    made.GetExecutionProviderType = [](const ort::CustomOp*) { return "CUDAExecutionProvider"; };
-    made.KernelComputeV2 = compute<run_on_cuda>;
-    return made;
-  }();
-  return &op;
-}
-#endif
 
 }  // namespace onnxopt::ops

@@ -1,12 +1,12 @@
-// Writing a custom op without touching the C ABI: calls that return a status become results, tensors become spans.
+// What onnxruntime hands to a custom op, without its C ABI: calls that return a status become results, tensors become values.
 #pragma once
 
-#include <cstdint>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "csrc/ops/op.h"
 #include "csrc/ort/api.h"
 #include "kernels/cpu/common.h"
 
@@ -22,39 +22,41 @@ OrtStatus* failure(std::string_view op, std::string_view sentence, ErrorCode cod
 /// True when the call succeeded; a failed call's status is released.
 bool succeeded(OrtStatus* status);
 
-/// A tensor that a kernel reads: type, shape, and where its elements lie.
-struct TensorView {
-  int type = kUndefined;
-  std::vector<std::int64_t> shape;
-  const void* data = nullptr;
+/// The attributes of the node that a kernel is made for.
+class NodeAttributes final : public ops::Attributes {
+ public:
+  explicit NodeAttributes(const OrtKernelInfo* info) : info_(info) {}
+  std::optional<std::string> string(const char* name) const override;
+  std::optional<std::int64_t> integer(const char* name) const override;
+  std::optional<float> real(const char* name) const override;
+  std::optional<std::vector<std::int64_t>> integers(const char* name) const override;
+
+ private:
+  const OrtKernelInfo* info_;
 };
 
-std::optional<std::string> string_attribute(const OrtKernelInfo* info, const char* name);
-std::optional<std::string> string_attribute(const OrtShapeInferContext* context, const char* name);
+/// The attributes of the node whose outputs' shapes are asked for.
+class InferenceAttributes final : public ops::Attributes {
+ public:
+  explicit InferenceAttributes(const OrtShapeInferContext* context) : context_(context) {}
+  std::optional<std::string> string(const char* name) const override;
+  std::optional<std::int64_t> integer(const char* name) const override;
+  std::optional<float> real(const char* name) const override;
+  std::optional<std::vector<std::int64_t>> integers(const char* name) const override;
 
-std::optional<TensorView> input(const OrtKernelContext* context, std::size_t index);
-
-/// Allocates an output and returns its memory, which an empty tensor need not have. A failure is what onnxruntime says.
-Result<void*> output(OrtKernelContext* context, std::size_t index, const std::vector<std::int64_t>& shape);
-
-/// A dim before the run: a size, or -1 with the name that the model gives it (empty where it has none).
-struct InferredDim {
-  std::int64_t size = 1;
-  std::string name;
-};
-using InferredShape = std::vector<InferredDim>;
-
-struct InferredInput {
-  int type = kUndefined;
-  InferredShape shape;
+ private:
+  const OrtShapeInferContext* context_;
 };
 
-/// Type and shape of an input as far as they are known before the run. onnxruntime shows an unknown rank as rank 0.
-std::optional<InferredInput> inferred_input(const OrtShapeInferContext* context, std::size_t index);
-void set_inferred_output(const OrtShapeInferContext* context, std::size_t index, int type, const InferredShape& shape);
+/// All inputs of a node that runs; one that cannot be read has the type `kUndefined`.
+std::vector<ops::Tensor> inputs(const OrtKernelContext* context);
 
-/// A name for an unknown dim that equals no other dim.
-std::string fresh_dim();
+/// Allocates all outputs and returns their memory, which an empty tensor need not have, or says which one cannot be made.
+Result<std::vector<void*>> outputs(OrtKernelContext* context, const std::vector<ops::TensorType>& types);
+
+/// What is known of all inputs before the run; nothing where one cannot be read.
+std::optional<std::vector<ops::InferredType>> inferred_inputs(const OrtShapeInferContext* context);
+void set_inferred_output(const OrtShapeInferContext* context, std::size_t index, const ops::InferredType& type);
 
 /// The stream on which a kernel of a GPU provider has to run; nothing when the runtime does not tell.
 std::optional<void*> gpu_stream(const OrtKernelContext* context);

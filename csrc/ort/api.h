@@ -34,9 +34,6 @@ constexpr std::uint32_t kApiVersion = 18;
 
 enum ErrorCode : int { kFail = 1, kInvalidArgument = 2 };
 
-/// Element types of tensors, as in ONNX.
-enum ElementType : int { kUndefined = 0, kFloat = 1, kInt32 = 6, kInt64 = 7, kBool = 9, kFloat16 = 10 };
-
 enum Characteristic : int { kRequired = 0, kOptional = 1, kVariadic = 2 };
 
 struct CustomOp;

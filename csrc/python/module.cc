@@ -4,13 +4,11 @@
 #include <pybind11/stl.h>
 
 #include <atomic>
-#include <functional>
 #include <thread>
 
 #include "csrc/dispatch/cpu.h"
+#include "csrc/ops/op.h"
 #include "csrc/registry.h"
-#include "kernels/cpu/elementwise/elementwise.h"
-#include "kernels/cuda/elementwise/elementwise.h"
 
 namespace py = pybind11;
 
@@ -19,28 +17,49 @@ extern "C" const OnnxOptRegistry* onnxopt_registry();
 namespace {
 
 using namespace onnxopt;
-using elementwise::DType;
 
 constexpr std::size_t kMaxThreads = 256;
-constexpr const char* kCudaVariant = "elementwise__cuda";
-/// The code of the CUDA kernel on the host: for tests, never chosen.
-constexpr const char* kEmulatedVariant = "elementwise__cuda_emulated";
 
-py::dtype numpy_type(DType type) {
-  switch (type) {
-    case DType::f32: return py::dtype("float32");
-    case DType::f16: return py::dtype("float16");
-    case DType::i32: return py::dtype("int32");
-    case DType::i64: return py::dtype("int64");
-    case DType::boolean: return py::dtype("bool");
+struct NumpyType {
+  int type;
+  const char* name;
+};
+constexpr NumpyType kNumpyTypes[] = {{ops::kFloat, "float32"},   {ops::kUint8, "uint8"},   {ops::kInt8, "int8"},
+                                     {ops::kInt32, "int32"},     {ops::kInt64, "int64"},   {ops::kBool, "bool"},
+                                     {ops::kFloat16, "float16"}, {ops::kDouble, "float64"}};
+
+py::dtype numpy_type(int type) {
+  for (const NumpyType& one : kNumpyTypes)
+    if (one.type == type) return py::dtype(one.name);
+  throw py::value_error("numpy has no type for elements of type " + ops::name_of(type) + ".");
+}
+
+/// The type of an array's elements, or -1 for one that no kernel takes.
+int element_type(const py::dtype& type) {
+  for (const NumpyType& one : kNumpyTypes)
+    if (type.equal(py::dtype(one.name))) return one.type;
+  return -1;
+}
+
+/// The attributes of a call, by name.
+class Attributes final : public ops::Attributes {
+ public:
+  explicit Attributes(const py::dict& values) : values_(values) {}
+  std::optional<std::string> string(const char* name) const override { return get<std::string>(name); }
+  std::optional<std::int64_t> integer(const char* name) const override { return get<std::int64_t>(name); }
+  std::optional<float> real(const char* name) const override { return get<float>(name); }
+  std::optional<std::vector<std::int64_t>> integers(const char* name) const override {
+    return get<std::vector<std::int64_t>>(name);
   }
-  throw py::value_error("unknown element type");
-}
 
-std::span<const elementwise::Variant> variants() {
-  const OnnxOptRegistry* registry = onnxopt_registry();
-  return {registry->elementwise, registry->elementwise_count};
-}
+ private:
+  template <typename T>
+  std::optional<T> get(const char* name) const {
+    return values_.contains(name) ? std::optional(values_[name].cast<T>()) : std::nullopt;
+  }
+
+  const py::dict& values_;
+};
 
 std::string_view max_isa() {
   const Result<std::string_view> isa = dispatch::max_isa();
@@ -48,43 +67,36 @@ std::string_view max_isa() {
   return *isa;
 }
 
-/// Why the CUDA kernels cannot run here; empty when they can.
-std::string cuda_problem() {
-  const auto* interpreter = onnxopt_registry()->elementwise_on_cuda;
-  return interpreter == nullptr ? "This build of onnxopt has no CUDA kernels." : interpreter->problem();
-}
+bool is_cuda(const ops::Variant& variant) { return std::string_view(variant.isa) == "cuda"; }
 
-py::dict describe_variant(const char* name, const char* isa, const char* device, bool chosen, const std::string& problem) {
+py::dict describe(const ops::Variant& variant, const ops::Variant* chosen) {
+  const std::string problem = onnxopt_registry()->problem_of(variant);
   py::dict one;
-  one["name"] = name;
-  one["isa"] = isa;
-  one["device"] = device;
+  one["name"] = variant.name;
+  one["isa"] = variant.isa;
+  one["device"] = is_cuda(variant) ? "cuda" : "cpu";
   one["usable"] = problem.empty();
-  one["chosen"] = chosen;
+  one["chosen"] = is_cuda(variant) ? problem.empty() : &variant == chosen;
   one["problem"] = problem;
   return one;
 }
 
-py::list ops() {
+std::span<const ops::Op* const> all_ops() { return {onnxopt_registry()->ops, onnxopt_registry()->op_count}; }
+
+py::list describe_ops() {
   max_isa();
-  const auto list = variants();
-  const elementwise::Variant* chosen = dispatch::choose(list);
-  py::list described;
-  for (const elementwise::Variant& variant : list) {
-    const char* problem = dispatch::usable(variant.isa)     ? ""
-                          : dispatch::supports(variant.isa) ? "ONNXOPT_MAX_ISA excludes it."
-                                                            : "This processor cannot run it.";
-    described.append(describe_variant(variant.name, variant.isa, "cpu", &variant == chosen, problem));
-  }
-  const std::string problem = cuda_problem();
-  described.append(describe_variant(kCudaVariant, "cuda", "cuda", problem.empty(), problem));
-  py::dict op;
-  op["op"] = "FusedElementwise";
-  op["domain"] = "ai.onnxopt";
-  op["attributes"] = py::make_tuple("expr");
-  op["variants"] = described;
   py::list all;
-  all.append(op);
+  for (const ops::Op* op : all_ops()) {
+    const Result<const ops::Variant*> chosen = onnxopt_registry()->choose(*op);
+    py::list variants;
+    for (const ops::Variant& variant : op->variants) variants.append(describe(variant, chosen ? *chosen : nullptr));
+    py::dict one;
+    one["op"] = op->name;
+    one["domain"] = ops::kDomain;
+    one["attributes"] = py::tuple(py::cast(std::vector<std::string>(op->attributes.begin(), op->attributes.end())));
+    one["variants"] = variants;
+    all.append(one);
+  }
   return all;
 }
 
@@ -98,18 +110,37 @@ py::list elementwise_ops() {
   return all;
 }
 
-const elementwise::Variant& find_variant(const std::optional<std::string>& name) {
-  const auto list = variants();
+const ops::Op& find_op(const std::string& name) {
+  for (const ops::Op* op : all_ops())
+    if (name == op->name) return *op;
+  throw py::value_error("There is no op '" + name + "'.");
+}
+
+/// The variant of that name, or what this processor and ONNXOPT_MAX_ISA choose; a listed one has to run here.
+std::string find_variant(const ops::Op& op, const std::optional<std::string>& name) {
   if (!name) {
     max_isa();
-    return *dispatch::choose(list);
+    const Result<const ops::Variant*> chosen = onnxopt_registry()->choose(op);
+    if (!chosen) throw py::value_error(chosen.error());
+    return (*chosen)->name;
   }
-  for (const elementwise::Variant& variant : list)
-    if (*name == variant.name) {
-      if (!dispatch::supports(variant.isa)) throw py::value_error("This processor cannot run the variant '" + *name + "'.");
-      return variant;
+  for (const ops::Variant& variant : op.variants) {
+    if (*name != variant.name) continue;
+    if (is_cuda(variant)) {
+      if (const std::string problem = onnxopt_registry()->cuda_problem(); !problem.empty()) throw py::value_error(problem);
+    } else if (!dispatch::supports(variant.isa)) {
+      throw py::value_error("This processor cannot run the variant '" + *name + "'.");
     }
-  throw py::value_error("There is no variant '" + *name + "'.");
+  }
+  return *name;
+}
+
+std::unique_ptr<ops::Kernel> make_kernel(const std::string& op, const py::dict& attributes,
+                                         const std::optional<std::string>& variant) {
+  const ops::Op& found = find_op(op);
+  Result<std::unique_ptr<ops::Kernel>> kernel = found.create(Attributes(attributes), find_variant(found, variant));
+  if (!kernel) throw py::value_error(kernel.error());
+  return std::move(*kernel);
 }
 
 /// Threads made for one call: good enough for tests and benchmarks, where onnxruntime's pool is not at hand.
@@ -127,121 +158,95 @@ ParallelFor threads_of(std::size_t& count) {
           &count};
 }
 
-/// Runs a parsed program on tensors.
-using Executor = std::function<Result<bool>(const elementwise::Program&, const elementwise::Arguments&)>;
-
-Executor executor(const std::optional<std::string>& variant_name, std::size_t threads) {
-  if (variant_name == kEmulatedVariant) return elementwise::cuda::emulate;
-  if (variant_name == kCudaVariant) {
-    if (const std::string problem = cuda_problem(); !problem.empty()) throw py::value_error(problem);
-    return onnxopt_registry()->elementwise_on_cuda->run_on_copies;
-  }
-  const elementwise::Variant& variant = find_variant(variant_name);
-  return [&variant, threads](const elementwise::Program& program, const elementwise::Arguments& arguments) {
-    std::size_t count = threads;
-    return elementwise::run(program, variant, arguments, count > 1 ? threads_of(count) : ParallelFor::inline_loop());
-  };
+std::vector<ops::TensorType> types_of_outputs(const ops::Kernel& kernel, const std::vector<ops::Tensor>& inputs) {
+  Result<std::vector<ops::TensorType>> types = kernel.outputs(inputs);
+  if (!types) throw py::value_error(types.error());
+  return std::move(*types);
 }
 
-elementwise::Program parse(const std::string& op, const py::dict& attributes) {
-  if (op != "FusedElementwise") throw py::value_error("There is no kernel of the op '" + op + "'.");
-  if (!attributes.contains("expr")) throw py::value_error("FusedElementwise needs the attribute 'expr'.");
-  Result<elementwise::Program> program = elementwise::Program::parse(attributes["expr"].cast<std::string>());
-  if (!program) throw py::value_error(program.error());
-  return std::move(*program);
+void run_kernel(const ops::Kernel& kernel, const std::vector<ops::Tensor>& inputs, const std::vector<ops::TensorType>& types,
+                const std::vector<void*>& outputs, const ops::Execution& execution) {
+  const Result<bool> done = [&] {
+    py::gil_scoped_release release;
+    return kernel.run(inputs, types, outputs, execution);
+  }();
+  if (!done) throw py::value_error(done.error());
 }
 
-std::vector<elementwise::Shape> shapes_of_outputs(const elementwise::Program& program,
-                                                  const std::vector<std::span<const std::int64_t>>& inputs) {
-  Result<std::vector<elementwise::Shape>> shapes = elementwise::output_shapes(program, inputs);
-  if (!shapes) throw py::value_error(shapes.error());
-  return std::move(*shapes);
-}
-
-void check_type(const py::dtype& type, DType expected, const std::string& tensor) {
-  if (!type.equal(numpy_type(expected)))
-    throw py::value_error(tensor + " should be " + std::string(elementwise::name_of(expected)) + ".");
-}
-
-py::list run(const std::string& op, const std::vector<py::array>& inputs, const py::dict& attributes,
+py::list run(const std::string& op, const std::vector<std::optional<py::array>>& inputs, const py::dict& attributes,
              const std::optional<std::string>& variant, std::size_t threads) {
   if (threads == 0 || threads > kMaxThreads) throw py::value_error("threads should be between 1 and 256.");
-  const elementwise::Program program = parse(op, attributes);
-  const Executor execute = executor(variant, threads);
-  if (inputs.size() != program.inputs().size()) throw py::value_error("The expression has another number of inputs.");
+  const std::unique_ptr<ops::Kernel> kernel = make_kernel(op, attributes, variant);
   std::vector<py::array> held;
-  std::vector<elementwise::Shape> shapes;
-  std::vector<const void*> data;
-  for (std::size_t i = 0; i < inputs.size(); ++i) {
-    check_type(inputs[i].dtype(), program.inputs()[i], "Input " + std::to_string(i));
-    held.push_back(py::array::ensure(inputs[i], py::array::c_style));
-    shapes.emplace_back(held[i].shape(), held[i].shape() + held[i].ndim());
-    data.push_back(held[i].data());
+  std::vector<ops::Tensor> tensors;
+  for (const std::optional<py::array>& array : inputs) {
+    ops::Tensor tensor;
+    if (array) {
+      const py::array& one = held.emplace_back(py::array::ensure(*array, py::array::c_style));
+      tensor.type = element_type(one.dtype());
+      tensor.shape.assign(one.shape(), one.shape() + one.ndim());
+      tensor.data = one.data();
+    }
+    tensors.push_back(std::move(tensor));
   }
-  const std::vector<std::span<const std::int64_t>> input_shapes(shapes.begin(), shapes.end());
-  const std::vector<elementwise::Shape> output_shapes = shapes_of_outputs(program, input_shapes);
+  const std::vector<ops::TensorType> types = types_of_outputs(*kernel, tensors);
   py::list results;
   std::vector<void*> outputs;
-  for (std::size_t i = 0; i < output_shapes.size(); ++i) {
-    py::array result(numpy_type(program.outputs()[i]), output_shapes[i]);
+  for (const ops::TensorType& type : types) {
+    py::array result(numpy_type(type.type), type.shape);
     outputs.push_back(result.mutable_data());
     results.append(result);
   }
-  const Result<bool> done = [&] {
-    py::gil_scoped_release release;
-    return execute(program, {data, input_shapes, outputs, output_shapes});
-  }();
-  if (!done) throw py::value_error(done.error());
+  ops::Execution execution{threads > 1 ? threads_of(threads) : ParallelFor::inline_loop()};
+  execution.host_memory = true;
+  run_kernel(*kernel, tensors, types, outputs, execution);
   return results;
 }
 
 /// A tensor of the device that another library owns, by the protocol `__cuda_array_interface__`.
-struct DeviceArray {
-  void* data;
-  elementwise::Shape shape;
-};
-
-DeviceArray device_array(const py::handle& object, DType type, bool written, const std::string& name) {
+ops::Tensor device_tensor(const py::handle& object, bool written, const std::string& name) {
   if (!py::hasattr(object, "__cuda_array_interface__")) throw py::value_error(name + " has no __cuda_array_interface__.");
   const py::dict interface = object.attr("__cuda_array_interface__");
-  check_type(py::dtype(interface["typestr"].cast<std::string>()), type, name);
-  DeviceArray array{nullptr, interface["shape"].cast<elementwise::Shape>()};
+  const py::dtype type(interface["typestr"].cast<std::string>());
+  ops::Tensor tensor;
+  tensor.type = element_type(type);
+  tensor.shape = interface["shape"].cast<ops::Shape>();
   const auto [address, read_only] = interface["data"].cast<std::pair<std::uintptr_t, bool>>();
-  array.data = reinterpret_cast<void*>(address);
+  tensor.data = reinterpret_cast<void*>(address);
   if (written && read_only) throw py::value_error(name + " cannot be written.");
-  if (!interface.contains("strides") || interface["strides"].is_none()) return array;
-  const auto strides = interface["strides"].cast<elementwise::Shape>();
-  auto step = static_cast<std::int64_t>(elementwise::size_of(type));
-  for (std::size_t axis = array.shape.size(); axis-- > 0; step *= array.shape[axis])
-    if (array.shape[axis] != 1 && strides[axis] != step) throw py::value_error(name + " is not contiguous.");
-  return array;
+  if (!interface.contains("strides") || interface["strides"].is_none()) return tensor;
+  const auto strides = interface["strides"].cast<ops::Shape>();
+  auto step = static_cast<std::int64_t>(type.itemsize());
+  for (std::size_t axis = tensor.shape.size(); axis-- > 0; step *= tensor.shape[axis])
+    if (tensor.shape[axis] != 1 && strides[axis] != step) throw py::value_error(name + " is not contiguous.");
+  return tensor;
 }
 
 void run_on_device(const std::string& op, const py::sequence& inputs, const py::sequence& outputs, const py::dict& attributes,
                    std::uintptr_t stream) {
-  const elementwise::Program program = parse(op, attributes);
-  if (inputs.size() != program.inputs().size() || outputs.size() != program.outputs().size())
-    throw py::value_error("The expression has another number of inputs or outputs.");
-  std::vector<elementwise::Shape> shapes;
-  std::vector<const void*> sources;
-  for (std::size_t i = 0; i < inputs.size(); ++i) {
-    DeviceArray array = device_array(inputs[i], program.inputs()[i], false, "Input " + std::to_string(i));
-    sources.push_back(array.data);
-    shapes.push_back(std::move(array.shape));
+  const ops::Op& found = find_op(op);
+  std::vector<ops::Tensor> sources, targets;
+  for (std::size_t i = 0; i < inputs.size(); ++i) sources.push_back(device_tensor(inputs[i], false, "Input " + std::to_string(i)));
+  for (std::size_t i = 0; i < outputs.size(); ++i)
+    targets.push_back(device_tensor(outputs[i], true, "Output " + std::to_string(i)));
+  // What is wrong with the arrays is told on every machine, also by the kernel for the processor.
+  const std::vector<ops::TensorType> types = types_of_outputs(*make_kernel(op, attributes, std::nullopt), sources);
+  if (types.size() != targets.size()) throw py::value_error("The op makes another number of outputs.");
+  std::vector<void*> memory;
+  for (std::size_t i = 0; i < types.size(); ++i) {
+    if (targets[i].type != types[i].type)
+      throw py::value_error("Output " + std::to_string(i) + " should be " + ops::name_of(types[i].type) + ".");
+    if (targets[i].shape != types[i].shape)
+      throw py::value_error("Output " + std::to_string(i) + " should have the shape " + ops::text_of(types[i].shape) + ".");
+    memory.push_back(const_cast<void*>(targets[i].data));
   }
-  const std::vector<std::span<const std::int64_t>> input_shapes(shapes.begin(), shapes.end());
-  const std::vector<elementwise::Shape> output_shapes = shapes_of_outputs(program, input_shapes);
-  std::vector<void*> targets;
-  for (std::size_t i = 0; i < outputs.size(); ++i) {
-    const std::string name = "Output " + std::to_string(i);
-    const DeviceArray array = device_array(outputs[i], program.outputs()[i], true, name);
-    if (array.shape != output_shapes[i]) throw py::value_error(name + " has another shape than the expression gives.");
-    targets.push_back(array.data);
-  }
-  if (const std::string problem = cuda_problem(); !problem.empty()) throw py::value_error(problem);
-  const Result<bool> done = onnxopt_registry()->elementwise_on_cuda->run(program, {sources, input_shapes, targets, output_shapes},
-                                                                         reinterpret_cast<void*>(stream));
-  if (!done) throw py::value_error(done.error());
+  const ops::Variant* variant = nullptr;
+  for (const ops::Variant& one : found.variants)
+    if (is_cuda(one)) variant = &one;
+  if (variant == nullptr) throw py::value_error(op + " has no CUDA kernel.");
+  ops::Execution execution{ParallelFor::inline_loop()};
+  execution.stream = reinterpret_cast<void*>(stream);
+  run_kernel(*make_kernel(op, attributes, variant->name), sources, types, memory, execution);
 }
 
 }  // namespace
@@ -250,11 +255,13 @@ PYBIND11_MODULE(_native, module) {
   module.doc() = "The native side of onnxopt: kernels on arrays, and what this machine can run.";
   module.def("cpu_features", [] { return dispatch::instruction_sets(); }, "Instruction sets that this machine runs, best first.");
   module.def("max_isa", &max_isa, "The best instruction set that may be chosen (ONNXOPT_MAX_ISA caps it).");
-  module.def("ops", &ops, "Every custom op with its kernel variants.");
-  module.def("elementwise_ops", &elementwise_ops, "The operations of FusedElementwise: name, operands, literals, domain, result.");
+  module.def("ops", &describe_ops, "Every custom op with its kernel variants.");
+  module.def("elementwise_ops", &elementwise_ops, "The operations of expressions: name, operands, literals, domain, result.");
   module.def("run", &run, py::arg("op"), py::arg("inputs"), py::arg("attributes"), py::arg("variant") = py::none(),
-             py::arg("threads") = 1, "Run one kernel on numpy arrays and return its outputs.");
-  module.def("cuda_problem", &cuda_problem, "Why the CUDA kernels cannot run here; empty when they can.");
+             py::arg("threads") = 1, "Run one kernel on numpy arrays (None leaves an input out) and return its outputs.");
+  module.def(
+      "cuda_problem", [] { return onnxopt_registry()->cuda_problem(); },
+      "Why the CUDA kernels cannot run here; empty when they can.");
   module.def("run_on_device", &run_on_device, py::arg("op"), py::arg("inputs"), py::arg("outputs"), py::arg("attributes"),
              py::arg("stream") = 0,
              "Start the CUDA kernel on arrays that have __cuda_array_interface__. It runs on `stream`, an address, in the order of "

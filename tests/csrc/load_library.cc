@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <vector>
 
+#include "csrc/ops/tensor.h"
 #include "csrc/ort/api.h"
 
 namespace {
@@ -51,7 +52,7 @@ int main(int argc, char** argv) {
   OrtValue* input = nullptr;
   OrtValue* output = nullptr;
   check(api->CreateCpuMemoryInfo(0, 0, &memory));
-  check(api->CreateTensorWithDataAsOrtValue(memory, data.data(), data.size() * sizeof(float), shape, 2, onnxopt::ort::kFloat,
+  check(api->CreateTensorWithDataAsOrtValue(memory, data.data(), data.size() * sizeof(float), shape, 2, onnxopt::ops::kFloat,
                                             &input));
   const OrtValue* inputs[] = {input};
   const char* input_names[] = {argv[4]};

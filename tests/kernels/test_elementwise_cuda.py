@@ -183,9 +183,9 @@ NEG = "i0:f32 | t0=neg(i0) | t0:f32"
     ("source", "target", "sentence"),
     [
         (np.zeros(4, F32), Foreign(np.zeros(4, F32)), "Input 0 has no __cuda_array_interface__"),
-        (Foreign(np.zeros(4, np.int32)), Foreign(np.zeros(4, F32)), "Input 0 should be f32"),
-        (Foreign(np.zeros(4, F32)), Foreign(np.zeros(4, np.float64)), "Output 0 should be f32"),
-        (Foreign(np.zeros(4, F32)), Foreign(np.zeros((2, 2), F32)), "Output 0 has another shape"),
+        (Foreign(np.zeros(4, np.int32)), Foreign(np.zeros(4, F32)), "Input 0 is of type int32 and should be f32"),
+        (Foreign(np.zeros(4, F32)), Foreign(np.zeros(4, np.float64)), "Output 0 should be float"),
+        (Foreign(np.zeros(4, F32)), Foreign(np.zeros((2, 2), F32)), r"Output 0 should have the shape \[4\]"),
         (Foreign(np.zeros(4, F32)), Foreign(np.zeros(4, F32), {"data": (16, True)}), "Output 0 cannot be written"),
         (Foreign(np.zeros(4, F32), {"strides": (8,)}), Foreign(np.zeros(4, F32)), "Input 0 is not contiguous"),
     ],
@@ -196,8 +196,11 @@ def test_refuses_other_arrays(source: Any, target: Any, sentence: str) -> None:
 
 
 def test_refuses_another_number_of_arrays() -> None:
-    with pytest.raises(ValueError, match="number of inputs or outputs"):
-        native.run_on_device("FusedElementwise", [], [], {"expr": NEG})
+    array = Foreign(np.zeros(4, F32))
+    with pytest.raises(ValueError, match="got 0 inputs"):
+        native.run_on_device("FusedElementwise", [], [array], {"expr": NEG})
+    with pytest.raises(ValueError, match="another number of outputs"):
+        native.run_on_device("FusedElementwise", [array], [], {"expr": NEG})
 
 
 @pytest.mark.skipif(not PROBLEM, reason="this machine has a CUDA device")

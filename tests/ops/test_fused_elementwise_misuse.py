@@ -164,7 +164,7 @@ def test_wrong_number_of_inputs(expr: str, count: int, expected: int) -> None:
 @pytest.mark.parametrize(("expr", "count", "expected"), [(ADD_ONE, 2, 1), (TWO_RESULTS, 1, 2), (TWO_RESULTS, 3, 2)])
 def test_wrong_number_of_outputs(expr: str, count: int, expected: int) -> None:
     names = [f"y{index}" for index in range(count)]
-    refused(f"It has {count} outputs and its expression {expected}.", {"expr": expr}, [ones(3)], outputs=names)
+    refused(f"The node has {count} outputs and its kernel makes {expected}.", {"expr": expr}, [ones(3)], outputs=names)
 
 
 def test_output_that_is_left_out() -> None:
@@ -257,11 +257,11 @@ def test_session_goes_on_after_an_error() -> None:
 @pytest.mark.parametrize(
     ("op", "inputs", "attributes", "options", "sentence"),
     [
-        ("Other", [ones(3)], {"expr": ADD_ONE}, {}, "There is no kernel of the op 'Other'."),
-        ("FusedElementwise", [ones(3)], {}, {}, "needs the attribute 'expr'."),
+        ("Other", [ones(3)], {"expr": ADD_ONE}, {}, "There is no op 'Other'."),
+        ("FusedElementwise", [ones(3)], {}, {}, "has no attribute 'expr'."),
         ("FusedElementwise", [ones(3)], {"expr": "?"}, {}, "The expression is malformed: "),
-        ("FusedElementwise", [], {"expr": ADD_ONE}, {}, "another number of inputs."),
-        ("FusedElementwise", [np.ones(3)], {"expr": ADD_ONE}, {}, "Input 0 should be f32."),
+        ("FusedElementwise", [], {"expr": ADD_ONE}, {}, "It got 0 inputs and its expression has 1."),
+        ("FusedElementwise", [np.ones(3)], {"expr": ADD_ONE}, {}, "Input 0 is of type double and should be f32."),
         ("FusedElementwise", [ones(3)], {"expr": ADD_ONE}, {"threads": 0}, "threads should be between 1 and"),
         ("FusedElementwise", [ones(3)], {"expr": ADD_ONE}, {"threads": 1 << 40}, "threads should be between 1 and"),
         ("FusedElementwise", [ones(3)], {"expr": ADD_ONE}, {"variant": "best"}, "There is no variant 'best'."),

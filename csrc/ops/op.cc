@@ -1,0 +1,51 @@
+#include "csrc/ops/op.h"
+
+#include <algorithm>
+
+#include "csrc/dispatch/cpu.h"
+#include "csrc/ops/fused_elementwise.h"
+#if defined(ONNXOPT_HAVE_CUDA)
+#include "kernels/cuda/elementwise/elementwise.h"
+#endif
+
+namespace onnxopt::ops {
+
+std::span<const Op* const> all() {
+  static const Op* const list[] = {&fused_elementwise()};
+  return list;
+}
+
+const Op* find(std::string_view name) {
+  const auto list = all();
+  const auto found = std::find_if(list.begin(), list.end(), [&](const Op* op) { return name == op->name; });
+  return found == list.end() ? nullptr : *found;
+}
+
+Result<const Variant*> choose(const Op& op) {
+  using Choice = Result<const Variant*>;
+  if (const auto cap = dispatch::max_isa(); !cap) return Choice::failure(cap.error());
+  const Variant* chosen = dispatch::choose(op.variants);
+  return chosen ? Choice(chosen) : Choice::failure("No kernel variant runs on this processor.");
+}
+
+std::string cuda_problem() {
+#if defined(ONNXOPT_HAVE_CUDA)
+  return elementwise::cuda::interpreter().problem();
+#else
+  return "This build of onnxopt has no CUDA kernels.";
+#endif
+}
+
+std::string problem_of(const Variant& variant) {
+  if (std::string_view(variant.isa) == "cuda") return cuda_problem();
+  if (dispatch::usable(variant.isa)) return "";
+  return dispatch::supports(variant.isa) ? "ONNXOPT_MAX_ISA excludes it." : "This processor cannot run it.";
+}
+
+const Variant* cuda_variant(const Op& op) {
+  const auto found =
+      std::find_if(op.variants.begin(), op.variants.end(), [](const Variant& one) { return std::string_view(one.isa) == "cuda"; });
+  return found == op.variants.end() ? nullptr : &*found;
+}
+
+}  // namespace onnxopt::ops

@@ -1,0 +1,27 @@
+#include "csrc/ops/tensor.h"
+
+#include <atomic>
+#include <string_view>
+
+namespace onnxopt::ops {
+
+std::string name_of(int type) {
+  constexpr std::string_view names[] = {"undefined", "float",  "uint8",     "int8",       "uint16",  "int16",
+                                        "int32",     "int64",  "string",    "bool",       "float16", "double",
+                                        "uint32",    "uint64", "complex64", "complex128", "bfloat16"};
+  const bool known = type >= 0 && static_cast<std::size_t>(type) < std::size(names);
+  return known ? std::string(names[type]) : "number " + std::to_string(type);
+}
+
+std::string text_of(const Shape& shape) {
+  std::string text = "[";
+  for (std::size_t i = 0; i < shape.size(); ++i) text += (i ? "," : "") + std::to_string(shape[i]);
+  return text + "]";
+}
+
+std::string fresh_dim() {
+  static std::atomic<std::uint64_t> next{0};
+  return "onnxopt_dim_" + std::to_string(next++);
+}
+
+}  // namespace onnxopt::ops

@@ -1,0 +1,56 @@
+// Tensors as ops see them, in a run and before it.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace onnxopt::ops {
+
+/// Element types of tensors, numbered as in ONNX.
+enum ElementType : int {
+  kUndefined = 0,
+  kFloat = 1,
+  kUint8 = 2,
+  kInt8 = 3,
+  kInt32 = 6,
+  kInt64 = 7,
+  kBool = 9,
+  kFloat16 = 10,
+  kDouble = 11
+};
+
+/// What ONNX calls an element type.
+std::string name_of(int type);
+
+using Shape = std::vector<std::int64_t>;
+
+/// A shape as sentences show it: [2,3].
+std::string text_of(const Shape& shape);
+
+struct TensorType {
+  int type = kUndefined;
+  Shape shape;
+};
+
+/// A contiguous tensor that a kernel reads. An optional input that the node leaves out has the type `kUndefined`.
+struct Tensor : TensorType {
+  const void* data = nullptr;
+};
+
+/// A dim before the run: a size, or -1 with the name that the model gives it (empty where it has none).
+struct Dim {
+  std::int64_t size = 1;
+  std::string name;
+};
+
+/// A name for an unknown dim that equals no other dim.
+std::string fresh_dim();
+
+/// What is known of a tensor before the run. onnxruntime shows an unknown rank as rank 0.
+struct InferredType {
+  int type = kUndefined;
+  std::vector<Dim> shape;
+};
+
+}  // namespace onnxopt::ops

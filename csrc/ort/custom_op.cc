@@ -1,0 +1,132 @@
+#include "csrc/ort/custom_op.h"
+
+#include <algorithm>
+#include <deque>
+#include <exception>
+#include <memory>
+
+#include "csrc/ops/op.h"
+#include "csrc/ort/adapter.h"
+
+namespace onnxopt::ort {
+
+namespace {
+
+/// A description that knows the op it describes, and the variant where the provider decides it.
+struct Description : CustomOp {
+  const ops::Op* op;
+  const ops::Variant* cuda;  // null on the CPU
+};
+
+const Description& of(const CustomOp* op) { return *static_cast<const Description*>(op); }
+
+struct State {
+  const Description* description;
+  std::unique_ptr<ops::Kernel> kernel;
+};
+
+OrtStatus* create(const CustomOp* self, const void*, const OrtKernelInfo* info, void** state) try {
+  const Description& description = of(self);
+  const ops::Variant* variant = description.cuda;
+  if (variant == nullptr) {
+    const Result<const ops::Variant*> chosen = ops::choose(*description.op);
+    if (!chosen) return failure(description.op->name, chosen.error());
+    variant = *chosen;
+  }
+  Result<std::unique_ptr<ops::Kernel>> kernel = description.op->create(NodeAttributes(info), variant->name);
+  if (!kernel) return failure(description.op->name, kernel.error());
+  *state = new State{&description, std::move(*kernel)};
+  return nullptr;
+} catch (const std::exception& error) {
+  return failure(of(self).op->name, error.what(), kFail);
+}
+
+OrtStatus* compute(void* state, OrtKernelContext* context) {
+  const State& self = *static_cast<const State*>(state);
+  const char* name = self.description->op->name;
+  try {
+    const std::vector<ops::Tensor> tensors = inputs(context);
+    const Result<std::vector<ops::TensorType>> types = self.kernel->outputs(tensors);
+    if (!types) return failure(name, types.error());
+    const Result<std::vector<void*>> memory = outputs(context, *types);
+    if (!memory) return failure(name, memory.error(), kFail);
+    ops::Execution execution{thread_pool(context)};
+    if (self.description->cuda != nullptr) {
+      const std::optional<void*> stream = gpu_stream(context);
+      if (!stream) return failure(name, "onnxruntime gives no CUDA stream.", kFail);
+      execution.stream = *stream;
+    }
+    const Result<bool> done = self.kernel->run(tensors, *types, *memory, execution);
+    return done ? nullptr : failure(name, done.error());
+  } catch (const std::exception& error) {
+    return failure(name, error.what(), kFail);
+  }
+}
+
+void destroy(void* state) { delete static_cast<State*>(state); }
+
+OrtStatus* infer(const CustomOp* self, OrtShapeInferContext* context) try {
+  const std::optional<std::vector<ops::InferredType>> known = inferred_inputs(context);
+  if (!known || of(self).op->infer == nullptr) return nullptr;
+  const std::vector<std::optional<ops::InferredType>> types = of(self).op->infer(InferenceAttributes(context), *known);
+  for (std::size_t i = 0; i < types.size(); ++i)
+    if (types[i]) set_inferred_output(context, i, *types[i]);
+  return nullptr;
+} catch (const std::exception&) {
+  return nullptr;  // what cannot be inferred is checked when the kernel runs
+}
+
+/// All inputs are one variadic input of any types, and so are the outputs: kernels check them, with better sentences.
+Description describe(const ops::Op& op, const ops::Variant* cuda) {
+  Description made{};
+  made.op = &op;
+  made.cuda = cuda;
+  made.version = kApiVersion;
+  made.GetName = [](const CustomOp* self) { return of(self).op->name; };
+  made.GetExecutionProviderType = [](const CustomOp* self) -> const char* {
+    return of(self).cuda ? "CUDAExecutionProvider" : nullptr;
+  };
+  made.GetInputType = [](const CustomOp*, std::size_t) -> int { return ops::kUndefined; };
+  made.GetInputTypeCount = [](const CustomOp*) -> std::size_t { return 1; };
+  made.GetOutputType = [](const CustomOp*, std::size_t) -> int { return ops::kUndefined; };
+  made.GetOutputTypeCount = [](const CustomOp*) -> std::size_t { return 1; };
+  made.GetInputCharacteristic = [](const CustomOp*, std::size_t) -> int { return kVariadic; };
+  made.GetOutputCharacteristic = [](const CustomOp*, std::size_t) -> int { return kVariadic; };
+  made.GetInputMemoryType = [](const CustomOp*, std::size_t) { return 0; };
+  made.GetVariadicInputMinArity = [](const CustomOp*) { return 1; };
+  made.GetVariadicInputHomogeneity = [](const CustomOp*) { return 0; };
+  made.GetVariadicOutputMinArity = [](const CustomOp*) { return 1; };
+  made.GetVariadicOutputHomogeneity = [](const CustomOp*) { return 0; };
+  made.CreateKernelV2 = create;
+  made.KernelComputeV2 = compute;
+  made.KernelDestroy = destroy;
+  made.InferOutputShapeFn = infer;
+  made.GetStartVersion = [](const CustomOp*) { return 1; };
+  made.GetEndVersion = [](const CustomOp*) { return 2147483647; };
+  return made;
+}
+
+/// The descriptions live as long as the process: sessions keep plain pointers to them.
+const std::deque<Description>& descriptions() {
+  static const std::deque<Description> made = [] {
+    std::deque<Description> all;
+    for (const ops::Op* op : ops::all()) {
+      // onnxruntime takes the schema of the first of a name.
+      all.push_back(describe(*op, nullptr));
+#if defined(ONNXOPT_HAVE_CUDA)
+      if (const ops::Variant* cuda = ops::cuda_variant(*op)) all.push_back(describe(*op, cuda));
+#endif
+    }
+    return all;
+  }();
+  return made;
+}
+
+}  // namespace
+
+bool add_ops(OrtCustomOpDomain* domain) {
+  return std::all_of(descriptions().begin(), descriptions().end(),
+                     [&](const Description& op) { return succeeded(api().CustomOpDomain_Add(domain, &op)); });
+}
+
+}  // namespace onnxopt::ort
