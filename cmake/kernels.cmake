@@ -1,26 +1,34 @@
-# The CPU kernels: one file per instruction set, each with its own flags.
+# The CPU kernels: in each family one file per instruction set, with its own flags.
 function(onnxopt_own_code target)
   # GCC 12 sees overlapping copies in its own std::string (GCC bug 105651).
   target_compile_options(${target} PRIVATE -Wall -Wextra -Werror -Wno-restrict)
   target_include_directories(${target} PRIVATE ${CMAKE_CURRENT_SOURCE_DIR})
 endfunction()
 
-set(family kernels/cpu/elementwise)
-set(sources ${family}/program.cc ${family}/plan.cc ${family}/scalar.cc)
-# Its vectors are larger than the baseline's registers; all that is told of how they are passed is inlined.
-set_source_files_properties(${family}/scalar.cc PROPERTIES COMPILE_OPTIONS "-Wno-psabi")
-if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
-  list(APPEND sources ${family}/avx2.cc ${family}/avx512.cc)
-  set_source_files_properties(${family}/avx2.cc PROPERTIES COMPILE_OPTIONS "-mavx2;-mfma;-mf16c")
-  # GCC 12 warns of its own header's deliberately undefined registers.
-  set_source_files_properties(${family}/avx512.cc PROPERTIES COMPILE_OPTIONS
-    "-mavx512f;-mavx512bw;-mavx512dq;-mavx512vl;-mfma;-mf16c;-Wno-uninitialized;-Wno-maybe-uninitialized")
-endif()
-
-add_library(onnxopt_kernels STATIC ${sources})
+add_library(onnxopt_kernels STATIC)
 onnxopt_own_code(onnxopt_kernels)
 # Contraction stays off: where an operation is fused is written in the code, so that variants agree. -O3 also without a build type.
 target_compile_options(onnxopt_kernels PRIVATE -O3 -ffp-contract=off -fno-math-errno)
+
+# onnxopt_kernel_family(NAME SOURCE...): scalar.cc and, on x86-64, avx2.cc and avx512.cc of kernels/cpu/NAME, and further sources.
+function(onnxopt_kernel_family name)
+  set(family kernels/cpu/${name})
+  list(TRANSFORM ARGN PREPEND ${family}/ OUTPUT_VARIABLE sources)
+  list(APPEND sources ${family}/scalar.cc)
+  # Its vectors are larger than the baseline's registers; all that is told of how they are passed is inlined.
+  set_source_files_properties(${family}/scalar.cc PROPERTIES COMPILE_OPTIONS "-Wno-psabi")
+  if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
+    list(APPEND sources ${family}/avx2.cc ${family}/avx512.cc)
+    set_source_files_properties(${family}/avx2.cc PROPERTIES COMPILE_OPTIONS "-mavx2;-mfma;-mf16c")
+    # GCC 12 warns of its own header's deliberately undefined registers.
+    set_source_files_properties(${family}/avx512.cc PROPERTIES COMPILE_OPTIONS
+      "-mavx512f;-mavx512bw;-mavx512dq;-mavx512vl;-mfma;-mf16c;-Wno-uninitialized;-Wno-maybe-uninitialized")
+  endif()
+  target_sources(onnxopt_kernels PRIVATE ${sources})
+endfunction()
+
+onnxopt_kernel_family(elementwise program.cc plan.cc)
+
 if(ONNXOPT_SANITIZE)
   add_compile_options(-g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer)
   add_link_options(-fsanitize=address,undefined)

@@ -5,11 +5,13 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "kernels/cpu/elementwise/functions.h"
 #include "kernels/cpu/elementwise/plan.h"
+#include "kernels/cpu/simd/functions.h"
 
 namespace onnxopt::elementwise {
 namespace {
+
+using namespace simd;
 
 /// An operand or result of a tile: one element after the other, or a scalar stored once per lane.
 struct Place {

@@ -392,9 +392,9 @@ class Worker {
 
 }  // namespace
 
-namespace VARIANT {
+namespace ONNXOPT_VARIANT {
 
 void run(const Plan& plan, std::int64_t begin, std::int64_t end) { Worker(plan).run(begin, end); }
 
-}  // namespace VARIANT
+}  // namespace ONNXOPT_VARIANT
 }  // namespace onnxopt::elementwise

@@ -6,9 +6,9 @@
 
 #include <limits>
 
-#include "kernels/cpu/elementwise/pack.h"
+#include "kernels/cpu/simd/pack.h"
 
-namespace onnxopt::elementwise {
+namespace onnxopt::simd {
 namespace {
 
 /// c[From] + c[From + 1] x + ...
@@ -227,4 +227,4 @@ inline F propagating_max(F a, F b) {
 }
 
 }  // namespace
-}  // namespace onnxopt::elementwise
+}  // namespace onnxopt::simd

@@ -4,7 +4,7 @@
 
 #include <cstddef>
 
-namespace onnxopt::elementwise {
+namespace onnxopt::simd {
 namespace {
 
 constexpr std::size_t W = V::kWidth;
@@ -86,4 +86,4 @@ inline void store(float* p, Pack<N> x) {
 }
 
 }  // namespace
-}  // namespace onnxopt::elementwise
+}  // namespace onnxopt::simd
