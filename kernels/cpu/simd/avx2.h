@@ -16,10 +16,14 @@ struct V {
   using M = __m256;
   static constexpr std::size_t kWidth = 8;
   static constexpr int kPack = 2;
+  static constexpr int kMatrixRows = 6, kMatrixPanels = 1;
 
   static F set1(float x) { return _mm256_set1_ps(x); }
   static F load(const float* p) { return _mm256_loadu_ps(p); }
   static void store(float* p, F x) { _mm256_storeu_ps(p, x); }
+  /// The first `count` (1 to kWidth) elements; the others are neither read nor written.
+  static F load_first(const float* p, std::size_t count) { return _mm256_maskload_ps(p, first(count)); }
+  static void store_first(float* p, F x, std::size_t count) { _mm256_maskstore_ps(p, first(count), x); }
   static F add(F a, F b) { return _mm256_add_ps(a, b); }
   static F sub(F a, F b) { return _mm256_sub_ps(a, b); }
   static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
@@ -27,6 +31,8 @@ struct V {
   /// The reciprocal of a number that is normal and far from overflow.
   static F inverse(F x) { return div(set1(1.0f), x); }
   static F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+  /// a b + c, as fast as it gets: whether it rounds once or twice is not said.
+  static F accumulate(F a, F b, F c) { return fma(a, b, c); }
   static F fms(F a, F b, F c) { return _mm256_fmsub_ps(a, b, c); }
   static F fnma(F a, F b, F c) { return _mm256_fnmadd_ps(a, b, c); }
   static F sqrt(F x) { return _mm256_sqrt_ps(x); }
@@ -62,6 +68,9 @@ struct V {
   static float from_half(std::uint16_t x) { return _cvtsh_ss(x); }
 
  private:
+  static __m256i first(std::size_t count) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  }
   static __m128i half(F x) { return _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT); }
   static F power(__m256i n) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23)); }
 };

@@ -16,10 +16,14 @@ struct V {
   using M = __mmask16;
   static constexpr std::size_t kWidth = 16;
   static constexpr int kPack = 6;
+  static constexpr int kMatrixRows = 12, kMatrixPanels = 2;
 
   static F set1(float x) { return _mm512_set1_ps(x); }
   static F load(const float* p) { return _mm512_loadu_ps(p); }
   static void store(float* p, F x) { _mm512_storeu_ps(p, x); }
+  /// The first `count` (1 to kWidth) elements; the others are neither read nor written.
+  static F load_first(const float* p, std::size_t count) { return _mm512_maskz_loadu_ps(first(count), p); }
+  static void store_first(float* p, F x, std::size_t count) { _mm512_mask_storeu_ps(p, first(count), x); }
   static F add(F a, F b) { return _mm512_add_ps(a, b); }
   static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
   static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
@@ -31,6 +35,8 @@ struct V {
     return _mm512_fmadd_ps(r, _mm512_fnmadd_ps(x, r, set1(1.0f)), r);
   }
   static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+  /// a b + c, as fast as it gets: whether it rounds once or twice is not said.
+  static F accumulate(F a, F b, F c) { return fma(a, b, c); }
   static F fms(F a, F b, F c) { return _mm512_fmsub_ps(a, b, c); }
   static F fnma(F a, F b, F c) { return _mm512_fnmadd_ps(a, b, c); }
   static F sqrt(F x) { return _mm512_sqrt_ps(x); }
@@ -68,6 +74,7 @@ struct V {
   static float from_half(std::uint16_t x) { return _cvtsh_ss(x); }
 
  private:
+  static M first(std::size_t count) { return static_cast<M>(0xffffu >> (kWidth - count)); }
   static __m256i half(F x) { return _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 };
 

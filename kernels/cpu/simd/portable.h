@@ -19,6 +19,7 @@ struct V {
   using M = std::int32_t __attribute__((vector_size(16)));
   static constexpr std::size_t kWidth = 4;
   static constexpr int kPack = 2;
+  static constexpr int kMatrixRows = 2, kMatrixPanels = 1;
 
   static F set1(float x) { return F{x, x, x, x}; }
   static F load(const float* p) {
@@ -27,6 +28,13 @@ struct V {
     return x;
   }
   static void store(float* p, F x) { std::memcpy(p, &x, sizeof x); }
+  /// The first `count` (1 to kWidth) elements; the others are neither read nor written.
+  static F load_first(const float* p, std::size_t count) {
+    F x{};
+    std::memcpy(&x, p, count * sizeof(float));
+    return x;
+  }
+  static void store_first(float* p, F x, std::size_t count) { std::memcpy(p, &x, count * sizeof(float)); }
   static F add(F a, F b) { return a + b; }
   static F sub(F a, F b) { return a - b; }
   static F mul(F a, F b) { return a * b; }
@@ -41,6 +49,12 @@ struct V {
 #else
   /// The product is exact in double, so that only the sum rounds: as good as a fused operation, without needing one.
   static F fma(F a, F b, F c) { return narrow(wide(a) * wide(b) + wide(c)); }
+#endif
+  /// a b + c, as fast as it gets: whether it rounds once or twice is not said.
+#ifdef __FP_FAST_FMAF
+  static F accumulate(F a, F b, F c) { return fma(a, b, c); }
+#else
+  static F accumulate(F a, F b, F c) { return a * b + c; }
 #endif
   static F fms(F a, F b, F c) { return fma(a, b, -c); }
   static F fnma(F a, F b, F c) { return fma(-a, b, c); }
