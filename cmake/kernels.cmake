@@ -5,7 +5,7 @@ function(onnxopt_own_code target)
   target_include_directories(${target} PRIVATE ${CMAKE_CURRENT_SOURCE_DIR})
 endfunction()
 
-add_library(onnxopt_kernels STATIC)
+add_library(onnxopt_kernels STATIC kernels/cpu/scratch.cc)
 onnxopt_own_code(onnxopt_kernels)
 # Contraction stays off: where an operation is fused is written in the code, so that variants agree. -O3 also without a build type.
 target_compile_options(onnxopt_kernels PRIVATE -O3 -ffp-contract=off -fno-math-errno)
@@ -27,7 +27,7 @@ function(onnxopt_kernel_family name)
   target_sources(onnxopt_kernels PRIVATE ${sources})
 endfunction()
 
-onnxopt_kernel_family(elementwise program.cc plan.cc)
+onnxopt_kernel_family(elementwise program.cc plan.cc epilogue.cc)
 
 if(ONNXOPT_SANITIZE)
   add_compile_options(-g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer)

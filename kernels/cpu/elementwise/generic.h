@@ -11,6 +11,7 @@
 #include <type_traits>
 
 #include "kernels/cpu/elementwise/chain.h"
+#include "kernels/cpu/scratch.h"
 
 namespace onnxopt::elementwise {
 namespace {
@@ -227,7 +228,9 @@ inline void narrow(const float* source, std::uint16_t* target, std::size_t n) {
 class Worker {
  public:
   explicit Worker(const Plan& plan)
-      : plan_(plan), schedule_(*plan.schedule), memory_(scratch(plan.schedule->register_count * kSlot)) {
+      : plan_(plan),
+        schedule_(*plan.schedule),
+        memory_(scratch(plan.schedule->register_count * kSlot, ScratchOwner::kElementwise)) {
     for (std::size_t i = 0; i < plan.input_count; ++i)
       if (plan.inputs[i].used) table_[i] = plan.inputs[i].scalar ? splat_input(i) : Place{slot(i), false};
     for (std::size_t i = 0; i < plan.literal_count; ++i) {
@@ -275,8 +278,10 @@ class Worker {
     const std::size_t padded = (static_cast<std::size_t>(count) + W - 1) / W * W;
     for (std::size_t i = 0; i < plan_.input_count; ++i)
       if (plan_.inputs[i].used && !plan_.inputs[i].scalar) table_[i].data = load(i, begin, count, in_row, whole);
+    const bool apart = plan_.window && !in_row;  // the tile's elements are not neighbours in the outputs
+    const bool in_place = whole && !apart;
     for (std::size_t i = 0; i < plan_.output_count; ++i)
-      if (plan_.outputs[i].direct) table_[plan_.outputs[i].place].data = whole ? target(i, begin) : slot(plan_.outputs[i].place);
+      if (plan_.outputs[i].direct) table_[plan_.outputs[i].place].data = in_place ? target(i, begin) : slot(plan_.outputs[i].place);
     const Step* const end = schedule_.steps + schedule_.step_count;
     for (const Step* step = schedule_.steps; step != end;) {
       if (step->chain > 0) {
@@ -286,7 +291,12 @@ class Worker {
         run_step(*step++, padded);
       }
     }
-    for (std::size_t i = 0; i < plan_.output_count; ++i) store_output(i, begin, count);
+    for (std::size_t i = 0; i < plan_.output_count; ++i) {
+      if (apart)
+        store_across(i, begin, count);
+      else
+        store_output(i, table_[plan_.outputs[i].place].data, begin, count);
+    }
   }
 
   void run_step(const Step& step, std::size_t padded) {
@@ -298,7 +308,8 @@ class Worker {
 
   char* target(std::size_t output, std::int64_t begin) const {
     const PlanOutput& one = plan_.outputs[output];
-    return one.data + begin * static_cast<std::int64_t>(stored_size(one.type));
+    const std::int64_t offset = plan_.window ? begin / plan_.row * one.row_step + begin % plan_.row : begin;
+    return one.data + offset * static_cast<std::int64_t>(stored_size(one.type));
   }
 
   /// Where the elements of an input lie: in place if they are whole vectors as they are computed with, else in a copy.
@@ -373,9 +384,22 @@ class Worker {
     }
   }
 
-  void store_output(std::size_t index, std::int64_t begin, std::int64_t count) {
+  /// Writes elements of several short rows, one after the other.
+  void store_across(std::size_t index, std::int64_t begin, std::int64_t count) {
     const PlanOutput& output = plan_.outputs[index];
-    const void* held = table_[output.place].data;
+    const char* held = static_cast<const char*>(table_[output.place].data);
+    while (count > 0) {
+      const std::int64_t within = plan_.row - begin % plan_.row;
+      const std::int64_t part = count < within ? count : within;
+      store_output(index, held, begin, part);
+      held += static_cast<std::size_t>(part) * computed_size(output.type);
+      begin += part;
+      count -= part;
+    }
+  }
+
+  void store_output(std::size_t index, const void* held, std::int64_t begin, std::int64_t count) {
+    const PlanOutput& output = plan_.outputs[index];
     char* wanted = target(index, begin);
     if (held == wanted) return;
     if (output.type == DType::f16)

@@ -155,18 +155,6 @@ class Scheduler {
   Schedule schedule_;
 };
 
-/// The strides of a contiguous tensor along each dim of the domain; a dim of size 1 is broadcast.
-std::vector<std::int64_t> strides_in(std::span<const std::int64_t> shape, const Shape& domain) {
-  std::vector<std::int64_t> strides(domain.size(), 0);
-  std::int64_t step = 1;
-  for (std::size_t i = 0; i < shape.size() && i < domain.size(); ++i) {
-    const std::int64_t size = shape[shape.size() - 1 - i];
-    strides[domain.size() - 1 - i] = size == 1 ? 0 : step;
-    step *= size;
-  }
-  return strides;
-}
-
 /// Merges neighbouring dims that every input walks through as if they were one. False when too many are left.
 bool collapse_dims(Plan& plan, const Shape& shape, const std::vector<std::vector<std::int64_t>>& strides) {
   plan.rank = 0;
@@ -195,34 +183,15 @@ std::unique_ptr<Plan> make_plan(const Program& program, const Schedule& schedule
                                 std::span<const std::size_t> members) {
   std::unique_ptr<Plan> plan(new Plan);  // not zeroed: what is read of it is set here
   const Shape& shape = arguments.output_shapes[members[0]];
-  plan->schedule = &schedule;
-  plan->literals = program.literals().data();
-  plan->literal_count = program.literals().size();
-  plan->input_count = arguments.inputs.size();
-  plan->output_count = 0;
-  std::uint32_t reads = 0;
-  for (std::size_t output : members) reads |= program.dependencies(output);
+  describe(*plan, program, schedule, arguments, members);
   std::vector<std::vector<std::int64_t>> strides;
-  for (std::size_t i = 0; i < plan->input_count; ++i) {
-    PlanInput& input = plan->inputs[i];
-    input.data = static_cast<const char*>(arguments.inputs[i]);
-    input.type = program.inputs()[i];
-    input.used = reads >> i & 1;
-    strides.push_back(input.used ? strides_in(arguments.input_shapes[i], shape) : std::vector<std::int64_t>(shape.size(), 0));
-  }
+  for (std::size_t i = 0; i < plan->input_count; ++i)
+    strides.push_back(plan->inputs[i].used ? strides_in(arguments.input_shapes[i], shape)
+                                           : std::vector<std::int64_t>(shape.size(), 0));
   if (!collapse_dims(*plan, shape, strides)) return nullptr;
   plan->row = plan->dims[plan->rank - 1];
   plan->elements = 1;
   for (std::size_t axis = 0; axis < plan->rank; ++axis) plan->elements *= plan->dims[axis];
-  const std::size_t statements = program.inputs().size() + program.literals().size();  // where their places begin
-  for (std::size_t output : members) {
-    const std::uint16_t statement = program.output_statements()[output];
-    const DType type = program.instructions()[statement].result;
-    const auto place = static_cast<std::uint16_t>(statements + statement);
-    bool direct = type != DType::f16;  // which is computed in float
-    for (std::size_t i = 0; i < plan->output_count; ++i) direct = direct && plan->outputs[i].place != place;
-    plan->outputs[plan->output_count++] = {static_cast<char*>(arguments.outputs[output]), type, direct, place};
-  }
   return plan;
 }
 
@@ -257,16 +226,41 @@ void run_plan(const Plan& plan, const Variant& variant, const ParallelFor& paral
 
 }  // namespace
 
-char* scratch(std::size_t bytes) {
-  constexpr std::size_t line = 64;
-  thread_local std::unique_ptr<char[]> memory;
-  thread_local std::size_t size = 0;
-  if (size < bytes + line) {
-    memory.reset(new char[bytes + line]());
-    size = bytes + line;
+std::vector<std::int64_t> strides_in(std::span<const std::int64_t> shape, const Shape& domain) {
+  std::vector<std::int64_t> strides(domain.size(), 0);
+  std::int64_t step = 1;
+  for (std::size_t i = 0; i < shape.size() && i < domain.size(); ++i) {
+    const std::int64_t size = shape[shape.size() - 1 - i];
+    strides[domain.size() - 1 - i] = size == 1 ? 0 : step;
+    step *= size;
   }
-  const auto address = reinterpret_cast<std::uintptr_t>(memory.get());
-  return memory.get() + (line - address % line) % line;
+  return strides;
+}
+
+void describe(Plan& plan, const Program& program, const Schedule& schedule, const Arguments& arguments,
+              std::span<const std::size_t> members) {
+  plan.schedule = &schedule;
+  plan.literals = program.literals().data();
+  plan.literal_count = program.literals().size();
+  plan.input_count = arguments.inputs.size();
+  plan.output_count = 0;
+  std::uint32_t reads = 0;
+  for (std::size_t output : members) reads |= program.dependencies(output);
+  for (std::size_t i = 0; i < plan.input_count; ++i) {
+    PlanInput& input = plan.inputs[i];
+    input.data = static_cast<const char*>(arguments.inputs[i]);
+    input.type = program.inputs()[i];
+    input.used = reads >> i & 1;
+  }
+  const std::size_t statements = program.inputs().size() + program.literals().size();  // where their places begin
+  for (std::size_t output : members) {
+    const std::uint16_t statement = program.output_statements()[output];
+    const DType type = program.instructions()[statement].result;
+    const auto place = static_cast<std::uint16_t>(statements + statement);
+    bool direct = type != DType::f16;  // which is computed in float
+    for (std::size_t i = 0; i < plan.output_count; ++i) direct = direct && plan.outputs[i].place != place;
+    plan.outputs[plan.output_count++] = {static_cast<char*>(arguments.outputs[output]), type, direct, place};
+  }
 }
 
 Schedule make_schedule(const Program& program, std::span<const std::size_t> outputs) { return Scheduler(program, outputs).run(); }

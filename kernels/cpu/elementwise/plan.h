@@ -5,6 +5,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <span>
+#include <vector>
 
 #include "kernels/cpu/elementwise/elementwise.h"
 
@@ -57,6 +59,7 @@ struct PlanOutput {
   DType type;
   bool direct;  // whole vectors are written there by the step that makes them
   std::uint16_t place;
+  std::int64_t row_step = 0;  // elements from one row to the next, in a plan of a window
 };
 
 /// A set of outputs of one shape, evaluated together over that shape.
@@ -64,6 +67,7 @@ struct Plan {
   const Schedule* schedule;
   const Literal* literals;
   std::size_t literal_count, input_count, output_count;
+  bool window = false;  // the domain is a part of the outputs' rows
   std::size_t rank;
   std::int64_t dims[kMaxRank];  // innermost last
   std::int64_t row;             // size of the innermost dim
@@ -72,10 +76,14 @@ struct Plan {
   PlanOutput outputs[Program::kMaxOutputs];
 };
 
+/// The strides of a contiguous tensor along each dim of the domain; a dim of size 1 is broadcast.
+std::vector<std::int64_t> strides_in(std::span<const std::int64_t> shape, const Shape& domain);
+
+/// Fills in what a plan has of a set of outputs: everything but dims, strides and the outputs' row steps.
+void describe(Plan& plan, const Program& program, const Schedule& schedule, const Arguments& arguments,
+              std::span<const std::size_t> members);
+
 /// Calls `use` with a plan for every set of outputs of one shape; the first failure ends it.
 Result<bool> for_each_plan(const Program& program, const Arguments& arguments, const std::function<Result<bool>(const Plan&)>& use);
-
-/// Memory of the calling thread, aligned to a cache line, kept for the next call.
-char* scratch(std::size_t bytes);
 
 }  // namespace onnxopt::elementwise
