@@ -28,6 +28,7 @@ function(onnxopt_kernel_family name)
 endfunction()
 
 onnxopt_kernel_family(elementwise program.cc plan.cc epilogue.cc)
+onnxopt_kernel_family(gemm gemm.cc)
 
 if(ONNXOPT_SANITIZE)
   add_compile_options(-g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer)

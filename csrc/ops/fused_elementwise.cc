@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "csrc/ops/epilogue.h"
 #include "kernels/cpu/elementwise/elementwise.h"
 #include "kernels/cuda/elementwise/elementwise.h"
 
@@ -15,17 +16,6 @@ using elementwise::Program;
 constexpr const char* kCudaVariant = "elementwise__cuda";
 /// The code of the CUDA kernel on the host: for tests, never chosen.
 constexpr std::string_view kEmulatedVariant = "elementwise__cuda_emulated";
-
-int element_type(DType type) {
-  switch (type) {
-    case DType::f32: return kFloat;
-    case DType::f16: return kFloat16;
-    case DType::i32: return kInt32;
-    case DType::i64: return kInt64;
-    case DType::boolean: return kBool;
-  }
-  return kUndefined;
-}
 
 /// onnxruntime computes a float16 node that stands alone in float32: it casts the float16 inputs, and expects float32 where the
 /// expression makes float16.

@@ -4,6 +4,7 @@
 
 #include "csrc/dispatch/cpu.h"
 #include "csrc/ops/fused_elementwise.h"
+#include "csrc/ops/fused_gemm.h"
 #if defined(ONNXOPT_HAVE_CUDA)
 #include "kernels/cuda/elementwise/elementwise.h"
 #endif
@@ -11,7 +12,7 @@
 namespace onnxopt::ops {
 
 std::span<const Op* const> all() {
-  static const Op* const list[] = {&fused_elementwise()};
+  static const Op* const list[] = {&fused_elementwise(), &fused_gemm()};
   return list;
 }
 

@@ -1,0 +1,47 @@
+// The attribute `epilogue`, which every op that computes more than element by element may have.
+#pragma once
+
+#include <optional>
+#include <string_view>
+#include <vector>
+
+#include "csrc/ops/op.h"
+#include "kernels/cpu/elementwise/epilogue.h"
+#include "kernels/cpu/gemm/panel.h"
+
+namespace onnxopt::ops {
+
+/// The element type of a program's value, as ONNX numbers it.
+int element_type(elementwise::DType type);
+
+/// What is computed of an op's raw results, a program whose first inputs they are; without the attribute, nothing.
+class EpilogueProgram {
+ public:
+  /// Reads the attribute. `raw` is the number of raw results, which are float32.
+  static Result<EpilogueProgram> read(const Attributes& attributes, std::size_t raw, std::string_view isa);
+
+  /// Whether there is more to do than to clip.
+  bool present() const { return program_ && !clip_; }
+  /// What the results are clipped to, where that is all.
+  const gemm::Bounds* clip() const { return clip_ ? &*clip_ : nullptr; }
+
+  /// The element types of the outputs.
+  std::vector<int> output_types() const;
+
+  /// The types and shapes of the outputs for raw results of one shape and the epilogue's further inputs.
+  Result<std::vector<TensorType>> outputs(const Shape& raw, std::span<const Tensor> inputs) const;
+
+  /// The program over the tensors of one run; `raw` results are not in memory.
+  Result<elementwise::Epilogue> bind(const Shape& raw, std::span<const Tensor> inputs, std::span<const TensorType> types,
+                                     std::span<void* const> outputs) const;
+
+ private:
+  std::vector<std::span<const std::int64_t>> shapes(const Shape& raw, std::span<const Tensor> inputs) const;
+
+  std::size_t raw_ = 0;
+  std::optional<elementwise::Program> program_;
+  std::optional<gemm::Bounds> clip_;
+  const elementwise::Variant* variant_ = nullptr;
+};
+
+}  // namespace onnxopt::ops

@@ -1,0 +1,85 @@
+// Convolution and pooling of channels-last tensors [batch, height, width, channels].
+//
+// No copy of all windows is made: a convolution is a matrix product whose rows are found by pointers; one of 3 x 3 with stride 1 is
+// computed by Winograd's minimal filtering where that takes less time.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "kernels/cpu/common.h"
+#include "kernels/cpu/elementwise/epilogue.h"
+#include "kernels/cpu/gemm/panel.h"
+
+namespace onnxopt::conv {
+
+/// Windows over the two middle dims, height first.
+struct Geometry {
+  std::int64_t batch = 1, channels = 1;  // of the input
+  std::int64_t input[2] = {1, 1};
+  std::int64_t output[2] = {1, 1};
+  std::int64_t filters = 1;  // channels of the output
+  std::int64_t kernel[2] = {1, 1};
+  std::int64_t strides[2] = {1, 1};
+  std::int64_t dilations[2] = {1, 1};
+  std::int64_t pads[2] = {0, 0};  // before the first row and column
+  std::int64_t groups = 1;
+
+  std::int64_t taps() const { return kernel[0] * kernel[1]; }
+  std::int64_t pixels() const { return batch * output[0] * output[1]; }
+  bool is_depthwise() const { return groups > 1 && groups == channels && filters == groups; }
+};
+
+/// One convolution over contiguous tensors.
+struct Convolution {
+  Geometry geometry;
+  const float* x;
+  /// [groups, ceil(filters / groups / 16), taps * channels / groups, 16], missing filters being 0; depthwise [taps, channels].
+  const float* weights;
+  const float* bias;  // [filters], or null
+  float* y;
+  const gemm::Bounds* clip;               // applied first, or null
+  const elementwise::Epilogue* epilogue;  // its one raw result is the convolution's, or null
+};
+
+enum class Pool : std::uint8_t { kMax, kAverage, kAverageWithPads };
+
+/// One pooling over contiguous tensors; `geometry` has as many filters as channels.
+struct Pooling {
+  Geometry geometry;
+  Pool kind;
+  std::int64_t pads_end[2];  // after the last row and column, for averages that count them
+  const float* x;
+  float* y;
+};
+
+/// The mean over all pixels: x [batch, pixels, channels], y [batch, channels].
+struct GlobalAverage {
+  std::int64_t batch, pixels, channels;
+  const float* x;
+  float* y;
+};
+
+struct Plan;
+
+/// One implementation, for one instruction set: each function computes one task of a plan.
+struct Variant {
+  const char* name;
+  const char* isa;
+  void (*dense)(const Plan&, std::int64_t task);
+  void (*depthwise)(const Plan&, std::int64_t task);
+  void (*transform_weights)(const Plan&, std::int64_t task);
+  bool (*winograd)(const Plan&, std::int64_t task);
+  void (*pool)(const Pooling&, std::int64_t row);
+  void (*sum)(const float* x, std::int64_t pixels, std::int64_t channels, float* y);
+};
+
+/// The variants that were built, best first; the portable one is last.
+std::span<const Variant> variants();
+
+/// Results do not depend on how `parallel_for` spreads the work.
+void run(const Convolution& convolution, const Variant& variant, const ParallelFor& parallel_for);
+void run(const Pooling& pooling, const Variant& variant, const ParallelFor& parallel_for);
+void run(const GlobalAverage& average, const Variant& variant, const ParallelFor& parallel_for);
+
+}  // namespace onnxopt::conv

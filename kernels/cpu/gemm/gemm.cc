@@ -1,0 +1,88 @@
+#include "kernels/cpu/gemm/gemm.h"
+
+#include <algorithm>
+
+namespace onnxopt::gemm {
+
+#define GEMM_VARIANT(name, isa)                                                     \
+  namespace name {                                                                  \
+  void run(const Problem&, const Blocking&, std::int64_t row, std::int64_t column); \
+  }
+#include "kernels/cpu/gemm/variants.inc"
+#undef GEMM_VARIANT
+
+std::span<const Variant> variants() {
+  static constexpr Variant list[] = {
+#define GEMM_VARIANT(name, isa) {"gemm__" #name, isa, name::run},
+#include "kernels/cpu/gemm/variants.inc"
+#undef GEMM_VARIANT
+  };
+  return list;
+}
+
+namespace {
+
+/// Multiples of the micro-kernel's block in every variant.
+constexpr std::int64_t kRowStep = 12, kColumnStep = 32;
+/// Floats of A that stay in the second-level cache while a block walks over its columns.
+constexpr std::int64_t kCachedRows = 96 << 10;
+/// Floats of B that stay there while blocks of rows walk past.
+constexpr std::int64_t kCachedColumns = 96 << 10;
+constexpr std::int64_t kMostDepth = 1024;
+/// Multiplications of a task: about 50 us of one core.
+constexpr double kTask = 2.5e6;
+constexpr double kMostTasks = 512;
+/// Multiplications below which a second thread costs more than it saves.
+constexpr double kGrain = 2e5;
+
+std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+std::int64_t round_up(std::int64_t a, std::int64_t step) { return ceil_div(a, step) * step; }
+
+struct Job {
+  const Problem* problem;
+  const Variant* variant;
+  Blocking blocking;
+  std::int64_t row_blocks_together, row_blocks, rows_together;
+};
+
+/// Neighbouring tasks share columns, whose weights are then still in a cache.
+void run_task(void* user, std::size_t index) {
+  const Job& job = *static_cast<const Job*>(user);
+  const auto task = static_cast<std::int64_t>(index);
+  const std::int64_t block = task % job.row_blocks;
+  const std::int64_t row =
+      block / job.row_blocks_together * job.rows_together + block % job.row_blocks_together * job.blocking.rows;
+  job.variant->run(*job.problem, job.blocking, row, task / job.row_blocks * job.blocking.columns);
+}
+
+}  // namespace
+
+Blocking blocking_of(const Problem& problem) {
+  const std::int64_t depth_blocks = std::max<std::int64_t>(ceil_div(problem.depth, kMostDepth), 1);
+  Blocking blocking{problem.rows, problem.columns, std::max<std::int64_t>(ceil_div(problem.depth, depth_blocks), 1)};
+  const double work = static_cast<double>(problem.rows) * static_cast<double>(problem.columns) *
+                      static_cast<double>(problem.depth) * static_cast<double>(problem.product_count);
+  const auto tasks = static_cast<std::int64_t>(std::clamp(work / kTask, work < kGrain ? 1.0 : 2.0, kMostTasks));
+  const bool weights_fit = problem.columns * blocking.depth <= kCachedColumns;
+  const std::int64_t most_rows = std::max(kCachedRows / blocking.depth / kRowStep * kRowStep, kRowStep);
+  if (weights_fit || problem.rows > 4 * most_rows)
+    blocking.rows = std::min(round_up(ceil_div(problem.rows, tasks), kRowStep), most_rows);
+  else
+    blocking.rows = std::min(problem.rows, most_rows);
+  const std::int64_t row_blocks = std::max<std::int64_t>(ceil_div(problem.rows, blocking.rows), 1);
+  if (row_blocks < tasks) blocking.columns = round_up(ceil_div(problem.columns, ceil_div(tasks, row_blocks)), kColumnStep);
+  return blocking;
+}
+
+void run(const Problem& problem, const Variant& variant, const ParallelFor& parallel_for) {
+  if (problem.rows == 0 || problem.columns == 0) return;
+  Job job{&problem, &variant, blocking_of(problem), 1, 1, problem.rows};
+  if (problem.epilogue) job.rows_together = problem.epilogue->rows_together();
+  job.blocking.rows = std::min(job.blocking.rows, job.rows_together);
+  job.row_blocks_together = ceil_div(job.rows_together, job.blocking.rows);
+  job.row_blocks = problem.rows / job.rows_together * job.row_blocks_together;
+  const std::int64_t column_blocks = ceil_div(problem.columns, job.blocking.columns);
+  parallel_for(static_cast<std::size_t>(job.row_blocks * column_blocks), run_task, &job);
+}
+
+}  // namespace onnxopt::gemm

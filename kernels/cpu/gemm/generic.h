@@ -1,0 +1,69 @@
+// The product of a block of rows with a block of columns: one template, instantiated once per instruction set.
+#include "kernels/cpu/gemm/gemm.h"
+#include "kernels/cpu/gemm/micro.h"
+#include "kernels/cpu/scratch.h"
+
+namespace onnxopt::gemm {
+namespace {
+
+std::int64_t least(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
+
+/// A block of C, and the rows and columns of it.
+struct Block {
+  std::int64_t row, rows, column, columns;
+};
+
+/// One product of a block, into memory whose rows are `ld` apart.
+void multiply_block(const Problem& problem, const Product& product, const Blocking& blocking, const Block& block, float* c,
+                    std::int64_t ld) {
+  const std::int64_t panel = problem.depth * static_cast<std::int64_t>(kPanel);
+  std::int64_t begin = 0;
+  do {
+    const std::int64_t depth = least(blocking.depth, problem.depth - begin);
+    const bool last = begin + depth == problem.depth;
+    for (std::int64_t j = 0; j < block.columns; j += static_cast<std::int64_t>(kColumns)) {
+      const std::int64_t column = block.column + j;
+      const Columns b{
+          product.weights + column / static_cast<std::int64_t>(kPanel) * panel + begin * static_cast<std::int64_t>(kPanel),
+          static_cast<std::ptrdiff_t>(kPanel), panel};
+      for (std::int64_t i = 0; i < block.rows; i += kRows) {
+        const Strided a{problem.a + (block.row + i) * problem.depth + begin, problem.depth};
+        Target target{c + i * ld + j, ld, static_cast<std::size_t>(least(block.columns - j, static_cast<std::int64_t>(kColumns)))};
+        target.bias = product.bias && begin == 0 ? product.bias + column : nullptr;
+        target.accumulate = begin > 0;
+        target.clip = last && product.c ? problem.clip : nullptr;
+        multiply(static_cast<int>(least(kRows, block.rows - i)), a, 1, static_cast<std::size_t>(depth), b, target);
+      }
+    }
+    begin += depth;
+  } while (begin < problem.depth);
+}
+
+}  // namespace
+
+namespace ONNXOPT_VARIANT {
+
+void run(const Problem& problem, const Blocking& blocking, std::int64_t row, std::int64_t column) {
+  // Rows that the epilogue takes together may end before the block does.
+  const std::int64_t together = problem.epilogue ? problem.epilogue->rows_together() : problem.rows;
+  const Block block{row, least(blocking.rows, together - row % together), column,
+                    least(blocking.columns, problem.columns - column)};
+  elementwise::RawBlock raw[kMostProducts];
+  std::size_t held = 0;
+  for (std::size_t i = 0; i < problem.product_count; ++i) held += problem.products[i].c == nullptr;
+  const std::int64_t size = block.rows * block.columns;
+  auto* memory =
+      held == 0 ? nullptr
+                : reinterpret_cast<float*>(scratch(held * static_cast<std::size_t>(size) * sizeof(float), ScratchOwner::kGemm));
+  for (std::size_t i = 0; i < problem.product_count; ++i) {
+    const Product& product = problem.products[i];
+    float* const c = product.c ? product.c + row * problem.columns + column : memory;
+    raw[i] = {c, product.c ? problem.columns : block.columns};
+    multiply_block(problem, product, blocking, block, c, raw[i].row_step);
+    if (product.c == nullptr) memory += size;
+  }
+  if (problem.epilogue) problem.epilogue->apply(block.row, block.rows, block.column, block.columns, {raw, problem.product_count});
+}
+
+}  // namespace ONNXOPT_VARIANT
+}  // namespace onnxopt::gemm
