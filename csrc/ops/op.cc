@@ -3,8 +3,10 @@
 #include <algorithm>
 
 #include "csrc/dispatch/cpu.h"
+#include "csrc/ops/fused_conv.h"
 #include "csrc/ops/fused_elementwise.h"
 #include "csrc/ops/fused_gemm.h"
+#include "csrc/ops/fused_pool.h"
 #if defined(ONNXOPT_HAVE_CUDA)
 #include "kernels/cuda/elementwise/elementwise.h"
 #endif
@@ -12,7 +14,7 @@
 namespace onnxopt::ops {
 
 std::span<const Op* const> all() {
-  static const Op* const list[] = {&fused_elementwise(), &fused_gemm()};
+  static const Op* const list[] = {&fused_conv(), &fused_elementwise(), &fused_gemm(), &fused_pool()};
   return list;
 }
 

@@ -48,7 +48,6 @@ enum class Pool : std::uint8_t { kMax, kAverage, kAverageWithPads };
 struct Pooling {
   Geometry geometry;
   Pool kind;
-  std::int64_t pads_end[2];  // after the last row and column, for averages that count them
   const float* x;
   float* y;
 };
@@ -69,7 +68,7 @@ struct Variant {
   void (*dense)(const Plan&, std::int64_t task);
   void (*depthwise)(const Plan&, std::int64_t task);
   void (*transform_weights)(const Plan&, std::int64_t task);
-  bool (*winograd)(const Plan&, std::int64_t task);
+  void (*winograd)(const Plan&, std::int64_t task);
   void (*pool)(const Pooling&, std::int64_t row);
   void (*sum)(const float* x, std::int64_t pixels, std::int64_t channels, float* y);
 };

@@ -1,0 +1,142 @@
+#include "csrc/ops/fused_conv.h"
+
+#include <algorithm>
+
+#include "csrc/ops/epilogue.h"
+#include "csrc/ops/window.h"
+
+namespace onnxopt::ops {
+
+namespace {
+
+std::string number(std::int64_t value) { return std::to_string(value); }
+
+/// What a node says besides its windows. Inputs: X, the packed weights, the biases if there are any, the epilogue's further inputs.
+struct Layout {
+  std::int64_t filters = 0, groups = 1;
+  bool biased = false;
+
+  std::size_t epilogue() const { return biased ? 3 : 2; }
+};
+
+Result<Layout> read_layout(const Attributes& attributes) {
+  using Made = Result<Layout>;
+  Layout layout{attributes.integer("filters").value_or(0), attributes.integer("group").value_or(1),
+                attributes.integer("biased").value_or(0) != 0};
+  if (layout.filters < 1) return Made::failure("It needs a positive attribute 'filters'.");
+  if (layout.groups < 1 || layout.filters % layout.groups != 0)
+    return Made::failure("Its attribute 'group' is " + number(layout.groups) + " and should divide its " + number(layout.filters) +
+                         " filters.");
+  return layout;
+}
+
+class FusedConv final : public Kernel {
+ public:
+  FusedConv(WindowAttributes window, Layout layout, EpilogueProgram epilogue, const conv::Variant& variant)
+      : window_(std::move(window)), layout_(layout), epilogue_(std::move(epilogue)), variant_(variant) {}
+
+  Result<std::vector<TensorType>> outputs(std::span<const Tensor> inputs) const override {
+    using Types = Result<std::vector<TensorType>>;
+    if (inputs.size() < layout_.epilogue())
+      return Types::failure("It got " + number(static_cast<std::int64_t>(inputs.size())) + " inputs and needs at least " +
+                            number(static_cast<std::int64_t>(layout_.epilogue())) + ".");
+    for (std::size_t i = 0; i < layout_.epilogue(); ++i)
+      if (inputs[i].type != kFloat)
+        return Types::failure("Input " + number(static_cast<std::int64_t>(i)) + " is of type " + name_of(inputs[i].type) +
+                              " and should be float.");
+    const Result<conv::Geometry> geometry = geometry_of(inputs);
+    if (!geometry) return Types::failure(geometry.error());
+    if (const std::string sentence = wrong_weights(inputs, *geometry); !sentence.empty()) return Types::failure(sentence);
+    return epilogue_.outputs(shape_of(*geometry, window_.rank()), inputs.subspan(layout_.epilogue()));
+  }
+
+  Result<bool> run(std::span<const Tensor> inputs, std::span<const TensorType> types, std::span<void* const> outputs,
+                   const Execution& execution) const override {
+    const auto data = [&](std::size_t i) { return static_cast<const float*>(inputs[i].data); };
+    conv::Convolution convolution{*geometry_of(inputs), data(0), data(1), layout_.biased ? data(2) : nullptr,
+                                  static_cast<float*>(outputs[0]), epilogue_.clip(), nullptr};
+    std::optional<elementwise::Epilogue> epilogue;
+    if (epilogue_.present()) {
+      const Shape raw = shape_of(convolution.geometry, window_.rank());
+      Result<elementwise::Epilogue> bound = epilogue_.bind(raw, inputs.subspan(layout_.epilogue()), types, outputs);
+      if (!bound) return Result<bool>::failure(bound.error());
+      epilogue = std::move(*bound);
+      convolution.epilogue = &*epilogue;
+    }
+    conv::run(convolution, variant_, execution.parallel_for);
+    return true;
+  }
+
+ private:
+  Result<conv::Geometry> geometry_of(std::span<const Tensor> inputs) const {
+    Result<conv::Geometry> geometry = window_.over(inputs[0].shape);
+    if (!geometry) return geometry;
+    geometry->filters = layout_.filters;
+    geometry->groups = layout_.groups;
+    return geometry;
+  }
+
+  /// A sentence that says which input does not fit; empty when all do.
+  std::string wrong_weights(std::span<const Tensor> inputs, const conv::Geometry& geometry) const {
+    if (geometry.channels % geometry.groups != 0)
+      return "Input 0 has " + number(geometry.channels) + " channels, which " + number(geometry.groups) + " groups cannot share.";
+    constexpr auto panel = static_cast<std::int64_t>(gemm::kPanel);
+    const std::int64_t panels = (geometry.filters / geometry.groups + panel - 1) / panel;
+    const Shape packed = geometry.is_depthwise()
+                             ? Shape{geometry.taps(), geometry.channels}
+                             : Shape{geometry.groups, panels, geometry.taps() * (geometry.channels / geometry.groups), panel};
+    if (inputs[1].shape != packed)
+      return "Input 1 has the shape " + text_of(inputs[1].shape) + " and should have " + text_of(packed) + ".";
+    if (layout_.biased && inputs[2].shape != Shape{geometry.filters})
+      return "Input 2 has the shape " + text_of(inputs[2].shape) + " and should have " + text_of({geometry.filters}) + ".";
+    return "";
+  }
+
+  WindowAttributes window_;
+  Layout layout_;
+  EpilogueProgram epilogue_;
+  const conv::Variant& variant_;
+};
+
+Result<std::unique_ptr<Kernel>> create(const Attributes& attributes, std::string_view name) {
+  using Made = Result<std::unique_ptr<Kernel>>;
+  const auto list = conv::variants();
+  const auto variant = std::find_if(list.begin(), list.end(), [&](const auto& one) { return name == one.name; });
+  if (variant == list.end()) return Made::failure("There is no variant '" + std::string(name) + "'.");
+  Result<WindowAttributes> window = WindowAttributes::read(attributes);
+  if (!window) return Made::failure(window.error());
+  const Result<Layout> layout = read_layout(attributes);
+  if (!layout) return Made::failure(layout.error());
+  Result<EpilogueProgram> epilogue = EpilogueProgram::read(attributes, 1, variant->isa);
+  if (!epilogue) return Made::failure(epilogue.error());
+  if (epilogue->output_types() != std::vector<int>{kFloat})
+    return Made::failure("Its epilogue should have one output, of type f32.");
+  return Made(std::make_unique<FusedConv>(std::move(*window), *layout, std::move(*epilogue), *variant));
+}
+
+std::vector<std::optional<InferredType>> infer(const Attributes& attributes, std::span<const InferredType> inputs) {
+  const Result<WindowAttributes> window = WindowAttributes::read(attributes);
+  const Result<Layout> layout = read_layout(attributes);
+  if (!window || !layout || inputs.empty()) return {};
+  std::optional<std::vector<Dim>> shape = infer_shape(*window, inputs[0].shape, layout->filters);
+  if (!shape) return {};
+  return {InferredType{kFloat, std::move(*shape)}};
+}
+
+std::vector<Variant> list_variants() {
+  std::vector<Variant> list;
+  for (const conv::Variant& variant : conv::variants()) list.push_back({variant.name, variant.isa});
+  return list;
+}
+
+}  // namespace
+
+const Op& fused_conv() {
+  static const char* const attributes[] = {"kernel_shape", "strides", "pads",   "dilations", "auto_pad",
+                                           "filters",      "group",   "biased", "epilogue"};
+  static const std::vector<Variant> list = list_variants();
+  static const Op op{"FusedConv", attributes, list, create, infer};
+  return op;
+}
+
+}  // namespace onnxopt::ops

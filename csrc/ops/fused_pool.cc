@@ -1,0 +1,132 @@
+#include "csrc/ops/fused_pool.h"
+
+#include <algorithm>
+
+#include "csrc/ops/window.h"
+
+namespace onnxopt::ops {
+
+namespace {
+
+/// `kind` is "max", "average", "average_with_pads", or "global_average", which has no windows.
+struct Kind {
+  bool global = false;
+  conv::Pool pool = conv::Pool::kMax;
+};
+
+Result<Kind> read_kind(const Attributes& attributes) {
+  const std::string kind = attributes.string("kind").value_or("");
+  if (kind == "max") return Kind{false, conv::Pool::kMax};
+  if (kind == "average") return Kind{false, conv::Pool::kAverage};
+  if (kind == "average_with_pads") return Kind{false, conv::Pool::kAverageWithPads};
+  if (kind == "global_average") return Kind{true, conv::Pool::kAverage};
+  return Result<Kind>::failure("Its attribute 'kind' is '" + kind + "', which is no pooling.");
+}
+
+std::string wrong_inputs(std::span<const Tensor> inputs) {
+  if (inputs.size() != 1) return "It got " + std::to_string(inputs.size()) + " inputs and takes 1.";
+  if (inputs[0].type != kFloat) return "Input 0 is of type " + name_of(inputs[0].type) + " and should be float.";
+  return "";
+}
+
+class FusedPool final : public Kernel {
+ public:
+  FusedPool(WindowAttributes window, conv::Pool pool, const conv::Variant& variant)
+      : window_(std::move(window)), pool_(pool), variant_(variant) {}
+
+  Result<std::vector<TensorType>> outputs(std::span<const Tensor> inputs) const override {
+    using Types = Result<std::vector<TensorType>>;
+    if (const std::string sentence = wrong_inputs(inputs); !sentence.empty()) return Types::failure(sentence);
+    const Result<conv::Geometry> geometry = window_.over(inputs[0].shape);
+    if (!geometry) return Types::failure(geometry.error());
+    return std::vector<TensorType>{{kFloat, shape_of(*geometry, window_.rank())}};
+  }
+
+  Result<bool> run(std::span<const Tensor> inputs, std::span<const TensorType>, std::span<void* const> outputs,
+                   const Execution& execution) const override {
+    const conv::Pooling pooling{*window_.over(inputs[0].shape), pool_, static_cast<const float*>(inputs[0].data),
+                                static_cast<float*>(outputs[0])};
+    conv::run(pooling, variant_, execution.parallel_for);
+    return true;
+  }
+
+ private:
+  WindowAttributes window_;
+  conv::Pool pool_;
+  const conv::Variant& variant_;
+};
+
+class GlobalPool final : public Kernel {
+ public:
+  explicit GlobalPool(const conv::Variant& variant) : variant_(variant) {}
+
+  Result<std::vector<TensorType>> outputs(std::span<const Tensor> inputs) const override {
+    using Types = Result<std::vector<TensorType>>;
+    if (const std::string sentence = wrong_inputs(inputs); !sentence.empty()) return Types::failure(sentence);
+    const Shape& x = inputs[0].shape;
+    if (x.size() < 3) return Types::failure("Input 0 has the shape " + text_of(x) + " and should have at least 3 dims.");
+    Shape shape(x.size(), 1);
+    shape.front() = x.front();
+    shape.back() = x.back();
+    return std::vector<TensorType>{{kFloat, shape}};
+  }
+
+  Result<bool> run(std::span<const Tensor> inputs, std::span<const TensorType>, std::span<void* const> outputs,
+                   const Execution& execution) const override {
+    const Shape& x = inputs[0].shape;
+    conv::GlobalAverage average{x.front(), 1, x.back(), static_cast<const float*>(inputs[0].data), static_cast<float*>(outputs[0])};
+    for (std::size_t axis = 1; axis + 1 < x.size(); ++axis) average.pixels *= x[axis];
+    conv::run(average, variant_, execution.parallel_for);
+    return true;
+  }
+
+ private:
+  const conv::Variant& variant_;
+};
+
+Result<std::unique_ptr<Kernel>> create(const Attributes& attributes, std::string_view name) {
+  using Made = Result<std::unique_ptr<Kernel>>;
+  const auto list = conv::variants();
+  const auto variant = std::find_if(list.begin(), list.end(), [&](const auto& one) { return name == one.name; });
+  if (variant == list.end()) return Made::failure("There is no variant '" + std::string(name) + "'.");
+  const Result<Kind> kind = read_kind(attributes);
+  if (!kind) return Made::failure(kind.error());
+  if (kind->global) return Made(std::make_unique<GlobalPool>(*variant));
+  Result<WindowAttributes> window = WindowAttributes::read(attributes);
+  if (!window) return Made::failure(window.error());
+  return Made(std::make_unique<FusedPool>(std::move(*window), kind->pool, *variant));
+}
+
+std::vector<std::optional<InferredType>> infer(const Attributes& attributes, std::span<const InferredType> inputs) {
+  const Result<Kind> kind = read_kind(attributes);
+  if (!kind || inputs.empty()) return {};
+  if (kind->global) {
+    if (inputs[0].shape.size() < 3) return {};
+    std::vector<Dim> shape(inputs[0].shape.size(), Dim{1, ""});
+    shape.front() = inputs[0].shape.front();
+    shape.back() = inputs[0].shape.back();
+    return {InferredType{kFloat, std::move(shape)}};
+  }
+  const Result<WindowAttributes> window = WindowAttributes::read(attributes);
+  if (!window) return {};
+  std::optional<std::vector<Dim>> shape = infer_shape(*window, inputs[0].shape, -1);
+  if (!shape) return {};
+  return {InferredType{kFloat, std::move(*shape)}};
+}
+
+std::vector<Variant> list_variants() {
+  std::vector<Variant> list;
+  for (const conv::Variant& variant : conv::variants()) list.push_back({variant.name, variant.isa});
+  return list;
+}
+
+}  // namespace
+
+const Op& fused_pool() {
+  static const char* const attributes[] = {"kind", "kernel_shape", "strides", "pads", "dilations", "auto_pad", "ceil_mode"};
+  static const std::vector<Variant> list = list_variants();
+  static const Op op{"FusedPool", attributes, list, create, infer};
+  return op;
+}
+
+}  // namespace onnxopt::ops

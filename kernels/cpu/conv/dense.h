@@ -1,0 +1,166 @@
+// Convolutions as products of matrices: rows are pixels of the output, columns filters, and the products run over the window.
+#pragma once
+
+#include <cstring>
+
+#include "kernels/cpu/conv/plan.h"
+#include "kernels/cpu/gemm/micro.h"
+#include "kernels/cpu/scratch.h"
+
+namespace onnxopt::conv {
+namespace {
+
+using gemm::kColumns;
+using gemm::kPanel;
+using gemm::kRows;
+using simd::V;
+using F = V::F;
+
+constexpr auto kWidth = static_cast<std::int64_t>(V::kWidth);
+
+inline std::int64_t least(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
+inline std::int64_t most(std::int64_t a, std::int64_t b) { return a < b ? b : a; }
+inline std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+inline std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * b; }
+
+/// Calls `use(begin, count)` for parts of [0, total) of nearly equal size, of at most `step` each.
+template <class Use>
+inline void in_even_parts(std::int64_t total, std::int64_t step, Use use) {
+  const std::int64_t parts = ceil_div(total, step);
+  for (std::int64_t part = 0; part < parts; ++part) {
+    const std::int64_t begin = total * part / parts;
+    use(begin, total * (part + 1) / parts - begin);
+  }
+}
+
+/// A place of the output.
+struct Pixel {
+  std::int64_t image, y, x;
+
+  static Pixel at(const Geometry& g, std::int64_t row) {
+    const std::int64_t line = row / g.output[1];
+    return {line / g.output[0], line % g.output[0], row % g.output[1]};
+  }
+  void advance(const Geometry& g) {
+    if (++x < g.output[1]) return;
+    x = 0;
+    if (++y < g.output[0]) return;
+    y = 0;
+    ++image;
+  }
+};
+
+/// Where the windows of a block of pixels lie: a pointer per tap and pixel. What lies in the padding is a row of zeros, and merged taps
+/// that cross the border of the image are copied.
+class Windows {
+ public:
+  static std::size_t bytes(const Plan& plan) {
+    const std::int64_t rows = plan.block_rows * plan.taps();
+    const std::int64_t floats = plan.depth() * (1 + (plan.merged ? rows : 0));
+    return static_cast<std::size_t>(rows) * sizeof(float*) + static_cast<std::size_t>(floats) * sizeof(float);
+  }
+
+  Windows(const Plan& plan, char* memory) : plan_(plan), g_(plan.convolution->geometry) {
+    pointers_ = reinterpret_cast<const float**>(memory);
+    zeros_ = reinterpret_cast<float*>(memory + static_cast<std::size_t>(plan.block_rows * plan.taps()) * sizeof(float*));
+    std::memset(zeros_, 0, static_cast<std::size_t>(plan.depth()) * sizeof(float));
+  }
+
+  /// Fills in the pointers for rows [row, row + rows) of a group.
+  gemm::Indirect place(std::int64_t group, std::int64_t row, std::int64_t rows) {
+    const float* const x = plan_.convolution->x + group * plan_.group_channels;
+    copies_ = zeros_ + plan_.depth();
+    Pixel pixel = Pixel::at(g_, row);
+    for (std::int64_t r = 0; r < rows; ++r, pixel.advance(g_)) {
+      const float* const image = x + pixel.image * g_.input[0] * g_.input[1] * g_.channels;
+      const float** target = pointers_ + r;
+      for (std::int64_t ky = 0; ky < g_.kernel[0]; ++ky) {
+        const std::int64_t y = pixel.y * g_.strides[0] - g_.pads[0] + ky * g_.dilations[0];
+        const bool inside = y >= 0 && y < g_.input[0];
+        const float* const line = image + y * g_.input[1] * g_.channels;
+        const std::int64_t left = pixel.x * g_.strides[1] - g_.pads[1];
+        if (plan_.merged) {
+          *target = inside ? merged(line, left) : zeros_;
+          target += rows;
+          continue;
+        }
+        for (std::int64_t kx = 0; kx < g_.kernel[1]; ++kx, target += rows) {
+          const std::int64_t at = left + kx * g_.dilations[1];
+          *target = inside && at >= 0 && at < g_.input[1] ? line + at * g_.channels : zeros_;
+        }
+      }
+    }
+    return {pointers_, static_cast<std::size_t>(rows)};
+  }
+
+ private:
+  /// A row of the window that begins at column `left` of a line.
+  const float* merged(const float* line, std::int64_t left) {
+    const std::int64_t begin = most(left, 0), end = least(left + g_.kernel[1], g_.input[1]);
+    if (begin == left && end == left + g_.kernel[1]) return line + left * g_.channels;
+    float* const copy = copies_;
+    copies_ += plan_.depth();
+    std::memset(copy, 0, static_cast<std::size_t>(plan_.depth()) * sizeof(float));
+    if (end > begin)
+      std::memcpy(copy + (begin - left) * g_.channels, line + begin * g_.channels,
+                  static_cast<std::size_t>((end - begin) * g_.channels) * sizeof(float));
+    return copy;
+  }
+
+  const Plan& plan_;
+  const Geometry& g_;
+  const float** pointers_;
+  float* zeros_;
+  float* copies_ = nullptr;
+};
+
+/// A block of rows by all columns of a rectangle.
+template <class Source>
+inline void multiply_block(const Plan& plan, std::int64_t group, const Rectangle& block, Source source_of_rows) {
+  const Convolution& convolution = *plan.convolution;
+  const std::int64_t width = convolution.geometry.filters, products = plan.taps() * plan.depth();
+  const float* const weights = convolution.weights + group * plan.panels * products * static_cast<std::int64_t>(kPanel);
+  for (std::int64_t column = block.column; column < block.column_end; column += kColumns) {
+    const std::int64_t columns = least(static_cast<std::int64_t>(kColumns), block.column_end - column);
+    const std::int64_t filter = group * plan.group_filters + column;
+    const gemm::Columns b{weights + column * products, kPanel, static_cast<std::ptrdiff_t>(kPanel) * products};
+    in_even_parts(block.row_end - block.row, kRows, [&](std::int64_t row, std::int64_t rows) {
+      const gemm::Target target{convolution.y + (block.row + row) * width + filter, width, static_cast<std::size_t>(columns),
+                                convolution.bias ? convolution.bias + filter : nullptr, false, convolution.clip};
+      gemm::multiply(static_cast<int>(rows), source_of_rows(row), static_cast<std::size_t>(plan.taps()),
+                     static_cast<std::size_t>(plan.depth()), b, target);
+    });
+  }
+  finish(plan, {block.row, block.row_end, group * plan.group_filters + block.column, group * plan.group_filters + block.column_end});
+}
+
+/// A rectangle of a group's results, by products.
+inline void multiply_rows(const Plan& plan, std::int64_t group, const Rectangle& part) {
+  const Geometry& g = plan.convolution->geometry;
+  const auto each_block = [&](auto use) {
+    in_even_parts(part.row_end - part.row, plan.block_rows, [&](std::int64_t begin, std::int64_t rows) {
+      use(Rectangle{part.row + begin, part.row + begin + rows, part.column, part.column_end});
+    });
+  };
+  if (plan.plain)
+    return each_block([&](const Rectangle& block) {
+      const float* const x = plan.convolution->x + block.row * g.channels + group * plan.group_channels;
+      multiply_block(plan, group, block, [&](std::int64_t row) { return gemm::Strided{x + row * g.channels, g.channels}; });
+    });
+  Windows windows(plan, scratch(Windows::bytes(plan), ScratchOwner::kConv));
+  each_block([&](const Rectangle& block) {
+    const gemm::Indirect all = windows.place(group, block.row, block.row_end - block.row);
+    multiply_block(plan, group, block, [&](std::int64_t row) { return gemm::Indirect{all.pointers + row, all.stride}; });
+  });
+}
+
+inline void run_dense(const Plan& plan, std::int64_t task) {
+  const std::int64_t columns = task % plan.column_tasks, rows = task / plan.column_tasks % plan.row_tasks;
+  const std::int64_t pixels = plan.convolution->geometry.pixels();
+  multiply_rows(plan, task / plan.column_tasks / plan.row_tasks,
+                {rows * plan.task_rows, least((rows + 1) * plan.task_rows, pixels), columns * plan.task_columns,
+                 least((columns + 1) * plan.task_columns, plan.group_filters)});
+}
+
+}  // namespace
+}  // namespace onnxopt::conv

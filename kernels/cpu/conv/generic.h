@@ -1,0 +1,16 @@
+// The kernels of this family, instantiated once per instruction set, whose vectors the including file has defined.
+#pragma once
+
+#include "kernels/cpu/conv/depthwise.h"
+#include "kernels/cpu/conv/winograd.h"
+
+namespace onnxopt::conv::ONNXOPT_VARIANT {
+
+void dense(const Plan& plan, std::int64_t task) { run_dense(plan, task); }
+void depthwise(const Plan& plan, std::int64_t task) { run_depthwise(plan, task); }
+void transform_weights(const Plan& plan, std::int64_t panel) { run_transform_weights(plan, panel); }
+void winograd(const Plan& plan, std::int64_t task) { Tiles(plan, task).run(); }
+void pool(const Pooling& pooling, std::int64_t line) { run_pool(pooling, line); }
+void sum(const float* x, std::int64_t pixels, std::int64_t channels, float* y) { sum_pixels(x, pixels, channels, y); }
+
+}  // namespace onnxopt::conv::ONNXOPT_VARIANT

@@ -1,0 +1,253 @@
+#include "kernels/cpu/conv/plan.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "kernels/cpu/scratch.h"
+
+namespace onnxopt::conv {
+
+namespace {
+
+constexpr auto kPanel = static_cast<std::int64_t>(gemm::kPanel);
+
+/// Work is counted in multiplications of 16 floats, one of which takes about a cycle on one core.
+constexpr std::int64_t kTaskWork = 200'000;
+/// Below this, threads cost more than they save.
+constexpr std::int64_t kLeastWork = 30'000;
+/// So many tasks at least, if they are large enough: with fewer, a thread waits for the other's last one.
+constexpr std::int64_t kFewTasks = 8;
+/// A multiple of the rows of every instruction set's block.
+constexpr std::int64_t kRowStep = 12;
+constexpr std::int64_t kMostBlockRows = 192;
+constexpr std::int64_t kColumnStep = 2 * kPanel;
+/// Floats of a block's operands and results, which should stay in the second-level cache, beside the weights.
+constexpr std::int64_t kBlockFloats = 32 * 1024;
+constexpr std::int64_t kTileBlockFloats = 112 * 1024;
+constexpr std::int64_t kMostTransformedFloats = 4 << 20;
+
+/// What Winograd's transformations take per tile and 16 channels (inputs) or filters (outputs), and per 16 weights.
+constexpr std::int64_t kInputTransform = 200, kOutputTransform = 150, kWeightTransform = 250;
+/// It has to take no more than this part of the time: it reads and writes more besides.
+constexpr double kWinogradGain = 0.8;
+constexpr std::int64_t kLeastWinogradChannels = 8;
+
+std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * b; }
+
+struct Job {
+  const Plan* plan;
+  void (*run)(const Plan&, std::int64_t);
+};
+
+void run_tasks(const Plan& plan, void (*task)(const Plan&, std::int64_t), std::int64_t tasks, const ParallelFor& parallel_for) {
+  if (tasks <= 0) return;
+  if (tasks == 1) return task(plan, 0);
+  Job job{&plan, task};
+  parallel_for(
+      static_cast<std::size_t>(tasks),
+      [](void* user, std::size_t index) {
+        const Job& one = *static_cast<const Job*>(user);
+        one.run(*one.plan, static_cast<std::int64_t>(index));
+      },
+      &job);
+}
+
+bool is_plain(const Geometry& g) {
+  const bool window = g.taps() == 1 && g.strides[0] == 1 && g.strides[1] == 1 && g.pads[0] == 0 && g.pads[1] == 0;
+  return window && g.input[0] == g.output[0] && g.input[1] == g.output[1];
+}
+
+Plan describe(const Convolution& convolution) {
+  const Geometry& g = convolution.geometry;
+  Plan plan{};
+  plan.convolution = &convolution;
+  plan.group_channels = g.channels / g.groups;
+  plan.group_filters = g.filters / g.groups;
+  plan.panels = ceil_div(plan.group_filters, kPanel);
+  plan.rows_together =
+      convolution.epilogue ? convolution.epilogue->rows_together() : std::numeric_limits<std::int64_t>::max();
+  return plan;
+}
+
+/// Cuts columns until there are tasks enough, each of which is worth it.
+void cut_columns(Plan& plan, std::int64_t other_tasks, std::int64_t work) {
+  const std::int64_t most = std::clamp<std::int64_t>(work / kLeastWork, 1, ceil_div(kFewTasks, std::max<std::int64_t>(other_tasks, 1)));
+  plan.task_columns = round_up(ceil_div(plan.group_filters, most), kColumnStep);
+  plan.column_tasks = ceil_div(plan.group_filters, plan.task_columns);
+}
+
+Plan plan_product(const Convolution& convolution) {
+  const Geometry& g = convolution.geometry;
+  Plan plan = describe(convolution);
+  plan.plain = is_plain(g);
+  plan.merged = !plan.plain && g.groups == 1 && g.channels < kPanel && g.kernel[1] > 1 && g.dilations[1] == 1;
+  const std::int64_t rows = g.pixels();
+  const std::int64_t row_work = std::max<std::int64_t>(g.taps() * plan.group_channels, 8) * plan.panels;
+  plan.task_rows = round_up(std::max<std::int64_t>(kTaskWork / row_work, 4 * kRowStep), kRowStep);
+  const std::int64_t work = rows * row_work * g.groups;
+  if (work < 2 * kLeastWork) plan.task_rows = std::max<std::int64_t>(rows, 1);
+  plan.row_tasks = ceil_div(rows, plan.task_rows);
+  plan.task_rows = round_up(ceil_div(rows, std::max<std::int64_t>(plan.row_tasks, 1)), kRowStep);
+  plan.row_tasks = ceil_div(rows, plan.task_rows);
+  cut_columns(plan, plan.row_tasks * g.groups, work);
+  const std::int64_t width = std::min(plan.task_columns, plan.group_filters) + plan.group_channels;
+  plan.block_rows = std::clamp(kBlockFloats / width / kRowStep * kRowStep, 2 * kRowStep, kMostBlockRows);
+  return plan;
+}
+
+Plan plan_winograd(const Convolution& convolution) {
+  const Geometry& g = convolution.geometry;
+  Plan plan = plan_product(convolution);
+  plan.tiles[0] = ceil_div(g.output[0], kTileOutputs);
+  plan.tiles[1] = ceil_div(g.output[1], kTileOutputs);
+  const std::int64_t tile_work = kTilePoints * g.channels * plan.panels;
+  const std::int64_t wanted = std::max<std::int64_t>(kTaskWork / tile_work, kRowStep);
+  plan.tile_row_tasks = ceil_div(plan.tiles[0], std::clamp<std::int64_t>(wanted / plan.tiles[1], 1, plan.tiles[0]));
+  plan.task_tile_rows = ceil_div(plan.tiles[0], plan.tile_row_tasks);
+  plan.tile_row_tasks = ceil_div(plan.tiles[0], plan.task_tile_rows);
+  cut_columns(plan, g.batch * plan.tile_row_tasks, g.batch * plan.tiles[0] * plan.tiles[1] * tile_work);
+  const std::int64_t most = std::max(kTileBlockFloats / (kTilePoints * (g.channels + kRowPadding)) / kRowStep * kRowStep, kRowStep);
+  const std::int64_t tiles = plan.task_tile_rows * plan.tiles[1];
+  plan.block_tiles = ceil_div(tiles, ceil_div(tiles, most));
+  return plan;
+}
+
+Plan plan_depthwise(const Convolution& convolution) {
+  const Geometry& g = convolution.geometry;
+  Plan plan = describe(convolution);
+  const std::int64_t line_work = g.output[1] * ceil_div(g.channels, kPanel) * (g.taps() + 4);
+  const std::int64_t lines = g.batch * g.output[0];
+  plan.task_lines = line_work * lines < 2 * kLeastWork ? lines : std::clamp<std::int64_t>(kTaskWork / 4 / line_work, 1, lines);
+  return plan;
+}
+
+/// Whether Winograd's filtering takes less time than the products would.
+bool prefers_winograd(const Geometry& g) {
+  for (int axis = 0; axis < 2; ++axis)
+    if (g.kernel[axis] != 3 || g.strides[axis] != 1 || g.dilations[axis] != 1 || g.output[axis] == 0) return false;
+  const std::int64_t panels = ceil_div(g.filters, kPanel), vectors = ceil_div(g.channels, kPanel);
+  if (g.groups != 1 || g.channels < kLeastWinogradChannels || g.filters < kLeastWinogradChannels) return false;
+  if (kTilePoints * panels * kPanel * g.channels > kMostTransformedFloats) return false;
+  const std::int64_t tiles = g.batch * ceil_div(g.output[0], kTileOutputs) * ceil_div(g.output[1], kTileOutputs);
+  const std::int64_t transforms = tiles * (kInputTransform * vectors + kOutputTransform * panels) + kWeightTransform * g.channels * panels;
+  const std::int64_t work = tiles * kTilePoints * g.channels * panels + transforms;
+  return static_cast<double>(work) < kWinogradGain * static_cast<double>(g.pixels() * g.taps() * g.channels * panels);
+}
+
+void run_winograd(const Convolution& convolution, const Variant& variant, const ParallelFor& parallel_for) {
+  const Geometry& g = convolution.geometry;
+  Plan plan = plan_winograd(convolution);
+  const std::int64_t floats = kTilePoints * plan.panels * g.channels * kPanel;
+  plan.transformed =
+      reinterpret_cast<float*>(scratch(static_cast<std::size_t>(floats) * sizeof(float), ScratchOwner::kConvWeights));
+  run_tasks(plan, variant.transform_weights, plan.panels, parallel_for);
+  run_tasks(plan, variant.winograd, g.batch * plan.tile_row_tasks * plan.column_tasks, parallel_for);
+}
+
+}  // namespace
+
+void finish(const Plan& plan, const Rectangle& done) {
+  const Convolution& convolution = *plan.convolution;
+  if (convolution.epilogue == nullptr) return;
+  const std::int64_t width = convolution.geometry.filters;
+  for (std::int64_t row = done.row; row < done.row_end;) {
+    const std::int64_t end = std::min(done.row_end, row - row % plan.rows_together + plan.rows_together);
+    const elementwise::RawBlock block{convolution.y + row * width + done.column, width};
+    convolution.epilogue->apply(row, end - row, done.column, done.column_end - done.column, {&block, 1});
+    row = end;
+  }
+}
+
+void run(const Convolution& convolution, const Variant& variant, const ParallelFor& parallel_for) {
+  const Geometry& g = convolution.geometry;
+  if (g.pixels() == 0 || g.filters == 0) return;
+  if (g.is_depthwise()) {
+    const Plan plan = plan_depthwise(convolution);
+    return run_tasks(plan, variant.depthwise, ceil_div(g.batch * g.output[0], plan.task_lines), parallel_for);
+  }
+  if (prefers_winograd(g)) return run_winograd(convolution, variant, parallel_for);
+  const Plan plan = plan_product(convolution);
+  run_tasks(plan, variant.dense, g.groups * plan.row_tasks * plan.column_tasks, parallel_for);
+}
+
+void run(const Pooling& pooling, const Variant& variant, const ParallelFor& parallel_for) {
+  struct Pools {
+    const Pooling* pooling;
+    const Variant* variant;
+    std::int64_t lines, total;
+  };
+  const Geometry& g = pooling.geometry;
+  const std::int64_t lines = g.batch * g.output[0];
+  const std::int64_t line_work = std::max<std::int64_t>(g.output[1] * ceil_div(g.channels, kPanel) * g.taps(), 1);
+  const std::int64_t together = std::clamp<std::int64_t>(kLeastWork / line_work, 1, std::max<std::int64_t>(lines, 1));
+  Pools pools{&pooling, &variant, together, lines};
+  const auto some_lines = [](void* user, std::size_t index) {
+    const Pools& one = *static_cast<const Pools*>(user);
+    const std::int64_t begin = static_cast<std::int64_t>(index) * one.lines;
+    for (std::int64_t line = begin; line < std::min(begin + one.lines, one.total); ++line) one.variant->pool(*one.pooling, line);
+  };
+  if (g.channels > 0) parallel_for(static_cast<std::size_t>(ceil_div(lines, together)), some_lines, &pools);
+}
+
+void run(const GlobalAverage& average, const Variant& variant, const ParallelFor& parallel_for) {
+  if (average.channels == 0) return;
+  // Sums of parts, which are added in order.
+  constexpr std::int64_t kPartFloats = 64 * 1024;
+  struct Parts {
+    const GlobalAverage* average;
+    const Variant* variant;
+    std::int64_t count, pixels;
+    float* sums;
+  };
+  const std::int64_t pixels = std::max<std::int64_t>(kPartFloats / average.channels, 1);
+  const std::int64_t count = std::max<std::int64_t>(ceil_div(average.pixels, pixels), 1);
+  const std::int64_t floats = average.batch * count * average.channels;
+  Parts parts{&average, &variant, count, pixels,
+              reinterpret_cast<float*>(scratch(static_cast<std::size_t>(floats) * sizeof(float), ScratchOwner::kPool))};
+  const auto sum_part = [](void* user, std::size_t index) {
+    const Parts& one = *static_cast<const Parts*>(user);
+    const GlobalAverage& all = *one.average;
+    const auto part = static_cast<std::int64_t>(index);
+    const std::int64_t image = part / one.count, begin = part % one.count * one.pixels;
+    const std::int64_t end = std::min(begin + one.pixels, all.pixels);
+    one.variant->sum(all.x + (image * all.pixels + begin) * all.channels, end - begin, all.channels,
+                     one.sums + part * all.channels);
+  };
+  const auto tasks = static_cast<std::size_t>(average.batch * count);
+  if (tasks == 1)
+    sum_part(&parts, 0);
+  else
+    parallel_for(tasks, sum_part, &parts);
+  const float scale = 1.0f / static_cast<float>(average.pixels);
+  for (std::int64_t image = 0; image < average.batch; ++image)
+    for (std::int64_t c = 0; c < average.channels; ++c) {
+      float total = 0;
+      for (std::int64_t part = 0; part < count; ++part) total += parts.sums[(image * count + part) * average.channels + c];
+      average.y[image * average.channels + c] = total * scale;
+    }
+}
+
+#define CONV_VARIANT(space, isa)                                           \
+  namespace space {                                                        \
+  void dense(const Plan&, std::int64_t);                                   \
+  void depthwise(const Plan&, std::int64_t);                               \
+  void transform_weights(const Plan&, std::int64_t);                       \
+  void winograd(const Plan&, std::int64_t);                                \
+  void pool(const Pooling&, std::int64_t);                                 \
+  void sum(const float*, std::int64_t, std::int64_t, float*);              \
+  }
+#include "kernels/cpu/conv/variants.inc"
+#undef CONV_VARIANT
+
+std::span<const Variant> variants() {
+  static constexpr Variant kVariants[] = {
+#define CONV_VARIANT(space, isa) \
+  {"conv__" #space, isa, &space::dense, &space::depthwise, &space::transform_weights, &space::winograd, &space::pool, &space::sum},
+#include "kernels/cpu/conv/variants.inc"
+#undef CONV_VARIANT
+  };
+  return kVariants;
+}
+
+}  // namespace onnxopt::conv

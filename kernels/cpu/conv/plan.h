@@ -1,0 +1,51 @@
+// How a convolution is cut into tasks: plain data that the kernels read. It is made in plan.cc, which is compiled for the baseline,
+// and depends on the sizes alone, never on the number of threads.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/cpu/conv/conv.h"
+
+namespace onnxopt::conv {
+
+/// Winograd's F(4 x 4, 3 x 3): a tile of 6 x 6 inputs gives 4 x 4 outputs by 36 products.
+constexpr std::int64_t kTileOutputs = 4;
+constexpr std::int64_t kTileInputs = 6;
+constexpr std::int64_t kTilePoints = kTileInputs * kTileInputs;
+
+/// Columns that a row of a Winograd block is longer than its channels are: blocks of powers of two would fall into few sets of the
+/// cache.
+constexpr std::int64_t kRowPadding = 16;
+
+/// A range of rows (pixels) by a range of columns (filters of a group).
+struct Rectangle {
+  std::int64_t row, row_end, column, column_end;
+};
+
+struct Plan {
+  const Convolution* convolution;
+  std::int64_t group_channels, group_filters, panels;  // of a group
+  std::int64_t rows_together;                          // no call of the epilogue crosses a multiple of this
+
+  // Products: tasks are numbered by group, rows, columns, the last fastest.
+  bool plain;   // every row of the product is a row of x
+  bool merged;  // the taps of a row of the kernel are one: few channels make short taps
+  std::int64_t task_rows, row_tasks, task_columns, column_tasks;
+  std::int64_t block_rows;  // rows whose operands and results stay in the cache
+
+  // Winograd: tasks are numbered by image, tile rows, columns.
+  std::int64_t tiles[2];
+  std::int64_t task_tile_rows, tile_row_tasks, block_tiles;
+  float* transformed;  // weights [36, panels, channels, 16]
+
+  // Depthwise: a task is some rows of the output.
+  std::int64_t task_lines;
+
+  std::int64_t taps() const { return merged ? convolution->geometry.kernel[0] : convolution->geometry.taps(); }
+  std::int64_t depth() const { return merged ? convolution->geometry.kernel[1] * group_channels : group_channels; }
+};
+
+/// Lets the epilogue, if there is one, run on results that are in y.
+void finish(const Plan& plan, const Rectangle& done);
+
+}  // namespace onnxopt::conv
