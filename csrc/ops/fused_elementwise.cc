@@ -147,7 +147,8 @@ Dim merge_dims(const Dim& a, const Dim& b) {
   return {-1, fresh_dim()};
 }
 
-/// The shape of an output; nothing when an input's rank may be unknown, which onnxruntime shows as rank 0.
+}  // namespace
+
 std::optional<std::vector<Dim>> infer_shape(const Program& program, std::size_t output, std::span<const InferredType> inputs) {
   std::vector<Dim> shape;
   for (std::size_t i = 0; i < inputs.size(); ++i) {
@@ -164,6 +165,8 @@ std::optional<std::vector<Dim>> infer_shape(const Program& program, std::size_t 
     if (dim.size < 0 && dim.name.empty()) dim.name = fresh_dim();
   return shape;
 }
+
+namespace {
 
 std::vector<std::optional<InferredType>> infer(const Attributes& attributes, std::span<const InferredType> inputs) {
   const Result<Programs> programs = parse(attributes);

@@ -6,7 +6,9 @@
 #include "csrc/ops/fused_conv.h"
 #include "csrc/ops/fused_elementwise.h"
 #include "csrc/ops/fused_gemm.h"
+#include "csrc/ops/fused_norm.h"
 #include "csrc/ops/fused_pool.h"
+#include "csrc/ops/fused_softmax.h"
 #if defined(ONNXOPT_HAVE_CUDA)
 #include "kernels/cuda/elementwise/elementwise.h"
 #endif
@@ -14,7 +16,7 @@
 namespace onnxopt::ops {
 
 std::span<const Op* const> all() {
-  static const Op* const list[] = {&fused_conv(), &fused_elementwise(), &fused_gemm(), &fused_pool()};
+  static const Op* const list[] = {&fused_conv(), &fused_elementwise(), &fused_gemm(), &fused_norm(), &fused_pool(), &fused_softmax()};
   return list;
 }
 

@@ -62,7 +62,7 @@ Result<Epilogue> Epilogue::make(const Program& program, const Variant& variant, 
 }
 
 void Epilogue::apply(std::int64_t row, std::int64_t rows, std::int64_t column, std::int64_t columns,
-                     std::span<const RawBlock> blocks) const {
+                     std::span<const RawBlock> blocks, void* into) const {
   if (rows == 0 || columns == 0) return;
   Plan plan(*static_cast<const Plan*>(plan_.get()));
   // Rows that are neighbours everywhere are one long row.
@@ -81,8 +81,10 @@ void Epilogue::apply(std::int64_t row, std::int64_t rows, std::int64_t column, s
   }
   for (std::size_t i = 0; i < plan.output_count; ++i) {
     PlanOutput& output = plan.outputs[i];
-    output.data += (row * width_ + column) * static_cast<std::int64_t>(size_of(output.type));
-    output.row_step = width_;
+    const bool elsewhere = into && i == 0;
+    output.data = elsewhere ? static_cast<char*>(into)
+                            : output.data + (row * width_ + column) * static_cast<std::int64_t>(size_of(output.type));
+    output.row_step = elsewhere ? columns : width_;
   }
   plan.elements = rows * columns;
   plan.window = !one_row;

@@ -27,8 +27,9 @@ class Epilogue {
   std::int64_t rows_together() const { return rows_together_; }
 
   /// Computes the outputs' rows [row, row + rows), columns [column, column + columns), of which `blocks` has the raw results.
-  void apply(std::int64_t row, std::int64_t rows, std::int64_t column, std::int64_t columns,
-             std::span<const RawBlock> blocks) const;
+  /// Given `into`, the first output goes there instead, one row right after the other.
+  void apply(std::int64_t row, std::int64_t rows, std::int64_t column, std::int64_t columns, std::span<const RawBlock> blocks,
+             void* into = nullptr) const;
 
  private:
   /// How an input is read along rows: by steps over the leading dims, the last of which are walked through as one.

@@ -1,0 +1,45 @@
+#include "csrc/ops/fused_norm.h"
+
+#include "csrc/ops/rows.h"
+
+namespace onnxopt::ops {
+
+namespace {
+
+Result<RowsLayout> read_layout(const Attributes& attributes) {
+  using Made = Result<RowsLayout>;
+  RowsLayout layout;
+  const std::string kind = attributes.string("kind").value_or("layer");
+  if (kind != "layer" && kind != "rms") return Made::failure("Its attribute 'kind' is '" + kind + "' and should be layer or rms.");
+  layout.kind = kind == "rms" ? norm::Kind::kRms : norm::Kind::kLayer;
+  layout.epsilon = attributes.real("epsilon").value_or(1e-5f);
+  layout.axis = attributes.integer("axis").value_or(-1);
+  layout.groups = attributes.integer("groups").value_or(0);
+  if (layout.groups < 0) return Made::failure("Its attribute 'groups' is negative.");
+  layout.scaled = attributes.integer("scaled").value_or(0) != 0;
+  layout.biased = attributes.integer("biased").value_or(0) != 0;
+  layout.kept = attributes.integer("kept").value_or(0) != 0;
+  return layout;
+}
+
+Result<std::unique_ptr<Kernel>> create(const Attributes& attributes, std::string_view variant) {
+  const Result<RowsLayout> layout = read_layout(attributes);
+  if (!layout) return Result<std::unique_ptr<Kernel>>::failure(layout.error());
+  return make_rows_kernel(attributes, *layout, variant);
+}
+
+std::vector<std::optional<InferredType>> infer(const Attributes& attributes, std::span<const InferredType> inputs) {
+  const Result<RowsLayout> layout = read_layout(attributes);
+  return layout ? infer_rows(attributes, *layout, inputs) : std::vector<std::optional<InferredType>>{};
+}
+
+}  // namespace
+
+const Op& fused_norm() {
+  static const char* const attributes[] = {"kind",   "axis",   "groups", "epsilon", "scaled",
+                                           "biased", "kept", "prologue", "epilogue"};
+  static const Op op{"FusedNorm", attributes, rows_variants(), create, infer};
+  return op;
+}
+
+}  // namespace onnxopt::ops

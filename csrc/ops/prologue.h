@@ -1,0 +1,36 @@
+// The attribute `prologue`: a program that makes what an op reads of its first inputs.
+#pragma once
+
+#include <optional>
+#include <string_view>
+#include <vector>
+
+#include "csrc/ops/op.h"
+#include "kernels/cpu/elementwise/epilogue.h"
+
+namespace onnxopt::ops {
+
+/// A program of one float32 result; without the attribute, the first input itself.
+class PrologueProgram {
+ public:
+  static Result<PrologueProgram> read(const Attributes& attributes, std::string_view isa);
+
+  bool present() const { return program_.has_value(); }
+  /// How many of the op's inputs are read.
+  std::size_t inputs() const { return program_ ? program_->inputs().size() : 1; }
+
+  /// The shape of the result, or a sentence that says what is wrong with the inputs.
+  Result<Shape> shape(std::span<const Tensor> inputs) const;
+
+  /// The dims of the result, as far as they are known before the run; nothing where the rank is not.
+  std::optional<std::vector<Dim>> infer(std::span<const InferredType> inputs) const;
+
+  /// The program over the tensors of one run; `kept` is where the whole result goes, null where blocks of it are asked for.
+  Result<elementwise::Epilogue> bind(const Shape& shape, std::span<const Tensor> inputs, void* kept) const;
+
+ private:
+  std::optional<elementwise::Program> program_;
+  const elementwise::Variant* variant_ = nullptr;
+};
+
+}  // namespace onnxopt::ops

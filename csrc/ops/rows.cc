@@ -1,0 +1,158 @@
+#include "csrc/ops/rows.h"
+
+#include <algorithm>
+
+#include "csrc/ops/epilogue.h"
+
+namespace onnxopt::ops {
+
+namespace {
+
+std::string number(std::int64_t value) { return std::to_string(value); }
+
+/// How a tensor is cut into rows, and what its factors look like.
+struct Cut {
+  std::int64_t rows = 1, width = 1;
+  Shape affine;
+  std::int64_t run = 1, period = 1;
+};
+
+Result<Cut> cut(const RowsLayout& layout, const Shape& shape) {
+  using Made = Result<Cut>;
+  const auto rank = static_cast<std::int64_t>(shape.size());
+  Cut made;
+  if (layout.groups != 0) {
+    if (rank < 3) return Made::failure("Input 0 has the shape " + text_of(shape) + " and should be [N, channels, ...].");
+    if (shape[1] % layout.groups != 0)
+      return Made::failure("Its " + number(shape[1]) + " channels are no " + number(layout.groups) + " groups.");
+    for (std::size_t axis = 2; axis < shape.size(); ++axis) made.run *= shape[axis];
+    made.affine = {shape[1]};
+    made.rows = shape[0] * layout.groups;
+    made.width = shape[1] / layout.groups * made.run;
+    made.period = layout.groups;
+    return made;
+  }
+  const std::int64_t axis = layout.axis < 0 ? layout.axis + rank : layout.axis;
+  if (axis < 0 || axis >= rank)
+    return Made::failure("Its attribute 'axis' is " + number(layout.axis) + " and input 0 has the shape " + text_of(shape) + ".");
+  made.affine.assign(shape.begin() + axis, shape.end());
+  for (std::int64_t i = 0; i < rank; ++i) (i < axis ? made.rows : made.width) *= shape[static_cast<std::size_t>(i)];
+  return made;
+}
+
+class Rows final : public Kernel {
+ public:
+  Rows(RowsLayout layout, PrologueProgram prologue, EpilogueProgram epilogue, const norm::Variant& variant)
+      : layout_(layout), prologue_(std::move(prologue)), epilogue_(std::move(epilogue)), variant_(variant) {}
+
+  Result<std::vector<TensorType>> outputs(std::span<const Tensor> inputs) const override {
+    using Types = Result<std::vector<TensorType>>;
+    if (inputs.size() < first_of_epilogue())
+      return Types::failure("It got " + number(static_cast<std::int64_t>(inputs.size())) + " inputs and needs at least " +
+                            number(static_cast<std::int64_t>(first_of_epilogue())) + ".");
+    const Result<Shape> shape = prologue_.shape(inputs.first(prologue_.inputs()));
+    if (!shape) return Types::failure(shape.error());
+    const Result<Cut> made = cut(layout_, *shape);
+    if (!made) return Types::failure(made.error());
+    for (std::size_t i = prologue_.inputs(); i < first_of_epilogue(); ++i)
+      if (inputs[i].type != kFloat || inputs[i].shape != made->affine)
+        return Types::failure("Input " + number(static_cast<std::int64_t>(i)) + " is a " + name_of(inputs[i].type) +
+                              " tensor of shape " + text_of(inputs[i].shape) + " and should be float of shape " +
+                              text_of(made->affine) + ".");
+    Types types = epilogue_.outputs(*shape, inputs.subspan(first_of_epilogue()));
+    if (types && layout_.kept) types->push_back({kFloat, *shape});
+    return types;
+  }
+
+  Result<bool> run(std::span<const Tensor> inputs, std::span<const TensorType> types, std::span<void* const> outputs,
+                   const Execution& execution) const override {
+    using Done = Result<bool>;
+    const Shape& shape = types[0].shape;
+    const Cut made = *cut(layout_, shape);
+    if (made.rows == 0 || made.width == 0) return true;
+    const std::size_t results = types.size() - (layout_.kept ? 1 : 0);
+    norm::Problem problem;
+    problem.kind = layout_.kind;
+    problem.rows = made.rows;
+    problem.width = made.width;
+    problem.epsilon = layout_.epsilon;
+    problem.affine = affine(inputs, made);
+    problem.lines = made.width / shape.back();
+    problem.clip = epilogue_.clip();
+    problem.kept = layout_.kept ? static_cast<float*>(outputs.back()) : nullptr;
+    if (!epilogue_.present() || (results == 1 && types[0].type == kFloat)) problem.y = static_cast<float*>(outputs[0]);
+    std::optional<elementwise::Epilogue> before, after;
+    if (prologue_.present()) {
+      Result<elementwise::Epilogue> bound = prologue_.bind(shape, inputs.first(prologue_.inputs()), problem.kept);
+      if (!bound) return Done::failure(bound.error());
+      before = std::move(*bound);
+      problem.prologue = &*before;
+    } else {
+      problem.x = static_cast<const float*>(inputs[0].data);
+    }
+    if (epilogue_.present()) {
+      Result<elementwise::Epilogue> bound =
+          epilogue_.bind(shape, inputs.subspan(first_of_epilogue()), types.first(results), outputs.first(results));
+      if (!bound) return Done::failure(bound.error());
+      after = std::move(*bound);
+      problem.epilogue = &*after;
+    }
+    norm::run(problem, variant_, execution.parallel_for);
+    return true;
+  }
+
+ private:
+  std::size_t first_of_epilogue() const { return prologue_.inputs() + layout_.affine(); }
+
+  norm::Affine affine(std::span<const Tensor> inputs, const Cut& made) const {
+    norm::Affine one{nullptr, nullptr, made.run, made.period};
+    std::size_t next = prologue_.inputs();
+    if (layout_.scaled) one.scale = static_cast<const float*>(inputs[next++].data);
+    if (layout_.biased) one.bias = static_cast<const float*>(inputs[next].data);
+    return one;
+  }
+
+  RowsLayout layout_;
+  PrologueProgram prologue_;
+  EpilogueProgram epilogue_;
+  const norm::Variant& variant_;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<Kernel>> make_rows_kernel(const Attributes& attributes, const RowsLayout& layout, std::string_view name) {
+  using Made = Result<std::unique_ptr<Kernel>>;
+  const auto list = norm::variants();
+  const auto variant = std::find_if(list.begin(), list.end(), [&](const auto& one) { return name == one.name; });
+  if (variant == list.end()) return Made::failure("There is no variant '" + std::string(name) + "'.");
+  Result<PrologueProgram> prologue = PrologueProgram::read(attributes, variant->isa);
+  if (!prologue) return Made::failure(prologue.error());
+  Result<EpilogueProgram> epilogue = EpilogueProgram::read(attributes, 1, variant->isa);
+  if (!epilogue) return Made::failure(epilogue.error());
+  if (layout.kept && !prologue->present()) return Made::failure("It keeps the result of a prologue that it does not have.");
+  return Made(std::make_unique<Rows>(layout, std::move(*prologue), std::move(*epilogue), *variant));
+}
+
+std::vector<std::optional<InferredType>> infer_rows(const Attributes& attributes, const RowsLayout& layout,
+                                                    std::span<const InferredType> inputs) {
+  const Result<PrologueProgram> prologue = PrologueProgram::read(attributes, "scalar");
+  const Result<EpilogueProgram> epilogue = EpilogueProgram::read(attributes, 1, "scalar");
+  if (!prologue || !epilogue || inputs.size() < prologue->inputs()) return {};
+  const std::optional<std::vector<Dim>> shape = prologue->infer(inputs.first(prologue->inputs()));
+  if (!shape) return {};
+  std::vector<std::optional<InferredType>> types;
+  for (const int type : epilogue->output_types()) types.push_back(InferredType{type, *shape});
+  if (layout.kept) types.push_back(InferredType{kFloat, *shape});
+  return types;
+}
+
+std::span<const Variant> rows_variants() {
+  static const std::vector<Variant> list = [] {
+    std::vector<Variant> made;
+    for (const norm::Variant& variant : norm::variants()) made.push_back({variant.name, variant.isa});
+    return made;
+  }();
+  return list;
+}
+
+}  // namespace onnxopt::ops

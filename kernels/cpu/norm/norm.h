@@ -1,0 +1,59 @@
+// Rows that are scaled by what is computed of the whole row: normalizations and Softmax, with element-wise programs before and after
+// them that run while a few rows are in the cache.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "kernels/cpu/common.h"
+#include "kernels/cpu/elementwise/epilogue.h"
+#include "kernels/cpu/gemm/panel.h"
+
+namespace onnxopt::norm {
+
+/// What becomes of a row x: (x - mean) / sqrt(variance + epsilon); x / sqrt(mean of squares + epsilon); e^x / sum of e^x; its
+/// logarithm.
+enum class Kind : std::uint8_t { kLayer, kRms, kSoftmax, kLogSoftmax };
+
+/// Factors and terms of a normalized row; either may be null.
+struct Affine {
+  const float* scale = nullptr;
+  const float* bias = nullptr;
+  /// They change along a row after so many elements, and rows begin where they ended before, over again after `period` of them.
+  std::int64_t run = 1, period = 1;
+};
+
+/// Rows one after the other. A sum is taken of every (4 x the vector's width)-th element, then of these partial sums in pairs, and
+/// over chunks of `kChunk` elements in double precision.
+struct Problem {
+  Kind kind = Kind::kLayer;
+  std::int64_t rows = 0, width = 0;
+  float epsilon = 0.0f;
+  Affine affine;
+  const float* x = nullptr;  // null where the prologue makes it
+  float* kept = nullptr;     // where the prologue's result goes; null where it is not wanted
+  float* y = nullptr;        // null where only the epilogue reads the result
+  const gemm::Bounds* clip = nullptr;  // of the result
+  /// Programs over tensors of the same elements, whose rows may be shorter: so many of theirs are one here.
+  std::int64_t lines = 1;
+  const elementwise::Epilogue* prologue = nullptr;
+  const elementwise::Epilogue* epilogue = nullptr;
+};
+
+/// Elements whose sum is taken in single precision.
+constexpr std::int64_t kChunk = 4096;
+
+/// One implementation, for one instruction set. `run` computes rows [begin, end).
+struct Variant {
+  const char* name;
+  const char* isa;
+  void (*run)(const Problem&, std::int64_t begin, std::int64_t end);
+};
+
+/// The variants that were built, best first; the portable one is last.
+std::span<const Variant> variants();
+
+/// Computes a problem. The results do not depend on how `parallel_for` spreads the work.
+void run(const Problem& problem, const Variant& variant, const ParallelFor& parallel_for);
+
+}  // namespace onnxopt::norm
