@@ -49,7 +49,7 @@ class FusedGemm final : public Kernel {
                    const Execution& execution) const override {
     const Shape& x = inputs[0].shape;
     gemm::Problem problem{
-        static_cast<const float*>(inputs[0].data), 1, x.back(), layout_.columns, nullptr, 0, epilogue_.clip(), nullptr};
+        static_cast<const float*>(inputs[0].data), x.back(), 1, x.back(), layout_.columns, nullptr, 0, epilogue_.clip(), nullptr};
     for (std::size_t axis = 0; axis + 1 < x.size(); ++axis) problem.rows *= x[axis];
     // A single result that a single output is made of lies where that output goes.
     const bool in_place = !epilogue_.present() || (layout_.products == 1 && types.size() == 1 && types[0].type == kFloat);

@@ -1,6 +1,9 @@
 #include "kernels/cpu/gemm/gemm.h"
 
 #include <algorithm>
+#include <cstring>
+
+#include "kernels/cpu/scratch.h"
 
 namespace onnxopt::gemm {
 
@@ -29,11 +32,17 @@ constexpr std::int64_t kCachedRows = 96 << 10;
 /// Floats of B that stay there while blocks of rows walk past.
 constexpr std::int64_t kCachedColumns = 96 << 10;
 constexpr std::int64_t kMostDepth = 1024;
-/// Multiplications of a task: about 50 us of one core.
-constexpr double kTask = 2.5e6;
+/// Multiplications of a task: about 30 us of one core.
+constexpr double kTask = 1.5e6;
 constexpr double kMostTasks = 512;
 /// Multiplications below which a second thread costs more than it saves.
 constexpr double kGrain = 2e5;
+
+/// Floats of A at whose distance two rows fall into one set of the first-level cache, which then cannot hold a block of rows.
+constexpr std::int64_t kSetDistance = 1024;
+/// What a copy of A, whose rows are a cache line further apart, may take, and from how many columns on it is worth it.
+constexpr std::int64_t kMostCopied = 2 << 20, kLeastColumns = 256;
+constexpr std::int64_t kPadding = 16;
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 std::int64_t round_up(std::int64_t a, std::int64_t step) { return ceil_div(a, step) * step; }
@@ -53,6 +62,32 @@ void run_task(void* user, std::size_t index) {
   const std::int64_t row =
       block / job.row_blocks_together * job.rows_together + block % job.row_blocks_together * job.blocking.rows;
   job.variant->run(*job.problem, job.blocking, row, task / job.row_blocks * job.blocking.columns);
+}
+
+struct Copy {
+  const Problem* problem;
+  float* target;
+};
+
+void copy_row(void* user, std::size_t row) {
+  const auto& [problem, target] = *static_cast<const Copy*>(user);
+  const auto index = static_cast<std::int64_t>(row);
+  std::memcpy(target + index * (problem->depth + kPadding), problem->a + index * problem->row_step,
+              static_cast<std::size_t>(problem->depth) * sizeof(float));
+}
+
+/// The problem with a copy of A, where its rows would fall into one set of the cache.
+Problem spread(const Problem& problem, const ParallelFor& parallel_for) {
+  const std::int64_t size = problem.rows * (problem.depth + kPadding);
+  if (problem.row_step % kSetDistance != 0 || problem.depth == 0 || problem.rows < kRowStep || size > kMostCopied ||
+      problem.columns < kLeastColumns)
+    return problem;
+  Copy copy{&problem, reinterpret_cast<float*>(scratch(static_cast<std::size_t>(size) * sizeof(float), ScratchOwner::kGemmRows))};
+  parallel_for(static_cast<std::size_t>(problem.rows), copy_row, &copy);
+  Problem made = problem;
+  made.a = copy.target;
+  made.row_step = problem.depth + kPadding;
+  return made;
 }
 
 }  // namespace
@@ -76,7 +111,8 @@ Blocking blocking_of(const Problem& problem) {
 
 void run(const Problem& problem, const Variant& variant, const ParallelFor& parallel_for) {
   if (problem.rows == 0 || problem.columns == 0) return;
-  Job job{&problem, &variant, blocking_of(problem), 1, 1, problem.rows};
+  const Problem spread_out = spread(problem, parallel_for);
+  Job job{&spread_out, &variant, blocking_of(problem), 1, 1, problem.rows};
   if (problem.epilogue) job.rows_together = problem.epilogue->rows_together();
   job.blocking.rows = std::min(job.blocking.rows, job.rows_together);
   job.row_blocks_together = ceil_div(job.rows_together, job.blocking.rows);

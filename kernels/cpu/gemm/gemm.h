@@ -21,7 +21,8 @@ constexpr std::size_t kMostProducts = 4;
 
 /// Products of one matrix, all of the same size, at most `kMostProducts`.
 struct Problem {
-  const float* a;  // [rows, depth]
+  const float* a;         // [rows, depth]
+  std::int64_t row_step;  // floats from one row of A to the next
   std::int64_t rows, depth, columns;
   const Product* products;
   std::size_t product_count;

@@ -27,7 +27,7 @@ void multiply_block(const Problem& problem, const Product& product, const Blocki
           product.weights + column / static_cast<std::int64_t>(kPanel) * panel + begin * static_cast<std::int64_t>(kPanel),
           static_cast<std::ptrdiff_t>(kPanel), panel};
       for (std::int64_t i = 0; i < block.rows; i += kRows) {
-        const Strided a{problem.a + (block.row + i) * problem.depth + begin, problem.depth};
+        const Strided a{problem.a + (block.row + i) * problem.row_step + begin, problem.row_step};
         Target target{c + i * ld + j, ld, static_cast<std::size_t>(least(block.columns - j, static_cast<std::int64_t>(kColumns)))};
         target.bias = product.bias && begin == 0 ? product.bias + column : nullptr;
         target.accumulate = begin > 0;

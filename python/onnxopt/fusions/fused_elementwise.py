@@ -57,18 +57,21 @@ class Region:
 
 
 def find_regions(graph: ir.Graph, ctx: Context) -> list[list[ir.Node]]:
-    """The maximal regions of one graph, each in topological order."""
+    """The maximal regions of one graph that are worth a node of their own, each in topological order."""
+    found = [nodes for nodes in all_regions(graph, ctx) if len(nodes) >= MIN_NODES]
+    return [piece for nodes in found for piece in _pieces(nodes) if _is_worthwhile(piece, ctx)]
+
+
+def all_regions(graph: ir.Graph, ctx: Context) -> list[list[ir.Node]]:
+    """The maximal regions of one graph, single nodes too, each in topological order."""
     left = dict.fromkeys(_nodes_of_norms(graph, ctx), _WHOLE)
     left |= dict.fromkeys(BlockedLayout(graph, ctx).nodes_to_leave(), _BLOCKED)
     finder = _Finder(ctx, left)
     for node in graph:
         finder.visit(node)
-    found = []
-    for region in finder.regions:
-        if region.merged_into is None and len(region.nodes) >= MIN_NODES:
-            nodes = sorted(region.nodes, key=finder.position.__getitem__)
-            found += [piece for piece in _pieces(nodes) if _is_worthwhile(piece, ctx)]
-    return found
+    return [
+        sorted(region.nodes, key=finder.position.__getitem__) for region in finder.regions if region.merged_into is None
+    ]
 
 
 def _is_worthwhile(nodes: list[ir.Node], ctx: Context) -> bool:
@@ -240,8 +243,8 @@ def _is_residual(node: ir.Node) -> bool:
     return all(value is not None and ir.constant(value) is None for value in node.inputs)
 
 
-def _needed(nodes: list[ir.Node], outputs: list[ir.Value]) -> list[ir.Node]:
-    """The nodes that the outputs depend on."""
+def needed(nodes: list[ir.Node], outputs: list[ir.Value]) -> list[ir.Node]:
+    """The nodes of a region that the outputs depend on."""
     wanted = set(outputs)
     needed = []
     for node in reversed(nodes):
@@ -254,7 +257,7 @@ def _needed(nodes: list[ir.Node], outputs: list[ir.Value]) -> list[ir.Node]:
 def build(nodes: list[ir.Node], ctx: Context) -> Patch | Refusal:
     """The patch that replaces a region, given in topological order, by one node."""
     outputs = outputs_of(nodes)
-    nodes = _needed(nodes, outputs)
+    nodes = needed(nodes, outputs)
     if not nodes:
         return Refusal("nothing uses the region")
     compiled = op.compile_region(nodes, outputs, ctx.shapes)
@@ -262,7 +265,7 @@ def build(nodes: list[ir.Node], ctx: Context) -> Patch | Refusal:
         return compiled
     anchor = nodes[-1]
     opset = ctx.opset
-    overload = overload_of(f"{opset}|{compiled.text}|{_structure(nodes, compiled)}")
+    overload = overload_of(f"{opset}|{compiled.text}|{structure(nodes, compiled)}")
     builder = Builder(ctx, anchor)
     results = builder.op(
         op.SPEC.name,
@@ -283,7 +286,7 @@ def build(nodes: list[ir.Node], ctx: Context) -> Patch | Refusal:
     return builder.patch("fuse_elementwise", dict(zip(outputs, results, strict=True)))
 
 
-def _structure(nodes: list[ir.Node], compiled: op.Compiled) -> str:
+def structure(nodes: list[ir.Node], compiled: op.Compiled) -> str:
     """The original ops as text: two regions share a body only when these are equal too."""
     names: dict[ir.Value, str] = {value: f"i{index}" for index, value in enumerate(compiled.inputs)}
     lines: list[str] = []

@@ -33,6 +33,7 @@ from onnxopt.ir.graphsurgeon import apply_graphsurgeon, from_graphsurgeon, to_gr
 from onnxopt.ir.lazy import ScaledTensor, StreamedTensor, TransposedTensor, can_stream_transpose
 from onnxopt.ir.load import load, load_copy, without_collector
 from onnxopt.ir.mapped import MappedTensor
+from onnxopt.ir.packed import PANEL, PackedTensor, pack, packed
 from onnxopt.ir.protos import captures, inputs_with_captures, node_to_proto, tensor_of, tensor_to_proto
 from onnxopt.ir.save import as_kind_of, rebuild, save, to_proto
 from onnxopt.ir.shapes import ShapeEnv, given_name, is_open, open_dims, unknown_dims, unnamed_dim
@@ -49,6 +50,7 @@ from onnxopt.ir.statistics import (
 from onnxopt.ir.structure import check_structure
 
 __all__ = [
+    "PANEL",
     "SMALL_ELEMENTS",
     "Attr",
     "AttrTensor",
@@ -60,6 +62,7 @@ __all__ = [
     "MappedTensor",
     "Model",
     "Node",
+    "PackedTensor",
     "RefAttr",
     "ScaledTensor",
     "Shape",
@@ -93,6 +96,8 @@ __all__ = [
     "node_to_proto",
     "op_name",
     "open_dims",
+    "pack",
+    "packed",
     "rebuild",
     "save",
     "scalar",

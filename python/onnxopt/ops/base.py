@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
 
 from onnxopt import ir
 
@@ -23,6 +27,69 @@ class OpSpec:
     dtypes: tuple[ir.DataType, ...]
     tolerance: dict[ir.DataType, float]
     domain: str = DOMAIN
+
+
+class BodyBuilder:
+    """Builds the function that a custom op stands for, in standard ops.
+
+    Args:
+        inputs: how many inputs the op has.
+        opset: the model's opset, which the function imports.
+    """
+
+    def __init__(self, inputs: int, opset: int) -> None:
+        self.opset = opset
+        self.inputs = [ir.Value(name=f"i{index}") for index in range(inputs)]
+        self._nodes: list[ir.Node] = []
+
+    def op(
+        self, op_type: str, inputs: Sequence[ir.Value | None], attributes: Mapping[str, Any] | None = None
+    ) -> ir.Value:
+        """The output of a node of the default domain."""
+        attrs = [
+            value if isinstance(value, ir.Attr) else ir.convert_attribute(name, value)
+            for name, value in (attributes or {}).items()
+        ]
+        return self._add(ir.Node("", op_type, inputs, attrs, num_outputs=1))[0]
+
+    def constant(self, array: np.ndarray | ir.TensorProtocol) -> ir.Value:
+        """A Constant node that holds its own copy."""
+        held = array if isinstance(array, np.ndarray) else np.array(array.numpy())
+        dtype = ir.DataType.from_numpy(held.dtype) if isinstance(array, np.ndarray) else array.dtype
+        attr = ir.Attr("value", ir.AttributeType.TENSOR, ir.Tensor(held, dtype=dtype))
+        return self._add(ir.Node("", "Constant", [], [attr], num_outputs=1))[0]
+
+    def integers(self, *numbers: int) -> ir.Value:
+        return self.constant(np.array(numbers, np.int64))
+
+    def copy(self, nodes: Iterable[ir.Node], known: dict[ir.Value, ir.Value]) -> None:
+        """Copies of nodes in topological order. `known` maps what they read to values of the body, and learns what they make;
+        constants that it does not have are copied into the body."""
+        for node in nodes:
+            arguments = [None if value is None else self._argument(value, known) for value in node.inputs]
+            attrs = list(node.attributes.values())
+            made = self._add(ir.Node("", node.op_type, arguments, attrs, num_outputs=len(node.outputs)))
+            known.update(zip(node.outputs, made, strict=True))
+
+    def _argument(self, value: ir.Value, known: dict[ir.Value, ir.Value]) -> ir.Value:
+        if value not in known:
+            tensor = ir.constant(value)
+            assert tensor is not None
+            known[value] = self.constant(tensor)
+        return known[value]
+
+    def _add(self, node: ir.Node) -> Sequence[ir.Value]:
+        number = len(self._nodes)
+        node.name = f"n{number}"
+        for index, output in enumerate(node.outputs):
+            output.name = f"v{number}" if len(node.outputs) == 1 else f"v{number}_{index}"
+        self._nodes.append(node)
+        return node.outputs
+
+    def function(self, spec: OpSpec, overload: str, outputs: Sequence[ir.Value]) -> ir.Function:
+        imports = {"": self.opset}
+        graph = ir.Graph(self.inputs, outputs, nodes=self._nodes, opset_imports=imports, name=spec.name)
+        return ir.Function(spec.domain, spec.name, overload, graph=graph, attributes=[])
 
 
 def overload_of(text: str) -> str:

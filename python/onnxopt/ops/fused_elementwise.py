@@ -14,7 +14,7 @@ import numpy as np
 
 from onnxopt import ir
 from onnxopt.ir import DataType
-from onnxopt.ops.base import OpSpec
+from onnxopt.ops.base import BodyBuilder, OpSpec
 from onnxopt.rewrite.rules import Refusal, attribute
 
 SPEC = OpSpec(
@@ -337,17 +337,20 @@ class Compiled:
     outputs: tuple[ir.Value, ...]
 
 
-def compile_region(nodes: Sequence[ir.Node], outputs: Sequence[ir.Value], shapes: ir.ShapeEnv) -> Compiled | Refusal:
+def compile_region(
+    nodes: Sequence[ir.Node], outputs: Sequence[ir.Value], shapes: ir.ShapeEnv, first: Sequence[ir.Value] = ()
+) -> Compiled | Refusal:
     """Write a region down as an expression.
 
     Args:
         nodes: the region in topological order; `refuse_node` is None for each.
         outputs: values of the region that others use.
         shapes: what is known of the values.
+        first: values that are the first inputs.
     """
     expression = Expression()
-    names: dict[ir.Value, str] = {}
-    inputs: list[ir.Value] = []
+    inputs: list[ir.Value] = list(first)
+    names = {value: f"i{index}" for index, value in enumerate(inputs)}
     for node in nodes:
         operands = [_operand(value, node, names, inputs, shapes) for value in node.inputs if value is not None]
         typed = node.inputs[1] if node.op_type == "Where" else node.inputs[0]
@@ -403,37 +406,7 @@ def _number(value: ir.Value, node: ir.Node, shapes: ir.ShapeEnv) -> str | None:
 
 def body(nodes: Iterable[ir.Node], compiled: Compiled, overload: str, opset: int) -> ir.Function:
     """The function that the op stands for: the original ops with constants inside, so that any runtime can run it."""
-    formals = {value: ir.Value(name=f"i{index}") for index, value in enumerate(compiled.inputs)}
-    inner: dict[ir.Value, ir.Value] = dict(formals)
-    made: list[ir.Node] = []
-    for node in nodes:
-        arguments = []
-        for value in node.inputs:
-            assert value is not None
-            if value not in inner:
-                inner[value] = _constant(value, made)
-            arguments.append(inner[value])
-        copy = ir.Node("", node.op_type, arguments, list(node.attributes.values()), num_outputs=1, name=f"n{len(made)}")
-        copy.outputs[0].name = f"v{len(made)}"
-        made.append(copy)
-        inner[node.outputs[0]] = copy.outputs[0]
-    graph = ir.Graph(
-        list(formals.values()),
-        [inner[value] for value in compiled.outputs],
-        nodes=made,
-        opset_imports={"": opset},
-        name=SPEC.name,
-    )
-    return ir.Function(SPEC.domain, SPEC.name, overload, graph=graph, attributes=[])
-
-
-def _constant(value: ir.Value, made: list[ir.Node]) -> ir.Value:
-    tensor = ir.constant(value)
-    assert tensor is not None
-    held = ir.Tensor(np.array(tensor.numpy()), dtype=tensor.dtype)
-    node = ir.Node(
-        "", "Constant", [], [ir.Attr("value", ir.AttributeType.TENSOR, held)], num_outputs=1, name=f"n{len(made)}"
-    )
-    node.outputs[0].name = f"v{len(made)}"
-    made.append(node)
-    return node.outputs[0]
+    builder = BodyBuilder(len(compiled.inputs), opset)
+    known = dict(zip(compiled.inputs, builder.inputs, strict=True))
+    builder.copy(nodes, known)
+    return builder.function(SPEC, overload, [known[value] for value in compiled.outputs])

@@ -1,0 +1,80 @@
+"""Which products with constant matrices become FusedGemm, and how."""
+
+from __future__ import annotations
+
+import math
+
+from onnxopt import ir
+from onnxopt.ops import fused_gemm as op
+from onnxopt.ops.base import prepare_model
+from onnxopt.rewrite.patch import Builder
+from onnxopt.rewrite.pattern import pattern
+from onnxopt.rewrite.rules import Match, Refusal, attribute, rule
+
+MIN_DEPTH, MIN_COLUMNS = 8, 8
+"""The least size of a matrix: below, a panel of 16 columns is mostly zeros."""
+
+MIN_WORK = 1 << 15
+"""Multiplications from which on the time of a call is not that of the calls around it."""
+
+
+@pattern
+def _product(p, x, w):  # type: ignore[no-untyped-def]
+    product = p.MatMul(x, p.const("w"), as_="product")
+    return [p.Add(product, p.const("bias")), product, p.Gemm(x, p.const("w"), p.optional("bias"), as_="product")]
+
+
+def _is_product_of_rows(m: Match) -> bool | Refusal:
+    shape, node = m.ctx.shapes.static_shape(m["w"]), m.node("product")
+    if m.dtype("x") is not ir.DataType.FLOAT or m.dtype("w") is not ir.DataType.FLOAT:
+        return Refusal("the kernel computes float32", culprit=node)
+    if shape is None or len(shape) != 2 or m.rank("x") in (None, 0, 1):
+        return Refusal("it is no product of rows with a matrix", culprit=node)
+    if attribute(node, "transA", 0) or attribute(node, "alpha", 1.0) != 1.0 or attribute(node, "beta", 1.0) != 1.0:
+        return Refusal("its left operand is transposed, or it is scaled", culprit=node)
+    return _is_worthwhile(m, node, shape)
+
+
+def _is_worthwhile(m: Match, node: ir.Node, shape: tuple[int, ...]) -> bool | Refusal:
+    if node.graph is not m.ctx.model.graph:
+        return Refusal("it is in a branch or body, where rows are few", culprit=node)
+    depth, columns = reversed(shape) if _is_transposed(node) else shape
+    if depth < MIN_DEPTH or columns < MIN_COLUMNS:
+        return Refusal("a matrix of {} is too narrow", shape, culprit=node)
+    if ir.use_count(m["w"]) > 1:
+        return Refusal("others use the weights '{}' as they are", m["w"].name, culprit=m["w"])
+    rows = m.ctx.shapes.static_shape(m["x"])
+    if rows is not None and math.prod(rows) * columns < MIN_WORK:
+        return Refusal("{} rows are too few", math.prod(rows[:-1]), culprit=node)
+    return True
+
+
+def _is_transposed(node: ir.Node) -> bool:
+    return node.op_type == "Gemm" and bool(attribute(node, "transB", 0))
+
+
+@rule(_product, where=_is_product_of_rows)
+def fuse_gemm(b: Builder, m: Match) -> ir.Value | Refusal:
+    """A product with a constant matrix reads packed weights and adds its bias on the way."""
+    node = m.node("product")
+    shape = m.ctx.shapes.static_shape(m["w"])
+    tensor, bias = ir.constant(m["w"]), m.get("bias")
+    assert shape is not None and tensor is not None
+    transposed = _is_transposed(node)
+    depth, columns = reversed(shape) if transposed else shape
+    if bias is not None and m.ctx.shapes.static_shape(bias) != (columns,):
+        return Refusal("its bias '{}' is no vector of its columns", bias.name, culprit=bias)
+    name = m["w"].name or "weights"
+    inputs = [m["x"], b.constant(ir.packed(tensor, name, transposed=transposed), name)]
+    if bias is not None:
+        inputs.append(bias)
+    overload = op.overload(depth, columns, m.ctx.opset, biased=bias is not None)
+    if (op.SPEC.domain, op.SPEC.name, overload) not in m.ctx.model.functions:
+        b.functions.append(op.body(depth, columns, m.ctx.opset, biased=bias is not None))
+    attributes = {"columns": columns, "biased": 1 if bias is not None else None}
+    prepare_model(m.ctx.model)
+    (result,) = b.op(
+        op.SPEC.name, inputs, attributes, domain=op.SPEC.domain, overload=overload, name=node.name or op.SPEC.name
+    )
+    m.ctx.shapes.set(result, m.ctx.shapes.dtype(m.output), m.ctx.shapes.shape(m.output))
+    return result

@@ -1,0 +1,77 @@
+"""Matrices of weights in the order in which kernels read them."""
+
+from __future__ import annotations
+
+from typing import BinaryIO
+
+import numpy as np
+from onnx_ir import Shape, Tensor, TensorProtocol
+
+from onnxopt.ir.lazy import StreamedTensor, TransposedTensor, transpose_into
+from onnxopt.ir.mapped import MappedTensor
+
+PANEL = 16
+"""Columns of a panel (`kPanel` in kernels/cpu/gemm/panel.h)."""
+
+BLOCK_BYTES = 4 << 20
+
+
+def pack(matrix: np.ndarray, *, transposed: bool = False) -> np.ndarray:
+    """A matrix as panels of 16 columns: [K, N] (or [N, K], `transposed`) becomes [ceil(N / 16), K, 16], missing columns being zero."""
+    depth, columns = matrix.shape[::-1] if transposed else matrix.shape
+    packed = np.empty((-(-columns // PANEL), depth, PANEL), matrix.dtype)
+    _fill(matrix, packed, transposed)
+    return packed
+
+
+def _fill(matrix: np.ndarray, packed: np.ndarray, transposed: bool) -> None:
+    columns = matrix.shape[0 if transposed else 1]
+    for number, panel in enumerate(packed):
+        part = slice(number * PANEL, min(number * PANEL + PANEL, columns))
+        count = part.stop - part.start
+        if count < PANEL:
+            panel[:, count:] = 0
+        if transposed:
+            transpose_into(matrix[part], panel[:, :count])
+        else:
+            panel[:, :count] = matrix[:, part]
+
+
+class PackedTensor(StreamedTensor):
+    """A mapped matrix, packed while it is written."""
+
+    def __init__(self, source: MappedTensor | StreamedTensor, name: str, *, transposed: bool = False) -> None:
+        if isinstance(source, TransposedTensor):
+            assert isinstance(source.source, MappedTensor)
+            source, transposed = source.source, not transposed
+        self.source = source
+        self.transposed = transposed
+        depth, columns = source.shape.numpy()[::-1] if transposed else source.shape.numpy()
+        super().__init__(
+            lambda: Tensor(pack(source.numpy(), transposed=transposed), dtype=source.dtype),
+            dtype=source.dtype,
+            shape=Shape((-(-columns // PANEL), depth, PANEL)),
+            cache=False,
+            name=name,
+        )
+
+    def copy_to(self, target: BinaryIO) -> None:
+        """Append the bytes to an unbuffered file."""
+        matrix = self.source.numpy()
+        columns = matrix.shape[0 if self.transposed else 1]
+        depth = matrix.shape[1 if self.transposed else 0]
+        step = max(1, BLOCK_BYTES // max(depth * PANEL * matrix.itemsize, 1)) * PANEL
+        for start in range(0, columns, step):
+            part = slice(start, min(start + step, columns))
+            block = pack(matrix[part] if self.transposed else matrix[:, part], transposed=self.transposed)
+            view = memoryview(block.reshape(-1).view(np.uint8).data)
+            while view:
+                view = view[target.write(view) :]
+        self.mapped.release()
+
+
+def packed(tensor: TensorProtocol, name: str, *, transposed: bool = False) -> TensorProtocol:
+    """A constant matrix, packed: while it is written where it is mapped, else now."""
+    if isinstance(tensor, (MappedTensor, StreamedTensor)):
+        return PackedTensor(tensor, name, transposed=transposed)
+    return Tensor(pack(tensor.numpy(), transposed=transposed), dtype=tensor.dtype, name=name)
