@@ -14,6 +14,9 @@ PANEL = 16
 """Columns of a panel (`kPanel` in kernels/cpu/gemm/panel.h)."""
 
 BLOCK_BYTES = 4 << 20
+"""Bytes that are packed at once, in memory that is kept: fresh pages cost as much as the work."""
+
+_kept: list[np.ndarray] = []
 
 
 def pack(matrix: np.ndarray, *, transposed: bool = False) -> np.ndarray:
@@ -26,6 +29,11 @@ def pack(matrix: np.ndarray, *, transposed: bool = False) -> np.ndarray:
 
 def _fill(matrix: np.ndarray, packed: np.ndarray, transposed: bool) -> None:
     columns = matrix.shape[0 if transposed else 1]
+    if not transposed and columns % PANEL == 0 and matrix.strides[1] == matrix.itemsize:
+        # A row of a panel is moved as one element: twice as fast as 16 of them.
+        rows = np.dtype((np.void, PANEL * matrix.itemsize))
+        np.copyto(packed.view(rows)[..., 0], matrix.view(rows).T)
+        return
     for number, panel in enumerate(packed):
         part = slice(number * PANEL, min(number * PANEL + PANEL, columns))
         count = part.stop - part.start
@@ -60,14 +68,25 @@ class PackedTensor(StreamedTensor):
         matrix = self.source.numpy()
         columns = matrix.shape[0 if self.transposed else 1]
         depth = matrix.shape[1 if self.transposed else 0]
-        step = max(1, BLOCK_BYTES // max(depth * PANEL * matrix.itemsize, 1)) * PANEL
-        for start in range(0, columns, step):
-            part = slice(start, min(start + step, columns))
-            block = pack(matrix[part] if self.transposed else matrix[:, part], transposed=self.transposed)
-            view = memoryview(block.reshape(-1).view(np.uint8).data)
-            while view:
-                view = view[target.write(view) :]
+        panel = depth * PANEL * matrix.itemsize
+        step = max(1, BLOCK_BYTES // max(panel, 1))
+        memory = _block(step * panel)
+        for start in range(0, columns, step * PANEL):
+            part = slice(start, min(start + step * PANEL, columns))
+            count = -(-(part.stop - start) // PANEL)
+            view = memory[: count * panel]
+            block = view.view(matrix.dtype).reshape(count, depth, PANEL)
+            _fill(matrix[part] if self.transposed else matrix[:, part], block, self.transposed)
+            data = memoryview(view.data)
+            while data:
+                data = data[target.write(data) :]
         self.mapped.release()
+
+
+def _block(size: int) -> np.ndarray:
+    if not _kept or _kept[0].nbytes < size:
+        _kept[:] = [np.empty(size, np.uint8)]
+    return _kept[0]
 
 
 def packed(tensor: TensorProtocol, name: str, *, transposed: bool = False) -> TensorProtocol:
