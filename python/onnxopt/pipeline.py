@@ -58,7 +58,15 @@ PHASES: Mapping[str, tuple[str, ...]] = {
         "eliminate_common_subexpressions",
         "eliminate_dead_code",
     ),
-    "fuse": ("keep_blocked_layout", "fuse_conv_activations", "fuse_gemms", "fuse_epilogues", "fuse_elementwise"),
+    "fuse": (
+        "convolutions_channels_last",
+        "sink_transposes",
+        "keep_blocked_layout",
+        "fuse_conv_activations",
+        "fuse_gemms",
+        "fuse_epilogues",
+        "fuse_elementwise",
+    ),
     "lower": ("eliminate_dead_code", "deduplicate_initializers"),
 }
 """Phases in order, and the passes of each. `fold` and `simplify` are repeated until neither changes the model."""

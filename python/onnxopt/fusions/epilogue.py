@@ -11,14 +11,17 @@ import dataclasses
 from onnxopt import ir
 from onnxopt.fusions import fused_elementwise as regions
 from onnxopt.ops import fused_elementwise as elementwise
-from onnxopt.ops import fused_gemm
+from onnxopt.ops import fused_conv, fused_gemm
 from onnxopt.ops.base import BodyBuilder, OpSpec, overload_of, prepare_model
 from onnxopt.passes.base import Context
 from onnxopt.rewrite.patch import Builder, Patch
 from onnxopt.rewrite.rules import Refusal
 
-OPS: dict[str, OpSpec] = {spec.name: spec for spec in (fused_gemm.SPEC,)}
+OPS: dict[str, OpSpec] = {spec.name: spec for spec in (fused_conv.SPEC, fused_gemm.SPEC)}
 """The ops with an attribute `epilogue`, whose first output is the raw result."""
+
+ONE_OUTPUT = (fused_conv.SPEC,)
+"""Those whose epilogue has to make one tensor of float32, since its memory holds the raw result."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -70,6 +73,8 @@ def build(host: Host, nodes: list[ir.Node], ctx: Context) -> Patch | Refusal:
     if isinstance(compiled, Refusal):
         return compiled
     spec = OPS[host.node.op_type]
+    if spec in ONE_OUTPUT and (len(outputs) != 1 or ctx.shapes.dtype(outputs[0]) is not ir.DataType.FLOAT):
+        return Refusal("{} has one output, of float32", spec.name, culprit=host.node)
     overload = overload_of(f"{host.node.overload}|{compiled.text}|{regions.structure(nodes, compiled)}")
     builder = Builder(ctx, nodes[-1])
     attributes = dict(host.node.attributes) | {"epilogue": compiled.text}

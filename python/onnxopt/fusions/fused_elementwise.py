@@ -11,7 +11,7 @@ import dataclasses
 import math
 
 from onnxopt import ir
-from onnxopt.fusions.blocked_layout import BlockedLayout
+from onnxopt.fusions.blocked_layout import BlockedLayout, is_convolution
 from onnxopt.ops import fused_elementwise as op
 from onnxopt.ops.base import overload_of, prepare_model
 from onnxopt.passes.base import Context
@@ -220,7 +220,7 @@ def leave_to_runtime(node: ir.Node, ctx: Context) -> Refusal | None:
     """Why onnxruntime computes the node better itself; None when it does not."""
     for value in node.inputs:
         producer = None if value is None else value.producer()
-        if producer is None or producer.op_type not in ("Conv", "FusedConv") or ir.use_count(value) != 1:  # type: ignore[arg-type]
+        if producer is None or not is_convolution(producer) or ir.use_count(value) != 1:  # type: ignore[arg-type]
             continue
         if node.op_type in CONV_ACTIVATIONS:
             return Refusal("onnxruntime computes {} in the kernel of the Conv before it", node.op_type, culprit=node)

@@ -34,6 +34,7 @@ from onnxopt.ir.lazy import ScaledTensor, StreamedTensor, TransposedTensor, can_
 from onnxopt.ir.load import load, load_copy, without_collector
 from onnxopt.ir.mapped import MappedTensor
 from onnxopt.ir.packed import PANEL, PackedTensor, pack, packed
+from onnxopt.ir.packed_filters import PackedFilters, is_depthwise, pack_filters, packed_filters
 from onnxopt.ir.protos import captures, inputs_with_captures, node_to_proto, tensor_of, tensor_to_proto
 from onnxopt.ir.save import as_kind_of, rebuild, save, to_proto
 from onnxopt.ir.shapes import ShapeEnv, given_name, is_open, open_dims, unknown_dims, unnamed_dim
@@ -62,6 +63,7 @@ __all__ = [
     "MappedTensor",
     "Model",
     "Node",
+    "PackedFilters",
     "PackedTensor",
     "RefAttr",
     "ScaledTensor",
@@ -89,6 +91,7 @@ __all__ = [
     "inner_graphs",
     "inputs_with_captures",
     "integers",
+    "is_depthwise",
     "is_open",
     "load",
     "load_copy",
@@ -97,7 +100,9 @@ __all__ = [
     "op_name",
     "open_dims",
     "pack",
+    "pack_filters",
     "packed",
+    "packed_filters",
     "rebuild",
     "save",
     "scalar",

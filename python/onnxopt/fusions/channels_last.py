@@ -1,0 +1,308 @@
+"""Regions of a graph that run channels-last: where they are, and the nodes that they become.
+
+A region is connected by tensors [N, C, ...] and has the convolutions and poolings that have kernels of their own in the other layout, and what
+runs in any layout. It is converted as a whole: Transposes stand at its border alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from onnxopt import ir
+from onnxopt.fusions import fused_conv, fused_pool
+from onnxopt.ops.fused_conv import channels_first, channels_last
+from onnxopt.passes.base import Context
+from onnxopt.rewrite.patch import Builder, Patch
+from onnxopt.rewrite.permutations import Move, is_identity, move, permutation
+from onnxopt.rewrite.rules import Refusal, attribute
+
+RULE = "convert_to_channels_last"
+
+BORDER_COST = 1.0
+"""What a Transpose at the border costs, in units of what a convolution gains."""
+
+MAX_CONSTANT_BYTES = 1 << 20
+"""Constants beside converted data are transposed too, up to this size."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Kernel:
+    """How an op with a layout of its own is converted: why it cannot be, and the result for its first input in the other layout."""
+
+    refuse: Callable[[ir.Node, ir.ShapeEnv], Refusal | None]
+    build: Callable[[Builder, ir.Node, ir.Value], ir.Value]
+    gain: float = 0.0
+
+
+def _refuse_batch_norm(node: ir.Node, shapes: ir.ShapeEnv) -> Refusal | None:
+    x = node.inputs[0]
+    if x is None or shapes.dtype(x) is not ir.DataType.FLOAT or shapes.rank(x) not in fused_conv.RANKS:
+        return Refusal("it is not of float32", culprit=node)
+    if len(node.outputs) > 1 or any(value is None or ir.constant(value) is None for value in node.inputs[1:]):
+        return Refusal("its parameters are not constant", culprit=node)
+    return None
+
+
+def _build_batch_norm(b: Builder, node: ir.Node, x: ir.Value) -> ir.Value:
+    """A scale and a shift of the last dim."""
+    tensors = [ir.constant(value) for value in node.inputs[1:]]
+    gamma, beta, mean, variance = (np.asarray(one.numpy(), np.float64) for one in tensors if one is not None)
+    scale = gamma / np.sqrt(variance + attribute(node, "epsilon", 1e-5))
+    scaled = b.Mul(x, b.constant(scale.astype(np.float32), "scale"))
+    return b.Add(scaled, b.constant((beta - mean * scale).astype(np.float32), "shift"))
+
+
+RESIZE_MODES = ("nearest", "linear")
+RESIZE_RANK = 4
+
+
+def _refuse_resize(node: ir.Node, shapes: ir.ShapeEnv) -> Refusal | None:
+    x = node.inputs[0]
+    if x is None or shapes.dtype(x) is not ir.DataType.FLOAT or shapes.rank(x) != RESIZE_RANK:
+        return Refusal("it is not of float32 with two spatial dims", culprit=node)
+    if (
+        attribute(node, "mode", "nearest") not in RESIZE_MODES
+        or "axes" in node.attributes
+        or attribute(node, "antialias", 0)
+    ):
+        return Refusal("the runtime has no kernel of its mode in the other layout", culprit=node)
+    if attribute(node, "coordinate_transformation_mode") == "tf_crop_and_resize":
+        return Refusal("it crops", culprit=node)
+    numbers = [ir.small_array(value) for value in node.inputs[2:] if value is not None]
+    known = [one for one in numbers if one is not None and one.size == RESIZE_RANK]
+    return None if known else Refusal("its scales are not constant", culprit=node)
+
+
+def _build_resize(b: Builder, node: ir.Node, x: ir.Value) -> ir.Value:
+    """The same op, whose scales or sizes follow the dims."""
+    inputs: list[ir.Value | None] = [x, None]
+    for value in node.inputs[2:]:
+        numbers = ir.small_array(value)
+        has_one_per_dim = numbers is not None and numbers.size == RESIZE_RANK
+        inputs.append(b.constant(numbers[[0, 2, 3, 1]], "sizes") if has_one_per_dim else value)  # type: ignore[index]
+    return b.copy_of(node, inputs)[0]
+
+
+KERNELS: Mapping[str, Kernel] = {
+    "Conv": Kernel(fused_conv.refuse, fused_conv.build, gain=1.0),
+    "MaxPool": Kernel(fused_pool.refuse, fused_pool.build),
+    "AveragePool": Kernel(fused_pool.refuse, fused_pool.build),
+    "GlobalAveragePool": Kernel(fused_pool.refuse, fused_pool.build),
+    "ReduceMean": Kernel(fused_pool.refuse, fused_pool.build),
+    "BatchNormalization": Kernel(_refuse_batch_norm, _build_batch_norm),
+    "Resize": Kernel(_refuse_resize, _build_resize),
+}
+"""Every op that does not run in any layout. Those without a gain are converted only behind others."""
+
+
+class Finder:
+    """Finds the regions of one graph."""
+
+    def __init__(self, graph: ir.Graph, ctx: Context) -> None:
+        self.ctx = ctx
+        self.moves: dict[ir.Node, Move] = {}
+        self._inside: set[ir.Node] = set()
+        self._joined: dict[ir.Node, ir.Node] = {}
+        for node in graph:
+            self._visit(node)
+
+    def regions(self) -> list[list[ir.Node]]:
+        """Nodes in topological order, region by region."""
+        grouped: dict[ir.Node, list[ir.Node]] = {}
+        for node in self._joined:
+            grouped.setdefault(self._root(node), []).append(node)
+        return [nodes for nodes in grouped.values() if self._is_worthwhile(nodes)]
+
+    def _visit(self, node: ir.Node) -> None:
+        if node.domain or not node.outputs:
+            return
+        kernel = KERNELS.get(node.op_type)
+        if kernel is not None and (kernel.gain or self._is_near(node.inputs[0])):
+            refusal = kernel.refuse(node, self.ctx.shapes)
+            if refusal is None:
+                self._join(node, [node.inputs[0]])
+                return
+            self.ctx.log.refused(RULE, node, refusal, 1)
+        self._visit_any_layout(node)
+
+    def _visit_any_layout(self, node: ir.Node) -> None:
+        """Let a node join that runs in any layout and reads a tensor of a region."""
+        near = next((value for value in node.inputs if self._is_near(value)), None)
+        rank = None if near is None else self.ctx.shapes.rank(near)
+        if rank is None:
+            return
+        perm = channels_first(rank)
+        found = move(self.ctx, node, perm)
+        if found is None or not all(one == perm or is_identity(one) for one in found.outputs):
+            return
+        data = [node.inputs[index] for index in found.data]
+        if all(_can_take(value) for value in data):
+            self.moves[node] = found
+            self._join(node, data)
+
+    def _is_near(self, value: ir.Value | None) -> bool:
+        """Whether a value is at hand channels-last."""
+        return value is not None and (self._is_inside(value) or source_of(value, self.ctx) is not None)
+
+    def _is_inside(self, value: ir.Value) -> bool:
+        """Whether a region makes a value, channels-last."""
+        maker = value.producer()
+        if maker is None or maker not in self._inside:
+            return False
+        found = self.moves.get(maker)
+        return found is None or not is_identity(found.outputs[value.index() or 0])
+
+    def _join(self, node: ir.Node, data: list[ir.Value | None]) -> None:
+        self._inside.add(node)
+        self._joined[node] = node
+        for value in data:
+            if value is not None and self._is_inside(value):
+                maker = value.producer()
+                assert maker is not None
+                self._joined[self._root(maker)] = self._root(node)
+
+    def _root(self, node: ir.Node) -> ir.Node:
+        while self._joined[node] is not node:
+            self._joined[node] = node = self._joined[self._joined[node]]
+        return node
+
+    def _is_worthwhile(self, nodes: list[ir.Node]) -> bool:
+        gain = sum(KERNELS[node.op_type].gain for node in nodes if node.op_type in KERNELS and node not in self.moves)
+        cost = BORDER_COST * self._borders(nodes)
+        if gain > cost:
+            return True
+        refusal = Refusal("{} convolutions are not worth {} Transposes", int(gain), int(cost), culprit=nodes[0])
+        self.ctx.log.refused(RULE, nodes[0], refusal, len(nodes))
+        return False
+
+    def _borders(self, nodes: list[ir.Node]) -> int:
+        """How many Transposes stand at the border of a region."""
+        inside = set(nodes)
+        taken = {value: None for node in nodes for value in self.data_of(node)}
+        entering = [value for value in taken if value.producer() not in inside and not self._is_free(value)]
+        leaving = [
+            value
+            for node in nodes
+            for value in node.outputs
+            if self._is_inside(value) and not _is_flat(value, self.ctx) and self._leaves(value, inside)
+        ]
+        return len(entering) + len(leaving)
+
+    def data_of(self, node: ir.Node) -> list[ir.Value]:
+        """The inputs of a node that have the layout."""
+        found = self.moves.get(node)
+        indices = (0,) if found is None else found.data
+        return [value for index in indices if (value := node.inputs[index]) is not None]
+
+    def _is_free(self, value: ir.Value) -> bool:
+        return ir.constant(value) is not None or source_of(value, self.ctx) is not None or _is_flat(value, self.ctx)
+
+    def _leaves(self, value: ir.Value, inside: set[ir.Node]) -> bool:
+        """Whether something reads a value as it was."""
+        rank = self.ctx.shapes.rank(value)
+        others = [user for user, _ in value.uses() if user not in inside]
+        return value.is_graph_output() or any(
+            rank is None or permutation(self.ctx, user) != channels_last(rank) for user in others
+        )
+
+
+def source_of(value: ir.Value, ctx: Context) -> ir.Value | None:
+    """The channels-last tensor that a Transpose made a value of."""
+    maker = value.producer()
+    perm = None if maker is None else permutation(ctx, maker)
+    return maker.inputs[0] if maker is not None and perm is not None and perm == channels_first(len(perm)) else None
+
+
+def _can_take(value: ir.Value | None) -> bool:
+    tensor = None if value is None else ir.constant(value)
+    return tensor is None or tensor.nbytes <= MAX_CONSTANT_BYTES
+
+
+def _is_flat(value: ir.Value, ctx: Context) -> bool:
+    """Whether all spatial dims are 1, so that a Transpose moves nothing."""
+    shape = ctx.shapes.shape(value)
+    return shape is not None and all(dim == 1 for dim in shape[2:])
+
+
+class Conversion:
+    """The patch of one region."""
+
+    def __init__(self, finder: Finder, nodes: list[ir.Node], ctx: Context) -> None:
+        self.finder = finder
+        self.nodes = nodes
+        self.ctx = ctx
+        self.builder = Builder(ctx, nodes[-1])
+        self._made: dict[ir.Value, ir.Value] = {}
+
+    def patch(self) -> Patch:
+        replaced: dict[ir.Value, ir.Value] = {}
+        for node in self.nodes:
+            results, perms = self._convert(node)
+            for old, new, perm in zip(node.outputs, results, perms, strict=True):
+                self._know(old, new, perm)
+                if is_identity(perm):
+                    replaced[old] = new
+                else:
+                    self._made[old] = new
+        inside = set(self.nodes)
+        for old, new in self._made.items():
+            if old.producer() in inside and (
+                old.is_graph_output() or any(user not in inside for user, _ in old.uses())
+            ):
+                rank = self.ctx.shapes.rank(new)
+                assert rank is not None
+                replaced[old] = self.builder.Transpose(new, perm=channels_first(rank))
+        return self.builder.patch(RULE, replaced)
+
+    def _convert(self, node: ir.Node) -> tuple[tuple[ir.Value, ...], tuple[tuple[int, ...], ...]]:
+        """The results of a node on converted inputs, and the Transposes that make the old ones of them."""
+        found = self.finder.moves.get(node)
+        if found is None:
+            (data,) = self.finder.data_of(node)
+            rank = self.ctx.shapes.rank(data)
+            assert rank is not None
+            return (KERNELS[node.op_type].build(self.builder, node, self._last(data)),), (channels_first(rank),)
+        missing = max(found.constants, default=-1) + 1 - len(node.inputs)
+        inputs: list[ir.Value | None] = [*node.inputs, *(None for _ in range(missing))]
+        rank = max(self.ctx.shapes.rank(value) or 0 for value in self.finder.data_of(node))
+        for index in found.data:
+            value = inputs[index]
+            inputs[index] = None if value is None else self._last(value, rank)
+        for index, array in found.constants.items():
+            inputs[index] = self.builder.constant(array, "axes")
+        return self.builder.copy_of(node, inputs, **found.attributes), found.outputs
+
+    def _know(self, old: ir.Value, new: ir.Value, perm: tuple[int, ...]) -> None:
+        """Shape and type of a result: kernels of our own are known to nobody else."""
+        shape = self.ctx.shapes.shape(old)
+        if shape is not None and not is_identity(perm):
+            shape = tuple(shape[axis] for axis in channels_last(len(perm)))
+        dtype = self.ctx.shapes.dtype(old)
+        self.ctx.shapes.set(new, dtype, shape)
+        new.type = old.type or (None if dtype is None else ir.TensorType(dtype))
+
+    def _last(self, value: ir.Value, rank: int | None = None) -> ir.Value:
+        """The value, channels-last."""
+        if value not in self._made:
+            self._made[value] = self._converted(value, rank)
+        return self._made[value]
+
+    def _converted(self, value: ir.Value, rank: int | None) -> ir.Value:
+        tensor = ir.constant(value)
+        if tensor is not None:
+            array = tensor.numpy()
+            full = array.reshape((1,) * ((rank or array.ndim) - array.ndim) + array.shape)
+            last = np.ascontiguousarray(full.transpose(channels_last(full.ndim)))
+            # A vector of channels broadcasts along the last dim by itself.
+            return self.builder.constant(
+                last.reshape(-1) if last.size == last.shape[-1] else last, value.name or "constant"
+            )
+        source = source_of(value, self.ctx)
+        if source is not None:
+            return source
+        rank = self.ctx.shapes.rank(value)
+        assert rank is not None
+        return self.builder.Transpose(value, perm=channels_last(rank))

@@ -1,0 +1,59 @@
+"""Which poolings become FusedPool, and how."""
+
+from __future__ import annotations
+
+from onnxopt import ir
+from onnxopt.fusions.fused_conv import RANKS, windows_of
+from onnxopt.ops import fused_pool as op
+from onnxopt.rewrite.patch import Builder
+from onnxopt.rewrite.permutations import constant_axes
+from onnxopt.rewrite.rules import Refusal, attribute
+
+
+def refuse(node: ir.Node, shapes: ir.ShapeEnv) -> Refusal | None:
+    """Why a pooling, or a ReduceMean of all spatial dims, is none for the kernel; None where it is."""
+    x = node.inputs[0]
+    if x is None or shapes.dtype(x) is not ir.DataType.FLOAT or shapes.rank(x) not in RANKS:
+        return Refusal("the kernel computes float32 with one or two spatial dims", culprit=node)
+    if len(node.outputs) > 1 or any(attr.is_ref() for attr in node.attributes.values()):
+        return Refusal("it has a further output, or an attribute that is not known here", culprit=node)
+    if node.op_type == "ReduceMean":
+        rank = shapes.rank(x)
+        assert rank is not None
+        spatial = attribute(node, "keepdims", 1) and constant_axes(node, 1, rank)
+        return (
+            None
+            if spatial and sorted(spatial) == list(range(2, rank))
+            else Refusal("it keeps a spatial dim", culprit=node)
+        )
+    if node.op_type == "AveragePool" and attribute(node, "count_include_pad", 0) and attribute(node, "ceil_mode", 0):
+        return Refusal("runtimes differ in what they count beyond the padding", culprit=node)
+    return None
+
+
+def _kind(node: ir.Node) -> str:
+    if node.op_type in ("GlobalAveragePool", "ReduceMean"):
+        return "global_average"
+    if node.op_type == "MaxPool":
+        return "max"
+    return "average_with_pads" if attribute(node, "count_include_pad", 0) else "average"
+
+
+def build(b: Builder, node: ir.Node, x: ir.Value) -> ir.Value:
+    """The FusedPool of a pooling, for its input in channels-last layout; the result is in that layout too."""
+    ctx = b.ctx
+    kind = _kind(node)
+    rank = ctx.shapes.rank(node.outputs[0])
+    assert rank is not None
+    windows = {} if kind == "global_average" else windows_of(node, "ceil_mode")
+    overload = op.overload(kind, rank, windows, ctx.opset)
+    if (op.SPEC.domain, op.SPEC.name, overload) not in ctx.model.functions:
+        b.functions.append(op.body(kind, rank, windows, ctx.opset))
+    return b.op(
+        op.SPEC.name,
+        [x],
+        {"kind": kind, **windows},
+        domain=op.SPEC.domain,
+        overload=overload,
+        name=node.name or op.SPEC.name,
+    )[0]

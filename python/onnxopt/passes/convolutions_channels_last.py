@@ -1,0 +1,41 @@
+"""Regions of convolutions run channels-last, in kernels of our own."""
+
+from __future__ import annotations
+
+from onnxopt import ir
+from onnxopt.fusions.channels_last import RULE, Conversion, Finder
+from onnxopt.ops.base import prepare_model
+from onnxopt.passes.base import Context, Pass, PassResult, register_pass
+
+
+@register_pass
+class ConvolutionsChannelsLast(Pass):
+    """Convert regions of convolutions, pooling and what runs in any layout from [N, C, H, W] to [N, H, W, C].
+
+    Convolutions and poolings become FusedConv and FusedPool, whose element-wise neighbours can then be their epilogues; Transposes are
+    left at the border of a region. Refused: element types other than float32, filters that are not constant, three spatial dims,
+    regions whose border costs more than their convolutions gain, and targets other than the CPU.
+    """
+
+    name = "convolutions_channels_last"
+    phase = "fuse"
+
+    def run(self, model: ir.Model, ctx: Context) -> PassResult:
+        if ctx.target.name != "cpu" or not any(node.op_type == "Conv" for node in model.graph):
+            return PassResult(False)
+        finder = Finder(model.graph, ctx)
+        applied = sum(self._convert(finder, nodes, ctx) for nodes in finder.regions())
+        if applied:
+            prepare_model(model)
+            # New nodes stand before the last one of their region; what reads an earlier one may stand before that.
+            model.graph.sort()
+        return PassResult(applied > 0, applied)
+
+    def _convert(self, finder: Finder, nodes: list[ir.Node], ctx: Context) -> bool:
+        if not ctx.editor.apply(Conversion(finder, nodes, ctx).patch()):
+            return False
+        ctx.editor.remove_unused(reversed(nodes))
+        return True
+
+    def rule_names(self) -> list[str]:
+        return [RULE]
