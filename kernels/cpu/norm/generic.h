@@ -1,6 +1,5 @@
 // Rows in the first-level cache: one template, instantiated once per instruction set. The including file defines `struct V` in an
 // unnamed namespace, so that no code is shared between files that are compiled with different flags.
-#include <cmath>
 #include <limits>
 
 #include "kernels/cpu/norm/norm.h"
@@ -17,243 +16,276 @@ using Narrow = Pack<1>;
 constexpr std::int64_t kWidth = static_cast<std::int64_t>(W), kSpan = 4 * kWidth;
 /// Elements of a few rows that go through all steps together: they and what is read beside them stay in the first-level cache.
 constexpr std::int64_t kBlock = 4096;
+/// Rows of a block. A step is taken for all of them before the next one, so that no row waits for another's chain of operations.
+constexpr std::int64_t kBlockRows = 64;
 
 inline std::int64_t least(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 
-/// The first elements of a vector; the others are zero.
-inline Narrow keep_first(Narrow x, std::size_t count) {
-  float held[W];
-  store(held, x);
-  return {V::load_first(held, count)};
-}
+// --- parts of a row: four vectors; one of the up to three after them; the elements after those ---
+struct Span {
+  std::int64_t i;
 
-/// Calls `wide(i)` for every whole span of `n` elements, `narrow(i, k)` for every whole vector after them, the k-th, and
-/// `last(i, k, count)` for the rest.
-template <class WideBody, class NarrowBody, class LastBody>
-inline void for_vectors(std::int64_t n, WideBody wide, NarrowBody narrow, LastBody last) {
-  std::int64_t i = 0;
-  for (; i + kSpan <= n; i += kSpan) wide(i);
-  int k = 0;
-  for (; i + kWidth <= n; i += kWidth) narrow(i, k++);
-  if (i < n) last(i, k, static_cast<std::size_t>(n - i));
-}
-
-/// The sum of the elements of a pack: its vectors, then their halves, in pairs.
-inline float total_of(Wide x) {
-  float held[W];
-  V::store(held, V::add(V::add(x.v[0], x.v[1]), V::add(x.v[2], x.v[3])));
-  for (std::size_t half = W / 2; half > 0; half /= 2)
-    for (std::size_t i = 0; i < half; ++i) held[i] += held[i + half];
-  return held[0];
-}
-
-inline float largest_of(Wide x) {
-  float held[W];
-  V::store(held, V::max(V::max(x.v[0], x.v[1]), V::max(x.v[2], x.v[3])));
-  for (std::size_t half = W / 2; half > 0; half /= 2)
-    for (std::size_t i = 0; i < half; ++i) held[i] = held[i + half] > held[i] ? held[i + half] : held[i];
-  return held[0];
-}
-
-/// Adds up packs that a body makes of the elements from an index on; `Each` is called for a pack of a type and an index.
-struct Sum {
-  Wide total = splat<Wide>(0.0f);
-
-  void add(Wide x) { total = total + x; }
-  void add(Narrow x, int k) { total.v[k] = V::add(total.v[k], x.v[0]); }
+  Wide load(const float* p, float = 0.0f) const { return simd::load<Wide>(p + i, W); }
+  void store(float* p, Wide x) const { simd::store(p + i, x); }
+  template <class Operation>
+  static void fold(Wide& total, Wide x, Operation operation) {
+    total = operation(total, x);
+  }
 };
 
-/// The sum of what `term` makes of the elements of a row.
+template <int K>
+struct Single {
+  std::int64_t i;
+
+  Narrow load(const float* p, float = 0.0f) const { return {V::load(p + i)}; }
+  void store(float* p, Narrow x) const { V::store(p + i, x.v[0]); }
+  template <class Operation>
+  static void fold(Wide& total, Narrow x, Operation operation) {
+    total.v[K] = operation(Narrow{total.v[K]}, x).v[0];
+  }
+};
+
+struct Rest {
+  std::int64_t i;
+  std::size_t count;
+
+  /// `missing` is what the other elements of the vector are.
+  Narrow load(const float* p, float missing = 0.0f) const { return {V::load_first(p + i, count, V::set1(missing))}; }
+  void store(float* p, Narrow x) const { V::store_first(p + i, x.v[0], count); }
+  template <class Operation>
+  static void fold(Wide& total, Narrow x, Operation operation) {
+    Single<3>::fold(total, x, operation);
+  }
+};
+
+/// Calls `body` for every part of a row of `n` elements.
+template <class Body>
+[[gnu::always_inline]] inline void for_parts(std::int64_t n, Body body) {
+  std::int64_t i = 0;
+  for (; i + kSpan <= n; i += kSpan) body(Span{i});
+  if (i + kWidth <= n) {
+    body(Single<0>{i});
+    i += kWidth;
+  }
+  if (i + kWidth <= n) {
+    body(Single<1>{i});
+    i += kWidth;
+  }
+  if (i + kWidth <= n) {
+    body(Single<2>{i});
+    i += kWidth;
+  }
+  if (i < n) body(Rest{i, static_cast<std::size_t>(n - i)});
+}
+
+constexpr auto kAdd = [](auto a, auto b) { return a + b; };
+constexpr auto kMax = [](auto a, auto b) { return max(a, b); };
+
+inline double sum(Wide x) { return static_cast<double>(V::sum(V::add(V::add(x.v[0], x.v[1]), V::add(x.v[2], x.v[3])))); }
+
+/// The sum over a row of what `term` makes of each part, given where the part's chunk begins.
 template <class Term>
-inline double sum_of(const float* x, std::int64_t n, Term term) {
+[[gnu::always_inline]] inline double sum_of(std::int64_t n, Term term) {
   double total = 0.0;
   for (std::int64_t begin = 0; begin < n; begin += kChunk) {
-    const float* const chunk = x + begin;
-    Sum sum;
-    for_vectors(
-        least(kChunk, n - begin), [&](std::int64_t i) { sum.add(term(load<Wide>(chunk + i, W))); },
-        [&](std::int64_t i, int k) { sum.add(term(load<Narrow>(chunk + i, W)), k); },
-        [&](std::int64_t i, int k, std::size_t count) {
-          sum.add(keep_first(term(Narrow{V::load_first(chunk + i, count)}), count), k);
-        });
-    total += static_cast<double>(total_of(sum.total));
+    Wide of_chunk = splat<Wide>(0.0f);
+    for_parts(least(kChunk, n - begin), [&](auto part) { part.fold(of_chunk, term(part, begin), kAdd); });
+    total += sum(of_chunk);
   }
   return total;
 }
 
-/// A row becomes factor (x - mean) + shift.
+/// Writes what `body` makes of the parts of a row.
+template <class Body>
+[[gnu::always_inline]] inline void transform(const float* x, float* y, std::int64_t n, Body body) {
+  for_parts(n, [&](auto part) { part.store(y, body(part.load(x), part)); });
+}
+
+/// Rows of a block, one after the other.
+struct Block {
+  std::int64_t first, rows, width;
+  const float* x;
+  float* y;
+
+  const float* source(std::int64_t i) const { return x + i * width; }
+  float* target(std::int64_t i) const { return y + i * width; }
+};
+
+/// A number for each row of a block.
+struct alignas(64) PerRow {
+  float values[kBlockRows];
+
+  float& operator[](std::int64_t i) { return values[i]; }
+  float operator[](std::int64_t i) const { return values[i]; }
+};
+static_assert(kBlockRows % kWidth == 0);
+
+/// Replaces the numbers of all rows.
+template <class Body>
+inline void update(PerRow& numbers, std::int64_t rows, Body body) {
+  for (std::int64_t i = 0; i < rows; i += kWidth) store(numbers.values + i, body(load<Narrow>(numbers.values + i, W), i));
+}
+
+/// A row x becomes factor (x - mean) + shift.
 struct Moments {
-  float mean, factor, shift;
+  PerRow mean, factor, shift;
 };
 
 /// The mean is corrected by that of the differences to it, which rounding leaves.
-Moments moments_of(const float* x, std::int64_t n, float epsilon) {
-  const auto size = static_cast<double>(n);
-  const auto mean = static_cast<float>(sum_of(x, n, [](auto v) { return v; }) / size);
-  double squares = 0.0, rest = 0.0;
-  for (std::int64_t begin = 0; begin < n; begin += kChunk) {
-    const float* const chunk = x + begin;
-    Sum square, difference;
-    for_vectors(
-        least(kChunk, n - begin),
-        [&](std::int64_t i) {
-          const Wide d = load<Wide>(chunk + i, W) - splat<Wide>(mean);
-          difference.add(d);
-          square.total = fma(d, d, square.total);
-        },
-        [&](std::int64_t i, int k) {
-          const Narrow d = load<Narrow>(chunk + i, W) - splat<Narrow>(mean);
-          difference.add(d, k);
-          square.add(d * d, k);
-        },
-        [&](std::int64_t i, int k, std::size_t count) {
-          const Narrow d = keep_first(Narrow{V::load_first(chunk + i, count)} - splat<Narrow>(mean), count);
-          difference.add(d, k);
-          square.add(d * d, k);
-        });
-    squares += static_cast<double>(total_of(square.total));
-    rest += static_cast<double>(total_of(difference.total));
+void find_moments(const Block& block, float epsilon, Moments& m) {
+  const std::int64_t n = block.width;
+  const double inverse = 1.0 / static_cast<double>(n);
+  for (std::int64_t r = 0; r < block.rows; ++r) {
+    const float* const x = block.source(r);
+    m.mean[r] = static_cast<float>(sum_of(n, [x](auto part, std::int64_t begin) { return part.load(x + begin); }) * inverse);
   }
-  const double correction = rest / size;
-  double variance = squares / size - correction * correction;
-  if (variance < 0.0) variance = 0.0;
-  const double factor = 1.0 / __builtin_sqrt(variance + static_cast<double>(epsilon));
-  return {mean, static_cast<float>(factor), static_cast<float>(-correction * factor)};
-}
-
-Moments root_of(const float* x, std::int64_t n, float epsilon) {
-  const double squares = sum_of(x, n, [](auto v) { return v * v; });
-  const double factor = 1.0 / __builtin_sqrt(squares / static_cast<double>(n) + static_cast<double>(epsilon));
-  return {0.0f, static_cast<float>(factor), 0.0f};
-}
-
-/// Writes what `body` makes of the packs of a row; it is given the elements' index, and how to load a pack of another row there.
-template <class Body>
-inline void transform(const float* x, float* y, std::int64_t n, Body body) {
-  for_vectors(
-      n,
-      [&](std::int64_t i) {
-        store(y + i, body(load<Wide>(x + i, W), [i](const float* p) { return load<Wide>(p + i, W); }));
-      },
-      [&](std::int64_t i, int) {
-        store(y + i, body(load<Narrow>(x + i, W), [i](const float* p) { return load<Narrow>(p + i, W); }));
-      },
-      [&](std::int64_t i, int, std::size_t count) {
-        const Narrow r = body(Narrow{V::load_first(x + i, count)},
-                              [i, count](const float* p) { return Narrow{V::load_first(p + i, count)}; });
-        V::store_first(y + i, r.v[0], count);
+  for (std::int64_t r = 0; r < block.rows; ++r) {
+    const float mean = m.mean[r];
+    double squares = 0.0, rest = 0.0;
+    for (std::int64_t begin = 0; begin < n; begin += kChunk) {
+      const float* const x = block.source(r) + begin;
+      Wide square = splat<Wide>(0.0f), difference = square;
+      for_parts(least(kChunk, n - begin), [&](auto part) {
+        auto d = part.load(x, mean);
+        d = d - splat<decltype(d)>(mean);
+        part.fold(difference, d, kAdd);
+        part.fold(square, d, [](auto total, auto one) { return fma(one, one, total); });
       });
+      squares += sum(square);
+      rest += sum(difference);
+    }
+    rest *= inverse;
+    const double variance = squares * inverse - rest * rest;
+    m.factor[r] = static_cast<float>(variance < 0.0 ? 0.0 : variance);
+    m.shift[r] = static_cast<float>(-rest);
+  }
+  update(m.factor, block.rows,
+         [epsilon](Narrow v, std::int64_t) { return splat<Narrow>(1.0f) / sqrt(v + splat<Narrow>(epsilon)); });
+  update(m.shift, block.rows, [&m](Narrow v, std::int64_t i) { return v * load<Narrow>(m.factor.values + i, W); });
+}
+
+void find_roots(const Block& block, float epsilon, Moments& m) {
+  const double inverse = 1.0 / static_cast<double>(block.width);
+  for (std::int64_t r = 0; r < block.rows; ++r) {
+    const float* const x = block.source(r);
+    const auto square = [x](auto part, std::int64_t begin) {
+      const auto v = part.load(x + begin);
+      return v * v;
+    };
+    m.factor[r] = static_cast<float>(sum_of(block.width, square) * inverse);
+    m.mean[r] = m.shift[r] = 0.0f;
+  }
+  update(m.factor, block.rows,
+         [epsilon](Narrow v, std::int64_t) { return splat<Narrow>(1.0f) / sqrt(v + splat<Narrow>(epsilon)); });
 }
 
 /// factor (x - mean) + shift, times scale, plus bias.
 template <bool scaled, bool biased>
-void apply_moments(const float* x, float* y, std::int64_t n, Moments m, const float* scale, const float* bias) {
-  transform(x, y, n, [=](auto v, auto load_at) {
-    using F = decltype(v);
-    F r = fma(v - splat<F>(m.mean), splat<F>(m.factor), splat<F>(m.shift));
-    if constexpr (scaled) r = r * load_at(scale);
-    if constexpr (biased) r = r + load_at(bias);
-    return r;
-  });
+void apply_moments(const Block& block, const Moments& m, const Affine& affine) {
+  for (std::int64_t r = 0; r < block.rows; ++r)
+    transform(block.source(r), block.target(r), block.width,
+              [mean = m.mean[r], factor = m.factor[r], shift = m.shift[r], affine](auto v, auto part) {
+                using F = decltype(v);
+                F y = fma(v - splat<F>(mean), splat<F>(factor), splat<F>(shift));
+                if constexpr (scaled) y = y * part.load(affine.scale);
+                if constexpr (biased) y = y + part.load(affine.bias);
+                return y;
+              });
 }
 
-void normalize(const Problem& p, std::int64_t row, const float* x, float* y) {
-  const Moments m = p.kind == Kind::kLayer ? moments_of(x, p.width, p.epsilon) : root_of(x, p.width, p.epsilon);
-  const Affine& a = p.affine;
-  if (a.run == 1 && a.period == 1) {
-    if (a.scale && a.bias) return apply_moments<true, true>(x, y, p.width, m, a.scale, a.bias);
-    if (a.scale) return apply_moments<true, false>(x, y, p.width, m, a.scale, a.bias);
-    if (a.bias) return apply_moments<false, true>(x, y, p.width, m, a.scale, a.bias);
-    return apply_moments<false, false>(x, y, p.width, m, a.scale, a.bias);
-  }
-  std::int64_t channel = row % a.period * (p.width / a.run);
-  for (std::int64_t begin = 0; begin < p.width; begin += a.run, ++channel) {
-    const float scale = a.scale ? a.scale[channel] : 1.0f, bias = a.bias ? a.bias[channel] : 0.0f;
-    transform(x + begin, y + begin, a.run, [=](auto v, auto) {
-      using F = decltype(v);
-      const F r = fma(v - splat<F>(m.mean), splat<F>(m.factor), splat<F>(m.shift));
-      return r * splat<F>(scale) + splat<F>(bias);
-    });
-  }
-}
-
-/// The largest element; a NaN may be left out, since the sum of powers then shows it.
-float largest_in(const float* x, std::int64_t n) {
-  Wide largest = splat<Wide>(-std::numeric_limits<float>::infinity());
-  for_vectors(
-      n, [&](std::int64_t i) { largest = max(largest, load<Wide>(x + i, W)); },
-      [&](std::int64_t i, int k) { largest.v[k] = V::max(largest.v[k], V::load(x + i)); },
-      [&](std::int64_t i, int k, std::size_t count) {
-        float held[W];
-        V::store(held, V::set1(x[i]));
-        for (std::size_t j = 1; j < count; ++j) held[j] = x[i + static_cast<std::int64_t>(j)];
-        largest.v[k] = V::max(largest.v[k], V::load(held));
+/// Factors and terms that stay the same for some elements.
+void apply_by_channel(const Block& block, const Moments& m, const Affine& affine) {
+  for (std::int64_t r = 0; r < block.rows; ++r) {
+    std::int64_t channel = (block.first + r) % affine.period * (block.width / affine.run);
+    for (std::int64_t begin = 0; begin < block.width; begin += affine.run, ++channel) {
+      const float scale = affine.scale ? affine.scale[channel] : 1.0f, bias = affine.bias ? affine.bias[channel] : 0.0f;
+      const float mean = m.mean[r], factor = m.factor[r], shift = m.shift[r];
+      transform(block.source(r) + begin, block.target(r) + begin, affine.run, [=](auto v, auto) {
+        using F = decltype(v);
+        return fma(v - splat<F>(mean), splat<F>(factor), splat<F>(shift)) * splat<F>(scale) + splat<F>(bias);
       });
-  return largest_of(largest);
+    }
+  }
 }
 
-/// e^x for x <= 0.
+void normalize(const Problem& p, const Block& block) {
+  Moments m;
+  if (p.kind == Kind::kLayer)
+    find_moments(block, p.epsilon, m);
+  else
+    find_roots(block, p.epsilon, m);
+  const Affine& a = p.affine;
+  if (a.run != 1 || a.period != 1) return apply_by_channel(block, m, a);
+  if (a.scale && a.bias) return apply_moments<true, true>(block, m, a);
+  if (a.scale) return apply_moments<true, false>(block, m, a);
+  if (a.bias) return apply_moments<false, true>(block, m, a);
+  apply_moments<false, false>(block, m, a);
+}
+
+constexpr float kLowest = -std::numeric_limits<float>::infinity();
+
+/// The largest element of each row; a NaN may be left out, since the sum of powers then shows it.
+void find_largest(const Block& block, PerRow& largest) {
+  for (std::int64_t r = 0; r < block.rows; ++r) {
+    Wide found = splat<Wide>(kLowest);
+    for_parts(block.width, [&](auto part) { part.fold(found, part.load(block.source(r), kLowest), kMax); });
+    largest[r] = V::largest(V::max(V::max(found.v[0], found.v[1]), V::max(found.v[2], found.v[3])));
+  }
+}
+
+/// e^x for x <= 0, good to two ulps.
 template <class F>
 inline F power_of(F x) {
-  return exp_in_range(max(splat<F>(-104.0f), x));
+  return short_exp(max(splat<F>(-104.0f), x));
 }
 
-/// Writes e^(x - largest) and returns the sum.
-double powers(const float* x, float* y, std::int64_t n, float largest) {
-  double total = 0.0;
-  for (std::int64_t begin = 0; begin < n; begin += kChunk) {
-    const float* const from = x + begin;
-    float* const to = y + begin;
-    Sum sum;
-    for_vectors(
-        least(kChunk, n - begin),
-        [&](std::int64_t i) {
-          const Wide e = power_of(load<Wide>(from + i, W) - splat<Wide>(largest));
-          store(to + i, e);
-          sum.add(e);
-        },
-        [&](std::int64_t i, int k) {
-          const Narrow e = power_of(load<Narrow>(from + i, W) - splat<Narrow>(largest));
-          store(to + i, e);
-          sum.add(e, k);
-        },
-        [&](std::int64_t i, int k, std::size_t count) {
-          const Narrow e = power_of(Narrow{V::load_first(from + i, count)} - splat<Narrow>(largest));
-          V::store_first(to + i, e.v[0], count);
-          sum.add(keep_first(e, count), k);
-        });
-    total += static_cast<double>(total_of(sum.total));
+[[gnu::flatten]] void softmax(const Block& block) {
+  PerRow largest, factor;
+  find_largest(block, largest);
+  for (std::int64_t r = 0; r < block.rows; ++r) {
+    const float top = largest[r];
+    const float* const x = block.source(r);
+    float* const y = block.target(r);
+    factor[r] = static_cast<float>(sum_of(block.width, [=](auto part, std::int64_t begin) {
+      auto v = part.load(x + begin, kLowest);
+      const auto power = power_of(v - splat<decltype(v)>(top));
+      part.store(y + begin, power);
+      return power;
+    }));
   }
-  return total;
+  update(factor, block.rows, [](Narrow v, std::int64_t) { return splat<Narrow>(1.0f) / v; });
+  for (std::int64_t r = 0; r < block.rows; ++r)
+    transform(block.target(r), block.target(r), block.width, [f = factor[r]](auto v, auto) { return v * splat<decltype(v)>(f); });
 }
 
-void softmax(const float* x, float* y, std::int64_t n) {
-  const double total = powers(x, y, n, largest_in(x, n));
-  const auto factor = static_cast<float>(1.0 / total);
-  transform(y, y, n, [=](auto v, auto) { return v * splat<decltype(v)>(factor); });
+[[gnu::flatten]] void log_softmax(const Block& block) {
+  PerRow largest, rest;
+  find_largest(block, largest);
+  for (std::int64_t r = 0; r < block.rows; ++r) {
+    const float* const x = block.source(r);
+    rest[r] = static_cast<float>(sum_of(block.width, [x, top = largest[r]](auto part, std::int64_t begin) {
+      auto v = part.load(x + begin, kLowest);
+      return power_of(v - splat<decltype(v)>(top));
+    }));
+  }
+  update(rest, block.rows, [](Narrow v, std::int64_t) { return log(v); });
+  for (std::int64_t r = 0; r < block.rows; ++r)
+    transform(block.source(r), block.target(r), block.width, [top = largest[r], power = rest[r]](auto v, auto) {
+      using F = decltype(v);
+      return (v - splat<F>(top)) - splat<F>(power);
+    });
 }
 
-void log_softmax(const float* x, float* y, std::int64_t n) {
-  const float largest = largest_in(x, n);
-  const double total = sum_of(x, n, [=](auto v) { return power_of(v - splat<decltype(v)>(largest)); });
-  const auto rest = static_cast<float>(__builtin_log(total));
-  transform(x, y, n, [=](auto v, auto) {
-    using F = decltype(v);
-    return (v - splat<F>(largest)) - splat<F>(rest);
-  });
-}
-
-void run_row(const Problem& p, std::int64_t row, const float* x, float* y) {
+void run_block(const Problem& p, const Block& block) {
   switch (p.kind) {
     case Kind::kLayer:
-    case Kind::kRms: return normalize(p, row, x, y);
-    case Kind::kSoftmax: return softmax(x, y, p.width);
-    case Kind::kLogSoftmax: return log_softmax(x, y, p.width);
+    case Kind::kRms: normalize(p, block); break;
+    case Kind::kSoftmax: softmax(block); break;
+    case Kind::kLogSoftmax: log_softmax(block); break;
   }
-}
-
-void clip(float* y, std::int64_t n, gemm::Bounds bounds) {
-  transform(y, y, n, [=](auto v, auto) { return clamp_keep_nan(v, bounds.low, bounds.high); });
+  if (!p.clip) return;
+  transform(block.y, block.y, block.rows * block.width,
+            [bounds = *p.clip](auto v, auto) { return clamp_keep_nan(v, bounds.low, bounds.high); });
 }
 
 /// Applies a program to lines, so many at a time as it takes together.
@@ -273,7 +305,7 @@ void apply(const elementwise::Epilogue& program, std::int64_t begin, std::int64_
 namespace ONNXOPT_VARIANT {
 
 void run(const Problem& p, std::int64_t begin, std::int64_t end) {
-  const std::int64_t together = kBlock > p.width ? kBlock / p.width : 1;
+  const std::int64_t together = least(kBlock > p.width ? kBlock / p.width : 1, kBlockRows);
   const bool held = (p.prologue && p.kept == nullptr) || p.y == nullptr;
   const std::int64_t most = least(together, end - begin) * p.width;
   auto* const block =
@@ -284,8 +316,7 @@ void run(const Problem& p, std::int64_t begin, std::int64_t end) {
     const float* const x = p.x ? p.x + offset : p.kept ? p.kept + offset : block;
     float* const y = p.y ? p.y + offset : block;
     if (p.prologue) apply(*p.prologue, row * p.lines, (row + rows) * p.lines, line, nullptr, p.kept ? nullptr : block);
-    for (std::int64_t i = 0; i < rows; ++i) run_row(p, row + i, x + i * p.width, y + i * p.width);
-    if (p.clip) clip(y, rows * p.width, *p.clip);
+    run_block(p, {row, rows, p.width, x, y});
     if (p.epilogue) apply(*p.epilogue, row * p.lines, (row + rows) * p.lines, line, y, nullptr);
   }
 }

@@ -4,8 +4,8 @@
 
 namespace onnxopt::norm {
 
-#define NORM_VARIANT(name, isa)                                  \
-  namespace name {                                               \
+#define NORM_VARIANT(name, isa)                                   \
+  namespace name {                                                \
   void run(const Problem&, std::int64_t begin, std::int64_t end); \
   }
 #include "kernels/cpu/norm/variants.inc"

@@ -1,5 +1,5 @@
-// Rows that are scaled by what is computed of the whole row: normalizations and Softmax, with element-wise programs before and after
-// them that run while a few rows are in the cache.
+// Rows that are scaled by what is computed of the whole row: normalizations and Softmax, with element-wise programs before and
+// after them that run while a few rows are in the cache.
 #pragma once
 
 #include <cstdint>
@@ -30,9 +30,9 @@ struct Problem {
   std::int64_t rows = 0, width = 0;
   float epsilon = 0.0f;
   Affine affine;
-  const float* x = nullptr;  // null where the prologue makes it
-  float* kept = nullptr;     // where the prologue's result goes; null where it is not wanted
-  float* y = nullptr;        // null where only the epilogue reads the result
+  const float* x = nullptr;            // null where the prologue makes it
+  float* kept = nullptr;               // where the prologue's result goes; null where it is not wanted
+  float* y = nullptr;                  // null where only the epilogue reads the result
   const gemm::Bounds* clip = nullptr;  // of the result
   /// Programs over tensors of the same elements, whose rows may be shorter: so many of theirs are one here.
   std::int64_t lines = 1;

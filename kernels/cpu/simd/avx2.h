@@ -23,6 +23,10 @@ struct V {
   static void store(float* p, F x) { _mm256_storeu_ps(p, x); }
   /// The first `count` (1 to kWidth) elements; the others are neither read nor written.
   static F load_first(const float* p, std::size_t count) { return _mm256_maskload_ps(p, first(count)); }
+  /// The first `count` (0 to kWidth) elements, and those of `rest`.
+  static F load_first(const float* p, std::size_t count, F rest) {
+    return _mm256_blendv_ps(rest, load_first(p, count), _mm256_castsi256_ps(first(count)));
+  }
   static void store_first(float* p, F x, std::size_t count) { _mm256_maskstore_ps(p, first(count), x); }
   static F add(F a, F b) { return _mm256_add_ps(a, b); }
   static F sub(F a, F b) { return _mm256_sub_ps(a, b); }
@@ -66,6 +70,19 @@ struct V {
   static F round_to_half(F x) { return _mm256_cvtph_ps(half(x)); }
   static std::uint16_t to_half(float x) { return static_cast<std::uint16_t>(_cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT)); }
   static float from_half(std::uint16_t x) { return _cvtsh_ss(x); }
+
+  /// The sum of the elements, in pairs.
+  static float sum(F x) {
+    const __m128 half = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    const __m128 quarter = _mm_add_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_add_ss(quarter, _mm_movehdup_ps(quarter)));
+  }
+  /// The largest element; a NaN may be left out.
+  static float largest(F x) {
+    const __m128 half = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    const __m128 quarter = _mm_max_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_max_ss(quarter, _mm_movehdup_ps(quarter)));
+  }
 
  private:
   static __m256i first(std::size_t count) {

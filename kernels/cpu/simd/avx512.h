@@ -23,6 +23,8 @@ struct V {
   static void store(float* p, F x) { _mm512_storeu_ps(p, x); }
   /// The first `count` (1 to kWidth) elements; the others are neither read nor written.
   static F load_first(const float* p, std::size_t count) { return _mm512_maskz_loadu_ps(first(count), p); }
+  /// The first `count` (0 to kWidth) elements, and those of `rest`.
+  static F load_first(const float* p, std::size_t count, F rest) { return _mm512_mask_loadu_ps(rest, first(count), p); }
   static void store_first(float* p, F x, std::size_t count) { _mm512_mask_storeu_ps(p, first(count), x); }
   static F add(F a, F b) { return _mm512_add_ps(a, b); }
   static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
@@ -60,6 +62,10 @@ struct V {
   }
   /// p times 2 to the power of the integer n, rounded once also where the result is subnormal.
   static F scale(F p, F n) { return _mm512_scalef_ps(p, n); }
+  /// The sum of the elements, in pairs.
+  static float sum(F x) { return _mm512_reduce_add_ps(x); }
+  /// The largest element; a NaN may be left out.
+  static float largest(F x) { return _mm512_reduce_max_ps(x); }
   /// x = m times 2 to the power of e, with m in [sqrt 1/2, sqrt 2), for positive normal x.
   static void split(F x, F& m, F& e) {
     __m512i bits = _mm512_castps_si512(x);

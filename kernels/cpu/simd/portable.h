@@ -34,6 +34,11 @@ struct V {
     std::memcpy(&x, p, count * sizeof(float));
     return x;
   }
+  /// The first `count` (0 to kWidth) elements, and those of `rest`.
+  static F load_first(const float* p, std::size_t count, F rest) {
+    std::memcpy(&rest, p, count * sizeof(float));
+    return rest;
+  }
   static void store_first(float* p, F x, std::size_t count) { std::memcpy(p, &x, count * sizeof(float)); }
   static F add(F a, F b) { return a + b; }
   static F sub(F a, F b) { return a - b; }
@@ -123,6 +128,14 @@ struct V {
     if (exponent == 0) return std::bit_cast<float>(sign | std::bit_cast<std::uint32_t>(static_cast<float>(mantissa) * 0x1p-24f));
     if (exponent == 31) return std::bit_cast<float>(sign | 0x7f800000u | mantissa << 13);
     return std::bit_cast<float>(sign | (exponent + 112u) << 23 | mantissa << 13);
+  }
+
+  /// The sum of the elements, in pairs.
+  static float sum(F x) { return (x[0] + x[2]) + (x[1] + x[3]); }
+  /// The largest element; a NaN may be left out.
+  static float largest(F x) {
+    const F half = max(x, F{x[2], x[3], x[2], x[3]});
+    return half[0] > half[1] ? half[0] : half[1];
   }
 
  private:
