@@ -49,6 +49,7 @@ PHASES: Mapping[str, tuple[str, ...]] = {
         "recognize_activations",
         "recognize_norms",
         "recognize_softmax",
+        "simplify_lookups",
         "simplify_arithmetic",
         "fold_signs",
         "fuse_padding",

@@ -18,6 +18,9 @@ from onnxopt.ir.shapes import MAX_ELEMENTS, Shape, ShapeEnv
 
 Rule = Callable[[ShapeEnv, Node], None]
 
+OPEN_END = 10**9
+"""No dim is as large: exporters write the end of the tensor as this number, or as the largest int32 or int64."""
+
 RULES: dict[str, Rule] = {}
 CONTRIB: dict[str, Rule] = {}
 
@@ -677,7 +680,7 @@ def _clamped(env: ShapeEnv, index: Dim, size: Dim) -> Dim | None:
         return None
     if env.bounds.prove_le(index, size):
         return index
-    if env.bounds.prove_le(size, index) or (isinstance(index, int) and index >= 1 << 30):
+    if env.bounds.prove_le(size, index) or (isinstance(index, int) and index >= OPEN_END):
         return size
     return None
 

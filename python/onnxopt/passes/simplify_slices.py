@@ -13,9 +13,6 @@ from onnxopt.rewrite.patch import Builder
 from onnxopt.rewrite.pattern import op, pattern
 from onnxopt.rewrite.rules import Match, Refusal, Rule, RuleSet, attribute, rule
 
-OPEN_END = 1 << 30
-"""No dim is as large: exporters write the end of the tensor as the largest int32 or int64."""
-
 
 def _first_input(_: Builder, m: Match) -> ir.Value:
     value = m.root.inputs[0]
@@ -147,7 +144,7 @@ def drop_full_axes(b: Builder, m: Match) -> ir.Value | None:
 def _takes_all(size: dims.Dim, start: dims.Dim, end: dims.Dim, step: int) -> bool:
     if start != 0 or step != 1 or not isinstance(end, int):
         return False
-    return end >= OPEN_END or (isinstance(size, int) and end >= size)
+    return end >= shape_rules.OPEN_END or (isinstance(size, int) and end >= size)
 
 
 def _slice_inputs(b: Builder, bounds: Sequence[tuple[int, dims.Dim, dims.Dim, int]]) -> list[ir.Value]:
