@@ -26,7 +26,6 @@ from onnx_ir import (
     Value,
     tensor,
 )
-from onnx_ir.convenience import convert_attribute
 
 from onnxopt.ir.constants import SMALL_ELEMENTS, constant, integers, scalar, small_array, use_count
 from onnxopt.ir.graphsurgeon import apply_graphsurgeon, from_graphsurgeon, to_graphsurgeon
@@ -35,7 +34,14 @@ from onnxopt.ir.load import load, load_copy, without_collector
 from onnxopt.ir.mapped import MappedTensor
 from onnxopt.ir.packed import PANEL, PackedTensor, pack, packed
 from onnxopt.ir.packed_filters import PackedFilters, is_depthwise, pack_filters, packed_filters
-from onnxopt.ir.protos import captures, inputs_with_captures, node_to_proto, tensor_of, tensor_to_proto
+from onnxopt.ir.protos import (
+    captures,
+    inputs_with_captures,
+    make_attribute,
+    node_to_proto,
+    tensor_of,
+    tensor_to_proto,
+)
 from onnxopt.ir.save import as_kind_of, rebuild, save, to_proto
 from onnxopt.ir.shapes import ShapeEnv, given_name, is_open, open_dims, unknown_dims, unnamed_dim
 from onnxopt.ir.statistics import (
@@ -83,7 +89,6 @@ __all__ = [
     "check_structure",
     "constant",
     "constant_tensors",
-    "convert_attribute",
     "count_nodes",
     "count_ops",
     "from_graphsurgeon",
@@ -95,6 +100,7 @@ __all__ = [
     "is_open",
     "load",
     "load_copy",
+    "make_attribute",
     "node_name",
     "node_to_proto",
     "op_name",

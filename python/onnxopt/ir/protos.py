@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir
-from onnx_ir import AttributeType, DataType, Graph, Node, TensorProtocol, Value, serde
+from onnx_ir import Attr, AttributeType, DataType, Graph, Node, TensorProtocol, Value, serde
+from onnx_ir.convenience import convert_attribute
 
 _GRAPH_TYPES = frozenset({AttributeType.GRAPH, AttributeType.GRAPHS})
+
+
+_PLAIN = {int: AttributeType.INT, float: AttributeType.FLOAT, str: AttributeType.STRING}
+
+
+def make_attribute(name: str, value: Any) -> Attr:
+    """An attribute of a Python value; plain numbers and lists of integers without the checks that tensors and graphs need."""
+    kind = _PLAIN.get(type(value))
+    if kind is not None:
+        return Attr(name, kind, value)
+    if isinstance(value, (list, tuple)) and value and all(type(one) is int for one in value):
+        return Attr(name, AttributeType.INTS, tuple(value))
+    return convert_attribute(name, value)
 
 
 def node_to_proto(node: Node) -> onnx.NodeProto:

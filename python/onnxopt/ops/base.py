@@ -47,7 +47,7 @@ class BodyBuilder:
     ) -> ir.Value:
         """The output of a node of the default domain."""
         attrs = [
-            value if isinstance(value, ir.Attr) else ir.convert_attribute(name, value)
+            value if isinstance(value, ir.Attr) else ir.make_attribute(name, value)
             for name, value in (attributes or {}).items()
         ]
         return self._add(ir.Node("", op_type, inputs, attrs, num_outputs=1))[0]

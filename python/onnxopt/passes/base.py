@@ -82,7 +82,7 @@ class Budget:
 
 @dataclasses.dataclass(slots=True)
 class RuleStats:
-    """How often a rule was tried at its root op and how often it was applied."""
+    """How often a rule was tried, at nodes whose op types fit, and how often it was applied."""
 
     attempts: int = 0
     applied: int = 0

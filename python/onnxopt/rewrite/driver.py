@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from onnxopt import ir
@@ -47,17 +47,22 @@ class Driver:
         return applied
 
     def _rewrite(self, node: ir.Node) -> bool:
-        for rule in self.rules.by_root[node.domain, node.op_type]:
-            patch = self._attempt(rule, node)
+        for rule, alternatives in self._candidates(node):
+            patch = self._attempt(rule, node, alternatives)
             if patch is not None and self._apply(patch):
                 return True
         return False
 
-    def _attempt(self, rule: Rule, node: ir.Node) -> Patch | None:
+    def _candidates(self, node: ir.Node) -> Iterable[tuple[Rule, Sequence[int] | None]]:
+        if self.ctx.explain:  # near misses are told of all rules
+            return [(rule, None) for rule in self.rules.by_root[node.domain, node.op_type]]
+        return self.rules.candidates(node)
+
+    def _attempt(self, rule: Rule, node: ir.Node, alternatives: Sequence[int] | None) -> Patch | None:
         log = self.ctx.log
         log.attempted(rule.name)
         trace = Trace() if self.ctx.explain else None
-        match = rule.pattern.match(node, self.ctx, trace)
+        match = rule.pattern.match(node, self.ctx, trace, alternatives)
         if match is None:
             if trace is not None and trace.refusal is not None and trace.depth > 1:
                 log.refused(rule.name, node, trace.refusal, trace.depth)

@@ -28,19 +28,6 @@ class Patch:
     functions: list[ir.Function] = dataclasses.field(default_factory=list)
 
 
-_PLAIN = {int: ir.AttributeType.INT, float: ir.AttributeType.FLOAT, str: ir.AttributeType.STRING}
-
-
-def _attribute(name: str, value: Any) -> ir.Attr:
-    """An attribute of a Python value; plain numbers and lists of integers without the checks that tensors and graphs need."""
-    kind = _PLAIN.get(type(value))
-    if kind is not None:
-        return ir.Attr(name, kind, value)
-    if isinstance(value, (list, tuple)) and value and all(type(one) is int for one in value):
-        return ir.Attr(name, ir.AttributeType.INTS, tuple(value))
-    return ir.convert_attribute(name, value)
-
-
 class Builder:
     """Builds the nodes of a patch; constants become initializers of the main graph (Constant nodes inside a function).
 
@@ -71,7 +58,7 @@ class Builder:
     ) -> tuple[ir.Value, ...]:
         """Make a node; attribute values are plain Python values, `ir.Attr`, graphs or tensors; None leaves an attribute out."""
         attrs = [
-            value if isinstance(value, ir.Attr) else _attribute(key, value)
+            value if isinstance(value, ir.Attr) else ir.make_attribute(key, value)
             for key, value in (attributes or {}).items()
             if value is not None
         ]

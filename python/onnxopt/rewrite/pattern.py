@@ -29,10 +29,26 @@ SCALAR_TOLERANCE = 1e-4
 """Relative: exporters print pi, sqrt(2) or 0.044715 with as little as four digits, and no two constants of one formula lie closer."""
 
 
+ABSENT, NOT_COMPUTED = "", "="
+"""Kinds of operands that no node makes: one that is left out, and an initializer or input."""
+
+
+def kind_of(value: ir.Value | None) -> str:
+    """What a pattern sees of an operand at first glance: the op type that makes it, or that none does."""
+    if value is None:
+        return ABSENT
+    producer = value.producer()
+    return NOT_COMPUTED if producer is None else producer.op_type
+
+
 class Term:
     """One input position of a pattern."""
 
     __slots__ = ()
+
+    def may_match(self, kind: str) -> bool:
+        """False only where no operand of that kind matches."""
+        raise NotImplementedError
 
     def match(self, value: ir.Value | None, found: Match, trace: Trace | None) -> bool:
         raise NotImplementedError
@@ -44,6 +60,9 @@ class Free(Term):
 
     name: str
     optional: bool = False
+
+    def may_match(self, kind: str) -> bool:
+        return self.optional or kind != ABSENT
 
     def match(self, value: ir.Value | None, found: Match, trace: Trace | None) -> bool:
         if value is None and not self.optional:
@@ -62,6 +81,9 @@ class Constant(Term):
 
     name: str | None = None
     number: float | None = None
+
+    def may_match(self, kind: str) -> bool:
+        return kind in (NOT_COMPUTED, "Constant")
 
     def match(self, value: ir.Value | None, found: Match, trace: Trace | None) -> bool:
         if value is None or constants.constant(value) is None:
@@ -85,6 +107,20 @@ class Op(Term):
     output: int = 0
     shared: bool = False
     open_inputs: bool = False
+
+    def may_match(self, kind: str) -> bool:
+        return kind in self.op_types
+
+    def may_match_inputs(self, op_type: str, kinds: Sequence[str]) -> bool:
+        """False only where no node of that type with operands of these kinds matches."""
+        terms = self.inputs
+        if not self.open_inputs and any(kind != ABSENT for kind in kinds[len(terms) :]):
+            return False
+        padded = [*kinds[: len(terms)], *[ABSENT] * (len(terms) - len(kinds))]
+        orders = [padded]
+        if len(terms) == 2 and op_type in COMMUTATIVE:
+            orders.append(padded[::-1])
+        return any(all(term.may_match(kind) for term, kind in zip(terms, order, strict=True)) for order in orders)
 
     def match(self, value: ir.Value | None, found: Match, trace: Trace | None) -> bool:
         node = None if value is None else value.producer()
@@ -137,6 +173,9 @@ class Either(Term):
     """The first of several terms that matches."""
 
     terms: tuple[Term, ...]
+
+    def may_match(self, kind: str) -> bool:
+        return any(term.may_match(kind) for term in self.terms)
 
     def match(self, value: ir.Value | None, found: Match, trace: Trace | None) -> bool:
         mark = _mark(found)
@@ -201,9 +240,20 @@ class Pattern:
     def __or__(self, other: Pattern) -> Pattern:
         return Pattern(self.name, (*self.alternatives, *other.alternatives))
 
-    def match(self, node: ir.Node, ctx: Context, trace: Trace | None = None) -> Match | None:
-        """The first alternative that matches at `node`, or None."""
-        for alternative, shared in zip(self.alternatives, self._shared, strict=True):
+    def candidates(self, domain: str, op_type: str, kinds: Sequence[str]) -> tuple[int, ...]:
+        """The numbers of the alternatives that may match a node of that type with operands of these kinds."""
+        return tuple(
+            number
+            for number, one in enumerate(self.alternatives)
+            if op_type in one.op_types and domain == one.domain and one.may_match_inputs(op_type, kinds)
+        )
+
+    def match(
+        self, node: ir.Node, ctx: Context, trace: Trace | None = None, candidates: Sequence[int] | None = None
+    ) -> Match | None:
+        """The first alternative (of `candidates`, else of all) that matches at `node`, or None."""
+        for number in range(len(self.alternatives)) if candidates is None else candidates:
+            alternative, shared = self.alternatives[number], self._shared[number]
             if node.op_type not in alternative.op_types:
                 continue
             found = Match(node, ctx)

@@ -114,6 +114,10 @@ class Rule:
         return (self.build.__doc__ or "").strip()
 
 
+Candidate = tuple[Rule, tuple[int, ...]]
+"""A rule and the numbers of its pattern's alternatives that are tried."""
+
+
 class RuleSet:
     """Rules filed by the op type of their root, so that a rule costs nothing at other nodes. Sets are joined with `+`."""
 
@@ -125,6 +129,21 @@ class RuleSet:
         for rule in sorted(self.rules, key=lambda rule: -rule.benefit):
             for root in rule.pattern.roots:
                 self.by_root.setdefault(root, []).append(rule)
+        self._candidates: dict[tuple[str, ...], tuple[Candidate, ...]] = {}
+
+    def candidates(self, node: ir.Node) -> tuple[Candidate, ...]:
+        """The rules that may apply at a node, as far as the op types of the node and of what makes its operands tell."""
+        from onnxopt.rewrite.pattern import kind_of
+
+        key = (node.domain, node.op_type, *map(kind_of, node.inputs))
+        known = self._candidates.get(key)
+        if known is None:
+            domain, op_type, *kinds = key
+            possible = [
+                (rule, rule.pattern.candidates(domain, op_type, kinds)) for rule in self.by_root[domain, op_type]
+            ]
+            known = self._candidates[key] = tuple((rule, numbers) for rule, numbers in possible if numbers)
+        return known
 
     def __add__(self, other: RuleSet) -> RuleSet:
         return RuleSet((*self.rules, *other.rules))
