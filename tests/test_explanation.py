@@ -61,7 +61,7 @@ MISSES = {
     ),
     "norm over different axes": (
         helpers.model(NORM, gain=weights(8), bias=weights(8), **scalars(two=2, eps=1e-5)),
-        ("recognize_layer_norm", "Add", "y", "the means are not over the same trailing axes", ""),
+        ("recognize_layer_norm", "Div", "n", "the means are not over the same trailing axes", ""),
     ),
     "opset without the op": (
         helpers.model(HARD_SWISH, opset=12, **scalars(three=3, zero=0, six=6)),

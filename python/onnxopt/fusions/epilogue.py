@@ -10,14 +10,16 @@ import dataclasses
 
 from onnxopt import ir
 from onnxopt.fusions import fused_elementwise as regions
+from onnxopt.ops import fused_conv, fused_gemm, fused_norm, fused_softmax
 from onnxopt.ops import fused_elementwise as elementwise
-from onnxopt.ops import fused_conv, fused_gemm
 from onnxopt.ops.base import BodyBuilder, OpSpec, overload_of, prepare_model
 from onnxopt.passes.base import Context
 from onnxopt.rewrite.patch import Builder, Patch
 from onnxopt.rewrite.rules import Refusal
 
-OPS: dict[str, OpSpec] = {spec.name: spec for spec in (fused_conv.SPEC, fused_gemm.SPEC)}
+OPS: dict[str, OpSpec] = {
+    spec.name: spec for spec in (fused_conv.SPEC, fused_gemm.SPEC, fused_norm.SPEC, fused_softmax.SPEC)
+}
 """The ops with an attribute `epilogue`, whose first output is the raw result."""
 
 ONE_OUTPUT = (fused_conv.SPEC,)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
+
 from onnxopt import ir
 from onnxopt.passes.base import RulePass, register_pass
 from onnxopt.rewrite.patch import Builder
 from onnxopt.rewrite.pattern import Op, PatternBuilder, Term, pattern
-from onnxopt.rewrite.rules import Match, Refusal, Rule, RuleSet, attribute
+from onnxopt.rewrite.rules import Match, Refusal, RuleSet, attribute, rule
 
 LAYER_NORM_OPSET = 17
 RMS_NORM_OPSET = 23
@@ -16,33 +20,61 @@ def _mean(p: PatternBuilder, x: Term, name: str) -> Op:
     return p.ReduceMean(x, open_inputs=True, as_=name)
 
 
-def _inverse_root_forms(p: PatternBuilder, value: Term, scaled: Term) -> list[Op]:
-    """value / sqrt(scaled), as exporters write it."""
+def _squares(p: PatternBuilder, x: Term) -> tuple[Op, Op]:
+    return p.Pow(x, 2.0), p.Mul(x, x)
+
+
+def _inverse_roots(p: PatternBuilder, scaled: Term) -> list[Op]:
+    """1 / sqrt(scaled), as exporters write it."""
     root = p.Sqrt(scaled)
-    return [p.Div(value, root), p.Mul(value, p.Reciprocal(root)), p.Mul(value, p.Div(1.0, root))]
+    return [p.Reciprocal(root), p.Div(1.0, root), p.Pow(scaled, -0.5)]
+
+
+def _quotients(p: PatternBuilder, value: Term, scaled: Term) -> list[Op]:
+    """value / sqrt(scaled)."""
+    return [p.Div(value, p.Sqrt(scaled)), *(p.Mul(value, one) for one in _inverse_roots(p, scaled))]
+
+
+def _centred_quotients(p: PatternBuilder, x: Term) -> list[Op]:
+    centred = p.Sub(x, _mean(p, x, "mean"), shared=True)
+    forms = []
+    for square in _squares(p, centred):
+        forms += _quotients(p, centred, p.Add(_mean(p, square, "variance"), p.const("epsilon")))
+    return forms
+
+
+@pattern
+def LAYER_NORM_CORE(p, x):  # type: ignore[no-untyped-def]
+    return _centred_quotients(p, x)
+
+
+@pattern
+def RMS_NORM_CORE(p, x):  # type: ignore[no-untyped-def]
+    forms = []
+    for square in _squares(p, x):
+        forms += _quotients(p, x, p.Add(_mean(p, square, "variance"), p.const("epsilon")))
+    return forms
 
 
 @pattern
 def LAYER_NORM(p, x):  # type: ignore[no-untyped-def]
-    centred = p.Sub(x, _mean(p, x, "mean"), shared=True)
-    squares = (p.Pow(centred, 2.0), p.Mul(centred, centred))
-    forms = []
-    for square in squares:
-        for whole in _inverse_root_forms(p, centred, p.Add(_mean(p, square, "variance"), p.const("epsilon"))):
-            forms.append(p.Add(p.Mul(whole, p.const("scale")), p.const("bias")))
-    return forms
+    return [p.Add(p.Mul(core, p.const("scale")), p.const("bias")) for core in _centred_quotients(p, x)]
 
 
 @pattern
-def _rms_norm(p, x):  # type: ignore[no-untyped-def]
+def _distributed(p, x):  # type: ignore[no-untyped-def]
+    """x f + (bias - mean f) with f = scale / sqrt(variance + epsilon): Keras."""
+    mean = _mean(p, x, "mean")
+    centred = p.Sub(x, mean)
     forms = []
-    for square in (p.Pow(x, 2.0), p.Mul(x, x)):
-        for whole in _inverse_root_forms(p, x, p.Add(_mean(p, square, "variance"), p.const("epsilon"))):
-            forms.append(p.Mul(whole, p.const("scale")))
+    for square in _squares(p, centred):
+        for inverse in _inverse_roots(p, p.Add(_mean(p, square, "variance"), p.const("epsilon"))):
+            factor = p.Mul(inverse, p.const("scale"))
+            forms.append(p.Add(p.Mul(x, factor), p.Sub(p.const("bias"), p.Mul(mean, factor))))
     return forms
 
 
-def _axis(m: Match, name: str) -> int | None:
+def axis_of(m: Match, name: str) -> int | None:
     """The first of the trailing axes that a ReduceMean reduces, kept; None for other axes."""
     node, rank = m.node(name), m.rank("x")
     axes = attribute(node, "axes")
@@ -54,57 +86,148 @@ def _axis(m: Match, name: str) -> int | None:
     return sorted_axes[0] if sorted_axes == list(range(sorted_axes[0], rank)) else None
 
 
-def _fits(m: Match, opset: int, means: tuple[str, ...]) -> bool | Refusal:
-    if m.ctx.opset < opset:
-        return Refusal("the model's opset is {}, the op needs {}", m.ctx.opset, opset, culprit=m.root)
-    axes = {_axis(m, name) for name in means}
+def refuse_core(m: Match, means: tuple[str, ...]) -> Refusal | None:
+    """Why what was matched is no normalization over trailing axes."""
+    axes = {axis_of(m, name) for name in means}
     if len(axes) != 1 or None in axes:
         return Refusal("the means are not over the same trailing axes", culprit=m.root)
     if m.scalar("epsilon") is None:
         return Refusal("epsilon is no scalar", culprit=m.root)
     if not m.ctx.shapes.same_shape(m["x"], m.output):
         return Refusal("a constant may broadcast the result", culprit=m.root)
-    axis = axes.pop()
+    return None
+
+
+def is_all(value: ir.Value, number: float) -> bool:
+    """Whether a value is a constant whose elements all are that number."""
+    tensor = ir.constant(value)
+    return tensor is not None and bool(np.all(tensor.numpy() == number))
+
+
+def _ones(b: Builder, m: Match, axis: int) -> ir.Value | None:
+    """A scale that changes nothing; None where the normalized axes have no fixed size."""
+    shape, dtype = m.ctx.shapes.shape(m["x"]), m.dtype("x")
+    sizes = () if shape is None else shape[axis:]
+    if dtype is None or not all(isinstance(size, int) for size in sizes):
+        return None
+    return b.constant(np.ones(sizes, dtype.numpy()), "scale")  # type: ignore[arg-type]
+
+
+def _recognize(b: Builder, m: Match, op_type: str, opset: int, means: tuple[str, ...]) -> ir.Value | Refusal:
+    if m.ctx.opset < opset:
+        return Refusal("the model's opset is {}, the op needs {}", m.ctx.opset, opset, culprit=m.root)
+    refusal = refuse_core(m, means)
+    if refusal is not None:
+        return refusal
+    axis = axis_of(m, means[0])
+    assert axis is not None
+    scale = _ones(b, m, axis)
+    if scale is None:
+        return Refusal("the normalized axes have no fixed size", culprit=m.root)
+    return b.op(op_type, [m["x"], scale], {"axis": axis, "epsilon": float(m.scalar("epsilon") or 0.0)})[0]
+
+
+@rule(LAYER_NORM_CORE)
+def recognize_layer_norm(b: Builder, m: Match) -> ir.Value | Refusal:
+    """(x - mean) / sqrt(variance + epsilon), without scale and bias."""
+    return _recognize(b, m, "LayerNormalization", LAYER_NORM_OPSET, ("mean", "variance"))
+
+
+@rule(RMS_NORM_CORE)
+def recognize_rms_norm(b: Builder, m: Match) -> ir.Value | Refusal:
+    """x / sqrt(mean of squares + epsilon), without scale."""
+    return _recognize(b, m, "RMSNormalization", RMS_NORM_OPSET, ("variance",))
+
+
+@rule(_distributed)
+def recognize_distributed_layer_norm(b: Builder, m: Match) -> ir.Value | Refusal:
+    """Layer normalization whose factor is computed first and multiplied with tensor and mean one by one."""
+    if m.ctx.opset < LAYER_NORM_OPSET:
+        return Refusal("the model's opset is {}, the op needs {}", m.ctx.opset, LAYER_NORM_OPSET, culprit=m.root)
+    refusal = refuse_core(m, ("mean", "variance"))
+    if refusal is not None:
+        return refusal
+    axis = axis_of(m, "mean")
+    assert axis is not None
+    affine = [_of_normalized_shape(b, m, name, axis) for name in ("scale", "bias")]
+    if None in affine:
+        return Refusal("scale or bias does not have the shape of the normalized axes", culprit=m.root)
+    attributes = {"axis": axis, "epsilon": float(m.scalar("epsilon") or 0.0)}
+    return b.op("LayerNormalization", [m["x"], *affine], attributes)[0]
+
+
+def _of_normalized_shape(b: Builder, m: Match, name: str, axis: int) -> ir.Value | None:
+    """A constant with the dims of the axes from `axis` on; None where its elements are not one for each element there."""
     shape = m.ctx.shapes.shape(m["x"])
-    assert shape is not None and axis is not None
-    for name in ("scale", "bias"):
-        value = m.get(name)
-        if value is not None and m.ctx.shapes.shape(value) != shape[axis:]:
-            return Refusal("{} does not have the shape of the normalized axes", name, culprit=value)
-    return True
+    return None if shape is None else with_trailing_shape(b, m[name], shape[axis:])
 
 
-def _build(op_type: str, inputs: tuple[str, ...], mean: str):  # type: ignore[no-untyped-def]
-    def build(b: Builder, m: Match) -> ir.Value:
-        attributes = {"axis": _axis(m, mean), "epsilon": float(m.scalar("epsilon") or 0.0)}
-        return b.op(op_type, [m[name] for name in inputs], attributes)[0]
+def with_trailing_shape(b: Builder, value: ir.Value, wanted: Sequence[object]) -> ir.Value | None:
+    """A constant without the leading dims of 1 that a shape lacks; None where it has another shape then."""
+    tensor = ir.constant(value)
+    if tensor is None:
+        return None
+    shape = tuple(tensor.shape.numpy())
+    extra = len(shape) - len(wanted)
+    if extra < 0 or shape[extra:] != tuple(wanted) or any(size != 1 for size in shape[:extra]):
+        return None
+    return value if extra == 0 else b.constant(tensor.numpy().reshape(shape[extra:]), value.name or "constant")
 
-    build.__doc__ = f"The decomposed form of {op_type}."
-    return build
+
+# --- scale and bias ------------------------------------------------------------------------------------------------
+NORMS = ("LayerNormalization", "RMSNormalization")
+
+
+@pattern
+def _scaled(p, x):  # type: ignore[no-untyped-def]
+    return p.Mul(p.op(NORMS, x, p.const("ones"), as_="norm"), p.const("scale"))
+
+
+@pattern
+def _biased(p, x):  # type: ignore[no-untyped-def]
+    return p.Add(p.LayerNormalization(x, p.any("scale"), as_="norm"), p.const("bias"))
+
+
+def _affine(b: Builder, m: Match, constant: str, **others: ir.Value) -> ir.Value | Refusal:
+    norm, shape = m.node("norm"), m.ctx.shapes.shape(m["x"])
+    if shape is None or len(norm.outputs) != 1:
+        return Refusal("its mean or deviation is an output", culprit=norm)
+    value = _of_normalized_shape(b, m, constant, attribute(norm, "axis", -1))
+    if value is None:
+        return Refusal("'{}' does not have the shape of the normalized axes", m[constant].name, culprit=m.root)
+    return b.copy_of(norm, [m["x"], *others.values(), value])[0]
+
+
+@rule(_scaled)
+def put_scale_into_norm(b: Builder, m: Match) -> ir.Value | Refusal:
+    """A constant factor of a normalization that has none."""
+    if not is_all(m["ones"], 1.0):
+        return Refusal("it has a scale already", culprit=m.root)
+    return _affine(b, m, "scale")
+
+
+@rule(_biased)
+def put_bias_into_norm(b: Builder, m: Match) -> ir.Value | Refusal:
+    """A constant term of a normalization that has none."""
+    return _affine(b, m, "bias", scale=m["scale"])
 
 
 @register_pass
 class RecognizeNorms(RulePass):
     """Recognize LayerNormalization (opset 17) and RMSNormalization (opset 23) over trailing axes, in the forms that exporters write.
 
-    Refused: opsets that lack the op, axes that are not the last ones, constants that broadcast, inner values used elsewhere.
+    Scale and bias join the op where they are constants of the normalized shape. Refused: opsets that lack the op, axes that are not the
+    last ones or have no fixed size, inner values used elsewhere.
     """
 
     name = "recognize_norms"
     phase = "simplify"
     rules = RuleSet(
         [
-            Rule(
-                "recognize_layer_norm",
-                LAYER_NORM,
-                _build("LayerNormalization", ("x", "scale", "bias"), "mean"),
-                lambda m: _fits(m, LAYER_NORM_OPSET, ("mean", "variance")),
-            ),
-            Rule(
-                "recognize_rms_norm",
-                _rms_norm,
-                _build("RMSNormalization", ("x", "scale"), "variance"),
-                lambda m: _fits(m, RMS_NORM_OPSET, ("variance",)),
-            ),
+            recognize_layer_norm,
+            recognize_rms_norm,
+            recognize_distributed_layer_norm,
+            put_scale_into_norm,
+            put_bias_into_norm,
         ]
     )

@@ -1,0 +1,116 @@
+"""FusedNorm: layer, RMS, group and instance normalization, and what is computed element by element before and after it.
+
+Inputs: those of the prologue (without one: the tensor); with `scaled` and `biased` a factor and a term; what else the epilogue reads.
+Outputs: those of the epilogue (without one: the normalized tensor); with `kept` the prologue's result. Attributes: `kind` (layer or rms);
+`axis` (negative, the first of the normalized axes), whose dims scale and bias have; or `groups`, of the channels of [N, C, ...], scale and
+bias being [C]; `epsilon`; `prologue` and `epilogue` (expressions, see fused_elementwise). All float32, but for what the expressions say.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from onnxopt import ir
+from onnxopt.ir import DataType
+from onnxopt.ops.base import BodyBuilder, OpSpec, overload_of
+from onnxopt.rewrite.rules import attribute
+
+SPEC = OpSpec(
+    name="FusedNorm",
+    attributes=("kind", "axis", "groups", "epsilon", "scaled", "biased", "kept", "prologue", "epilogue"),
+    dtypes=(DataType.FLOAT,),
+    tolerance={DataType.FLOAT: 1e-5},
+)
+
+LAYER_NORM_OPSET, RMS_NORM_OPSET, AXES_INPUT_OPSET = 17, 23, 18
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Layout:
+    """What a node without prologue and epilogue computes. `spatial` is how many axes follow the channels, where there are groups."""
+
+    kind: str = "layer"
+    axis: int = -1
+    groups: int = 0
+    epsilon: float = 1e-5
+    scaled: bool = False
+    biased: bool = False
+    spatial: int = 0
+
+    @staticmethod
+    def of(node: ir.Node, rank: int) -> Layout:
+        """The layout of a node whose tensor has that rank."""
+        groups = attribute(node, "groups", 0)
+        return Layout(
+            attribute(node, "kind", "layer"),
+            attribute(node, "axis", -1),
+            groups,
+            attribute(node, "epsilon", 1e-5),
+            bool(attribute(node, "scaled", 0)),
+            bool(attribute(node, "biased", 0)),
+            rank - 2 if groups else 0,
+        )
+
+    def attributes(self) -> dict[str, Any]:
+        where = {"groups": self.groups} if self.groups else {"axis": self.axis}
+        flags = {name: 1 for name in ("scaled", "biased") if getattr(self, name)}
+        return {"kind": self.kind, **where, "epsilon": self.epsilon, **flags}
+
+    def overload(self, opset: int) -> str:
+        return overload_of(f"{opset}|{self}")
+
+
+def body(layout: Layout, opset: int) -> ir.Function:
+    """The function of a node without prologue and epilogue."""
+    builder = BodyBuilder(1 + layout.scaled + layout.biased, opset)
+    x, *affine = builder.inputs
+    if layout.groups:
+        result = _grouped(builder, layout, x, affine)
+    elif (op_type := _standard_op(layout, opset)) is not None:
+        result = builder.op(op_type, [x, *affine], {"axis": layout.axis, "epsilon": layout.epsilon})
+    else:
+        result = _affine(builder, layout, _normalized(builder, layout, x), affine)
+    return builder.function(SPEC, layout.overload(opset), [result])
+
+
+def _standard_op(layout: Layout, opset: int) -> str | None:
+    """The op of the standard that computes the same."""
+    if layout.kind == "layer" and opset >= LAYER_NORM_OPSET and layout.scaled:
+        return "LayerNormalization"
+    if layout.kind == "rms" and opset >= RMS_NORM_OPSET and layout.scaled and not layout.biased:
+        return "RMSNormalization"
+    return None
+
+
+def _mean(b: BodyBuilder, x: ir.Value, axis: int) -> ir.Value:
+    axes = list(range(axis, 0))
+    if b.opset < AXES_INPUT_OPSET:
+        return b.op("ReduceMean", [x], {"axes": axes, "keepdims": 1})
+    return b.op("ReduceMean", [x, b.integers(*axes)], {"keepdims": 1})
+
+
+def _normalized(b: BodyBuilder, layout: Layout, x: ir.Value) -> ir.Value:
+    if layout.kind == "layer":
+        x = b.op("Sub", [x, _mean(b, x, layout.axis)])
+    variance = _mean(b, b.op("Mul", [x, x]), layout.axis)
+    root = b.op("Sqrt", [b.op("Add", [variance, b.constant(np.array(layout.epsilon, np.float32))])])
+    return b.op("Div", [x, root])
+
+
+def _affine(b: BodyBuilder, layout: Layout, x: ir.Value, affine: list[ir.Value]) -> ir.Value:
+    for op_type, value in zip([*["Mul"] * layout.scaled, *["Add"] * layout.biased], affine, strict=True):
+        x = b.op(op_type, [x, value])
+    return x
+
+
+def _grouped(b: BodyBuilder, layout: Layout, x: ir.Value, affine: list[ir.Value]) -> ir.Value:
+    rows = b.op("Reshape", [x, b.integers(0, layout.groups, -1)])
+    ones = b.constant(np.ones(layout.groups, np.float32))
+    zeros = b.constant(np.zeros(layout.groups, np.float32))
+    normalized = b.op("InstanceNormalization", [rows, ones, zeros], {"epsilon": layout.epsilon})
+    result = b.op("Reshape", [normalized, b.op("Shape", [x])])
+    channels = b.integers(-1, *[1] * layout.spatial) if affine else None
+    return _affine(b, layout, result, [b.op("Reshape", [one, channels]) for one in affine])
