@@ -32,12 +32,23 @@ class Expr:
         return isinstance(other, Expr) and self._hash == other._hash and self.terms == other.terms
 
     def __add__(self, other: Dim) -> Dim:
+        if isinstance(other, int):
+            return self._plus(other)
         merged = dict(self.terms)
         for monomial, factor in _terms(other):
             merged[monomial] = merged.get(monomial, 0) + factor
         return _make(merged)
 
     __radd__ = __add__
+
+    def _plus(self, number: int) -> Dim:
+        """The sum with a number, whose term is the last one: the order of the others stays."""
+        *others, (monomial, factor) = self.terms
+        if monomial:
+            others.append((monomial, factor))
+            factor = 0
+        total = factor + number
+        return Expr((*others, ((), total)) if total else tuple(others))
 
     def __neg__(self) -> Dim:
         return _make({monomial: -factor for monomial, factor in self.terms})
@@ -109,6 +120,8 @@ def _make(terms: Mapping[tuple[Atom, ...], int]) -> Dim:
         return 0
     if len(kept) == 1 and () in kept:
         return kept[()]
+    if len(kept) == 1:
+        return Expr(tuple(kept.items()))
     return Expr(tuple(sorted(kept.items(), key=lambda term: (-len(term[0]), str(term[0])))))
 
 
