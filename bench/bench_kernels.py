@@ -1,0 +1,270 @@
+"""Kernels beside their ceilings: the memory bandwidth and the rate of onnxruntime's matrix product, measured in the same run.
+
+    python bench/bench_kernels.py [NAME ...] [--threads 2] [--json out.json]
+
+Every case is a small model in standard ops. onnxopt fuses it; its outputs are compared with float64 (numpy) first. Then both models run
+in turn in onnxruntime, in bursts, and the fraction of the ceiling is told: bytes that have to move over the bandwidth for what is bound
+by memory, operations over the rate for what is bound by arithmetic.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+import onnxopt
+from onnxopt.runtime.bench import burst, compare
+
+LARGEST_ERROR = 1e-4
+"""Relative to the largest magnitude of the output."""
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Case:
+    """A model in ONNX's text format, its inputs and constants, what it computes in float64, and its bytes or operations."""
+
+    body: str
+    inputs: dict[str, tuple[int, ...]]
+    expected: Callable[[Arrays], list[np.ndarray]]
+    op: str
+    constants: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    outputs: str = "y"
+    moved: int = 0
+    operations: int = 0
+
+
+# --- float64 references --------------------------------------------------------------------------------------------
+def erf(x: np.ndarray) -> np.ndarray:
+    return np.vectorize(math.erf)(x)
+
+
+def layer_norm(x: np.ndarray, scale: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    centred = x - x.mean(-1, keepdims=True)
+    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * scale + bias
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, heads: int) -> np.ndarray:
+    batch, rows, width = q.shape
+    size = width // heads
+    split = [one.reshape(batch, -1, heads, size).transpose(0, 2, 1, 3) for one in (q, k, v)]
+    scores = softmax(split[0] @ split[1].transpose(0, 1, 3, 2) / math.sqrt(size))
+    return (scores @ split[2]).transpose(0, 2, 1, 3).reshape(batch, rows, width)
+
+
+# --- cases ---------------------------------------------------------------------------------------------------------
+def norm_case(rows: int, width: int) -> Case:
+    return Case(
+        "y = LayerNormalization<epsilon=0.00001>(x, s, b)",
+        {"x": (rows, width)},
+        lambda a: [layer_norm(a["x"], a["s"], a["b"])],
+        "FusedNorm",
+        constants={"s": (width,), "b": (width,)},
+        moved=8 * rows * width,
+    )
+
+
+def residual_norm_case(rows: int, width: int) -> Case:
+    return Case(
+        "r = Add(x, z)\n y = LayerNormalization<epsilon=0.00001>(r, s, b)",
+        {"x": (rows, width), "z": (rows, width)},
+        lambda a: [layer_norm(a["x"] + a["z"], a["s"], a["b"]), a["x"] + a["z"]],
+        "FusedNorm",
+        constants={"s": (width,), "b": (width,)},
+        outputs="y, r",
+        moved=16 * rows * width,
+    )
+
+
+def softmax_case(rows: int, width: int) -> Case:
+    return Case(
+        "m = Mul(x, c)\n a = Add(m, z)\n y = Softmax<axis=-1>(a)",
+        {"x": (rows, width), "z": (1, width)},
+        lambda a: [softmax(a["x"] * a["c"] + a["z"])],
+        "FusedSoftmax",
+        constants={"c": (1,)},
+        moved=8 * rows * width,
+    )
+
+
+def attention_case(batch: int, rows: int, heads: int, size: int) -> Case:
+    width = heads * size
+    split = "\n".join(
+        f"{n}r = Reshape({n}, shape)\n {n}t = Transpose<perm={'[0,2,3,1]' if n == 'k' else '[0,2,1,3]'}>({n}r)"
+        for n in "qkv"
+    )
+    body = f"""shape = Constant<value_ints=[0,0,{heads},{size}]>()
+    merged = Constant<value_ints=[0,0,{width}]>()
+    scale = Constant<value_float={1 / math.sqrt(size)}>()
+    {split}
+    s = MatMul(qt, kt)
+    t = Mul(s, scale)
+    p = Softmax<axis=-1>(t)
+    o = MatMul(p, vt)
+    ot = Transpose<perm=[0,2,1,3]>(o)
+    y = Reshape(ot, merged)"""
+    return Case(
+        body,
+        dict.fromkeys("qkv", (batch, rows, width)),
+        lambda a: [attention(a["q"], a["k"], a["v"], heads)],
+        "FusedAttention",
+        operations=4 * batch * rows * rows * width,
+    )
+
+
+def gemm_case(rows: int, depth: int, columns: int) -> Case:
+    return Case(
+        "p = MatMul(x, w)\n q = Add(p, b)\n y = Gelu(q)",
+        {"x": (rows, depth)},
+        lambda a: [(lambda t: t * (1 + erf(t / math.sqrt(2))) / 2)(a["x"] @ a["w"] + a["b"])],
+        "FusedGemm",
+        constants={"w": (depth, columns), "b": (columns,)},
+        operations=2 * rows * depth * columns,
+    )
+
+
+CASES = {
+    "elementwise 64 x 65536": Case(
+        "s = Sigmoid(x)\n t = Mul(x, s)\n y = Mul(t, z)",
+        {"x": (64, 65536), "z": (64, 65536)},
+        lambda a: [a["x"] / (1 + np.exp(-a["x"])) * a["z"]],
+        "FusedElementwise",
+        moved=12 * 64 * 65536,
+    ),
+    "layer norm 16384 x 768": norm_case(16384, 768),
+    "residual + layer norm 8192 x 768": residual_norm_case(8192, 768),
+    "scale + mask + softmax 16384 x 512": softmax_case(16384, 512),
+    "attention 1 x 128, 12 x 64": attention_case(1, 128, 12, 64),
+    "attention 1 x 512, 12 x 64": attention_case(1, 512, 12, 64),
+    "attention 8 x 128, 12 x 64": attention_case(8, 128, 12, 64),
+    "gemm + bias + gelu 128 x 768 x 3072": gemm_case(128, 768, 3072),
+    "gemm + bias + gelu 49 x 384 x 1536": gemm_case(49, 384, 1536),
+}
+
+
+# --- ceilings ------------------------------------------------------------------------------------------------------
+def bandwidth(threads: int, size: int = 64 << 20) -> float:
+    """Bytes per second that copying moves (read and written), each thread copying a part of its own."""
+    parts = [(np.ones(size // threads, np.uint8), np.empty(size // threads, np.uint8)) for _ in range(threads)]
+    repeats, rates = 6, []
+    for _ in range(5):
+        gate = threading.Barrier(threads + 1)
+
+        def work(source: np.ndarray, target: np.ndarray, gate: threading.Barrier = gate) -> None:
+            gate.wait()
+            for _ in range(repeats):
+                np.copyto(target, source)
+
+        workers = [threading.Thread(target=work, args=part) for part in parts]
+        for worker in workers:
+            worker.start()
+        gate.wait()
+        start = time.perf_counter()
+        for worker in workers:
+            worker.join()
+        rates.append(2 * size * repeats / (time.perf_counter() - start))
+    return max(rates)
+
+
+def gemm_rate(threads: int, size: int = 768) -> float:
+    """Operations per second of onnxruntime's product of square matrices."""
+    inputs, weights = {"x": (size, size)}, {"w": (size, size)}
+    case = Case("y = MatMul(x, w)", inputs, lambda a: [a["x"] @ a["w"]], "MatMul", constants=weights)
+    arrays = draw(case)
+    session = onnxopt.session(model_of(case, arrays), threads=threads, library=False)
+    feeds = {"x": arrays["x"]}
+    return 2 * size**3 / min(burst(lambda: session.run(None, feeds)) for _ in range(5))
+
+
+# --- running -------------------------------------------------------------------------------------------------------
+def draw(case: Case) -> Arrays:
+    rng = np.random.default_rng(0)
+    shapes = {**case.inputs, **case.constants}
+    return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def model_of(case: Case, arrays: Arrays) -> onnx.ModelProto:
+    inputs = ", ".join(f"float[{','.join(map(str, shape))}] {name}" for name, shape in case.inputs.items())
+    text = f'<ir_version: 10, opset_import: ["" : 20]> g ({inputs}) => (float[] {case.outputs.replace(", ", ", float[] ")}) {{ {case.body} }}'
+    model = onnx.parser.parse_model(text)
+    for output in model.graph.output:
+        output.type.tensor_type.ClearField("shape")
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(arrays[name], name) for name in case.constants)
+    return model
+
+
+def run(name: str, case: Case, threads: int, ceilings: dict[str, float]) -> dict[str, Any]:
+    arrays = draw(case)
+    model = model_of(case, arrays)
+    optimized = onnxopt.optimize(model)
+    ops = [node.op_type for node in optimized.graph.node]
+    feeds = {one: arrays[one] for one in case.inputs}
+    ours = onnxopt.session(optimized, threads=threads)
+    theirs = onnxopt.session(model, threads=threads, library=False)
+    exact = case.expected({key: value.astype(np.float64) for key, value in arrays.items()})
+    error = max(
+        float(np.abs(one - two).max() / np.abs(one).max())
+        for one, two in zip(exact, ours.run(None, feeds), strict=True)
+    )
+    if error > LARGEST_ERROR:
+        raise SystemExit(f"{name}: off by {error:.1e}")
+    found = compare([("onnxopt", lambda: ours.run(None, feeds)), ("onnxruntime", lambda: theirs.run(None, feeds))], 5)
+    seconds = found[0].median_ms / 1e3
+    ceiling = case.moved / ceilings["bandwidth"] if case.moved else case.operations / ceilings["gemm"]
+    return {
+        "ops": ops,
+        "fused": case.op in ops,
+        "ms": round(seconds * 1e3, 4),
+        "onnxruntime_ms": round(found[1].median_ms, 4),
+        "times_as_fast": round(1 / found[1].speedup, 3),
+        "bound": "memory" if case.moved else "arithmetic",
+        "of_ceiling": round(ceiling / seconds, 3),
+        "error": error,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="only cases whose name contains one of these")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    ceilings = {"bandwidth": bandwidth(options.threads), "gemm": gemm_rate(options.threads)}
+    print(f"copy {ceilings['bandwidth'] / 1e9:.1f} GB/s   gemm {ceilings['gemm'] / 1e9:.0f} GFLOP/s")
+    results = {}
+    for name, case in CASES.items():
+        if options.names and not any(part in name for part in options.names):
+            continue
+        results[name] = one = run(name, case, options.threads, ceilings)
+        fused = "" if one["fused"] else f"   NOT FUSED: {one['ops']}"
+        print(
+            f"{name:38s} {one['ms']:9.3f} ms  {one['of_ceiling']:5.0%} of {one['bound']:10s} "
+            f"{one['times_as_fast']:5.2f} x onnxruntime  error {one['error']:.0e}{fused}",
+            flush=True,
+        )
+    if results:
+        ratios = [one["times_as_fast"] for one in results.values()]
+        print(f"geometric mean {statistics.geometric_mean(ratios):.2f} x onnxruntime")
+    if options.json:
+        options.json.write_text(json.dumps({"ceilings": ceilings, "kernels": results}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
