@@ -29,6 +29,7 @@ endfunction()
 
 onnxopt_kernel_family(elementwise program.cc plan.cc epilogue.cc)
 onnxopt_kernel_family(gemm gemm.cc)
+onnxopt_kernel_family(attention attention.cc)
 onnxopt_kernel_family(norm norm.cc)
 onnxopt_kernel_family(conv plan.cc)
 

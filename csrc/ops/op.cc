@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "csrc/dispatch/cpu.h"
+#include "csrc/ops/fused_attention.h"
 #include "csrc/ops/fused_conv.h"
 #include "csrc/ops/fused_elementwise.h"
 #include "csrc/ops/fused_gemm.h"
@@ -16,7 +17,8 @@
 namespace onnxopt::ops {
 
 std::span<const Op* const> all() {
-  static const Op* const list[] = {&fused_conv(), &fused_elementwise(), &fused_gemm(), &fused_norm(), &fused_pool(), &fused_softmax()};
+  static const Op* const list[] = {&fused_attention(), &fused_conv(), &fused_elementwise(), &fused_gemm(),
+                                   &fused_norm(),      &fused_pool(), &fused_softmax()};
   return list;
 }
 

@@ -1,0 +1,285 @@
+#include "csrc/ops/fused_attention.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "csrc/ops/layout.h"
+#include "kernels/cpu/attention/attention.h"
+
+namespace onnxopt::ops {
+
+namespace {
+
+enum Axis : std::size_t { kBatch, kHead, kRow, kColumn };
+
+std::string number(std::int64_t value) { return std::to_string(value); }
+
+/// What the attributes say.
+struct Description {
+  AxisLayout q, k, v, y;
+  std::int64_t heads = 1, kv_heads = 1, depth = 1, width = 1;
+  std::size_t masks = 0;
+  float scale = 1.0f, cap = 0.0f, fill = -std::numeric_limits<float>::infinity();
+  bool mask_hides = false, nan_to_zero = false;
+  bool rotates_q = false, rotates_k = false, interleaved = false;
+
+  bool rotates() const { return rotates_q || rotates_k; }
+  std::size_t inputs() const { return 3 + masks + (rotates() ? 2 : 0); }
+};
+
+using Described = Result<Description>;
+
+/// Reads the layouts; a sentence where one is wrong.
+std::string read_layouts(const Attributes& attributes, Description& made) {
+  const std::pair<const char*, AxisLayout*> list[] = {{"q", &made.q}, {"k", &made.k}, {"v", &made.v}, {"y", &made.y}};
+  for (const auto& [name, layout] : list) {
+    Result<AxisLayout> parsed = AxisLayout::parse(attributes.string(name).value_or("b s hd"));
+    if (!parsed) return parsed.error();
+    *layout = std::move(*parsed);
+  }
+  const auto& last = made.y.groups();
+  const bool whole = std::none_of(last.begin(), last.end(), [](const auto& group) { return group.part; });
+  if (!whole || last.empty() || last.back().axes.empty() || last.back().axes.back() != kColumn)
+    return "Its output layout '" + made.y.text() + "' should end in d and be whole.";
+  return "";
+}
+
+Described read(const Attributes& attributes) {
+  Description made;
+  if (std::string sentence = read_layouts(attributes, made); !sentence.empty()) return Described::failure(sentence);
+  const std::pair<const char*, std::int64_t*> sizes[] = {
+      {"heads", &made.heads}, {"kv_heads", &made.kv_heads}, {"head_size", &made.depth}, {"value_size", &made.width}};
+  for (const auto& [name, size] : sizes) {
+    *size = attributes.integer(name).value_or(0);
+    if (*size < 1) return Described::failure("It needs a positive attribute '" + std::string(name) + "'.");
+  }
+  if (made.heads % made.kv_heads != 0)
+    return Described::failure("Its " + number(made.heads) + " heads are no multiple of " + number(made.kv_heads) + ".");
+  const std::int64_t masks = attributes.integer("masks").value_or(0);
+  if (masks < 0 || masks > static_cast<std::int64_t>(attention::kMostMasks))
+    return Described::failure("Its attribute 'masks' is " + number(masks) + " and should be 0 to " +
+                              number(static_cast<std::int64_t>(attention::kMostMasks)) + ".");
+  made.masks = static_cast<std::size_t>(masks);
+  made.scale = attributes.real("scale").value_or(1.0f);
+  made.cap = attributes.real("softcap").value_or(0.0f);
+  made.fill = attributes.real("fill").value_or(made.fill);
+  made.mask_hides = attributes.integer("mask_hides").value_or(0) != 0;
+  made.nan_to_zero = attributes.integer("nan_to_zero").value_or(0) != 0;
+  const std::string rotary = attributes.string("rotary").value_or("");
+  made.rotates_q = rotary.find('q') != std::string::npos;
+  made.rotates_k = rotary.find('k') != std::string::npos;
+  made.interleaved = attributes.integer("interleaved").value_or(0) != 0;
+  return made;
+}
+
+/// The sizes of the three operands.
+struct Sizes {
+  Axes q, k, v;
+};
+
+attention::Steps steps_of(const Axes& axes) { return {axes[kBatch], axes[kHead], axes[kRow], axes[kColumn]}; }
+
+attention::View view_of(const Tensor& tensor, const AxisLayout& layout, const Axes& sizes) {
+  return {static_cast<const float*>(tensor.data) + layout.offset(tensor.shape), steps_of(layout.steps(tensor.shape, sizes))};
+}
+
+/// Steps of a tensor that is broadcast to four dims; dims of size 1 have the step 0.
+Axes broadcast_steps(const Shape& shape) {
+  Axes steps{};
+  std::int64_t step = 1;
+  for (std::size_t i = 0; i < shape.size(); ++i) {
+    const std::int64_t size = shape[shape.size() - 1 - i];
+    steps[3 - i] = size == 1 ? 0 : step;
+    step *= size;
+  }
+  return steps;
+}
+
+/// Whether a shape can be broadcast to four dims; with `repeats`, the first one may also be a divisor of the result's.
+bool broadcasts(const Shape& shape, const Axes& to, bool repeats) {
+  if (shape.size() > 4) return false;
+  for (std::size_t i = 0; i < shape.size(); ++i) {
+    const std::size_t axis = 4 - shape.size() + i;
+    const bool repeated = repeats && axis == kBatch && shape[i] > 0 && to[axis] % shape[i] == 0;
+    if (shape[i] != 1 && shape[i] != to[axis] && !repeated) return false;
+  }
+  return true;
+}
+
+class FusedAttention final : public Kernel {
+ public:
+  FusedAttention(Description description, const attention::Variant& variant) : d_(std::move(description)), variant_(variant) {}
+
+  Result<std::vector<TensorType>> outputs(std::span<const Tensor> inputs) const override {
+    using Types = Result<std::vector<TensorType>>;
+    if (inputs.size() != d_.inputs())
+      return Types::failure("It got " + number(static_cast<std::int64_t>(inputs.size())) + " inputs and needs " +
+                            number(static_cast<std::int64_t>(d_.inputs())) + ".");
+    const Result<Sizes> sizes = sizes_of(inputs);
+    if (!sizes) return Types::failure(sizes.error());
+    if (std::string sentence = wrong_mask(inputs, *sizes); !sentence.empty()) return Types::failure(sentence);
+    if (std::string sentence = wrong_rotary(inputs, *sizes); !sentence.empty()) return Types::failure(sentence);
+    return std::vector<TensorType>{{kFloat, d_.y.shape(result_sizes(*sizes))}};
+  }
+
+  Result<bool> run(std::span<const Tensor> inputs, std::span<const TensorType> types, std::span<void* const> outputs,
+                   const Execution& execution) const override {
+    const Sizes sizes = *sizes_of(inputs);
+    attention::Problem problem;
+    problem.batch = sizes.q[kBatch];
+    problem.heads = d_.heads;
+    problem.kv_heads = d_.kv_heads;
+    problem.rows = sizes.q[kRow];
+    problem.keys = sizes.k[kRow];
+    problem.depth = d_.depth;
+    problem.width = d_.width;
+    problem.q = view_of(inputs[0], d_.q, sizes.q);
+    problem.k = view_of(inputs[1], d_.k, sizes.k);
+    problem.v = view_of(inputs[2], d_.v, sizes.v);
+    problem.y = static_cast<float*>(outputs[0]);
+    problem.y_steps = steps_of(d_.y.steps(types[0].shape, result_sizes(sizes)));
+    problem.scale = d_.scale;
+    problem.cap = d_.cap;
+    problem.fill = d_.fill;
+    problem.mask_hides = d_.mask_hides;
+    problem.nan_to_zero = d_.nan_to_zero;
+    problem.mask_count = d_.masks;
+    for (std::size_t i = 0; i < d_.masks; ++i) problem.masks[i] = mask_of(inputs[3 + i]);
+    if (d_.rotates()) problem.rotary = rotary_of(inputs[3 + d_.masks], inputs[4 + d_.masks]);
+    attention::run(problem, variant_, execution.parallel_for);
+    return true;
+  }
+
+ private:
+  Result<Sizes> sizes_of(std::span<const Tensor> inputs) const {
+    using Made = Result<Sizes>;
+    const AxisLayout* const layouts[] = {&d_.q, &d_.k, &d_.v};
+    Axes given[] = {{-1, d_.heads, -1, d_.depth}, {-1, d_.kv_heads, -1, d_.depth}, {-1, d_.kv_heads, -1, d_.width}};
+    for (std::size_t i = 0; i < 3; ++i) {
+      if (inputs[i].type != kFloat)
+        return Made::failure("Input " + number(static_cast<std::int64_t>(i)) + " is of type " + name_of(inputs[i].type) +
+                             " and should be float.");
+      const Result<Axes> axes = layouts[i]->sizes(inputs[i].shape, given[i]);
+      if (!axes) return Made::failure("Input " + number(static_cast<std::int64_t>(i)) + " " + axes.error() + ".");
+      given[i] = *axes;
+    }
+    const auto& [q, k, v] = given;
+    if (k[kBatch] != q[kBatch] || v[kBatch] != q[kBatch])
+      return Made::failure("Queries, keys and values are batches of " + number(q[kBatch]) + ", " + number(k[kBatch]) + " and " +
+                           number(v[kBatch]) + ".");
+    if (k[kRow] != v[kRow]) return Made::failure("There are " + number(k[kRow]) + " keys and " + number(v[kRow]) + " values.");
+    if (k[kRow] == 0 && q[kBatch] * q[kRow] > 0) return Made::failure("There are no keys to attend to.");
+    return Sizes{q, k, v};
+  }
+
+  Axes result_sizes(const Sizes& sizes) const { return {sizes.q[kBatch], d_.heads, sizes.q[kRow], d_.width}; }
+
+  std::string wrong_mask(std::span<const Tensor> inputs, const Sizes& sizes) const {
+    const Axes scores{sizes.q[kBatch], d_.heads, sizes.q[kRow], sizes.k[kRow]};
+    for (std::size_t i = 0; i < d_.masks; ++i) {
+      const Tensor& mask = inputs[3 + i];
+      const std::string name = "Mask " + number(static_cast<std::int64_t>(i));
+      if (mask.type != kFloat && mask.type != kBool)
+        return name + " is of type " + name_of(mask.type) + " and should be float or bool.";
+      if (!broadcasts(mask.shape, scores, true))
+        return name + " has the shape " + text_of(mask.shape) + ", which does not fit scores of " +
+               text_of({scores.begin(), scores.end()}) + ".";
+    }
+    return "";
+  }
+
+  std::string wrong_rotary(std::span<const Tensor> inputs, const Sizes& sizes) const {
+    if (!d_.rotates()) return "";
+    for (std::size_t i = 3 + d_.masks; i < inputs.size(); ++i) {
+      const Tensor& table = inputs[i];
+      const std::string name = i == 3 + d_.masks ? "The cosines" : "The sines";
+      if (table.type != kFloat) return name + " are of type " + name_of(table.type) + " and should be float.";
+      const std::int64_t width = table.shape.empty() ? 0 : table.shape.back();
+      if (width < 2 || width % 2 != 0 || width > d_.depth || width != inputs[3 + d_.masks].shape.back())
+        return name + " have " + number(width) + " columns, which do not fit heads of " + number(d_.depth) + ".";
+      const bool fit_q = !d_.rotates_q || broadcasts(table.shape, {sizes.q[kBatch], d_.heads, sizes.q[kRow], width}, false);
+      const bool fit_k = !d_.rotates_k || broadcasts(table.shape, {sizes.k[kBatch], d_.kv_heads, sizes.k[kRow], width}, false);
+      if (!fit_q || !fit_k) return name + " have the shape " + text_of(table.shape) + ", which does not fit what they rotate.";
+    }
+    return "";
+  }
+
+  static attention::Mask mask_of(const Tensor& tensor) {
+    const std::int64_t batches = tensor.shape.size() == 4 ? std::max<std::int64_t>(tensor.shape[0], 1) : 1;
+    return {tensor.data, tensor.type == kBool, batches, steps_of(broadcast_steps(tensor.shape))};
+  }
+
+  attention::Rotary rotary_of(const Tensor& cos, const Tensor& sin) const {
+    attention::Rotary rotary;
+    rotary.cos = static_cast<const float*>(cos.data);
+    rotary.sin = static_cast<const float*>(sin.data);
+    rotary.cos_steps = steps_of(broadcast_steps(cos.shape));
+    rotary.sin_steps = steps_of(broadcast_steps(sin.shape));
+    rotary.width = cos.shape.back();
+    rotary.interleaved = d_.interleaved;
+    rotary.of_queries = d_.rotates_q;
+    rotary.of_keys = d_.rotates_k;
+    return rotary;
+  }
+
+  Description d_;
+  const attention::Variant& variant_;
+};
+
+Result<std::unique_ptr<Kernel>> create(const Attributes& attributes, std::string_view name) {
+  using Made = Result<std::unique_ptr<Kernel>>;
+  const auto list = attention::variants();
+  const auto variant = std::find_if(list.begin(), list.end(), [&](const auto& one) { return name == one.name; });
+  if (variant == list.end()) return Made::failure("There is no variant '" + std::string(name) + "'.");
+  Described description = read(attributes);
+  if (!description) return Made::failure(description.error());
+  return Made(std::make_unique<FusedAttention>(std::move(*description), *variant));
+}
+
+/// The dim of Q that holds an axis alone, or a fresh one.
+Dim dim_of(const Description& d, const InferredType& q, std::size_t axis) {
+  for (std::size_t i = 0; i < d.q.groups().size() && i < q.shape.size(); ++i) {
+    const auto& group = d.q.groups()[i];
+    if (!group.part && group.axes == std::vector<std::size_t>{axis}) return q.shape[i];
+  }
+  return {-1, fresh_dim()};
+}
+
+std::vector<std::optional<InferredType>> infer(const Attributes& attributes, std::span<const InferredType> inputs) {
+  const Described d = read(attributes);
+  if (!d || inputs.empty()) return {};
+  InferredType result{kFloat, {}};
+  for (const auto& group : d->y.groups()) {
+    Dim dim{1, ""};
+    for (const std::size_t axis : group.axes) {
+      const std::int64_t known = axis == kHead ? d->heads : axis == kColumn ? d->width : -1;
+      if (known >= 0)
+        dim.size *= known;
+      else if (group.axes.size() == 1)
+        dim = dim_of(*d, inputs[0], axis);
+      else
+        return {};
+    }
+    result.shape.push_back(std::move(dim));
+  }
+  return {result};
+}
+
+std::vector<Variant> list_variants() {
+  std::vector<Variant> list;
+  for (const attention::Variant& variant : attention::variants()) list.push_back({variant.name, variant.isa});
+  return list;
+}
+
+}  // namespace
+
+const Op& fused_attention() {
+  static const char* const attributes[] = {"q",         "k",          "v",      "y",          "heads",      "kv_heads",
+                                           "head_size", "value_size", "scale",  "fill",       "mask_hides", "nan_to_zero",
+                                           "softcap",   "masks",      "rotary", "interleaved"};
+  static const std::vector<Variant> list = list_variants();
+  static const Op op{"FusedAttention", attributes, list, create, infer};
+  return op;
+}
+
+}  // namespace onnxopt::ops

@@ -1,0 +1,73 @@
+#include "kernels/cpu/attention/attention.h"
+
+#include <algorithm>
+
+namespace onnxopt::attention {
+
+#define ATTENTION_VARIANT(name, isa)      \
+  namespace name {                        \
+  void run(const Problem&, const Range&); \
+  }
+#include "kernels/cpu/attention/variants.inc"
+#undef ATTENTION_VARIANT
+
+std::span<const Variant> variants() {
+  static constexpr Variant list[] = {
+#define ATTENTION_VARIANT(name, isa) {"attention__" #name, isa, name::run},
+#include "kernels/cpu/attention/variants.inc"
+#undef ATTENTION_VARIANT
+  };
+  return list;
+}
+
+namespace {
+
+/// Multiplications of a task: some 50 us of one core.
+constexpr double kTask = 3e6;
+/// The least rows of a task, so that packing the keys does not count.
+constexpr std::int64_t kLeastRows = 96;
+/// Multiplications below which a second thread costs more than it saves.
+constexpr double kGrain = 2e5;
+
+std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+struct Job {
+  const Problem* problem;
+  const Variant* variant;
+  std::int64_t groups, group_rows;      // of the problem
+  std::int64_t task_groups, task_rows;  // of a task
+};
+
+void run_task(void* user, std::size_t index) {
+  const Job& job = *static_cast<const Job*>(user);
+  const std::int64_t parts = ceil_div(job.group_rows, job.task_rows), task = static_cast<std::int64_t>(index);
+  const std::int64_t group = task / parts * job.task_groups, row = task % parts * job.task_rows;
+  job.variant->run(*job.problem,
+                   {group, std::min(group + job.task_groups, job.groups), row, std::min(row + job.task_rows, job.group_rows)});
+}
+
+}  // namespace
+
+void run(const Problem& problem, const Variant& variant, const ParallelFor& parallel_for) {
+  const std::int64_t groups = problem.batch * problem.kv_heads;
+  const std::int64_t group_rows = problem.heads / problem.kv_heads * problem.rows;
+  if (groups == 0 || group_rows == 0) return;
+  const double row_work = static_cast<double>(problem.keys) * static_cast<double>(problem.depth + problem.width);
+  const double group_work = row_work * static_cast<double>(group_rows);
+  if (group_work * static_cast<double>(groups) <= kGrain) {
+    variant.run(problem, {0, groups, 0, group_rows});
+    return;
+  }
+  Job job{&problem, &variant, groups, group_rows, 1, group_rows};
+  if (group_work <= kTask) {
+    const auto most = static_cast<std::int64_t>(kTask / group_work);
+    job.task_groups = std::clamp<std::int64_t>(most, 1, std::max<std::int64_t>(groups / 2, 1));
+  } else {
+    const auto rows = std::max(static_cast<std::int64_t>(kTask / row_work), kLeastRows);
+    job.task_rows = ceil_div(group_rows, ceil_div(group_rows, rows));
+  }
+  const std::int64_t tasks = ceil_div(groups, job.task_groups) * ceil_div(group_rows, job.task_rows);
+  parallel_for(static_cast<std::size_t>(tasks), run_task, &job);
+}
+
+}  // namespace onnxopt::attention

@@ -1,0 +1,82 @@
+// Attention: softmax(Q K^T scale + masks) V, tile by tile, so that the scores never lie in memory as a whole.
+//
+// After T. Dao et al., "FlashAttention" (2022), and M. Milakov, N. Gimelshein, "Online normalizer calculation for softmax" (2018).
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <span>
+
+#include "kernels/cpu/common.h"
+
+namespace onnxopt::attention {
+
+/// A tensor [batch, head, row, column] anywhere in memory: floats from one element to the next along each axis.
+struct Steps {
+  std::int64_t batch = 0, head = 0, row = 0, column = 0;
+};
+
+struct View {
+  const float* data = nullptr;
+  Steps steps;
+};
+
+/// What is added to the scores or, of booleans, where scores are replaced. Along the batch it begins over again after `batches`.
+struct Mask {
+  const void* data = nullptr;
+  bool boolean = false;
+  std::int64_t batches = 1;
+  Steps steps;
+};
+
+/// Rotary embedding of the first `width` columns: x[d] becomes x[d] cos[d] + x[partner of d] sin[d], where the sines carry the
+/// sign. The partner is half the width away or, interleaved, the neighbour. (J. Su et al., "RoFormer", 2021.)
+struct Rotary {
+  const float* cos = nullptr;
+  const float* sin = nullptr;
+  Steps cos_steps, sin_steps;
+  std::int64_t width = 0;
+  bool interleaved = false;
+  bool of_queries = false, of_keys = false;
+};
+
+constexpr std::size_t kMostMasks = 3;
+
+/// Heads share keys and values in groups of heads / kv_heads.
+struct Problem {
+  std::int64_t batch = 0, heads = 1, kv_heads = 1;
+  std::int64_t rows = 0, keys = 0;    // of each head
+  std::int64_t depth = 0, width = 0;  // columns of Q and K, of V
+  View q, k, v;
+  float* y = nullptr;
+  Steps y_steps;  // whose column step is 1
+  float scale = 1.0f;
+  float cap = 0.0f;  // scores become cap tanh(score / cap), unless it is 0
+  Mask masks[kMostMasks];
+  std::size_t mask_count = 0;
+  float fill = -std::numeric_limits<float>::infinity();  // the score where a boolean mask hides
+  bool mask_hides = false;                               // booleans are true where they hide
+  bool nan_to_zero = false;                              // rows without a weight become 0, not NaN
+  Rotary rotary;
+};
+
+/// What one task computes: rows [row, row_end) of the heads that share keys, in each of the groups [group, group_end). The rows of
+/// such heads come one after the other.
+struct Range {
+  std::int64_t group, group_end, row, row_end;
+};
+
+/// One implementation, for one instruction set.
+struct Variant {
+  const char* name;
+  const char* isa;
+  void (*run)(const Problem&, const Range&);
+};
+
+/// The variants that were built, best first; the portable one is last.
+std::span<const Variant> variants();
+
+/// Computes a problem. The results do not depend on how `parallel_for` spreads the work.
+void run(const Problem& problem, const Variant& variant, const ParallelFor& parallel_for);
+
+}  // namespace onnxopt::attention

@@ -1,0 +1,374 @@
+// Attention of some rows: one template, instantiated once per instruction set.
+//
+// A tile of keys and values is packed for the matrix micro-kernel; block by block of rows, the scores of the tile are computed, put
+// through the online softmax and multiplied with the values, all in the first-level cache.
+#include "kernels/cpu/attention/attention.h"
+#include "kernels/cpu/attention/transpose.h"
+#include "kernels/cpu/gemm/micro.h"
+#include "kernels/cpu/scratch.h"
+
+namespace onnxopt::attention {
+namespace {
+
+using gemm::kColumns;
+using gemm::kPanel;
+using gemm::kRows;
+using simd::Pack;
+using simd::V;
+using simd::W;
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+/// Keys of a tile.
+constexpr std::int64_t kTile = 256;
+/// Floats of the scores of a block of rows.
+constexpr std::int64_t kScores = 6656;
+/// A mask hides a tile if it is nowhere above `kHidden`, as long as the row sees a score above `kSeen` elsewhere: beside that, what
+/// is hidden weighs nothing.
+constexpr float kHidden = -1e30f, kSeen = -1e29f;
+
+constexpr std::int64_t signed_of(std::size_t size) { return static_cast<std::int64_t>(size); }
+std::int64_t least(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
+std::int64_t round_up(std::int64_t a, std::int64_t step) { return (a + step - 1) / step * step; }
+
+/// A row of the heads that share keys.
+struct Place {
+  std::int64_t batch, head, row;
+};
+
+/// A tile of keys.
+struct Tile {
+  std::int64_t begin, size;
+  std::int64_t padded() const { return round_up(size, signed_of(kPanel)); }
+};
+
+/// Memory of a task. Rows of scores lie a cache line further apart than they need, so that they do not share its sets.
+struct Workspace {
+  float *queries, *keys, *values, *scores, *results, *largest, *sums, *line;
+  std::int64_t score_step, result_step, block_rows;
+};
+
+Workspace make_workspace(const Problem& problem, std::int64_t rows) {
+  const std::int64_t tile = round_up(least(problem.keys, kTile), signed_of(kPanel));
+  const std::int64_t width = round_up(problem.width, signed_of(kColumns)), score_step = tile + signed_of(kPanel);
+  std::int64_t block_rows = kScores / score_step / kRows * kRows;
+  if (block_rows < kRows) block_rows = kRows;
+  const std::int64_t sizes[] = {rows * problem.depth,
+                                tile * problem.depth,
+                                tile * width,
+                                block_rows * score_step,
+                                rows * width,
+                                rows,
+                                rows,
+                                signed_of(kPanel) * (problem.depth + problem.width)};
+  std::int64_t total = 0;
+  for (const std::int64_t size : sizes) total += round_up(size, signed_of(kPanel));
+  auto* memory = reinterpret_cast<float*>(scratch(static_cast<std::size_t>(total) * sizeof(float), ScratchOwner::kAttention));
+  float* parts[8];
+  for (int i = 0; i < 8; ++i) {
+    parts[i] = memory;
+    memory += round_up(sizes[i], signed_of(kPanel));
+  }
+  return {parts[0], parts[1], parts[2], parts[3], parts[4], parts[5], parts[6], parts[7], score_step, width, block_rows};
+}
+
+/// Row `row` of a head, rotated and scaled, into `line`.
+void copy_row(const Rotary* rotary, const View& view, const Place& at, std::int64_t columns, float scale, float* line) {
+  const float* const x = view.data + at.batch * view.steps.batch + at.head * view.steps.head + at.row * view.steps.row;
+  const std::int64_t step = view.steps.column, width = rotary ? rotary->width : 0;
+  if (rotary) {
+    const float* const cos =
+        rotary->cos + at.batch * rotary->cos_steps.batch + at.head * rotary->cos_steps.head + at.row * rotary->cos_steps.row;
+    const float* const sin =
+        rotary->sin + at.batch * rotary->sin_steps.batch + at.head * rotary->sin_steps.head + at.row * rotary->sin_steps.row;
+    const std::int64_t half = width / 2;
+    if (rotary->interleaved) {
+      for (std::int64_t d = 0; d < width; ++d) line[d] = (x[d * step] * cos[d] + x[(d ^ 1) * step] * sin[d]) * scale;
+    } else {
+      for (std::int64_t d = 0; d < half; ++d) line[d] = (x[d * step] * cos[d] + x[(d + half) * step] * sin[d]) * scale;
+      for (std::int64_t d = half; d < width; ++d) line[d] = (x[d * step] * cos[d] + x[(d - half) * step] * sin[d]) * scale;
+    }
+  }
+  if (step == 1)
+    for (std::int64_t d = width; d < columns; ++d) line[d] = x[d] * scale;
+  else
+    for (std::int64_t d = width; d < columns; ++d) line[d] = x[d * step] * scale;
+}
+
+/// Attention of rows of the heads that share keys.
+class Group {
+ public:
+  Group(const Problem& problem, const Workspace& work, std::int64_t group, std::int64_t row, std::int64_t rows)
+      : p_(problem), w_(work), batch_(group / problem.kv_heads), kv_head_(group % problem.kv_heads), first_(row), rows_(rows) {}
+
+  void run() {
+    const Rotary* const rotary = p_.rotary.of_queries ? &p_.rotary : nullptr;
+    for (std::int64_t r = 0; r < rows_; ++r) copy_row(rotary, p_.q, place(r), p_.depth, p_.scale, w_.queries + r * p_.depth);
+    if (!attend(true)) attend(false);
+    for (std::int64_t r = 0; r < rows_; ++r) write(r);
+  }
+
+ private:
+  Place place(std::int64_t r) const {
+    const std::int64_t row = first_ + r;
+    return {batch_, kv_head_ * (p_.heads / p_.kv_heads) + row / p_.rows, row % p_.rows};
+  }
+
+  /// All tiles, or all but those that masks hide; false where that would have left out what a row needs.
+  bool attend(bool skip) {
+    for (std::int64_t r = 0; r < rows_; ++r) {
+      w_.largest[r] = -kInfinity;
+      w_.sums[r] = 0.0f;
+      for (std::int64_t d = 0; d < w_.result_step; ++d) w_.results[r * w_.result_step + d] = 0.0f;
+    }
+    bool skipped = false;
+    for (Tile tile{0, 0}; tile.begin < p_.keys; tile.begin += kTile) {
+      tile.size = least(p_.keys - tile.begin, kTile);
+      bool packed = false;
+      for (std::int64_t r = 0; r < rows_; r += w_.block_rows) {
+        const std::int64_t rows = least(rows_ - r, w_.block_rows);
+        if (skip && p_.mask_count > 0 && hidden(tile, r, rows)) {
+          skipped = true;
+          continue;
+        }
+        if (!packed) pack(tile);
+        packed = true;
+        multiply(w_.queries + r * p_.depth, p_.depth, rows, p_.depth, w_.keys, w_.scores, w_.score_step, tile.size, false);
+        for (std::int64_t i = 0; i < rows; ++i) soften(tile, r + i, w_.scores + i * w_.score_step);
+        multiply_values(tile, r, rows);
+      }
+    }
+    if (!skipped) return true;
+    bool complete = true;
+    for (std::int64_t r = 0; r < rows_; ++r) complete = complete && w_.largest[r] > kSeen;
+    return complete;
+  }
+
+  void pack(const Tile& tile) const {
+    for (std::int64_t j = 0; j < tile.size; j += signed_of(kPanel))
+      pack_panel(tile.begin + j, least(tile.size - j, signed_of(kPanel)), w_.keys + j * p_.depth);
+    pack_values(tile);
+  }
+
+  /// Up to 16 keys as columns; the missing ones are zero.
+  void pack_panel(std::int64_t key, std::int64_t count, float* panel) const {
+    const Rotary* const rotary = p_.rotary.of_keys ? &p_.rotary : nullptr;
+    const bool direct = p_.k.steps.column == 1 && rotary == nullptr;
+    const float* rows[kPanel] = {};
+    for (std::int64_t j = 0; j < count; ++j) {
+      const Place at{batch_, kv_head_, key + j};
+      float* const line = w_.line + j * p_.depth;
+      if (direct)
+        rows[j] = p_.k.data + at.batch * p_.k.steps.batch + at.head * p_.k.steps.head + at.row * p_.k.steps.row;
+      else
+        copy_row(rotary, p_.k, at, p_.depth, 1.0f, line), rows[j] = line;
+    }
+    for (std::int64_t d = 0; d < p_.depth; d += signed_of(W))
+      for (std::size_t part = 0; part < kPanel; part += W)
+        transpose_square(rows + part, d, least(p_.depth - d, signed_of(W)), panel + d * signed_of(kPanel) + part);
+  }
+
+  static void transpose_square(const float* const* rows, std::int64_t from, std::int64_t columns, float* to) {
+    V::F square[W];
+#pragma GCC unroll 16
+    for (std::size_t j = 0; j < W; ++j)
+      square[j] = rows[j] ? V::load_first(rows[j] + from, static_cast<std::size_t>(columns)) : V::set1(0.0f);
+    transpose(square);
+    if (columns == signed_of(W)) {
+#pragma GCC unroll 16
+      for (std::size_t d = 0; d < W; ++d) V::store(to + d * kPanel, square[d]);
+    } else {
+      for (std::int64_t d = 0; d < columns; ++d) V::store(to + d * signed_of(kPanel), square[d]);
+    }
+  }
+
+  /// Values in strips of as many columns as the micro-kernel takes at once; the missing ones are zero.
+  void pack_values(const Tile& tile) const {
+    for (std::int64_t j = 0; j < tile.size; ++j) {
+      const Place at{batch_, kv_head_, tile.begin + j};
+      const float* row = p_.v.data + at.batch * p_.v.steps.batch + at.head * p_.v.steps.head + at.row * p_.v.steps.row;
+      if (p_.v.steps.column != 1) {
+        copy_row(nullptr, p_.v, at, p_.width, 1.0f, w_.line);
+        row = w_.line;
+      }
+      for (std::int64_t column = 0; column < p_.width; column += signed_of(kColumns)) {
+        float* const to = w_.values + column * tile.size + j * signed_of(kColumns);
+        for (std::size_t d = 0; d < kColumns; d += W) {
+          const std::int64_t left = p_.width - column - signed_of(d);
+          V::store(to + d, left >= signed_of(W) ? V::load(row + column + d)
+                           : left > 0           ? V::load_first(row + column + d, static_cast<std::size_t>(left))
+                                                : V::set1(0.0f));
+        }
+      }
+    }
+  }
+
+  /// C = A B or C + A B for rows of A, in blocks of nearly the same number of rows. B is packed in panels of 16 columns.
+  static void multiply(const float* a, std::int64_t a_step, std::int64_t rows, std::int64_t depth, const float* b, float* c,
+                       std::int64_t c_step, std::int64_t columns, bool accumulate) {
+    const std::int64_t blocks = (rows + kRows - 1) / kRows, panel = depth * signed_of(kPanel);
+    for (std::int64_t j = 0; j < columns; j += signed_of(kColumns)) {
+      const gemm::Columns from{b + j / signed_of(kPanel) * panel, signed_of(kPanel), panel};
+      const std::int64_t width = least(columns - j, signed_of(kColumns));
+      multiply_strip(a, a_step, rows, blocks, depth, from, c + j, c_step, width, accumulate);
+    }
+  }
+
+  static void multiply_strip(const float* a, std::int64_t a_step, std::int64_t rows, std::int64_t blocks, std::int64_t depth,
+                             const gemm::Columns& b, float* c, std::int64_t c_step, std::int64_t columns, bool accumulate) {
+    for (std::int64_t i = 0; i < blocks; ++i) {
+      const std::int64_t begin = rows * i / blocks, end = rows * (i + 1) / blocks;
+      gemm::Target target{c + begin * c_step, c_step, static_cast<std::size_t>(columns)};
+      target.accumulate = accumulate;
+      gemm::multiply(static_cast<int>(end - begin), gemm::Strided{a + begin * a_step, a_step}, 1, static_cast<std::size_t>(depth),
+                     b, target);
+    }
+  }
+
+  void multiply_values(const Tile& tile, std::int64_t r, std::int64_t rows) const {
+    const std::int64_t blocks = (rows + kRows - 1) / kRows;
+    for (std::int64_t j = 0; j < p_.width; j += signed_of(kColumns)) {
+      const gemm::Columns from{w_.values + j * tile.size, signed_of(kColumns), signed_of(kPanel)};
+      multiply_strip(w_.scores, w_.score_step, rows, blocks, tile.size, from, w_.results + r * w_.result_step + j, w_.result_step,
+                     least(p_.width - j, signed_of(kColumns)), true);
+    }
+  }
+
+  /// Where a mask has the first key of a tile, for a row.
+  template <class T>
+  const T* mask_row(const Mask& mask, const Tile& tile, const Place& at) const {
+    return static_cast<const T*>(mask.data) + at.batch % mask.batches * mask.steps.batch + at.head * mask.steps.head +
+           at.row * mask.steps.row + tile.begin * mask.steps.column;
+  }
+
+  /// Whether one of the masks hides a tile from all of some rows.
+  bool hidden(const Tile& tile, std::int64_t r, std::int64_t rows) const {
+    for (std::size_t i = 0; i < p_.mask_count; ++i) {
+      const Mask& mask = p_.masks[i];
+      bool all = true;
+      for (std::int64_t row = r; row < r + rows && all; ++row) all = hides_row(mask, tile, place(row));
+      if (all) return true;
+    }
+    return false;
+  }
+
+  bool hides_row(const Mask& mask, const Tile& tile, const Place& at) const {
+    const std::int64_t step = mask.steps.column, size = step == 0 ? 1 : tile.size;
+    bool all = true;
+    if (mask.boolean) {
+      if (!(p_.fill <= kHidden)) return false;
+      const auto* const row = mask_row<std::uint8_t>(mask, tile, at);
+      for (std::int64_t j = 0; j < size; ++j) all &= (row[j] != 0) == p_.mask_hides;
+    } else {
+      const auto* const row = mask_row<float>(mask, tile, at);
+      for (std::int64_t j = 0; j < size; ++j) all &= row[j] <= kHidden;
+    }
+    return all;
+  }
+
+  /// The scores of a row become weights; what the row has seen before is brought to their scale.
+  void soften(const Tile& tile, std::int64_t r, float* scores) const {
+    const std::int64_t padded = tile.padded();
+    if (p_.cap != 0.0f) cap(scores, padded);
+    if (p_.mask_count > 0) {
+      const Place at = place(r);
+      for (std::size_t i = 0; i < p_.mask_count; ++i) apply(p_.masks[i], tile, at, scores);
+    }
+    for (std::int64_t j = tile.size; j < padded; ++j) scores[j] = -kInfinity;
+    const float before = w_.largest[r], largest = largest_of(scores, padded, before);
+    if (largest > before && before > -kInfinity) rescale(r, before - largest);
+    w_.largest[r] = largest;
+    w_.sums[r] += weigh(scores, padded, largest == -kInfinity ? 0.0f : largest);
+  }
+
+  void cap(float* scores, std::int64_t count) const {
+    using F = Pack<1>;
+    const F most = simd::splat<F>(p_.cap), inverse = simd::splat<F>(1.0f / p_.cap);
+    for (std::int64_t j = 0; j < count; j += signed_of(W))
+      simd::store(scores + j, most * simd::tanh(simd::load<F>(scores + j, W) * inverse));
+  }
+
+  void apply(const Mask& mask, const Tile& tile, const Place& at, float* scores) const {
+    if (mask.boolean) {
+      const auto* const row = mask_row<std::uint8_t>(mask, tile, at);
+      const std::int64_t step = mask.steps.column;
+      for (std::int64_t j = 0; j < tile.size; ++j) scores[j] = (row[j * step] != 0) == p_.mask_hides ? p_.fill : scores[j];
+    } else if (mask.steps.column == 0) {
+      const float term = *mask_row<float>(mask, tile, at);
+      for (std::int64_t j = 0; j < tile.size; ++j) scores[j] += term;
+    } else {
+      const auto* const row = mask_row<float>(mask, tile, at);
+      for (std::int64_t j = 0; j < tile.size; ++j) scores[j] += row[j];
+    }
+  }
+
+  /// NaNs are left out.
+  static float largest_of(const float* scores, std::int64_t count, float before) {
+    V::F largest = V::set1(before);
+    for (std::int64_t j = 0; j < count; j += signed_of(W)) largest = V::max(V::load(scores + j), largest);
+    return V::largest(largest);
+  }
+
+  /// e^(x - shift); what would be subnormal is 0.
+  template <class F>
+  static F weight(F x, F shift) {
+    const F lowest = simd::splat<F>(-87.0f), t = x - shift;
+    return simd::select(t < lowest, simd::splat<F>(0.0f), simd::exp_in_range(simd::max(lowest, t)));
+  }
+
+  /// Scores become weights, whose sum is returned. A multiple of 16 scores.
+  static float weigh(float* scores, std::int64_t count, float shift) {
+    constexpr int kMost = 4;
+    using Most = Pack<kMost>;
+    Most sums = simd::splat<Most>(0.0f);
+    std::int64_t j = 0;
+    for (; j + kMost * signed_of(W) <= count; j += kMost * signed_of(W)) {
+      const Most e = weight(simd::load<Most>(scores + j, W), simd::splat<Most>(shift));
+      simd::store(scores + j, e);
+      sums = sums + e;
+    }
+    V::F sum = V::add(V::add(sums.v[0], sums.v[1]), V::add(sums.v[2], sums.v[3]));
+    for (; j < count; j += signed_of(W)) {
+      const auto e = weight(simd::load<Pack<1>>(scores + j, W), simd::splat<Pack<1>>(shift));
+      simd::store(scores + j, e);
+      sum = V::add(sum, e.v[0]);
+    }
+    return V::sum(sum);
+  }
+
+  void rescale(std::int64_t r, float exponent) const {
+    const V::F factor = weight(simd::splat<Pack<1>>(exponent), simd::splat<Pack<1>>(0.0f)).v[0];
+    float* const result = w_.results + r * w_.result_step;
+    for (std::int64_t d = 0; d < w_.result_step; d += signed_of(W)) V::store(result + d, V::mul(V::load(result + d), factor));
+    float one[W];
+    V::store(one, factor);
+    w_.sums[r] *= one[0];
+  }
+
+  /// The row of the output: the weighted values divided by the sum of their weights.
+  void write(std::int64_t r) const {
+    const Place at = place(r);
+    const float sum = w_.sums[r];
+    const bool nothing = p_.nan_to_zero && !(sum > 0.0f);
+    const float* const result = w_.results + r * w_.result_step;
+    float* const y = p_.y + at.batch * p_.y_steps.batch + at.head * p_.y_steps.head + at.row * p_.y_steps.row;
+    const float inverse = 1.0f / sum;
+    for (std::int64_t d = 0; d < p_.width; ++d) y[d] = nothing ? 0.0f : result[d] * inverse;
+  }
+
+  const Problem& p_;
+  const Workspace& w_;
+  std::int64_t batch_, kv_head_, first_, rows_;
+};
+
+}  // namespace
+
+namespace ONNXOPT_VARIANT {
+
+void run(const Problem& problem, const Range& range) {
+  const Workspace work = make_workspace(problem, range.row_end - range.row);
+  for (std::int64_t group = range.group; group < range.group_end; ++group)
+    Group(problem, work, group, range.row, range.row_end - range.row).run();
+}
+
+}  // namespace ONNXOPT_VARIANT
+}  // namespace onnxopt::attention
