@@ -13,16 +13,24 @@ using elementwise::Program;
 
 std::string number(std::size_t value) { return std::to_string(value); }
 
-/// The bounds, where the program is one Relu or Clip of its first input.
-std::optional<gemm::Bounds> bounds_of(const Program& program) {
-  if (program.instructions().size() != 1 || program.inputs().size() != 1 || program.outputs().size() != 1) return std::nullopt;
-  const Instruction& only = program.instructions().front();
-  if (only.operands[0].kind != Operand::kInput) return std::nullopt;
-  if (only.op == elementwise::Op::k_relu) return gemm::Bounds{0.0f, std::numeric_limits<float>::infinity()};
-  if (only.op != elementwise::Op::k_clip || only.operands[1].kind != Operand::kLiteral ||
-      only.operands[2].kind != Operand::kLiteral)
+/// The bounds, where the last statement is a Relu or Clip of `operand`.
+std::optional<gemm::Bounds> bounds_of(const Program& program, Operand::Kind kind) {
+  const Instruction& last = program.instructions().back();
+  if (last.operands[0].kind != kind || last.operands[0].index != 0) return std::nullopt;
+  if (last.op == elementwise::Op::k_relu) return gemm::Bounds{0.0f, std::numeric_limits<float>::infinity()};
+  if (last.op != elementwise::Op::k_clip || last.operands[1].kind != Operand::kLiteral ||
+      last.operands[2].kind != Operand::kLiteral)
     return std::nullopt;
-  return gemm::Bounds{program.literals()[only.operands[1].index].f, program.literals()[only.operands[2].index].f};
+  return gemm::Bounds{program.literals()[last.operands[1].index].f, program.literals()[last.operands[2].index].f};
+}
+
+/// The input, where the first statement adds one to the only result.
+std::optional<std::size_t> added_to_result(const Program& program) {
+  const Instruction& first = program.instructions().front();
+  if (first.op != elementwise::Op::k_add || first.type != elementwise::DType::f32) return std::nullopt;
+  const Operand &a = first.operands[0], &b = first.operands[1];
+  if (a.kind != Operand::kInput || b.kind != Operand::kInput || (a.index == 0) == (b.index == 0)) return std::nullopt;
+  return a.index + b.index;
 }
 
 }  // namespace
@@ -56,7 +64,15 @@ Result<EpilogueProgram> EpilogueProgram::read(const Attributes& attributes, std:
   const auto variants = elementwise::variants();
   const auto found = std::find_if(variants.begin(), variants.end(), [&](const auto& one) { return isa == one.isa; });
   if (found == variants.end()) return Made::failure("There is no element-wise kernel for " + std::string(isa) + ".");
-  made.clip_ = bounds_of(*program);
+  if (raw == 1 && program->outputs().size() == 1 && program->instructions().size() <= 2) {
+    const std::size_t statements = program->instructions().size();
+    if (const auto added = added_to_result(*program); added && program->inputs().size() == 2) {
+      if (statements == 2) made.clip_ = bounds_of(*program, Operand::kTemporary);
+      if (statements == 1 || made.clip_) made.added_ = added;
+    } else if (statements == 1 && program->inputs().size() == 1) {
+      made.clip_ = bounds_of(*program, Operand::kInput);
+    }
+  }
   made.program_ = std::move(*program);
   made.variant_ = &*found;
   return made;
@@ -94,6 +110,11 @@ Result<std::vector<TensorType>> EpilogueProgram::outputs(const Shape& raw, std::
     types.push_back({element_type(program_->outputs()[i]), std::move((*made)[i])});
   }
   return types;
+}
+
+std::optional<EpilogueProgram::Sum> EpilogueProgram::sum(const Shape& raw, std::span<const Tensor> inputs) const {
+  if (!added_ || inputs[*added_ - 1].shape != raw) return std::nullopt;
+  return Sum{static_cast<const float*>(inputs[*added_ - 1].data), clip_ ? &*clip_ : nullptr};
 }
 
 Result<elementwise::Epilogue> EpilogueProgram::bind(const Shape& raw, std::span<const Tensor> inputs,

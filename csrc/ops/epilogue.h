@@ -21,9 +21,17 @@ class EpilogueProgram {
   static Result<EpilogueProgram> read(const Attributes& attributes, std::size_t raw, std::string_view isa);
 
   /// Whether there is more to do than to clip.
-  bool present() const { return program_ && !clip_; }
+  bool present() const { return program_ && (added_ || !clip_); }
   /// What the results are clipped to, where that is all.
-  const gemm::Bounds* clip() const { return clip_ ? &*clip_ : nullptr; }
+  const gemm::Bounds* clip() const { return clip_ && !added_ ? &*clip_ : nullptr; }
+
+  /// A sum that can be computed in registers: what is added to the only result, and what that is clipped to (null where it is not).
+  struct Sum {
+    const float* added;
+    const gemm::Bounds* clip;
+  };
+  /// The program as a sum, where it is one with an input of the result's shape.
+  std::optional<Sum> sum(const Shape& raw, std::span<const Tensor> inputs) const;
 
   /// The element types of the outputs.
   std::vector<int> output_types() const;
@@ -40,7 +48,8 @@ class EpilogueProgram {
 
   std::size_t raw_ = 0;
   std::optional<elementwise::Program> program_;
-  std::optional<gemm::Bounds> clip_;
+  std::optional<std::size_t> added_;  // the input that is added before the results are clipped
+  std::optional<gemm::Bounds> clip_;  // of a program that does nothing else
   const elementwise::Variant* variant_ = nullptr;
 };
 

@@ -53,12 +53,20 @@ class FusedConv final : public Kernel {
   Result<bool> run(std::span<const Tensor> inputs, std::span<const TensorType> types, std::span<void* const> outputs,
                    const Execution& execution) const override {
     const auto data = [&](std::size_t i) { return static_cast<const float*>(inputs[i].data); };
-    conv::Convolution convolution{*geometry_of(inputs), data(0), data(1), layout_.biased ? data(2) : nullptr,
-                                  static_cast<float*>(outputs[0]), epilogue_.clip(), nullptr};
+    conv::Convolution convolution{.geometry = *geometry_of(inputs),
+                                  .x = data(0),
+                                  .weights = data(1),
+                                  .bias = layout_.biased ? data(2) : nullptr,
+                                  .y = static_cast<float*>(outputs[0]),
+                                  .clip = epilogue_.clip()};
+    const Shape raw = shape_of(convolution.geometry, window_.rank());
+    const std::span<const Tensor> further = inputs.subspan(layout_.epilogue());
     std::optional<elementwise::Epilogue> epilogue;
-    if (epilogue_.present()) {
-      const Shape raw = shape_of(convolution.geometry, window_.rank());
-      Result<elementwise::Epilogue> bound = epilogue_.bind(raw, inputs.subspan(layout_.epilogue()), types, outputs);
+    if (const auto sum = epilogue_.sum(raw, further); sum && !convolution.geometry.is_depthwise()) {
+      convolution.added = sum->added;
+      convolution.clip = sum->clip;
+    } else if (epilogue_.present()) {
+      Result<elementwise::Epilogue> bound = epilogue_.bind(raw, further, types, outputs);
       if (!bound) return Result<bool>::failure(bound.error());
       epilogue = std::move(*bound);
       convolution.epilogue = &*epilogue;

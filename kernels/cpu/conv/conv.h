@@ -38,8 +38,9 @@ struct Convolution {
   const float* weights;
   const float* bias;  // [filters], or null
   float* y;
-  const gemm::Bounds* clip;               // applied first, or null
-  const elementwise::Epilogue* epilogue;  // its one raw result is the convolution's, or null
+  const float* added = nullptr;                     // of the shape of y, added to it; not by depthwise convolutions
+  const gemm::Bounds* clip = nullptr;               // what the results are clipped to then
+  const elementwise::Epilogue* epilogue = nullptr;  // computed of them at last, its one raw result
 };
 
 enum class Pool : std::uint8_t { kMax, kAverage, kAverageWithPads };

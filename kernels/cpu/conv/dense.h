@@ -26,10 +26,13 @@ inline std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a
 /// Calls `use(begin, count)` for parts of [0, total) of nearly equal size, of at most `step` each.
 template <class Use>
 inline void in_even_parts(std::int64_t total, std::int64_t step, Use use) {
-  const std::int64_t parts = ceil_div(total, step);
+  if (total <= 0) return;
+  const std::int64_t parts = ceil_div(total, step), size = total / parts, larger = total % parts;
+  std::int64_t begin = 0;
   for (std::int64_t part = 0; part < parts; ++part) {
-    const std::int64_t begin = total * part / parts;
-    use(begin, total * (part + 1) / parts - begin);
+    const std::int64_t count = size + (part < larger);
+    use(begin, count);
+    begin += count;
   }
 }
 
@@ -50,8 +53,8 @@ struct Pixel {
   }
 };
 
-/// Where the windows of a block of pixels lie: a pointer per tap and pixel. What lies in the padding is a row of zeros, and merged taps
-/// that cross the border of the image are copied.
+/// Where the windows of a block of pixels lie: a pointer per tap and pixel. What lies in the padding is a row of zeros, and merged
+/// taps that cross the border of the image are copied.
 class Windows {
  public:
   static std::size_t bytes(const Plan& plan) {
@@ -114,24 +117,37 @@ class Windows {
   float* copies_ = nullptr;
 };
 
-/// A block of rows by all columns of a rectangle.
+/// A block of rows by all columns of a rectangle; `source_of_rows` gives the rows of A from a tap on.
 template <class Source>
 inline void multiply_block(const Plan& plan, std::int64_t group, const Rectangle& block, Source source_of_rows) {
   const Convolution& convolution = *plan.convolution;
-  const std::int64_t width = convolution.geometry.filters, products = plan.taps() * plan.depth();
-  const float* const weights = convolution.weights + group * plan.panels * products * static_cast<std::int64_t>(kPanel);
+  const std::int64_t width = convolution.geometry.filters, taps = plan.taps(), depth = plan.depth();
+  const float* const weights = convolution.weights + group * plan.panels * taps * depth * static_cast<std::int64_t>(kPanel);
   for (std::int64_t column = block.column; column < block.column_end; column += kColumns) {
     const std::int64_t columns = least(static_cast<std::int64_t>(kColumns), block.column_end - column);
     const std::int64_t filter = group * plan.group_filters + column;
-    const gemm::Columns b{weights + column * products, kPanel, static_cast<std::ptrdiff_t>(kPanel) * products};
-    in_even_parts(block.row_end - block.row, kRows, [&](std::int64_t row, std::int64_t rows) {
-      const gemm::Target target{convolution.y + (block.row + row) * width + filter, width, static_cast<std::size_t>(columns),
-                                convolution.bias ? convolution.bias + filter : nullptr, false, convolution.clip};
-      gemm::multiply(static_cast<int>(rows), source_of_rows(row), static_cast<std::size_t>(plan.taps()),
-                     static_cast<std::size_t>(plan.depth()), b, target);
-    });
+    for (std::int64_t tap = 0; tap < taps; tap += plan.block_taps) {
+      const std::int64_t some_taps = least(plan.block_taps, taps - tap);
+      const bool is_first = tap == 0, is_last = tap + some_taps == taps;
+      const gemm::Columns b{weights + (column * taps + tap * static_cast<std::int64_t>(kPanel)) * depth, kPanel,
+                            static_cast<std::ptrdiff_t>(kPanel) * taps * depth};
+      in_even_parts(block.row_end - block.row, kRows, [&](std::int64_t row, std::int64_t rows) {
+        const std::int64_t first = (block.row + row) * width + filter;
+        const gemm::Target target{.c = convolution.y + first,
+                                  .ld = width,
+                                  .columns = static_cast<std::size_t>(columns),
+                                  .bias = convolution.bias ? convolution.bias + filter : nullptr,
+                                  .accumulate = !is_first,
+                                  .clip = is_last ? convolution.clip : nullptr,
+                                  .added = is_last && convolution.added ? convolution.added + first : nullptr,
+                                  .added_ld = width};
+        gemm::multiply(static_cast<int>(rows), source_of_rows(row, tap), static_cast<std::size_t>(some_taps),
+                       static_cast<std::size_t>(depth), b, target);
+      });
+    }
   }
-  finish(plan, {block.row, block.row_end, group * plan.group_filters + block.column, group * plan.group_filters + block.column_end});
+  finish(plan,
+         {block.row, block.row_end, group * plan.group_filters + block.column, group * plan.group_filters + block.column_end});
 }
 
 /// A rectangle of a group's results, by products.
@@ -145,12 +161,15 @@ inline void multiply_rows(const Plan& plan, std::int64_t group, const Rectangle&
   if (plan.plain)
     return each_block([&](const Rectangle& block) {
       const float* const x = plan.convolution->x + block.row * g.channels + group * plan.group_channels;
-      multiply_block(plan, group, block, [&](std::int64_t row) { return gemm::Strided{x + row * g.channels, g.channels}; });
+      multiply_block(plan, group, block,
+                     [&](std::int64_t row, std::int64_t) { return gemm::Strided{x + row * g.channels, g.channels}; });
     });
   Windows windows(plan, scratch(Windows::bytes(plan), ScratchOwner::kConv));
   each_block([&](const Rectangle& block) {
     const gemm::Indirect all = windows.place(group, block.row, block.row_end - block.row);
-    multiply_block(plan, group, block, [&](std::int64_t row) { return gemm::Indirect{all.pointers + row, all.stride}; });
+    multiply_block(plan, group, block, [&](std::int64_t row, std::int64_t tap) {
+      return gemm::Indirect{all.pointers + tap * static_cast<std::int64_t>(all.stride) + row, all.stride};
+    });
   });
 }
 

@@ -8,10 +8,14 @@
 namespace onnxopt::conv {
 namespace {
 
-/// Pixels of a line that are computed together: as many independent sums as hide the latency of one.
-constexpr int kPixels = 8;
-/// Floats of results after which the epilogue runs on them: half of a first-level cache.
-constexpr std::int64_t kSegmentFloats = 4096;
+/// Pixels of a line that are computed together: as many independent sums as hide the latency of one, and fit into registers beside
+/// the weights of a row of the window.
+constexpr int kPixels = V::kWidth == 16 ? 8 : 4;
+/// Vectors of channels that a pixel at the border computes together.
+constexpr int kBorderVectors = 4;
+/// Floats of the windows of a strip, which stay in the first-level cache from line to line.
+constexpr std::int64_t kStripFloats = 6 * 1024;
+constexpr std::int64_t kStripChannels = 64;
 
 /// The part of a window that lies in the image, along one axis.
 struct Range {
@@ -36,8 +40,8 @@ inline Range whole_windows(const Geometry& g) {
 struct Window {
   const float* first;
   const float* weights;  // of that tap
-  Range ky, kx;
-  std::int64_t line_step, tap_step, pixel_step, weight_line, channels;
+  Range ky, kx, channels;
+  std::int64_t line_step, tap_step, pixel_step, weight_line, weight_tap, result_step;
 };
 
 template <bool Whole>
@@ -66,9 +70,7 @@ struct Products {
     return load_channels<Whole>(p, count);
   }
   static F join(F sum, F x, F weight) { return V::accumulate(x, weight, sum); }
-  F end(F sum) const {
-    return clip ? V::min(V::set1(clip->high), V::max(V::set1(clip->low), sum)) : sum;
-  }
+  F end(F sum) const { return clip ? V::min(V::set1(clip->high), V::max(V::set1(clip->low), sum)) : sum; }
 };
 
 struct Maxima {
@@ -100,106 +102,230 @@ struct Sums {
   F end(F sum) const { return V::mul(sum, scale); }
 };
 
-/// P pixels, one vector of channels from `channel` on.
-template <int P, bool Whole, class Body>
-inline void run_vector(const Window& w, const Body& body, std::int64_t channel, std::size_t count, float* y) {
-  F sums[P];
-  const F start = body.template start<Whole>(channel, count);
+/// Keeps a loaded vector in a register: the compiler would read it from memory again for each use.
+inline void hold([[maybe_unused]] F& x) {
+#if defined(__AVX__)
+  asm("" : "+v"(x));
+#endif
+}
+
+/// P pixels, N vectors of channels from `channel` on.
+template <int P, int N, bool Whole, class Body>
+inline void run_vectors(const Window& w, const Body& body, std::int64_t channel, std::size_t count, float* y) {
+  F sums[P][N];
+#pragma GCC unroll 4
+  for (int v = 0; v < N; ++v) {
+    const F start = body.template start<Whole>(channel + v * kWidth, count);
 #pragma GCC unroll 8
-  for (F& sum : sums) sum = start;
+    for (int p = 0; p < P; ++p) sums[p][v] = start;
+  }
   const float* line = w.first + channel;
   const float* weight_line = w.weights + channel;
   for (std::int64_t ky = w.ky.begin; ky < w.ky.end; ++ky, line += w.line_step, weight_line += w.weight_line) {
     const float* tap = line;
     const float* weights = weight_line;
-    for (std::int64_t kx = w.kx.begin; kx < w.kx.end; ++kx, tap += w.tap_step, weights += w.channels) {
-      const F weight = body.template weight<Whole>(weights, count);
-      const float* x = tap;
+    for (std::int64_t kx = w.kx.begin; kx < w.kx.end; ++kx, tap += w.tap_step, weights += w.weight_tap) {
+#pragma GCC unroll 4
+      for (int v = 0; v < N; ++v) {
+        const F weight = body.template weight<Whole>(weights + v * kWidth, count);
+        const float* x = tap + v * kWidth;
 #pragma GCC unroll 8
-      for (int p = 0; p < P; ++p, x += w.pixel_step) sums[p] = Body::join(sums[p], load_channels<Whole>(x, count), weight);
+        for (int p = 0; p < P; ++p, x += w.pixel_step) sums[p][v] = Body::join(sums[p][v], load_channels<Whole>(x, count), weight);
+      }
     }
   }
 #pragma GCC unroll 8
-  for (int p = 0; p < P; ++p) store_channels<Whole>(y + p * w.channels + channel, body.end(sums[p]), count);
+  for (int p = 0; p < P; ++p)
+#pragma GCC unroll 4
+    for (int v = 0; v < N; ++v) store_channels<Whole>(y + p * w.result_step + channel + v * kWidth, body.end(sums[p][v]), count);
 }
 
-/// P pixels, all channels.
-template <int P, class Body>
-inline void run_channels(const Window& w, const Body& body, float* y) {
-  std::int64_t channel = 0;
-  for (; channel + kWidth <= w.channels; channel += kWidth) run_vector<P, true>(w, body, channel, V::kWidth, y);
-  if (channel < w.channels) run_vector<P, false>(w, body, channel, static_cast<std::size_t>(w.channels - channel), y);
+/// The same for windows of K columns that share what they read. Where they cross the border, only the columns `inside` are read.
+template <int P, int K, bool Border, bool Whole, class Body>
+inline void run_shared(const Window& w, Range inside, const Body& body, std::int64_t channel, std::size_t count, float* y) {
+  F sums[P];
+  const F start = body.template start<Whole>(channel, count);
+#pragma GCC unroll 8
+  for (F& sum : sums) sum = start;
+  const float* line = w.first + channel;
+  const float* weights = w.weights + channel;
+  for (std::int64_t ky = w.ky.begin; ky < w.ky.end; ++ky, line += w.line_step, weights += w.weight_line) {
+    F taps[K];
+#pragma GCC unroll 8
+    for (int kx = 0; kx < K; ++kx) {
+      taps[kx] = body.template weight<Whole>(weights + kx * w.weight_tap, count);
+      hold(taps[kx]);
+    }
+    const float* column = line;
+#pragma GCC unroll 16
+    for (int c = 0; c < P + K - 1; ++c, column += w.pixel_step) {
+      if (Border && (c < inside.begin || c >= inside.end)) continue;
+      F x = load_channels<Whole>(column, count);
+      hold(x);
+#pragma GCC unroll 8
+      for (int kx = 0; kx < K; ++kx)
+        if (c >= kx && c - kx < P) sums[c - kx] = Body::join(sums[c - kx], x, taps[kx]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int p = 0; p < P; ++p) store_channels<Whole>(y + p * w.result_step + channel, body.end(sums[p]), count);
 }
 
-/// Pixels [begin, end) of the output's line (image, oy); `make` gives the body for a window, of which `y` has the results.
-template <class Make>
-inline void run_line(const Geometry& g, const float* x, const float* weights, std::int64_t line, Range pixels, float* y, Make make) {
-  const std::int64_t image = line / g.output[0], oy = line % g.output[0];
-  const Range ky = inside(g, 0, oy), whole = whole_windows(g);
-  const std::int64_t row = g.input[1] * g.channels;
-  const float* const top = x + image * g.input[0] * row + (oy * g.strides[0] - g.pads[0] + ky.begin * g.dilations[0]) * row;
-  const auto window = [&](std::int64_t ox, Range kx) {
-    const std::int64_t column = ox * g.strides[1] - g.pads[1] + kx.begin * g.dilations[1];
-    return Window{top + column * g.channels,
-                  weights ? weights + (ky.begin * g.kernel[1] + kx.begin) * g.channels : nullptr,
-                  ky,
-                  kx,
-                  g.dilations[0] * row,
-                  g.dilations[1] * g.channels,
-                  g.strides[1] * g.channels,
-                  weights ? g.kernel[1] * g.channels : 0,
-                  g.channels};
+/// A range of channels, so many vectors at a time: `run.operator()<N, Whole>(channel, count)`.
+template <int N, class Run>
+inline void over_channels(Range channels, Run run) {
+  std::int64_t channel = channels.begin;
+  if constexpr (N > 1)
+    for (; channel + N * kWidth <= channels.end; channel += N * kWidth) run.template operator()<N, true>(channel, V::kWidth);
+  for (; channel + kWidth <= channels.end; channel += kWidth) run.template operator()<1, true>(channel, V::kWidth);
+  if (channel < channels.end) run.template operator()<1, false>(channel, static_cast<std::size_t>(channels.end - channel));
+}
+
+/// P pixels whose windows lie in the image alike.
+template <class Body, int P = kPixels>
+inline void run_alike(std::int64_t pixels, const Window& w, const Body& body, float* y) {
+  if constexpr (P > 1)
+    if (pixels < P) return run_alike<Body, P - 1>(pixels, w, body, y);
+  constexpr int kVectors = P == 1 ? kBorderVectors : P == 2 ? 2 : 1;
+  over_channels<kVectors>(w.channels, [&]<int N, bool Whole>(std::int64_t channel, std::size_t count) {
+    run_vectors<P, N, Whole>(w, body, channel, count, y);
+  });
+}
+
+/// P pixels whose windows are K columns that share what they read.
+template <int K, class Body, int P = kPixels>
+inline void run_neighbours(std::int64_t pixels, const Window& w, Range inside, const Body& body, float* y) {
+  if constexpr (P > 1)
+    if (pixels < P) return run_neighbours<K, Body, P - 1>(pixels, w, inside, body, y);
+  const auto run = [&]<bool Border>() {
+    over_channels<1>(w.channels, [&]<int, bool Whole>(std::int64_t channel, std::size_t count) {
+      run_shared<P, K, Border, Whole>(w, inside, body, channel, count, y);
+    });
   };
-  for (std::int64_t ox = pixels.begin; ox < pixels.end;) {
-    float* const target = y + ox * g.channels;
-    const std::int64_t left = least(whole.end, pixels.end) - ox;
-    if (ox < whole.begin || left <= 0) {
-      const Range kx = inside(g, 1, ox);
-      run_channels<1>(window(ox, kx), make(ky, kx), target);
-      ++ox;
-    } else if (left >= kPixels) {
-      const Range kx{0, g.kernel[1]};
-      run_channels<kPixels>(window(ox, kx), make(ky, kx), target);
-      ox += kPixels;
-    } else if (left >= 4) {
-      const Range kx{0, g.kernel[1]};
-      run_channels<4>(window(ox, kx), make(ky, kx), target);
-      ox += 4;
-    } else {
-      const Range kx{0, g.kernel[1]};
-      run_channels<1>(window(ox, kx), make(ky, kx), target);
-      ++ox;
+  if (inside.begin <= 0 && inside.end >= P + K - 1) return run.template operator()<false>();
+  run.template operator()<true>();
+}
+
+/// What is computed together: pixels of the output's lines, and channels.
+struct Part {
+  Range pixels, channels;
+};
+
+/// One line of windows over an image.
+class Line {
+ public:
+  Line(const Geometry& g, const float* x, const float* weights, std::int64_t line, Range channels)
+      : g_(g), weights_(weights), channels_(channels), ky_(inside(g, 0, line % g.output[0])) {
+    const std::int64_t image = line / g.output[0], oy = line % g.output[0];
+    row_ = g.input[1] * g.channels;
+    top_ = x + image * g.input[0] * row_ + (oy * g.strides[0] - g.pads[0] + ky_.begin * g.dilations[0]) * row_;
+  }
+
+  /// Windows whose sizes matter: `make` gives the body for the parts of a window that lie in the image.
+  template <class Make>
+  void run(Range pixels, float* y, Make make) const {
+    const Range whole = whole_windows(g_);
+    for (std::int64_t ox = pixels.begin; ox < pixels.end;) {
+      float* const target = y + ox * g_.channels;
+      const std::int64_t left = least(whole.end, pixels.end) - ox;
+      if (ox < whole.begin || left <= 0) {
+        const Range kx = inside(g_, 1, ox);
+        run_alike(1, window(ox, kx), make(ky_, kx), target);
+        ++ox;
+        continue;
+      }
+      const Range kx{0, g_.kernel[1]};
+      const auto body = make(ky_, kx);
+      in_even_parts(left, kPixels, [&](std::int64_t begin, std::int64_t count) {
+        run_alike(count, window(ox + begin, kx), body, target + begin * g_.channels);
+      });
+      ox += left;
     }
   }
+
+  /// Windows that share columns, where what lies outside of the image adds nothing.
+  template <int K, class Body>
+  void run_shared_columns(Range pixels, float* y, const Body& body) const {
+    in_even_parts(pixels.end - pixels.begin, kPixels, [&](std::int64_t begin, std::int64_t count) {
+      const std::int64_t ox = pixels.begin + begin, left = ox - g_.pads[1];
+      run_neighbours<K>(count, window(ox, {0, K}), Range{-left, g_.input[1] - left}, body, y + ox * g_.channels);
+    });
+  }
+
+ private:
+  Window window(std::int64_t ox, Range kx) const {
+    const std::int64_t column = ox * g_.strides[1] - g_.pads[1] + kx.begin * g_.dilations[1];
+    const std::int64_t weight_step = weights_ ? g_.channels : 0;
+    return {top_ + column * g_.channels,
+            weights_ + (ky_.begin * g_.kernel[1] + kx.begin) * weight_step,
+            ky_,
+            kx,
+            channels_,
+            g_.dilations[0] * row_,
+            g_.dilations[1] * g_.channels,
+            g_.strides[1] * g_.channels,
+            g_.kernel[1] * weight_step,
+            weight_step,
+            g_.channels};
+  }
+
+  const Geometry& g_;
+  const float* weights_;
+  Range channels_, ky_;
+  std::int64_t row_;
+  const float* top_;
+};
+
+/// Calls `run` with the parts of some lines whose windows stay in the first-level cache.
+template <class Run>
+inline void over_parts(const Geometry& g, Run run) {
+  const auto columns = [&](std::int64_t pixels) { return g.kernel[0] * ((pixels - 1) * g.strides[1] + g.kernel[1]); };
+  const std::int64_t fitting = kStripFloats / columns(kPixels);
+  const std::int64_t channels =
+      fitting >= g.channels ? g.channels : most(fitting / kStripChannels * kStripChannels, kStripChannels);
+  std::int64_t pixels = kPixels;
+  while (pixels < g.output[1] && columns(pixels + kPixels) * channels <= kStripFloats) pixels += kPixels;
+  for (std::int64_t channel = 0; channel < g.channels; channel += channels)
+    in_even_parts(g.output[1], pixels, [&](std::int64_t begin, std::int64_t count) {
+      run(Part{{begin, begin + count}, {channel, least(channel + channels, g.channels)}});
+    });
 }
 
 inline void run_depthwise(const Plan& plan, std::int64_t task) {
   const Convolution& convolution = *plan.convolution;
   const Geometry& g = convolution.geometry;
-  const std::int64_t end = least((task + 1) * plan.task_lines, g.batch * g.output[0]);
-  const std::int64_t segment = most(kSegmentFloats / g.channels / kPixels * kPixels, kPixels);
+  const Range lines{task * plan.task_lines, least((task + 1) * plan.task_lines, g.batch * g.output[0])};
   const Products products{convolution.bias, convolution.clip};
-  for (std::int64_t line = task * plan.task_lines; line < end; ++line)
-    for (std::int64_t begin = 0; begin < g.output[1]; begin += segment) {
-      const Range pixels{begin, least(begin + segment, g.output[1])};
-      const std::int64_t row = line * g.output[1];
-      run_line(g, convolution.x, convolution.weights, line, pixels, convolution.y + row * g.channels,
-               [&](Range, Range) { return products; });
-      finish(plan, {row + pixels.begin, row + pixels.end, 0, g.channels});
+  const bool shares = g.strides[1] == 1 && g.dilations[1] == 1;
+  over_parts(g, [&](const Part& part) {
+    for (std::int64_t number = lines.begin; number < lines.end; ++number) {
+      const Line line(g, convolution.x, convolution.weights, number, part.channels);
+      float* const y = convolution.y + number * g.output[1] * g.channels;
+      if (shares && g.kernel[1] == 3)
+        line.run_shared_columns<3>(part.pixels, y, products);
+      else if (shares && g.kernel[1] == 5)
+        line.run_shared_columns<5>(part.pixels, y, products);
+      else if (shares && g.kernel[1] == 7)
+        line.run_shared_columns<7>(part.pixels, y, products);
+      else
+        line.run(part.pixels, y, [&](Range, Range) { return products; });
     }
+  });
+  finish(plan, {lines.begin * g.output[1], lines.end * g.output[1], 0, g.channels});
 }
 
-inline void run_pool(const Pooling& pooling, std::int64_t line) {
+inline void run_pool(const Pooling& pooling, std::int64_t number) {
   const Geometry& g = pooling.geometry;
-  float* const y = pooling.y + line * g.output[1] * g.channels;
+  float* const y = pooling.y + number * g.output[1] * g.channels;
+  const Line line(g, pooling.x, nullptr, number, {0, g.channels});
   const Range all{0, g.output[1]};
-  if (pooling.kind == Pool::kMax) return run_line(g, pooling.x, nullptr, line, all, y, [](Range, Range) { return Maxima{}; });
-  if (pooling.kind == Pool::kAverage)
-    return run_line(g, pooling.x, nullptr, line, all, y, [](Range ky, Range kx) {
-      return Sums{V::set1(1.0f / static_cast<float>((ky.end - ky.begin) * (kx.end - kx.begin)))};
-    });
-  const float taps = 1.0f / static_cast<float>(g.taps());
-  run_line(g, pooling.x, nullptr, line, all, y, [taps](Range, Range) { return Sums{V::set1(taps)}; });
+  const auto mean = [](std::int64_t count) { return Sums{V::set1(1.0f / static_cast<float>(count))}; };
+  switch (pooling.kind) {
+    case Pool::kMax: return line.run(all, y, [](Range, Range) { return Maxima{}; });
+    case Pool::kAverage:
+      return line.run(all, y, [&](Range ky, Range kx) { return mean((ky.end - ky.begin) * (kx.end - kx.begin)); });
+    case Pool::kAverageWithPads: return line.run(all, y, [&](Range, Range) { return mean(g.taps()); });
+  }
 }
 
 /// The sums over pixels, for each channel.

@@ -23,7 +23,10 @@ constexpr std::int64_t kMostBlockRows = 192;
 constexpr std::int64_t kColumnStep = 2 * kPanel;
 /// Floats of a block's operands and results, which should stay in the second-level cache, beside the weights.
 constexpr std::int64_t kBlockFloats = 32 * 1024;
+constexpr std::int64_t kCachedFloats = 96 * 1024;
 constexpr std::int64_t kTileBlockFloats = 112 * 1024;
+/// Floats of the weights of a block of columns, which are read by all rows of a block.
+constexpr std::int64_t kPanelFloats = 48 * 1024;
 constexpr std::int64_t kMostTransformedFloats = 4 << 20;
 
 /// What Winograd's transformations take per tile and 16 channels (inputs) or filters (outputs), and per 16 weights.
@@ -65,14 +68,14 @@ Plan describe(const Convolution& convolution) {
   plan.group_channels = g.channels / g.groups;
   plan.group_filters = g.filters / g.groups;
   plan.panels = ceil_div(plan.group_filters, kPanel);
-  plan.rows_together =
-      convolution.epilogue ? convolution.epilogue->rows_together() : std::numeric_limits<std::int64_t>::max();
+  plan.rows_together = convolution.epilogue ? convolution.epilogue->rows_together() : std::numeric_limits<std::int64_t>::max();
   return plan;
 }
 
 /// Cuts columns until there are tasks enough, each of which is worth it.
 void cut_columns(Plan& plan, std::int64_t other_tasks, std::int64_t work) {
-  const std::int64_t most = std::clamp<std::int64_t>(work / kLeastWork, 1, ceil_div(kFewTasks, std::max<std::int64_t>(other_tasks, 1)));
+  const std::int64_t most =
+      std::clamp<std::int64_t>(work / kLeastWork, 1, ceil_div(kFewTasks, std::max<std::int64_t>(other_tasks, 1)));
   plan.task_columns = round_up(ceil_div(plan.group_filters, most), kColumnStep);
   plan.column_tasks = ceil_div(plan.group_filters, plan.task_columns);
 }
@@ -82,17 +85,20 @@ Plan plan_product(const Convolution& convolution) {
   Plan plan = describe(convolution);
   plan.plain = is_plain(g);
   plan.merged = !plan.plain && g.groups == 1 && g.channels < kPanel && g.kernel[1] > 1 && g.dilations[1] == 1;
-  const std::int64_t rows = g.pixels();
-  const std::int64_t row_work = std::max<std::int64_t>(g.taps() * plan.group_channels, 8) * plan.panels;
-  plan.task_rows = round_up(std::max<std::int64_t>(kTaskWork / row_work, 4 * kRowStep), kRowStep);
-  const std::int64_t work = rows * row_work * g.groups;
-  if (work < 2 * kLeastWork) plan.task_rows = std::max<std::int64_t>(rows, 1);
-  plan.row_tasks = ceil_div(rows, plan.task_rows);
-  plan.task_rows = round_up(ceil_div(rows, std::max<std::int64_t>(plan.row_tasks, 1)), kRowStep);
+  const std::int64_t rows = g.pixels(), depth = g.taps() * plan.group_channels;
+  const std::int64_t row_work = std::max<std::int64_t>(depth, 8) * plan.panels, work = rows * row_work * g.groups;
+  // Weights that do not fit into the cache are read once, by all rows that do.
+  const std::int64_t most_rows = std::max(kCachedFloats / (plan.group_channels * g.strides[0] * g.strides[1]), kRowStep);
+  const bool cuts_rows = plan.group_filters * depth <= kCachedFloats || rows > 4 * most_rows;
+  plan.task_rows = std::min(cuts_rows ? std::max<std::int64_t>(kTaskWork / row_work, 4 * kRowStep) : rows, most_rows);
+  if (work < 2 * kLeastWork) plan.task_rows = rows;
+  plan.task_rows = ceil_div(rows, ceil_div(rows, plan.task_rows));
   plan.row_tasks = ceil_div(rows, plan.task_rows);
   cut_columns(plan, plan.row_tasks * g.groups, work);
   const std::int64_t width = std::min(plan.task_columns, plan.group_filters) + plan.group_channels;
-  plan.block_rows = std::clamp(kBlockFloats / width / kRowStep * kRowStep, 2 * kRowStep, kMostBlockRows);
+  const std::int64_t most_block_rows = cuts_rows ? kMostBlockRows : plan.task_rows;
+  plan.block_rows = std::max(std::min(kBlockFloats / width, most_block_rows) / kRowStep * kRowStep, 2 * kRowStep);
+  plan.block_taps = std::clamp<std::int64_t>(kPanelFloats / (kColumnStep * plan.depth()), 1, plan.taps());
   return plan;
 }
 
@@ -118,7 +124,9 @@ Plan plan_depthwise(const Convolution& convolution) {
   Plan plan = describe(convolution);
   const std::int64_t line_work = g.output[1] * ceil_div(g.channels, kPanel) * (g.taps() + 4);
   const std::int64_t lines = g.batch * g.output[0];
-  plan.task_lines = line_work * lines < 2 * kLeastWork ? lines : std::clamp<std::int64_t>(kTaskWork / 4 / line_work, 1, lines);
+  const std::int64_t most = std::max<std::int64_t>(kTileBlockFloats / (g.output[1] * g.channels), 1);
+  const std::int64_t wanted = std::clamp<std::int64_t>(kTaskWork / 4 / line_work, 1, most);
+  plan.task_lines = line_work * lines < 2 * kLeastWork ? lines : std::min(wanted, lines);
   return plan;
 }
 
@@ -130,7 +138,8 @@ bool prefers_winograd(const Geometry& g) {
   if (g.groups != 1 || g.channels < kLeastWinogradChannels || g.filters < kLeastWinogradChannels) return false;
   if (kTilePoints * panels * kPanel * g.channels > kMostTransformedFloats) return false;
   const std::int64_t tiles = g.batch * ceil_div(g.output[0], kTileOutputs) * ceil_div(g.output[1], kTileOutputs);
-  const std::int64_t transforms = tiles * (kInputTransform * vectors + kOutputTransform * panels) + kWeightTransform * g.channels * panels;
+  const std::int64_t transforms =
+      tiles * (kInputTransform * vectors + kOutputTransform * panels) + kWeightTransform * g.channels * panels;
   const std::int64_t work = tiles * kTilePoints * g.channels * panels + transforms;
   return static_cast<double>(work) < kWinogradGain * static_cast<double>(g.pixels() * g.taps() * g.channels * panels);
 }
@@ -228,14 +237,14 @@ void run(const GlobalAverage& average, const Variant& variant, const ParallelFor
     }
 }
 
-#define CONV_VARIANT(space, isa)                                           \
-  namespace space {                                                        \
-  void dense(const Plan&, std::int64_t);                                   \
-  void depthwise(const Plan&, std::int64_t);                               \
-  void transform_weights(const Plan&, std::int64_t);                       \
-  void winograd(const Plan&, std::int64_t);                                \
-  void pool(const Pooling&, std::int64_t);                                 \
-  void sum(const float*, std::int64_t, std::int64_t, float*);              \
+#define CONV_VARIANT(space, isa)                              \
+  namespace space {                                           \
+  void dense(const Plan&, std::int64_t);                      \
+  void depthwise(const Plan&, std::int64_t);                  \
+  void transform_weights(const Plan&, std::int64_t);          \
+  void winograd(const Plan&, std::int64_t);                   \
+  void pool(const Pooling&, std::int64_t);                    \
+  void sum(const float*, std::int64_t, std::int64_t, float*); \
   }
 #include "kernels/cpu/conv/variants.inc"
 #undef CONV_VARIANT

@@ -32,6 +32,7 @@ struct Plan {
   bool merged;  // the taps of a row of the kernel are one: few channels make short taps
   std::int64_t task_rows, row_tasks, task_columns, column_tasks;
   std::int64_t block_rows;  // rows whose operands and results stay in the cache
+  std::int64_t block_taps;  // taps whose weights do
 
   // Winograd: tasks are numbered by image, tile rows, columns.
   std::int64_t tiles[2];

@@ -103,12 +103,13 @@ class Tiles {
       for (std::int64_t column = column_; column < column_end_; column += kColumns) {
         const std::int64_t columns = least(static_cast<std::int64_t>(kColumns), column_end_ - column);
         multiply(column, columns, count);
-        for (std::int64_t tile = 0; tile < count; ++tile) doubt = transform_output(first + tile, tile, count, column, columns, doubt);
+        for (std::int64_t tile = 0; tile < count; ++tile)
+          doubt = transform_output(first + tile, tile, count, column, columns, doubt);
       }
     });
     const std::int64_t line = image_ * g_.output[0];
-    const Rectangle done{(line + tile_row_ * kOut) * g_.output[1], (line + least(tile_row_end_ * kOut, g_.output[0])) * g_.output[1],
-                         column_, column_end_};
+    const Rectangle done{(line + tile_row_ * kOut) * g_.output[1],
+                         (line + least(tile_row_end_ * kOut, g_.output[0])) * g_.output[1], column_, column_end_};
     if (is_finite(doubt))
       finish(plan_, done);
     else
@@ -127,9 +128,7 @@ class Tiles {
   struct Place {
     std::int64_t y, x;  // of the first output
   };
-  Place place(std::int64_t tile) const {
-    return {(tile_row_ + tile / plan_.tiles[1]) * kOut, tile % plan_.tiles[1] * kOut};
-  }
+  Place place(std::int64_t tile) const { return {(tile_row_ + tile / plan_.tiles[1]) * kOut, tile % plan_.tiles[1] * kOut}; }
 
   void transform_input(std::int64_t number, std::int64_t tile, std::int64_t count) {
     const Place at = place(number);
@@ -175,11 +174,12 @@ class Tiles {
   }
 
   /// Writes the outputs of a tile; adds 0 times each of them to `doubt`.
-  F transform_output(std::int64_t number, std::int64_t tile, std::int64_t count, std::int64_t column, std::int64_t columns, F doubt) {
+  F transform_output(std::int64_t number, std::int64_t tile, std::int64_t count, std::int64_t column, std::int64_t columns,
+                     F doubt) {
     const Convolution& convolution = *plan_.convolution;
     const Place at = place(number);
     const std::int64_t lines = least(kOut, g_.output[0] - at.y), pixels = least(kOut, g_.output[1] - at.x);
-    float* const y = convolution.y + ((image_ * g_.output[0] + at.y) * g_.output[1] + at.x) * g_.filters + column;
+    const std::int64_t first = ((image_ * g_.output[0] + at.y) * g_.output[1] + at.x) * g_.filters + column;
     const std::int64_t point = count * static_cast<std::int64_t>(kColumns);
     const F zero = V::set1(0.0f);
     for (std::int64_t i = 0; i < columns; i += kWidth) {
@@ -202,15 +202,16 @@ class Tiles {
         F out[kOut];
         output_points(rows[line], out);
         for (std::int64_t pixel = 0; pixel < pixels; ++pixel) {
+          const std::int64_t to = first + (line * g_.output[1] + pixel) * g_.filters + i;
           F result = V::add(out[pixel], bias);
           doubt = V::fma(result, zero, doubt);
-          if (convolution.clip)
-            result = V::min(V::set1(convolution.clip->high), V::max(V::set1(convolution.clip->low), result));
-          float* const to = y + (line * g_.output[1] + pixel) * g_.filters + i;
+          if (convolution.added)
+            result = V::add(result, whole ? V::load(convolution.added + to) : V::load_first(convolution.added + to, left));
+          if (convolution.clip) result = V::min(V::set1(convolution.clip->high), V::max(V::set1(convolution.clip->low), result));
           if (whole)
-            V::store(to, result);
+            V::store(convolution.y + to, result);
           else
-            V::store_first(to, result, left);
+            V::store_first(convolution.y + to, result, left);
         }
       }
     }

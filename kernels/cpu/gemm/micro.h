@@ -27,6 +27,8 @@ constexpr int kVectorsOfPanel = static_cast<int>(kPanel / V::kWidth);
 constexpr int kRows = V::kMatrixRows;
 constexpr int kPanels = V::kMatrixPanels;
 constexpr std::size_t kColumns = kPanels * kPanel;
+/// Floats of a cache line.
+constexpr std::size_t kLineFloats = 16;
 
 /// Rows of A at a constant distance. Three rows share a pointer: x86 addresses reach base, base + ld and base + 2 ld.
 struct Strided {
@@ -87,6 +89,8 @@ struct Target {
   const float* bias = nullptr;   // of the columns; the sums start there
   bool accumulate = false;       // the sums start with what C holds
   const Bounds* clip = nullptr;  // applied to the result
+  const float* added = nullptr;  // added to the sums before they are clipped; rows `added_ld` apart
+  std::ptrdiff_t added_ld = 0;
 };
 
 template <int R, int N, class Source>
@@ -110,6 +114,12 @@ inline void run_block(Source source, std::size_t taps, std::size_t depth, Column
       for (int r = 0; r < R; ++r) sums[r][v] = start;
     }
   }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+    for (std::size_t column = 0; column < target.columns; column += kLineFloats) {
+      __builtin_prefetch(target.c + r * target.ld + column, 1);
+      if (target.added) __builtin_prefetch(target.added + r * target.added_ld + column);
+    }
   const float* row = b.data;
   for (std::size_t tap = 0; tap < taps; ++tap) {
     auto a = source.template rows<R>(tap);
@@ -127,6 +137,12 @@ inline void run_block(Source source, std::size_t taps, std::size_t depth, Column
       row += b.step;
       a.advance();
     }
+  }
+  if (target.added) {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+      for (int v = 0; v < N; ++v) sums[r][v] = V::add(sums[r][v], read(target.added + r * target.added_ld, v));
   }
   if (target.clip) {
     const F low = V::set1(target.clip->low), high = V::set1(target.clip->high);

@@ -71,15 +71,15 @@ def _refuse_resize(node: ir.Node, shapes: ir.ShapeEnv) -> Refusal | None:
         return Refusal("the runtime has no kernel of its mode in the other layout", culprit=node)
     if attribute(node, "coordinate_transformation_mode") == "tf_crop_and_resize":
         return Refusal("it crops", culprit=node)
-    numbers = [ir.small_array(value) for value in node.inputs[2:] if value is not None]
+    numbers = [ir.small_array(value) for value in node.inputs[1:] if value is not None]
     known = [one for one in numbers if one is not None and one.size == RESIZE_RANK]
     return None if known else Refusal("its scales are not constant", culprit=node)
 
 
 def _build_resize(b: Builder, node: ir.Node, x: ir.Value) -> ir.Value:
     """The same op, whose scales or sizes follow the dims."""
-    inputs: list[ir.Value | None] = [x, None]
-    for value in node.inputs[2:]:
+    inputs: list[ir.Value | None] = [x]
+    for value in node.inputs[1:]:
         numbers = ir.small_array(value)
         has_one_per_dim = numbers is not None and numbers.size == RESIZE_RANK
         inputs.append(b.constant(numbers[[0, 2, 3, 1]], "sizes") if has_one_per_dim else value)  # type: ignore[index]
