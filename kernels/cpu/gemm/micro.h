@@ -29,6 +29,9 @@ constexpr int kPanels = V::kMatrixPanels;
 constexpr std::size_t kColumns = kPanels * kPanel;
 /// Floats of a cache line.
 constexpr std::size_t kLineFloats = 16;
+/// How far ahead B is fetched, in floats: far enough for what is not in a cache yet, where a new page stops the processor's own
+/// prefetching.
+constexpr std::size_t kAhead = 24 * kPanel;
 
 /// Rows of A at a constant distance. Three rows share a pointer: x86 addresses reach base, base + ld and base + 2 ld.
 struct Strided {
@@ -125,6 +128,8 @@ inline void run_block(Source source, std::size_t taps, std::size_t depth, Column
     auto a = source.template rows<R>(tap);
     for (std::size_t k = 0; k < depth; ++k) {
       F columns[N];
+#pragma GCC unroll 8
+      for (int v = 0; v < N; v += kVectorsOfPanel) __builtin_prefetch(row + kAhead + v / kVectorsOfPanel * b.panel);
 #pragma GCC unroll 8
       for (int v = 0; v < N; ++v)
         columns[v] = V::load(row + v / kVectorsOfPanel * b.panel + v % kVectorsOfPanel * static_cast<int>(V::kWidth));
