@@ -30,10 +30,11 @@ from onnx import helper, numpy_helper
 FOLDER = Path(__file__).parent / "fusions" / "corpus"
 EXPECTED = FOLDER / "expected.toml"
 
-RECOGNIZED = frozenset(
-    "Attention BatchNormalization Clip Gelu GroupNormalization HardSigmoid HardSwish InstanceNormalization LayerNormalization Mish "
-    "RMSNormalization RotaryEmbedding Sigmoid Softmax Softplus Swish".split()
-)
+RECOGNIZED = {
+    *("Attention", "BatchNormalization", "Clip", "Gelu", "GroupNormalization", "HardSigmoid", "HardSwish"),
+    *("InstanceNormalization", "LayerNormalization", "Mish", "RMSNormalization", "RotaryEmbedding", "Sigmoid"),
+    *("Softmax", "Softplus", "Swish"),
+}
 """Standard ops that a pass may make of what an exporter wrote; the table counts them when they are more than in the file."""
 
 Array = np.ndarray[Any, Any]
@@ -46,7 +47,12 @@ def stems(prefix: str = "") -> list[str]:
 
 def load(stem: str) -> onnx.ModelProto:
     """A model of the corpus with all of its weights."""
-    model = onnx.parser.parse_model((FOLDER / f"{stem}.onnxtxt").read_text())
+    return load_file(FOLDER / f"{stem}.onnxtxt")
+
+
+def load_file(path: Path) -> onnx.ModelProto:
+    """A model in the format of the corpus, with all of its weights."""
+    model = onnx.parser.parse_model(path.read_text())
     positive = {name for node in model.graph.node if node.op_type == "BatchNormalization" for name in node.input[4:]}
     made = {name for node in model.graph.node for name in node.output}
     for value in list(model.graph.value_info):
@@ -70,7 +76,7 @@ def origin(model: onnx.ModelProto) -> dict[str, str]:
 
 def sizes(model: onnx.ModelProto) -> list[dict[str, int]]:
     """Sizes of the dynamic dims of a model, once or twice."""
-    words = [text.split() for text in origin(model).get("sizes", "").split(",")]
+    words = [text.split() for text in origin(model).get("sizes", "").split(", ")]
     return [{name: int(size) for name, size in (word.split("=") for word in some)} for some in words]
 
 
