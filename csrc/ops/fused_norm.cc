@@ -14,6 +14,8 @@ Result<RowsLayout> read_layout(const Attributes& attributes) {
   layout.kind = kind == "rms" ? norm::Kind::kRms : norm::Kind::kLayer;
   layout.epsilon = attributes.real("epsilon").value_or(1e-5f);
   layout.axis = attributes.integer("axis").value_or(-1);
+  layout.inner = attributes.integer("inner").value_or(0);
+  if (layout.axis >= 0 || layout.inner < 0) return Made::failure("Its attribute 'axis' is not negative, or 'inner' is.");
   layout.groups = attributes.integer("groups").value_or(0);
   if (layout.groups < 0) return Made::failure("Its attribute 'groups' is negative.");
   layout.scaled = attributes.integer("scaled").value_or(0) != 0;

@@ -6,25 +6,31 @@ namespace onnxopt::ops {
 
 namespace {
 
-RowsLayout read_layout(const Attributes& attributes) {
+Result<RowsLayout> read_layout(const Attributes& attributes) {
   RowsLayout layout;
+  layout.axis = attributes.integer("axis").value_or(-1);
+  layout.inner = -1 - layout.axis;
+  if (layout.axis >= 0) return Result<RowsLayout>::failure("Its attribute 'axis' is not negative.");
   layout.kind = attributes.integer("log").value_or(0) != 0 ? norm::Kind::kLogSoftmax : norm::Kind::kSoftmax;
   layout.kept = attributes.integer("kept").value_or(0) != 0;
   return layout;
 }
 
 Result<std::unique_ptr<Kernel>> create(const Attributes& attributes, std::string_view variant) {
-  return make_rows_kernel(attributes, read_layout(attributes), variant);
+  const Result<RowsLayout> layout = read_layout(attributes);
+  if (!layout) return Result<std::unique_ptr<Kernel>>::failure(layout.error());
+  return make_rows_kernel(attributes, *layout, variant);
 }
 
 std::vector<std::optional<InferredType>> infer(const Attributes& attributes, std::span<const InferredType> inputs) {
-  return infer_rows(attributes, read_layout(attributes), inputs);
+  const Result<RowsLayout> layout = read_layout(attributes);
+  return layout ? infer_rows(attributes, *layout, inputs) : std::vector<std::optional<InferredType>>{};
 }
 
 }  // namespace
 
 const Op& fused_softmax() {
-  static const char* const attributes[] = {"log", "kept", "prologue", "epilogue"};
+  static const char* const attributes[] = {"axis", "log", "kept", "prologue", "epilogue"};
   static const Op op{"FusedSoftmax", attributes, rows_variants(), create, infer};
   return op;
 }

@@ -1,6 +1,8 @@
 #include "csrc/ops/rows.h"
 
 #include <algorithm>
+#include <functional>
+#include <numeric>
 
 #include "csrc/ops/epilogue.h"
 
@@ -12,7 +14,7 @@ std::string number(std::int64_t value) { return std::to_string(value); }
 
 /// How a tensor is cut into rows, and what its factors look like.
 struct Cut {
-  std::int64_t rows = 1, width = 1;
+  std::int64_t rows = 1, width = 1, inner = 1;
   Shape affine;
   std::int64_t run = 1, period = 1;
 };
@@ -32,12 +34,43 @@ Result<Cut> cut(const RowsLayout& layout, const Shape& shape) {
     made.period = layout.groups;
     return made;
   }
-  const std::int64_t axis = layout.axis < 0 ? layout.axis + rank : layout.axis;
-  if (axis < 0 || axis >= rank)
-    return Made::failure("Its attribute 'axis' is " + number(layout.axis) + " and input 0 has the shape " + text_of(shape) + ".");
-  made.affine.assign(shape.begin() + axis, shape.end());
-  for (std::int64_t i = 0; i < rank; ++i) (i < axis ? made.rows : made.width) *= shape[static_cast<std::size_t>(i)];
+  const std::int64_t axis = rank + layout.axis, end = rank - layout.inner;
+  if (axis < 0 || axis >= end)
+    return Made::failure("Its attributes 'axis' and 'inner' are " + number(layout.axis) + " and " + number(layout.inner) +
+                         ", and input 0 has the shape " + text_of(shape) + ".");
+  made.affine.assign(shape.begin() + axis, shape.begin() + end);
+  for (std::int64_t i = 0; i < rank; ++i)
+    (i < axis ? made.rows : i < end ? made.width : made.inner) *= shape[static_cast<std::size_t>(i)];
+  made.rows *= made.inner;
   return made;
+}
+
+/// The shape with its last `count` dims as one; a shape that has fewer has only dims of 1.
+Shape merged(const Shape& shape, std::size_t count) {
+  if (shape.size() < count) return shape;
+  if (shape.size() == count) return {std::accumulate(shape.begin(), shape.end(), std::int64_t{1}, std::multiplies<>())};
+  Shape made(shape.begin(), shape.end() - static_cast<std::ptrdiff_t>(count));
+  made.push_back(
+      std::accumulate(shape.end() - static_cast<std::ptrdiff_t>(count), shape.end(), std::int64_t{1}, std::multiplies<>()));
+  return made;
+}
+
+/// Whether a program walks through the last dims of an input as if they were one.
+bool merges(const Shape& input, const Shape& shape, std::size_t count) {
+  bool whole = input.size() >= count, single = true;
+  for (std::size_t i = 1; i <= count; ++i) {
+    const std::int64_t size = i <= input.size() ? input[input.size() - i] : 1;
+    whole = whole && size == shape[shape.size() - i];
+    single = single && size == 1;
+  }
+  return whole || single;
+}
+
+/// The inputs of programs, with the last dims as one.
+std::vector<Tensor> merged(std::span<const Tensor> inputs, std::size_t count) {
+  std::vector<Tensor> tensors(inputs.begin(), inputs.end());
+  for (Tensor& tensor : tensors) tensor.shape = merged(tensor.shape, count);
+  return tensors;
 }
 
 class Rows final : public Kernel {
@@ -75,15 +108,25 @@ class Rows final : public Kernel {
     problem.kind = layout_.kind;
     problem.rows = made.rows;
     problem.width = made.width;
+    problem.inner = made.inner;
     problem.epsilon = layout_.epsilon;
     problem.affine = affine(inputs, made);
-    problem.lines = made.width / shape.back();
     problem.clip = epilogue_.clip();
     problem.kept = layout_.kept ? static_cast<float*>(outputs.back()) : nullptr;
     if (!epilogue_.present() || (results == 1 && types[0].type == kFloat)) problem.y = static_cast<float*>(outputs[0]);
+    // To the programs, the axes after the normalized ones are one where that is the same.
+    const auto before_inputs = inputs.first(prologue_.inputs()), after_inputs = inputs.subspan(first_of_epilogue());
+    const auto inner = static_cast<std::size_t>(layout_.inner);
+    const auto fits = [&](const Tensor& one) { return merges(one.shape, shape, inner); };
+    const std::size_t count = inner > 1 && std::all_of(before_inputs.begin(), before_inputs.end(), fits) &&
+                                      std::all_of(after_inputs.begin(), after_inputs.end(), fits)
+                                  ? inner
+                                  : 1;
+    const Shape seen = merged(shape, count);
+    problem.line = seen.back();
     std::optional<elementwise::Epilogue> before, after;
     if (prologue_.present()) {
-      Result<elementwise::Epilogue> bound = prologue_.bind(shape, inputs.first(prologue_.inputs()), problem.kept);
+      Result<elementwise::Epilogue> bound = prologue_.bind(seen, merged(before_inputs, count), problem.kept);
       if (!bound) return Done::failure(bound.error());
       before = std::move(*bound);
       problem.prologue = &*before;
@@ -91,8 +134,9 @@ class Rows final : public Kernel {
       problem.x = static_cast<const float*>(inputs[0].data);
     }
     if (epilogue_.present()) {
-      Result<elementwise::Epilogue> bound =
-          epilogue_.bind(shape, inputs.subspan(first_of_epilogue()), types.first(results), outputs.first(results));
+      std::vector<TensorType> made_types(types.begin(), types.begin() + static_cast<std::ptrdiff_t>(results));
+      for (TensorType& type : made_types) type.shape = seen;
+      Result<elementwise::Epilogue> bound = epilogue_.bind(seen, merged(after_inputs, count), made_types, outputs.first(results));
       if (!bound) return Done::failure(bound.error());
       after = std::move(*bound);
       problem.epilogue = &*after;

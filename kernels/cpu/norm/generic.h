@@ -288,15 +288,151 @@ void run_block(const Problem& p, const Block& block) {
             [bounds = *p.clip](auto v, auto) { return clamp_keep_nan(v, bounds.low, bounds.high); });
 }
 
-/// Applies a program to lines, so many at a time as it takes together.
-void apply(const elementwise::Epilogue& program, std::int64_t begin, std::int64_t end, std::int64_t width, const float* raw,
+// --- columns ---
+/// A block of columns side by side: element k of a column is `step` elements after element k - 1.
+struct Columns {
+  std::int64_t width;
+  const float* x;
+  std::int64_t x_step;
+  float* y;
+  std::int64_t y_step;
+
+  const float* source(std::int64_t k) const { return x + k * x_step; }
+  float* target(std::int64_t k) const { return y + k * y_step; }
+};
+
+/// The sums over columns of what `term` makes of their k-th elements.
+template <class F, class Term>
+[[gnu::always_inline]] inline F sum_columns(std::int64_t width, Term term) {
+  F total = splat<F>(0.0f);
+  for (std::int64_t begin = 0; begin < width; begin += kShortChunk) {
+    F of_chunk = splat<F>(0.0f);
+    for (std::int64_t k = begin; k < least(begin + kShortChunk, width); ++k) of_chunk = of_chunk + term(k);
+    total = total + of_chunk;
+  }
+  return total;
+}
+
+template <class Part>
+void normalize_columns(const Problem& p, const Columns& c, Part part) {
+  using F = decltype(part.load(c.x));
+  const F share = splat<F>(1.0f / static_cast<float>(c.width));
+  F mean = splat<F>(0.0f), correction = mean;
+  if (p.kind == Kind::kLayer) mean = sum_columns<F>(c.width, [&](std::int64_t k) { return part.load(c.source(k)); }) * share;
+  F variance = sum_columns<F>(c.width,
+                              [&](std::int64_t k) {
+                                const F d = part.load(c.source(k)) - mean;
+                                correction = correction + d;
+                                return d * d;
+                              }) *
+               share;
+  correction = p.kind == Kind::kLayer ? correction * share : splat<F>(0.0f);
+  variance = max(splat<F>(0.0f), fnma(correction, correction, variance));
+  const F factor = splat<F>(1.0f) / sqrt(variance + splat<F>(p.epsilon));
+  const F shift = -(correction * factor);
+  for (std::int64_t k = 0; k < c.width; ++k) {
+    F y = fma(part.load(c.source(k)) - mean, factor, shift);
+    if (p.affine.scale) y = y * splat<F>(p.affine.scale[k]);
+    if (p.affine.bias) y = y + splat<F>(p.affine.bias[k]);
+    part.store(c.target(k), y);
+  }
+}
+
+template <class Part>
+[[gnu::flatten]] void softmax_columns(const Problem& p, const Columns& c, Part part) {
+  using F = decltype(part.load(c.x));
+  F largest = splat<F>(kLowest);
+  for (std::int64_t k = 0; k < c.width; ++k) largest = max(largest, part.load(c.source(k)));
+  const bool log_wanted = p.kind == Kind::kLogSoftmax;
+  const F total = sum_columns<F>(c.width, [&](std::int64_t k) {
+    const F power = power_of(part.load(c.source(k)) - largest);
+    if (!log_wanted) part.store(c.target(k), power);
+    return power;
+  });
+  const F rest = log_wanted ? log(total) : splat<F>(1.0f) / total;
+  for (std::int64_t k = 0; k < c.width; ++k)
+    part.store(c.target(k), log_wanted ? (part.load(c.source(k)) - largest) - rest : part.load(c.target(k)) * rest);
+}
+
+void run_columns(const Problem& p, const Columns& c, std::int64_t columns) {
+  for_parts(columns, [&](auto part) {
+    if (p.kind == Kind::kLayer || p.kind == Kind::kRms)
+      normalize_columns(p, c, part);
+    else
+      softmax_columns(p, c, part);
+  });
+  if (!p.clip) return;
+  for (std::int64_t k = 0; k < c.width; ++k)
+    transform(c.target(k), c.target(k), columns,
+              [bounds = *p.clip](auto v, auto) { return clamp_keep_nan(v, bounds.low, bounds.high); });
+}
+
+// --- programs ---
+/// Elements of a tensor that a program reads or makes: rows of `columns` elements, `step` apart, the first of which is element
+/// `first` of the whole tensor.
+struct Window {
+  std::int64_t first, rows, columns, step;
+};
+
+/// Applies a program to a window; `raw` are the results that it reads, if any, `into` is where its first output goes, if not into
+/// a tensor. Both have the window's rows, `held_step` apart, which for `into` is the window's width.
+void apply(const elementwise::Epilogue& program, std::int64_t line, const Window& window, const float* raw, std::int64_t held_step,
            float* into) {
   const std::int64_t together = program.rows_together();
-  for (std::int64_t line = begin, stop; line < end; line = stop) {
-    stop = least(end, (line / together + 1) * together);
-    const std::int64_t offset = (line - begin) * width;
-    const elementwise::RawBlock block{raw + offset, width};
-    program.apply(line, stop - line, 0, width, {&block, raw ? std::size_t{1} : std::size_t{0}}, into ? into + offset : nullptr);
+  const auto call = [&](std::int64_t row, std::int64_t rows, std::int64_t column, std::int64_t columns, std::int64_t offset) {
+    const elementwise::RawBlock block{raw + offset, held_step};
+    program.apply(row, rows, column, columns, {&block, raw ? std::size_t{1} : std::size_t{0}}, into ? into + offset : nullptr);
+  };
+  if (window.step == line) {
+    // One after the other in the program's tensors, too: so many at a time as it takes together.
+    const std::int64_t begin = window.first / line, end = begin + window.rows, column = window.first % line;
+    for (std::int64_t row = begin, stop; row < end; row = stop) {
+      stop = least(end, (row / together + 1) * together);
+      call(row, stop - row, column, window.columns, (row - begin) * held_step);
+    }
+    return;
+  }
+  for (std::int64_t k = 0; k < window.rows; ++k)
+    for (std::int64_t done = 0, part; done < window.columns; done += part) {
+      const std::int64_t at = window.first + k * window.step + done;
+      part = least(window.columns - done, line - at % line);
+      call(at / line, 1, at % line, part, k * held_step + done);
+    }
+}
+
+/// Memory for a block of so many elements, where the prologue's or the op's result has no place in a tensor.
+float* held_block(const Problem& p, std::int64_t elements) {
+  if ((p.prologue == nullptr || p.kept) && p.y) return nullptr;
+  return reinterpret_cast<float*>(scratch(static_cast<std::size_t>(elements) * sizeof(float), ScratchOwner::kNorm));
+}
+
+void run_rows(const Problem& p, std::int64_t begin, std::int64_t end) {
+  const std::int64_t together = least(least(kBlock > p.width ? kBlock / p.width : 1, kBlockRows), end - begin);
+  float* const block = held_block(p, together * p.width);
+  for (std::int64_t row = begin; row < end; row += together) {
+    const std::int64_t rows = least(together, end - row), offset = row * p.width;
+    const Window window{offset, rows * p.width / p.line, p.line, p.line};
+    const float* const x = p.x ? p.x + offset : p.kept ? p.kept + offset : block;
+    float* const y = p.y ? p.y + offset : block;
+    if (p.prologue) apply(*p.prologue, p.line, window, nullptr, p.line, p.kept ? nullptr : block);
+    run_block(p, {row, rows, p.width, x, y});
+    if (p.epilogue) apply(*p.epilogue, p.line, window, y, p.line, nullptr);
+  }
+}
+
+void run_column_blocks(const Problem& p, std::int64_t begin, std::int64_t end) {
+  const std::int64_t blocks = (p.inner + kColumns - 1) / kColumns;
+  float* const block = held_block(p, least(kColumns, p.inner) * p.width);
+  for (std::int64_t unit = begin; unit < end; ++unit) {
+    const std::int64_t column = unit % blocks * kColumns, columns = least(kColumns, p.inner - column);
+    const std::int64_t first = unit / blocks * p.width * p.inner + column;
+    const Window window{first, p.width, columns, p.inner};
+    const float* const x = p.x ? p.x + first : p.kept ? p.kept + first : block;
+    float* const y = p.y ? p.y + first : block;
+    const std::int64_t x_step = x == block ? columns : p.inner, y_step = y == block ? columns : p.inner;
+    if (p.prologue) apply(*p.prologue, p.line, window, nullptr, columns, p.kept ? nullptr : block);
+    run_columns(p, {p.width, x, x_step, y, y_step}, columns);
+    if (p.epilogue) apply(*p.epilogue, p.line, window, y, y_step, nullptr);
   }
 }
 
@@ -305,20 +441,10 @@ void apply(const elementwise::Epilogue& program, std::int64_t begin, std::int64_
 namespace ONNXOPT_VARIANT {
 
 void run(const Problem& p, std::int64_t begin, std::int64_t end) {
-  const std::int64_t together = least(kBlock > p.width ? kBlock / p.width : 1, kBlockRows);
-  const bool held = (p.prologue && p.kept == nullptr) || p.y == nullptr;
-  const std::int64_t most = least(together, end - begin) * p.width;
-  auto* const block =
-      held ? reinterpret_cast<float*>(scratch(static_cast<std::size_t>(most) * sizeof(float), ScratchOwner::kNorm)) : nullptr;
-  const std::int64_t line = p.width / p.lines;
-  for (std::int64_t row = begin; row < end; row += together) {
-    const std::int64_t rows = least(together, end - row), offset = row * p.width;
-    const float* const x = p.x ? p.x + offset : p.kept ? p.kept + offset : block;
-    float* const y = p.y ? p.y + offset : block;
-    if (p.prologue) apply(*p.prologue, row * p.lines, (row + rows) * p.lines, line, nullptr, p.kept ? nullptr : block);
-    run_block(p, {row, rows, p.width, x, y});
-    if (p.epilogue) apply(*p.epilogue, row * p.lines, (row + rows) * p.lines, line, y, nullptr);
-  }
+  if (p.inner == 1)
+    run_rows(p, begin, end);
+  else
+    run_column_blocks(p, begin, end);
 }
 
 }  // namespace ONNXOPT_VARIANT

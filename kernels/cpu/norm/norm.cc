@@ -31,27 +31,33 @@ constexpr std::int64_t kMostTasks = 256;
 struct Job {
   const Problem* problem;
   const Variant* variant;
-  std::int64_t rows;  // of a task
+  std::int64_t units, units_together;
 };
 
 void run_task(void* user, std::size_t index) {
   const Job& job = *static_cast<const Job*>(user);
-  const std::int64_t begin = static_cast<std::int64_t>(index) * job.rows;
-  job.variant->run(*job.problem, begin, std::min(begin + job.rows, job.problem->rows));
+  const std::int64_t begin = static_cast<std::int64_t>(index) * job.units_together;
+  job.variant->run(*job.problem, begin, std::min(begin + job.units_together, job.units));
+}
+
+/// Rows, or blocks of columns.
+std::int64_t units_of(const Problem& problem) {
+  return problem.inner == 1 ? problem.rows : problem.rows / problem.inner * ((problem.inner + kColumns - 1) / kColumns);
 }
 
 }  // namespace
 
 void run(const Problem& problem, const Variant& variant, const ParallelFor& parallel_for) {
   if (problem.rows == 0 || problem.width == 0) return;
+  Job job{&problem, &variant, units_of(problem), 1};
   const std::int64_t elements = problem.rows * problem.width;
   if (elements <= kGrain) {
-    variant.run(problem, 0, problem.rows);
+    variant.run(problem, 0, job.units);
     return;
   }
   const std::int64_t tasks = std::clamp<std::int64_t>(elements / kTask, 2, kMostTasks);
-  Job job{&problem, &variant, std::max<std::int64_t>((problem.rows + tasks - 1) / tasks, 1)};
-  parallel_for(static_cast<std::size_t>((problem.rows + job.rows - 1) / job.rows), run_task, &job);
+  job.units_together = (job.units + tasks - 1) / tasks;
+  parallel_for(static_cast<std::size_t>((job.units + job.units_together - 1) / job.units_together), run_task, &job);
 }
 
 }  // namespace onnxopt::norm

@@ -23,19 +23,21 @@ struct Affine {
   std::int64_t run = 1, period = 1;
 };
 
-/// Rows one after the other. A sum is taken of every (4 x the vector's width)-th element, then of these partial sums in pairs, and
-/// over chunks of `kChunk` elements in double precision.
+/// Rows one after the other, or columns: neighbours in a row lie `inner` elements apart, and `inner` rows lie side by side.
+///
+/// A sum over a row is taken of every (4 x the vector's width)-th element, then of these partial sums in pairs, and over chunks of
+/// `kChunk` elements in double precision; one over a column is taken of `kShortChunk` neighbours, then of these partial sums.
 struct Problem {
   Kind kind = Kind::kLayer;
-  std::int64_t rows = 0, width = 0;
+  std::int64_t rows = 0, width = 0, inner = 1;
   float epsilon = 0.0f;
   Affine affine;
   const float* x = nullptr;            // null where the prologue makes it
   float* kept = nullptr;               // where the prologue's result goes; null where it is not wanted
   float* y = nullptr;                  // null where only the epilogue reads the result
   const gemm::Bounds* clip = nullptr;  // of the result
-  /// Programs over tensors of the same elements, whose rows may be shorter: so many of theirs are one here.
-  std::int64_t lines = 1;
+  /// Programs over tensors of the same elements, whose last dim is this.
+  std::int64_t line = 1;
   const elementwise::Epilogue* prologue = nullptr;
   const elementwise::Epilogue* epilogue = nullptr;
 };
@@ -43,7 +45,12 @@ struct Problem {
 /// Elements whose sum is taken in single precision.
 constexpr std::int64_t kChunk = 4096;
 
-/// One implementation, for one instruction set. `run` computes rows [begin, end).
+constexpr std::int64_t kShortChunk = 64;
+
+/// Columns that are computed together.
+constexpr std::int64_t kColumns = 64;
+
+/// One implementation, for one instruction set. `run` computes rows [begin, end), or blocks of columns.
 struct Variant {
   const char* name;
   const char* isa;
