@@ -161,8 +161,6 @@ std::optional<std::vector<Dim>> infer_shape(const Program& program, std::size_t 
       dim = merge_dims(dim, other[axis]);
     }
   }
-  for (Dim& dim : shape)
-    if (dim.size < 0 && dim.name.empty()) dim.name = fresh_dim();
   return shape;
 }
 

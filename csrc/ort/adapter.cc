@@ -191,11 +191,14 @@ void set_inferred_output(const OrtShapeInferContext* context, std::size_t index,
   OrtTensorTypeAndShapeInfo* info = nullptr;
   if (!succeeded(api().CreateTensorTypeAndShapeInfo(&info))) return;
   std::vector<std::int64_t> sizes;
-  std::vector<const char*> names;
+  std::vector<std::string> texts;
   for (const ops::Dim& dim : type.shape) {
     sizes.push_back(dim.size);
-    names.push_back(dim.size < 0 ? dim.name.c_str() : "");
+    // onnxruntime takes unknown dims without a name to be equal.
+    texts.push_back(dim.size >= 0 ? "" : dim.name.empty() ? ops::fresh_dim() : dim.name);
   }
+  std::vector<const char*> names;
+  for (const std::string& text : texts) names.push_back(text.c_str());
   if (succeeded(api().SetTensorElementType(info, type.type)) && succeeded(api().SetDimensions(info, sizes.data(), sizes.size())) &&
       succeeded(api().SetSymbolicDimensions(info, names.data(), names.size())))
     succeeded(api().ShapeInferContext_SetOutputTypeShape(context, index, info));

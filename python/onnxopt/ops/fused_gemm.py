@@ -20,6 +20,9 @@ SPEC = OpSpec(
     tolerance={DataType.FLOAT: 2e-5},
 )
 
+MAX_PRODUCTS = 4
+"""The kernel's limit (`kMostProducts` in kernels/cpu/gemm/gemm.h)."""
+
 
 def unpack(builder: BodyBuilder, packed: ir.Value, depth: int, columns: int) -> ir.Value:
     """The matrix [K, N] of packed weights."""
