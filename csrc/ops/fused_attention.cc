@@ -18,13 +18,13 @@ std::string number(std::int64_t value) { return std::to_string(value); }
 struct Description {
   AxisLayout q, k, v, y;
   std::int64_t heads = 1, kv_heads = 1, depth = 1, width = 1;
-  std::size_t masks = 0;
+  std::vector<attention::MaskKind> masks;
   float scale = 1.0f, cap = 0.0f, fill = -std::numeric_limits<float>::infinity();
-  bool mask_hides = false, nan_to_zero = false;
+  bool nan_to_zero = false;
   bool rotates_q = false, rotates_k = false, interleaved = false;
 
   bool rotates() const { return rotates_q || rotates_k; }
-  std::size_t inputs() const { return 3 + masks + (rotates() ? 2 : 0); }
+  std::size_t inputs() const { return 3 + masks.size() + (rotates() ? 2 : 0); }
 };
 
 using Described = Result<Description>;
@@ -37,10 +37,28 @@ std::string read_layouts(const Attributes& attributes, Description& made) {
     if (!parsed) return parsed.error();
     *layout = std::move(*parsed);
   }
-  const auto& last = made.y.groups();
-  const bool whole = std::none_of(last.begin(), last.end(), [](const auto& group) { return group.part; });
-  if (!whole || last.empty() || last.back().axes.empty() || last.back().axes.back() != kColumn)
-    return "Its output layout '" + made.y.text() + "' should end in d and be whole.";
+  const auto& groups = made.y.groups();
+  if (std::any_of(groups.begin(), groups.end(), [](const auto& group) { return group.part; }))
+    return "Its output layout '" + made.y.text() + "' should be whole.";
+  return "";
+}
+
+/// Reads what becomes of the scores by each mask, a word each; a sentence where one is wrong.
+std::string read_masks(std::string_view text, std::vector<attention::MaskKind>& made) {
+  for (std::size_t at = 0; at < text.size();) {
+    const std::size_t end = std::min(text.find(' ', at), text.size());
+    const std::string_view word = text.substr(at, end - at);
+    at = end + 1;
+    if (word == "add" || word == "repeat")
+      made.push_back(attention::MaskKind::kAdd);
+    else if (word == "keep" || word == "hide")
+      made.push_back(word == "keep" ? attention::MaskKind::kKeep : attention::MaskKind::kHide);
+    else
+      return "Its attribute 'masks' has the word '" + std::string(word) + "' and should have add, repeat, keep and hide.";
+  }
+  if (made.size() > attention::kMostMasks)
+    return "It has " + number(static_cast<std::int64_t>(made.size())) + " masks and can have " +
+           number(static_cast<std::int64_t>(attention::kMostMasks)) + ".";
   return "";
 }
 
@@ -55,15 +73,11 @@ Described read(const Attributes& attributes) {
   }
   if (made.heads % made.kv_heads != 0)
     return Described::failure("Its " + number(made.heads) + " heads are no multiple of " + number(made.kv_heads) + ".");
-  const std::int64_t masks = attributes.integer("masks").value_or(0);
-  if (masks < 0 || masks > static_cast<std::int64_t>(attention::kMostMasks))
-    return Described::failure("Its attribute 'masks' is " + number(masks) + " and should be 0 to " +
-                              number(static_cast<std::int64_t>(attention::kMostMasks)) + ".");
-  made.masks = static_cast<std::size_t>(masks);
+  if (std::string sentence = read_masks(attributes.string("masks").value_or(""), made.masks); !sentence.empty())
+    return Described::failure(sentence);
   made.scale = attributes.real("scale").value_or(1.0f);
   made.cap = attributes.real("softcap").value_or(0.0f);
   made.fill = attributes.real("fill").value_or(made.fill);
-  made.mask_hides = attributes.integer("mask_hides").value_or(0) != 0;
   made.nan_to_zero = attributes.integer("nan_to_zero").value_or(0) != 0;
   const std::string rotary = attributes.string("rotary").value_or("");
   made.rotates_q = rotary.find('q') != std::string::npos;
@@ -141,11 +155,10 @@ class FusedAttention final : public Kernel {
     problem.scale = d_.scale;
     problem.cap = d_.cap;
     problem.fill = d_.fill;
-    problem.mask_hides = d_.mask_hides;
     problem.nan_to_zero = d_.nan_to_zero;
-    problem.mask_count = d_.masks;
-    for (std::size_t i = 0; i < d_.masks; ++i) problem.masks[i] = mask_of(inputs[3 + i]);
-    if (d_.rotates()) problem.rotary = rotary_of(inputs[3 + d_.masks], inputs[4 + d_.masks]);
+    problem.mask_count = d_.masks.size();
+    for (std::size_t i = 0; i < d_.masks.size(); ++i) problem.masks[i] = mask_of(inputs[3 + i], d_.masks[i]);
+    if (d_.rotates()) problem.rotary = rotary_of(inputs[3 + d_.masks.size()], inputs[4 + d_.masks.size()]);
     attention::run(problem, variant_, execution.parallel_for);
     return true;
   }
@@ -176,11 +189,11 @@ class FusedAttention final : public Kernel {
 
   std::string wrong_mask(std::span<const Tensor> inputs, const Sizes& sizes) const {
     const Axes scores{sizes.q[kBatch], d_.heads, sizes.q[kRow], sizes.k[kRow]};
-    for (std::size_t i = 0; i < d_.masks; ++i) {
+    for (std::size_t i = 0; i < d_.masks.size(); ++i) {
       const Tensor& mask = inputs[3 + i];
       const std::string name = "Mask " + number(static_cast<std::int64_t>(i));
-      if (mask.type != kFloat && mask.type != kBool)
-        return name + " is of type " + name_of(mask.type) + " and should be float or bool.";
+      const int expected = d_.masks[i] == attention::MaskKind::kAdd ? kFloat : kBool;
+      if (mask.type != expected) return name + " is of type " + name_of(mask.type) + " and should be " + name_of(expected) + ".";
       if (!broadcasts(mask.shape, scores, true))
         return name + " has the shape " + text_of(mask.shape) + ", which does not fit scores of " +
                text_of({scores.begin(), scores.end()}) + ".";
@@ -190,12 +203,12 @@ class FusedAttention final : public Kernel {
 
   std::string wrong_rotary(std::span<const Tensor> inputs, const Sizes& sizes) const {
     if (!d_.rotates()) return "";
-    for (std::size_t i = 3 + d_.masks; i < inputs.size(); ++i) {
+    for (std::size_t i = 3 + d_.masks.size(); i < inputs.size(); ++i) {
       const Tensor& table = inputs[i];
-      const std::string name = i == 3 + d_.masks ? "The cosines" : "The sines";
+      const std::string name = i == 3 + d_.masks.size() ? "The cosines" : "The sines";
       if (table.type != kFloat) return name + " are of type " + name_of(table.type) + " and should be float.";
       const std::int64_t width = table.shape.empty() ? 0 : table.shape.back();
-      if (width < 2 || width % 2 != 0 || width > d_.depth || width != inputs[3 + d_.masks].shape.back())
+      if (width < 2 || width % 2 != 0 || width > d_.depth || width != inputs[3 + d_.masks.size()].shape.back())
         return name + " have " + number(width) + " columns, which do not fit heads of " + number(d_.depth) + ".";
       const bool fit_q = !d_.rotates_q || broadcasts(table.shape, {sizes.q[kBatch], d_.heads, sizes.q[kRow], width}, false);
       const bool fit_k = !d_.rotates_k || broadcasts(table.shape, {sizes.k[kBatch], d_.kv_heads, sizes.k[kRow], width}, false);
@@ -204,9 +217,9 @@ class FusedAttention final : public Kernel {
     return "";
   }
 
-  static attention::Mask mask_of(const Tensor& tensor) {
+  static attention::Mask mask_of(const Tensor& tensor, attention::MaskKind kind) {
     const std::int64_t batches = tensor.shape.size() == 4 ? std::max<std::int64_t>(tensor.shape[0], 1) : 1;
-    return {tensor.data, tensor.type == kBool, batches, steps_of(broadcast_steps(tensor.shape))};
+    return {tensor.data, kind, batches, steps_of(broadcast_steps(tensor.shape))};
   }
 
   attention::Rotary rotary_of(const Tensor& cos, const Tensor& sin) const {
@@ -275,7 +288,7 @@ std::vector<Variant> list_variants() {
 
 const Op& fused_attention() {
   static const char* const attributes[] = {"q",         "k",          "v",      "y",          "heads",      "kv_heads",
-                                           "head_size", "value_size", "scale",  "fill",       "mask_hides", "nan_to_zero",
+                                           "head_size", "value_size", "scale",  "fill",        "nan_to_zero",
                                            "softcap",   "masks",      "rotary", "interleaved"};
   static const std::vector<Variant> list = list_variants();
   static const Op op{"FusedAttention", attributes, list, create, infer};

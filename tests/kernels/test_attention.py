@@ -32,7 +32,7 @@ def expected(
             scores = cap * np.tanh(scores / cap)
         for mask in masks:
             if mask.dtype == bool:
-                hidden = mask == bool(options.get("mask_hides", 0))
+                hidden = mask == (options.get("kind") == "hide")
                 scores = np.where(hidden, np.float64(options.get("fill", -INFINITY)), scores)
             else:
                 times = scores.shape[0] // mask.shape[0] if mask.ndim == 4 and mask.shape[0] > 1 else 1
@@ -52,7 +52,7 @@ def run(
     v: np.ndarray,
     *more: np.ndarray,
     threads: int = 1,
-    masks: int = 0,
+    masks: str = "",
     **options: Any,
 ) -> np.ndarray:
     attributes = {"q": "b h s d", "k": "b h s d", "v": "b h s d", "y": "b s hd", "masks": masks}
@@ -95,25 +95,24 @@ def test_matches_double_precision(variant: str, sizes: tuple[int, ...]) -> None:
 )
 def test_adds_masks_of_any_shape(variant: str, shape: tuple[int, ...]) -> None:
     q, k, v, mask = normal(2, 3, 20, 16), normal(2, 3, 300, 16), normal(2, 3, 300, 16), normal(*shape)
-    near(run(variant, q, k, v, mask, masks=1), expected(q, k, v, (mask,)))
+    near(run(variant, q, k, v, mask, masks="add"), expected(q, k, v, (mask,)))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_begins_a_mask_over_again_along_the_batch(variant: str) -> None:
     q, k, v = normal(6, 2, 9, 8), normal(6, 2, 9, 8), normal(6, 2, 9, 8)
     masks = normal(1, 2, 9, 9), normal(3, 1, 9, 9)
-    near(run(variant, q, k, v, *masks, masks=2), expected(q, k, v, masks))
+    near(run(variant, q, k, v, *masks, masks="add repeat"), expected(q, k, v, masks))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("hides", [0, 1])
+@pytest.mark.parametrize("kind", ["keep", "hide"])
 @pytest.mark.parametrize("fill", [-INFINITY, -1e9, -3.4e38, 0.5])
-def test_replaces_scores_by_a_boolean_mask(variant: str, hides: int, fill: float) -> None:
+def test_replaces_scores_by_a_boolean_mask(variant: str, kind: str, fill: float) -> None:
     q, k, v = normal(1, 2, 40, 16), normal(1, 2, 600, 16), normal(1, 2, 600, 16)
     mask = RNG.random((1, 1, 40, 600)) < 0.5
-    mask[..., 5] = not hides
-    options = {"mask_hides": hides, "fill": fill}
-    near(run(variant, q, k, v, mask, masks=1, **options), expected(q, k, v, (mask,), **options))
+    mask[..., 5] = kind == "keep"
+    near(run(variant, q, k, v, mask, masks=kind, fill=fill), expected(q, k, v, (mask,), kind=kind, fill=fill))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -130,7 +129,7 @@ def test_leaves_hidden_tiles_out(variant: str, hidden: float, kind: str) -> None
     }[kind]
     mask = np.where(seen, np.float32(0), np.float32(hidden))[None, None]
     q, k, v = normal(1, 2, s, 16), normal(1, 2, s, 16), normal(1, 2, s, 16)
-    near(run(variant, q, k, v, mask, masks=1), expected(q, k, v, (mask,)))
+    near(run(variant, q, k, v, mask, masks="add"), expected(q, k, v, (mask,)))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -138,7 +137,7 @@ def test_rows_that_see_nothing_take_the_mean_of_all_values(variant: str) -> None
     q, k, v = normal(1, 1, 30, 16), normal(1, 1, 600, 16), normal(1, 1, 600, 16)
     mask = np.full((1, 1, 30, 600), np.finfo(np.float32).min, np.float32)
     mask[:, :, ::2, :300] = 0
-    y = run(variant, q, k, v, mask, masks=1)
+    y = run(variant, q, k, v, mask, masks="add")
     near(y, expected(q, k, v, (mask,)))
     np.testing.assert_allclose(y[0, 1], v[0, 0].mean(0), rtol=1e-4, atol=1e-5)
 
@@ -152,7 +151,7 @@ def test_rows_without_a_finite_score_are_nan_or_zero(variant: str, to_zero: int,
     seen[3] = False
     seen[4, :299] = False
     mask = seen if boolean else np.where(seen, np.float32(0), np.float32(-INFINITY))
-    y = run(variant, q, k, v, mask, masks=1, nan_to_zero=to_zero)
+    y = run(variant, q, k, v, mask, masks="keep" if boolean else "add", nan_to_zero=to_zero)
     near(y, expected(q, k, v, (mask,), nan_to_zero=to_zero))
     assert (y[0, 3] == 0).all() if to_zero else np.isnan(y[0, 3]).all()
 
@@ -176,7 +175,7 @@ def test_large_scores_do_not_overflow(variant: str) -> None:
 def test_caps_scores(variant: str) -> None:
     q, k, v = 5 * normal(1, 2, 20, 16), normal(1, 2, 50, 16), normal(1, 2, 50, 16)
     mask = normal(1, 1, 20, 50)
-    near(run(variant, q, k, v, mask, masks=1, softcap=3.0), expected(q, k, v, (mask,), softcap=3.0))
+    near(run(variant, q, k, v, mask, masks="add", softcap=3.0), expected(q, k, v, (mask,), softcap=3.0))
 
 
 def rotated(x: np.ndarray, cos: np.ndarray, sin: np.ndarray, interleaved: int) -> np.ndarray:
@@ -223,8 +222,8 @@ def test_reads_any_layout(variant: str, layout: str) -> None:
     near(_native.run("FusedAttention", moved, attributes, variant)[0], expected(q, k, v))
 
 
-@pytest.mark.parametrize("layout", ["b s hd", "b h s d", "s b hd", "sb hd", "bh s d", "b s h d"])
-def test_writes_any_layout_that_ends_in_columns(layout: str) -> None:
+@pytest.mark.parametrize("layout", ["b s hd", "b h s d", "s b hd", "sb hd", "bh s d", "b s h d", "b hd s"])
+def test_writes_any_layout(layout: str) -> None:
     q, k, v = normal(2, 3, 11, 20), normal(2, 3, 37, 20), normal(2, 3, 37, 20)
     wanted = expected(q, k, v).reshape(2, 11, 3, 20)
     axes = {"b": 0, "s": 1, "h": 2, "d": 3}
@@ -237,9 +236,9 @@ def test_writes_any_layout_that_ends_in_columns(layout: str) -> None:
 def test_same_bits_for_any_number_of_threads(variant: str, sizes: tuple[int, ...]) -> None:
     b, h, g, s, t, d = sizes
     q, k, v, mask = normal(b, h, s, d), normal(b, g, t, d), normal(b, g, t, d), normal(1, 1, s, t)
-    first = run(variant, q, k, v, mask, masks=1)
+    first = run(variant, q, k, v, mask, masks="add")
     for threads in (2, 4):
-        np.testing.assert_array_equal(first, run(variant, q, k, v, mask, masks=1, threads=threads))
+        np.testing.assert_array_equal(first, run(variant, q, k, v, mask, masks="add", threads=threads))
 
 
 @pytest.mark.parametrize("shape", [(0, 2, 5, 8), (2, 2, 0, 8)], ids=str)

@@ -21,10 +21,13 @@ struct View {
   Steps steps;
 };
 
-/// What is added to the scores or, of booleans, where scores are replaced. Along the batch it begins over again after `batches`.
+/// What becomes of a score: the mask is added to it, or it is replaced where a boolean mask is false (kKeep) or true (kHide).
+enum class MaskKind : std::uint8_t { kAdd, kKeep, kHide };
+
+/// A mask of the scores. Along the batch it begins over again after `batches`.
 struct Mask {
   const void* data = nullptr;
-  bool boolean = false;
+  MaskKind kind = MaskKind::kAdd;
   std::int64_t batches = 1;
   Steps steps;
 };
@@ -49,13 +52,12 @@ struct Problem {
   std::int64_t depth = 0, width = 0;  // columns of Q and K, of V
   View q, k, v;
   float* y = nullptr;
-  Steps y_steps;  // whose column step is 1
+  Steps y_steps;
   float scale = 1.0f;
   float cap = 0.0f;  // scores become cap tanh(score / cap), unless it is 0
   Mask masks[kMostMasks];
   std::size_t mask_count = 0;
-  float fill = -std::numeric_limits<float>::infinity();  // the score where a boolean mask hides
-  bool mask_hides = false;                               // booleans are true where they hide
+  float fill = -std::numeric_limits<float>::infinity();  // what replaces a score
   bool nan_to_zero = false;                              // rows without a weight become 0, not NaN
   Rotary rotary;
 };

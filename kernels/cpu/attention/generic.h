@@ -254,10 +254,11 @@ class Group {
   bool hides_row(const Mask& mask, const Tile& tile, const Place& at) const {
     const std::int64_t step = mask.steps.column, size = step == 0 ? 1 : tile.size;
     bool all = true;
-    if (mask.boolean) {
+    if (mask.kind != MaskKind::kAdd) {
       if (!(p_.fill <= kHidden)) return false;
+      const bool hides = mask.kind == MaskKind::kHide;
       const auto* const row = mask_row<std::uint8_t>(mask, tile, at);
-      for (std::int64_t j = 0; j < size; ++j) all &= (row[j] != 0) == p_.mask_hides;
+      for (std::int64_t j = 0; j < size; ++j) all &= (row[j] != 0) == hides;
     } else {
       const auto* const row = mask_row<float>(mask, tile, at);
       for (std::int64_t j = 0; j < size; ++j) all &= row[j] <= kHidden;
@@ -288,10 +289,11 @@ class Group {
   }
 
   void apply(const Mask& mask, const Tile& tile, const Place& at, float* scores) const {
-    if (mask.boolean) {
+    if (mask.kind != MaskKind::kAdd) {
+      const bool hides = mask.kind == MaskKind::kHide;
       const auto* const row = mask_row<std::uint8_t>(mask, tile, at);
       const std::int64_t step = mask.steps.column;
-      for (std::int64_t j = 0; j < tile.size; ++j) scores[j] = (row[j * step] != 0) == p_.mask_hides ? p_.fill : scores[j];
+      for (std::int64_t j = 0; j < tile.size; ++j) scores[j] = (row[j * step] != 0) == hides ? p_.fill : scores[j];
     } else if (mask.steps.column == 0) {
       const float term = *mask_row<float>(mask, tile, at);
       for (std::int64_t j = 0; j < tile.size; ++j) scores[j] += term;
@@ -352,7 +354,11 @@ class Group {
     const float* const result = w_.results + r * w_.result_step;
     float* const y = p_.y + at.batch * p_.y_steps.batch + at.head * p_.y_steps.head + at.row * p_.y_steps.row;
     const float inverse = 1.0f / sum;
-    for (std::int64_t d = 0; d < p_.width; ++d) y[d] = nothing ? 0.0f : result[d] * inverse;
+    const std::int64_t step = p_.y_steps.column;
+    if (step == 1)
+      for (std::int64_t d = 0; d < p_.width; ++d) y[d] = nothing ? 0.0f : result[d] * inverse;
+    else
+      for (std::int64_t d = 0; d < p_.width; ++d) y[d * step] = nothing ? 0.0f : result[d] * inverse;
   }
 
   const Problem& p_;

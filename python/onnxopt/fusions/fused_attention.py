@@ -1,0 +1,396 @@
+"""Which nodes are attention, and the FusedAttention node that stands for them.
+
+The core is found from its second product: weights times values, weights by Softmax of scores, scores by a product of queries and keys, with
+scale, masks and soft-cap between. Around the core, what only moves elements (heads split and merged, keys transposed or copied for heads that
+share them) is taken into the layouts of the operands, and scales and rotary embeddings of queries and keys into the op.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+
+from onnxopt import ir
+from onnxopt.fusions import attention_axes as axes
+from onnxopt.fusions.attention_axes import Labels, Placed
+from onnxopt.fusions.rotary import Rotation, find_rotation
+from onnxopt.ir.dims import Dim, is_fresh
+from onnxopt.ops import fused_attention as op
+from onnxopt.ops.base import prepare_model
+from onnxopt.passes.base import Context
+from onnxopt.rewrite.patch import Builder, Patch
+from onnxopt.rewrite.rules import Refusal, attribute
+
+RULE = "fuse_attention"
+
+BATCH: dict[int, Labels] = {3: ("x",), 4: ("b", "h")}
+"""The axes of a product before its rows and columns, by its rank."""
+
+MOST_STEPS = 16
+"""Nodes between a product and its Softmax that are looked at."""
+
+
+class Unfit(Exception):
+    """Why nodes that look like attention are not fused."""
+
+    def __init__(self, template: str, *args: object, culprit: ir.Node | ir.Value | None = None) -> None:
+        super().__init__(template)
+        self.refusal = Refusal(template, *args, culprit=culprit)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Weights:
+    """The weights that a product multiplies: their Softmax, the Where that clears NaNs after it, and the operand that they are."""
+
+    softmax: ir.Node
+    guard: ir.Node | None
+    operand: int
+    transposed: bool
+
+
+@dataclasses.dataclass(slots=True)
+class Scores:
+    """What is between the product of queries and keys and the Softmax."""
+
+    placed: Placed
+    scale: float = 1.0
+    softcap: float = 0.0
+    masks: list[tuple[str, ir.Value]] = dataclasses.field(default_factory=list)
+    fill: float = -math.inf
+    scaled: ir.Node | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Operand:
+    """Queries, keys or values: where they are, and what is done to them besides."""
+
+    placed: Placed
+    scale: float = 1.0
+    rotation: Rotation | None = None
+
+
+def build(node: ir.Node, ctx: Context) -> Patch | Refusal | None:
+    """The patch that makes attention of the product `node` and what belongs to it; None where it does not multiply weights."""
+    weights = find_weights(node)
+    if weights is None:
+        return None
+    try:
+        return _build(node, weights, ctx)
+    except Unfit as problem:
+        return problem.refusal
+
+
+def find_weights(node: ir.Node) -> Weights | None:
+    """The weights that a product multiplies, None where neither operand is made by a Softmax."""
+    for index, value in enumerate(node.inputs[:2]):
+        producer = None if value is None else value.producer()
+        transposed = producer is not None and producer.op_type == "Transpose"
+        if producer is not None and transposed:
+            producer = _producer(producer.inputs[0])
+        guard = None
+        if producer is not None and producer.op_type == "Where":
+            guard, producer = producer, _guarded(producer)
+        if (
+            producer is not None
+            and producer.op_type == "Softmax"
+            and producer.domain == ""
+            and transposed == (index == 1)
+        ):
+            return Weights(producer, guard, index, transposed)
+    return None
+
+
+def _guarded(where: ir.Node) -> ir.Node | None:
+    """The producer of x in Where(IsNaN(x), 0, x)."""
+    condition, zero, value = where.inputs
+    test = _producer(condition)
+    if test is None or test.op_type != "IsNaN" or test.inputs[0] is not value or ir.scalar(zero) != 0.0:
+        return None
+    return _producer(value)
+
+
+def _producer(value: ir.Value | None) -> ir.Node | None:
+    return None if value is None else value.producer()
+
+
+def _build(node: ir.Node, weights: Weights, ctx: Context) -> Patch:
+    _check_weights(weights, ctx)
+    start = _place(_input(weights.softmax, 0), ("q", "t"), ctx)
+    scores = _trace(start, ctx)
+    product = _producer(scores.placed.value)
+    assert product is not None
+    like = scores.placed.value
+    q = _operand(_place(_input(product, 0), ("s", "d"), ctx, like), ctx)
+    k = _operand(_place(_input(product, 1), ("d", "s"), ctx, like), ctx, q.rotation)
+    rows = ("d", "s") if weights.transposed else ("s", "d")
+    values = _place(_input(node, 1 - weights.operand), rows, ctx, start.value)
+    v = Operand(_furthest(axes.sources(values, ctx)))
+    chain = axes.users(_place(node.outputs[0], rows, ctx), ctx)
+    y = [one for one in chain if all(one.labels)][-1]
+    inputs, made, tables = _describe(weights, scores, (q, k, v), y, start)
+    return _patch(node, made, inputs, tables, y.value, ctx)
+
+
+def _check_weights(weights: Weights, ctx: Context) -> None:
+    result = weights.softmax.outputs[0]
+    if ctx.shapes.dtype(result) is not ir.DataType.FLOAT:
+        raise Unfit("the kernel computes float32", culprit=weights.softmax)
+    rank = ctx.shapes.rank(result)
+    axis = attribute(weights.softmax, "axis", -1 if ctx.opset >= 13 else 1)
+    if rank is None or axis % rank != rank - 1:
+        raise Unfit("the Softmax is not over the keys", culprit=weights.softmax)
+    for node, uses in ((weights.softmax, 1 if weights.guard is None else 2), (weights.guard, 1)):
+        value = None if node is None else node.outputs[0]
+        if value is not None and (value.is_graph_output() or ir.use_count(value) > uses):
+            raise Unfit("others use the weights '{}' too", value.name, culprit=value)
+
+
+def _input(node: ir.Node, index: int) -> ir.Value:
+    value = node.inputs[index]
+    if value is None:
+        raise Unfit("it has no input {}", index, culprit=node)
+    return value
+
+
+def _place(value: ir.Value, rows: Labels, ctx: Context, like: ir.Value | None = None) -> Placed:
+    """An operand or result of a product; `like` is the result whose batches and heads it should have, but for heads that all share."""
+    shape = ctx.shapes.shape(value)
+    if shape is None or len(shape) not in BATCH:
+        raise Unfit("'{}' of shape {} has no batches and heads", value.name, shape, culprit=value)
+    outer = BATCH[len(shape)]
+    placed = axes.place(value, (*outer, *rows), ctx)
+    assert placed is not None
+    result = None if like is None else ctx.shapes.shape(like)
+    if result is None:
+        return placed
+    if len(result) != len(shape):
+        raise Unfit("'{}' is broadcast", value.name, culprit=value)
+    for letter, dim, wanted in zip(outer, shape, result, strict=False):
+        if letter == "h" and dim == 1 and wanted != 1:
+            placed = placed.without("h")
+        elif not ctx.shapes.equal(dim, wanted):
+            raise Unfit("'{}' of shape {} is broadcast", value.name, shape, culprit=value)
+    return placed
+
+
+# --- scores
+
+
+def _trace(start: Placed, ctx: Context) -> Scores:
+    """Walk from the Softmax to the product of queries and keys."""
+    scores = Scores(start)
+    for _ in range(MOST_STEPS):
+        value = scores.placed.value
+        node = value.producer()
+        if node is None or node.domain != "":
+            raise Unfit("the scores '{}' are not made by a product", value.name, culprit=value)
+        if value.is_graph_output() or ir.use_count(value) > 1:
+            raise Unfit("others use the scores '{}' too", value.name, culprit=value)
+        if node.op_type == "MatMul":
+            return scores
+        step = SCORE_STEPS.get(node.op_type)
+        if step is None:
+            raise Unfit("{} is between the product and the Softmax", node.op_type, culprit=node)
+        step(scores, node, ctx)
+    raise Unfit("too much is between the product and the Softmax", culprit=start.value)
+
+
+def _add(scores: Scores, node: ir.Node, ctx: Context) -> None:
+    index = 1 if _is_product(node.inputs[1], ctx) and not _is_product(node.inputs[0], ctx) else 0
+    scores.masks.insert(0, _mask("add", _input(node, 1 - index), scores, ctx))
+    _continue(scores, _input(node, index), ctx)
+
+
+def _where(scores: Scores, node: ir.Node, ctx: Context) -> None:
+    fills = ir.scalar(node.inputs[1]), ir.scalar(node.inputs[2])
+    if (fills[0] is None) == (fills[1] is None):
+        raise Unfit("it replaces scores by no constant", culprit=node)
+    kind, index, fill = ("keep", 1, fills[1]) if fills[0] is None else ("hide", 2, fills[0])
+    assert fill is not None
+    if any(one in ("keep", "hide") for one, _ in scores.masks) and fill != scores.fill:
+        raise Unfit("it replaces scores by {} and by {}", fill, scores.fill, culprit=node)
+    scores.fill = float(fill)
+    scores.masks.insert(0, _mask(kind, _input(node, 0), scores, ctx))
+    _continue(scores, _input(node, index), ctx)
+
+
+def _mask(kind: str, mask: ir.Value, scores: Scores, ctx: Context) -> tuple[str, ir.Value]:
+    """A mask in the order and shape in which the op reads it."""
+    shape = ctx.shapes.shape(mask)
+    labels, sizes = scores.placed.labels, scores.placed.sizes
+    if scores.scaled is not None:
+        raise Unfit("scores are scaled after the mask '{}'", mask.name, culprit=scores.scaled)
+    if shape is None or len(shape) > len(labels):
+        raise Unfit("the shape of the mask '{}' does not fit the scores", mask.name, culprit=mask)
+    for letter, dim in zip(labels[len(labels) - len(shape) :], shape, strict=True):
+        same = letter in ("b", "h", "q", "t") and _may_equal(dim, sizes[letter], ctx)
+        if dim != 1 and not same:
+            raise Unfit("the mask '{}' of shape {} does not fit the scores", mask.name, shape, culprit=mask)
+    return kind, mask
+
+
+def _may_equal(dim: Dim, other: Dim, ctx: Context) -> bool:
+    """Whether two dims are proved equal, or one of them is not known."""
+    return bool(ctx.shapes.equal(dim, other)) or is_fresh(dim) or is_fresh(other)
+
+
+def _scale(scores: Scores, node: ir.Node, ctx: Context) -> None:
+    factor, index = _factor(node)
+    if factor is None:
+        raise Unfit("the scores are scaled by no constant", culprit=node)
+    value = _input(node, index)
+    tanh = value.producer()
+    if tanh is not None and tanh.op_type == "Tanh" and scores.scaled is None and ir.use_count(value) == 1:
+        scores.softcap, value = factor, _input(tanh, 0)
+    scores.scaled = node
+    scores.scale *= factor
+    _continue(scores, value, ctx)
+
+
+def _factor(node: ir.Node | None) -> tuple[float | None, int]:
+    """The number that a Mul or Div scales by, None where there is none, and which input it scales."""
+    if node is None or node.domain != "" or node.op_type not in ("Mul", "Div"):
+        return None, 0
+    for index in (0, 1) if node.op_type == "Mul" else (0,):
+        number = ir.scalar(node.inputs[1 - index])
+        if number is not None and number != 0:
+            return (1.0 / float(number) if node.op_type == "Div" else float(number)), index
+    return None, 0
+
+
+def _reshape(scores: Scores, node: ir.Node, ctx: Context) -> None:
+    source = _input(node, 0)
+    shape = ctx.shapes.shape(source)
+    regrouped = None if shape is None else axes.regroup(scores.placed, source, shape, ctx)
+    if regrouped is None:
+        raise Unfit("the scores are reshaped to {}", shape, culprit=node)
+    scores.placed = regrouped
+
+
+def _continue(scores: Scores, value: ir.Value, ctx: Context) -> None:
+    if ctx.shapes.same_shape(value, scores.placed.value) is not True:
+        raise Unfit("the scores '{}' are broadcast", value.name, culprit=value)
+    scores.placed = scores.placed.moved(value, scores.placed.labels, scores.placed.starts)
+
+
+def _is_product(value: ir.Value | None, ctx: Context) -> bool:
+    """Whether a value is a product but for what may stand between it and the Softmax."""
+    for _ in range(MOST_STEPS):
+        node = _producer(value)
+        if node is None or node.op_type not in ("MatMul", "Tanh", *SCORE_STEPS) or ir.use_count(node.outputs[0]) > 1:
+            return False
+        if node.op_type == "MatMul":
+            return True
+        if node.op_type == "Add" and _is_product(node.inputs[1], ctx):
+            return True
+        index = _factor(node)[1]
+        if node.op_type == "Where":
+            index = 1 if ir.scalar(node.inputs[1]) is None else 2
+        value = node.inputs[index]
+    return False
+
+
+SCORE_STEPS = {"Add": _add, "Where": _where, "Mul": _scale, "Div": _scale, "Reshape": _reshape}
+
+
+# --- operands
+
+
+def _operand(placed: Placed, ctx: Context, like: Rotation | None = None) -> Operand:
+    """Where queries or keys are, before scale and rotation. Keys are rotated `like` queries."""
+    scale = 1.0
+    rotation: Rotation | None = None
+    while True:
+        chain = axes.sources(placed, ctx)
+        last = chain[-1]
+        node = last.value.producer()
+        factor, index = _factor(node)
+        if node is not None and factor is not None and ctx.shapes.same_shape(node.inputs[index], last.value):  # type: ignore[arg-type]
+            scale *= factor
+            placed = last.moved(_input(node, index), last.labels, last.starts)
+            continue
+        turned = None if rotation is not None else next(filter(None, (find_rotation(one, ctx) for one in chain)), None)
+        if turned is None or (like is not None and not like.agrees(turned[1])):
+            return Operand(_furthest(chain), scale, rotation)
+        placed, rotation = turned
+
+
+def _furthest(chain: list[Placed]) -> Placed:
+    """The last value of which the op can tell where its axes are: in a dim there is at most one of unknown size."""
+    fit = [one for one in chain if "g" not in "".join(one.labels) and all(map(_is_clear, one.labels))]
+    return fit[-1]
+
+
+def _is_clear(letters: str) -> bool:
+    return sum(letter not in "hkd" for letter in letters) <= 1
+
+
+# --- the node
+
+
+def _describe(
+    weights: Weights, scores: Scores, operands: tuple[Operand, Operand, Operand], y: Placed, start: Placed
+) -> tuple[list[ir.Value], op.Attention, Rotation | None]:
+    q, k, _ = operands
+    places = [one.placed for one in operands]
+    heads = _agreed({one.sizes["h"] for one in (*places, y, start, scores.placed) if "h" in one.sizes} or {1}, y.value)
+    layouts = [one.renamed(x="b" if heads == 1 else "bh", k="h", q="s").layout for one in (*places, y)]
+    rotation = q.rotation or k.rotation
+    rotary = ("q" if q.rotation else "") + ("k" if k.rotation else "")
+    if len(scores.masks) > op.MOST_MASKS:
+        raise Unfit("it has {} masks", len(scores.masks), culprit=weights.softmax)
+    made = op.Attention(
+        *layouts,
+        heads=heads,
+        kv_heads=_agreed({_kv_heads(one, heads) for one in places[1:]}, y.value),
+        head_size=_agreed({one.sizes["d"] for one in places[:2]}, y.value),
+        value_size=_agreed({places[2].sizes["d"]}, y.value),
+        scale=_float32(scores.scale * q.scale * k.scale),
+        softcap=_float32(scores.softcap),
+        masks=tuple(kind for kind, _ in scores.masks),
+        fill=_float32(scores.fill),
+        nan_to_zero=weights.guard is not None,
+        rotary=rotary,
+        width=rotation.width if rotation else 0,
+    )
+    return [*(one.value for one in places), *(mask for _, mask in scores.masks)], made, rotation
+
+
+def _agreed(sizes: set[Dim], culprit: ir.Value) -> int:
+    """The one size that all have."""
+    (size, *others) = sizes
+    if others or not isinstance(size, int) or size < 1:
+        raise Unfit("the number of heads and their size are not known: {}", ", ".join(map(str, sizes)), culprit=culprit)
+    return size
+
+
+def _kv_heads(placed: Placed, heads: int) -> Dim:
+    letters = "".join(placed.labels)
+    if "k" in letters:
+        return placed.sizes["k"]
+    return heads if "h" in letters or "x" in letters else 1
+
+
+def _float32(number: float) -> float:
+    """The number as an attribute holds it."""
+    return float(np.float32(number))
+
+
+def _patch(
+    node: ir.Node, made: op.Attention, inputs: list[ir.Value], rotation: Rotation | None, old: ir.Value, ctx: Context
+) -> Patch:
+    anchor, spec = old.producer(), op.SPEC
+    assert anchor is not None
+    builder = Builder(ctx, anchor)
+    if rotation is not None:
+        inputs = [*inputs, rotation.cos, rotation.signed_sines(builder)]
+    overload = made.overload(ctx.opset)
+    if (spec.domain, spec.name, overload) not in ctx.model.functions:
+        builder.functions.append(made.body(ctx.opset))
+    prepare_model(ctx.model)
+    name = node.name or spec.name
+    (result,) = builder.op(spec.name, inputs, made.attributes(), domain=spec.domain, overload=overload, name=name)
+    ctx.shapes.set(result, ir.DataType.FLOAT, ctx.shapes.shape(old))
+    return builder.patch(RULE, {old: result})
