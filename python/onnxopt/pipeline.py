@@ -388,15 +388,29 @@ def optimize(
     manager = PassManager(target, passes, options=chosen, explain=explain, instruments=instruments, strict=strict)
     # An onnx_ir model is optimized in place, so the original to compare with must be kept.
     original = ir.load_copy(model) if verify and isinstance(model, ir.Model) else model
-    loaded = ir.load(model)
-    result = manager.run(loaded)
-    if verify:
-        from onnxopt.runtime.verify import verify_run
+    with ir.without_collector():
+        loaded = ir.load(model)
+        result = manager.run(loaded)
+        if not verify:
+            return _deliver(model, loaded, result, output, external_data, report)
+    from onnxopt.runtime.verify import verify_run
 
-        result.verification = verify_run(lambda: ir.load_copy(original), loaded, manager)
+    result.verification = verify_run(lambda: ir.load_copy(original), loaded, manager)
+    return _deliver(model, loaded, result, output, external_data, report)
+
+
+def _deliver(
+    source: Any,
+    model: ir.Model,
+    result: Report,
+    output: str | Path | None,
+    external_data: str | None,
+    report: Callable[[Report], None] | None,
+) -> Any:
+    """Hand an optimized model over: as a file, or as the kind of thing that `source` is."""
     if report is not None:
         report(result)
     if output is not None:
-        ir.save(loaded, output, external_data=external_data)
+        ir.save(model, output, external_data=external_data)
         return Path(output)
-    return ir.as_kind_of(model, loaded)
+    return ir.as_kind_of(source, model)

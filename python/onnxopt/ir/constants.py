@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import numpy as np
-from onnx_ir import TensorProtocol, Value
+from onnx_ir import Attr, AttributeType, Tensor, TensorProtocol, Value
 
 SMALL_ELEMENTS = 1024
 """Constants up to this many elements are decoded and kept: shapes, axes, scales and epilogue scalars are smaller, weights are larger."""
 
 _CACHE_KEY = "onnxopt.small_array"
+_NUMBERS_KEY = "onnxopt.constant_numbers"
+
+_NUMBERS: dict[str, type[np.generic]] = {
+    "value_float": np.float32,
+    "value_floats": np.float32,
+    "value_int": np.int64,
+    "value_ints": np.int64,
+}
+"""Attributes of Constant nodes that hold plain numbers, and what those are."""
 
 
 def constant(value: Value | None) -> TensorProtocol | None:
@@ -27,8 +36,6 @@ def constant(value: Value | None) -> TensorProtocol | None:
 
 
 def _constant_node_tensor(value: Value) -> TensorProtocol | None:
-    from onnx_ir import AttributeType, tensor
-
     producer = value.producer()
     assert producer is not None
     for name, attribute in producer.attributes.items():
@@ -38,11 +45,19 @@ def _constant_node_tensor(value: Value) -> TensorProtocol | None:
             # `as_tensor` would check a protocol's every member, for every constant of the model.
             found: TensorProtocol = attribute.value
             return found
-        if name in ("value_float", "value_floats"):
-            return tensor(np.array(attribute.value, np.float32), name=value.name)
-        if name in ("value_int", "value_ints"):
-            return tensor(np.array(attribute.value, np.int64), name=value.name)
+        dtype = _NUMBERS.get(name)
+        if dtype is not None:
+            return _tensor_of_numbers(value, attribute, dtype)
     return None
+
+
+def _tensor_of_numbers(value: Value, attribute: Attr, dtype: type[np.generic]) -> TensorProtocol:
+    """The tensor of a Constant node that holds plain numbers, made once."""
+    known = value.meta.get(_NUMBERS_KEY)
+    if known is None or known[0] is not attribute:
+        known = value.meta[_NUMBERS_KEY] = attribute, Tensor(np.array(attribute.value, dtype), name=value.name)
+    made: TensorProtocol = known[1]
+    return made
 
 
 def small_array(value: Value | None) -> np.ndarray | None:

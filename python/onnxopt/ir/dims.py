@@ -19,11 +19,12 @@ Atom: TypeAlias = str | tuple[str, Dim, Dim]
 class Expr:
     """A polynomial over atoms: `terms` maps a monomial (a sorted tuple of atoms, repeated for powers) to its coefficient."""
 
-    __slots__ = ("_hash", "terms")
+    __slots__ = ("_fresh", "_hash", "terms")
 
     def __init__(self, terms: tuple[tuple[tuple[Atom, ...], int], ...]) -> None:
         self.terms = terms
         self._hash = hash(terms)
+        self._fresh: bool | None = None
 
     def __hash__(self) -> int:
         return self._hash
@@ -96,6 +97,13 @@ class Expr:
                 return monomial[0]
         return None
 
+    @property
+    def fresh(self) -> bool:
+        """Whether a symbol of it stands for an unknown dim, see `fresh`."""
+        if self._fresh is None:
+            self._fresh = any(name.startswith("?") for name in self.symbols())
+        return self._fresh
+
     def symbols(self) -> Iterator[str]:
         """Names of all symbols, inner ones included; a name may come more than once."""
         for monomial, _ in self.terms:
@@ -145,7 +153,7 @@ def fresh() -> Expr:
 
 
 def is_fresh(dim: Dim) -> bool:
-    return isinstance(dim, Expr) and any(name.startswith("?") for name in dim.symbols())
+    return isinstance(dim, Expr) and dim.fresh
 
 
 def _atom(kind: str, a: Dim, b: Dim) -> Dim:

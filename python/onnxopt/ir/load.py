@@ -20,6 +20,7 @@ from onnx_ir import AttributeType, DataType, ExternalTensor, Model, TensorProtoc
 from onnxopt.errors import ModelError, OptionError
 from onnxopt.ir import unsupported, wire
 from onnxopt.ir.mapped import DataFile, MappedTensor
+from onnxopt.ir.protos import ProtoTensor
 from onnxopt.ir.statistics import walk_graphs
 from onnxopt.ir.structure import check_structure
 
@@ -159,18 +160,30 @@ def _settle_tensors(model: Model, resolve: Callable[[ExternalTensor], TensorProt
     """Resolve external tensors, and check that the others have as many elements as they say."""
     for graph in _all_graphs(model):
         for value in graph.initializers.values():
-            if isinstance(value.const_value, ExternalTensor):
-                value.const_value = resolve(value.const_value)
-            elif isinstance(value.const_value, serde.TensorProtoTensor):
-                _check_size(value.const_value.raw)
+            tensor = _settled(value.const_value, resolve)
+            if tensor is not None:
+                value.const_value = tensor
         for node in graph:
             for name, attr in node.attributes.items():
-                if attr.type is not AttributeType.TENSOR or attr.is_ref():
-                    continue
-                if isinstance(attr.value, ExternalTensor):
-                    node.attributes[name] = onnx_ir.AttrTensor(name, resolve(attr.value), doc_string=attr.doc_string)
-                elif isinstance(attr.value, serde.TensorProtoTensor):
-                    _check_size(attr.value.raw)
+                if attr.type is AttributeType.TENSOR and not attr.is_ref():
+                    tensor = _settled(attr.value, resolve)
+                    if tensor is not None:
+                        node.attributes[name] = onnx_ir.AttrTensor(name, tensor, doc_string=attr.doc_string)
+
+
+def _settled(
+    tensor: TensorProtocol | None, resolve: Callable[[ExternalTensor], TensorProtocol]
+) -> TensorProtocol | None:
+    """The tensor that takes the place of one as it was read; None where it stays."""
+    kind = type(tensor)
+    if kind is serde.TensorProtoTensor:
+        assert isinstance(tensor, serde.TensorProtoTensor)
+        _check_size(tensor.raw)
+        return ProtoTensor(tensor.raw)
+    if kind is ExternalTensor:
+        assert isinstance(tensor, ExternalTensor)
+        return resolve(tensor)
+    return None
 
 
 _PER_BYTE = {4: 2, 2: 4}

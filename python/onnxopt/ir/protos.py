@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir
-from onnx_ir import Attr, AttributeType, DataType, Graph, Node, TensorProtocol, Value, serde
+from onnx_ir import Attr, AttributeType, DataType, Graph, Node, Shape, TensorProtocol, Value, serde
 from onnx_ir.convenience import convert_attribute
 
 _GRAPH_TYPES = frozenset({AttributeType.GRAPH, AttributeType.GRAPHS})
+
+
+class ProtoTensor(serde.TensorProtoTensor):
+    """A tensor that stays in its protobuf, whose type and shape are read once: every pass asks for them, of every constant."""
+
+    __slots__ = ("dtype", "nbytes", "shape", "size")
+    dtype: DataType
+    nbytes: int
+    shape: Shape
+    size: int
+
+    def __init__(self, proto: onnx.TensorProto) -> None:
+        super().__init__(proto)
+        self.dtype = DataType(proto.data_type)
+        self.shape = Shape(proto.dims, frozen=True)
+        self.size = math.prod(self.shape.numpy())
+        self.nbytes = math.ceil(self.dtype.itemsize * self.size)
 
 
 _PLAIN = {int: AttributeType.INT, float: AttributeType.FLOAT, str: AttributeType.STRING}

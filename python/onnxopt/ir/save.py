@@ -16,7 +16,7 @@ from onnx_ir import Attr, AttributeType, ExternalTensor, Graph, Model, Node, Ten
 from onnxopt.errors import ModelError, OptionError
 from onnxopt.ir import unsupported, wire
 from onnxopt.ir.lazy import StreamedTensor
-from onnxopt.ir.load import SOURCE_KEY, TRAINING_KEY
+from onnxopt.ir.load import SOURCE_KEY, TRAINING_KEY, without_collector
 from onnxopt.ir.mapped import MappedTensor
 from onnxopt.ir.statistics import walk_graphs
 
@@ -55,7 +55,7 @@ def save(model: Model, path: str | os.PathLike[str], *, external_data: str | Non
         raise OptionError(f"The folder '{target.parent}' of the output does not exist.")
     _refuse_overwriting(model, target)
     _remove_stale(target)
-    with _placeholders(model, mode, target) as large:
+    with without_collector(), _placeholders(model, mode, target) as large:
         proto = _skeleton(model)
     _Writer(target, proto, large).write(_external(mode, large))
 

@@ -842,23 +842,35 @@ def _gemm(env: ShapeEnv, node: Node) -> None:
     env.set(node.outputs[0], _dtype(env, node), (rows, columns))
 
 
-def _window(env: ShapeEnv, node: Node, size: Dim, kernel: int, axis: int, spatial: int) -> Dim:
-    """Size of one spatial axis after a window slides over it."""
+def _windows(node: Node, sizes: Sequence[Dim], kernel: Sequence[int]) -> list[Dim]:
+    """Sizes of the spatial axes after a window slides over them."""
+    spatial = len(sizes)
     strides = _ints(node, "strides") or (1,) * spatial
     dilations = _ints(node, "dilations") or (1,) * spatial
     pads = _ints(node, "pads") or (0,) * (2 * spatial)
     mode = _attr(node, "auto_pad", "NOTSET")
-    reach = dilations[axis] * (kernel - 1) + 1
     if mode in ("SAME_UPPER", "SAME_LOWER"):
-        return dims.floordiv(size + strides[axis] - 1, strides[axis])
-    padded = size if mode == "VALID" else size + pads[axis] + pads[axis + spatial]
-    if _int(node, "ceil_mode", 0) and node.op_type != "Conv":
-        if not isinstance(padded, int):
-            return dims.fresh()
-        count = -(-(padded - reach) // strides[axis]) + 1
-        start_limit = size + pads[axis] if isinstance(size, int) else 0
-        return count - 1 if isinstance(start_limit, int) and (count - 1) * strides[axis] >= start_limit else count
-    return dims.floordiv(padded - reach, strides[axis]) + 1
+        return [dims.floordiv(size + strides[axis] - 1, strides[axis]) for axis, size in enumerate(sizes)]
+    if mode == "VALID":
+        pads = (0,) * (2 * spatial)
+    window = _rounded_up if node.op_type != "Conv" and _int(node, "ceil_mode", 0) else _rounded_down
+    return [
+        window(size, pads[axis], pads[axis + spatial], dilations[axis] * (kernel[axis] - 1) + 1, strides[axis])
+        for axis, size in enumerate(sizes)
+    ]
+
+
+def _rounded_down(size: Dim, before: int, after: int, reach: int, stride: int) -> Dim:
+    """How many windows of `reach` elements lie inside the padded axis."""
+    return dims.floordiv(size + (before + after - reach), stride) + 1
+
+
+def _rounded_up(size: Dim, before: int, after: int, reach: int, stride: int) -> Dim:
+    """The same with a last window that reaches over the end, where it does not start in the padding."""
+    if not isinstance(size, int):
+        return dims.fresh()
+    count = -(-(size + before + after - reach) // stride) + 1
+    return count - 1 if (count - 1) * stride >= size + before else count
 
 
 @_on("Conv", "ConvInteger")
@@ -880,7 +892,7 @@ def _convolution(env: ShapeEnv, node: Node, dtype: DataType | None, weight_index
     kernel = _ints(node, "kernel_shape") or weight[2:]
     if any(not isinstance(size, int) for size in kernel):
         return env.set(node.outputs[0], dtype, (data[0], weight[0], *_unknown(spatial)))
-    sizes = [_window(env, node, data[2 + axis], int(kernel[axis]), axis, spatial) for axis in range(spatial)]  # type: ignore[arg-type]
+    sizes = _windows(node, data[2:], kernel)  # type: ignore[arg-type]
     return env.set(node.outputs[0], dtype, (data[0], weight[0], *sizes))
 
 
@@ -889,7 +901,7 @@ def _pool(env: ShapeEnv, node: Node) -> None:
     data, kernel = _shape(env, node, 0), _ints(node, "kernel_shape")
     if data is None or kernel is None or len(kernel) != len(data) - 2:
         return env.set(node.outputs[0], _dtype(env, node), None)
-    sizes = [_window(env, node, data[2 + axis], kernel[axis], axis, len(kernel)) for axis in range(len(kernel))]
+    sizes = _windows(node, data[2:], kernel)
     env.set(node.outputs[0], _dtype(env, node), (*data[:2], *sizes))
     if len(node.outputs) > 1:
         env.set(node.outputs[1], DataType.INT64, (*data[:2], *sizes))

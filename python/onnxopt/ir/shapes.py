@@ -273,7 +273,8 @@ class ShapeEnv:
         return sum(1 + sum(not dims.is_fresh(dim) for dim in known) for known in facts if known is not None)
 
     def knows_more(self, new: Value, old: Value) -> bool:
-        if self._precision(new) > self._precision(old):
+        differ = self._shapes.get(new) != self._shapes.get(old) or new in self._elements
+        if differ and self._precision(new) > self._precision(old):
             return True
         if old in self._elements or math.prod(self.static_shape(new) or ()) > MAX_ELEMENTS:
             return False

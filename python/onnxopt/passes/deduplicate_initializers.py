@@ -36,6 +36,9 @@ class DeduplicateInitializers(Pass):
         return PassResult(patches > 0, patches)
 
     def _merge_equal(self, group: list[ir.Value], ctx: Context) -> int:
+        tensor = group[0].const_value
+        assert tensor is not None
+        size = tensor.nbytes
         by_sample: dict[bytes, list[ir.Value]] = {}
         for value in group:
             by_sample.setdefault(_sample(value), []).append(value)
@@ -43,7 +46,7 @@ class DeduplicateInitializers(Pass):
         for alike in by_sample.values():
             first: dict[bytes, ir.Value] = {}
             for value in alike if len(alike) > 1 else ():
-                kept = first.setdefault(_digest(value), value)
+                kept = first.setdefault(_digest(value) if size > SAMPLE_BYTES else b"", value)
                 if kept is not value and ctx.budget.take():
                     ctx.log.replaced(value)
                     ctx.editor.replace(value, kept)

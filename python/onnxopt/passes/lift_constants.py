@@ -20,7 +20,7 @@ class LiftConstants(Pass):
     phase = "canonicalize"
 
     def run(self, model: ir.Model, ctx: Context) -> PassResult:
-        patches = 0
+        lifted: list[ir.Node] = []
         for node in list(walk(model.graph)):
             if node.op_type != "Constant" or node.domain:
                 continue
@@ -31,8 +31,9 @@ class LiftConstants(Pass):
             constant = ctx.constant(tensor, value.name or "constant")
             if not ctx.editor.apply(Patch(self.name, node, [], {value: constant})):
                 break
-            ctx.editor.remove_unused([node])
-            patches += 1
+            lifted.append(node)
+        ctx.editor.remove_unused(lifted)
+        patches = len(lifted)
         patches += self._lift_initializers(model, ctx)
         return PassResult(patches > 0, patches)
 

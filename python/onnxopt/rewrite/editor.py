@@ -30,7 +30,8 @@ class Editor:
             return False
         graph = patch.anchor.graph
         assert graph is not None, f"{patch.rule}: the anchor is not in a graph"
-        graph.insert_before(patch.anchor, patch.nodes)
+        if patch.nodes:
+            graph.insert_before(patch.anchor, patch.nodes)
         for node in patch.nodes:
             ctx.shapes.infer_node(node)
         problem = self._problem(patch)
