@@ -33,6 +33,51 @@ std::optional<std::size_t> added_to_result(const Program& program) {
   return a.index + b.index;
 }
 
+/// The number that a statement applies to the result of the statement before it, where it is that op.
+std::optional<float> with_number(const Program& program, std::size_t statement, elementwise::Op op) {
+  const Instruction& one = program.instructions()[statement];
+  if (one.op != op || one.type != elementwise::DType::f32) return std::nullopt;
+  for (const int literal : {0, 1}) {
+    const Operand &a = one.operands[literal], &b = one.operands[1 - literal];
+    if (a.kind == Operand::kLiteral && b.kind == Operand::kTemporary && b.index + 1u == statement)
+      return program.literals()[a.index].f;
+  }
+  return std::nullopt;
+}
+
+/// The gate of input 0, where the program is one.
+std::optional<gemm::Gate> gate_of(const Program& program) {
+  using elementwise::Op;
+  const auto code = program.instructions();
+  if (program.inputs().size() != 1 || program.outputs().size() != 1 || code.front().type != elementwise::DType::f32 ||
+      code.front().operands[0].kind != Operand::kInput)
+    return std::nullopt;
+  gemm::Gate gate{1.0f / 6.0f, 0.5f, 1.0f, 0.0f};
+  std::size_t done = 1;
+  if (code.front().op == Op::k_hard_sigmoid) {
+    gate.alpha = code.front().parameters[0];
+    gate.beta = code.front().parameters[1];
+    if (code.size() < 2 || code[1].op != Op::k_mul) return std::nullopt;
+    const Operand &a = code[1].operands[0], &b = code[1].operands[1];
+    if (a.kind == b.kind || a.index != 0 || b.index != 0 || a.kind == Operand::kLiteral || b.kind == Operand::kLiteral)
+      return std::nullopt;
+    done = 2;
+  } else if (code.front().op != Op::k_hard_swish) {
+    return std::nullopt;
+  }
+  if (done < code.size())
+    if (const auto scale = with_number(program, done, Op::k_mul)) {
+      gate.scale = *scale;
+      ++done;
+    }
+  if (done < code.size())
+    if (const auto shift = with_number(program, done, Op::k_add)) {
+      gate.shift = *shift;
+      ++done;
+    }
+  return done == code.size() ? std::optional(gate) : std::nullopt;
+}
+
 }  // namespace
 
 int element_type(elementwise::DType type) {
@@ -64,6 +109,7 @@ Result<EpilogueProgram> EpilogueProgram::read(const Attributes& attributes, std:
   const auto variants = elementwise::variants();
   const auto found = std::find_if(variants.begin(), variants.end(), [&](const auto& one) { return isa == one.isa; });
   if (found == variants.end()) return Made::failure("There is no element-wise kernel for " + std::string(isa) + ".");
+  if (raw == 1) made.gate_ = gate_of(*program);
   if (raw == 1 && program->outputs().size() == 1 && program->instructions().size() <= 2) {
     const std::size_t statements = program->instructions().size();
     if (const auto added = added_to_result(*program); added && program->inputs().size() == 2) {

@@ -33,6 +33,9 @@ class EpilogueProgram {
   /// The program as a sum, where it is one with an input of the result's shape.
   std::optional<Sum> sum(const Shape& raw, std::span<const Tensor> inputs) const;
 
+  /// The program as a gate of the only result, where it is one.
+  const gemm::Gate* gate() const { return gate_ ? &*gate_ : nullptr; }
+
   /// The element types of the outputs.
   std::vector<int> output_types() const;
 
@@ -50,6 +53,7 @@ class EpilogueProgram {
   std::optional<elementwise::Program> program_;
   std::optional<std::size_t> added_;  // the input that is added before the results are clipped
   std::optional<gemm::Bounds> clip_;  // of a program that does nothing else
+  std::optional<gemm::Gate> gate_;    // what the program is
   const elementwise::Variant* variant_ = nullptr;
 };
 

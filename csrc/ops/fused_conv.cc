@@ -65,6 +65,8 @@ class FusedConv final : public Kernel {
     if (const auto sum = epilogue_.sum(raw, further); sum && !convolution.geometry.is_depthwise()) {
       convolution.added = sum->added;
       convolution.clip = sum->clip;
+    } else if (epilogue_.gate()) {
+      convolution.gate = epilogue_.gate();
     } else if (epilogue_.present()) {
       Result<elementwise::Epilogue> bound = epilogue_.bind(raw, further, types, outputs);
       if (!bound) return Result<bool>::failure(bound.error());

@@ -40,6 +40,7 @@ struct Convolution {
   float* y;
   const float* added = nullptr;                     // of the shape of y, added to it; not by depthwise convolutions
   const gemm::Bounds* clip = nullptr;               // what the results are clipped to then
+  const gemm::Gate* gate = nullptr;                 // where neither is clipped nor added
   const elementwise::Epilogue* epilogue = nullptr;  // computed of them at last, its one raw result
 };
 

@@ -60,6 +60,7 @@ inline void store_channels(float* p, F x, std::size_t count) {
 struct Products {
   const float* bias;
   const gemm::Bounds* clip;
+  const gemm::Gate* gate;
 
   template <bool Whole>
   F start(std::int64_t channel, std::size_t count) const {
@@ -70,7 +71,10 @@ struct Products {
     return load_channels<Whole>(p, count);
   }
   static F join(F sum, F x, F weight) { return V::accumulate(x, weight, sum); }
-  F end(F sum) const { return clip ? V::min(V::set1(clip->high), V::max(V::set1(clip->low), sum)) : sum; }
+  F end(F sum) const {
+    if (gate) return gated(*gate, sum);
+    return clip ? V::min(V::set1(clip->high), V::max(V::set1(clip->low), sum)) : sum;
+  }
 };
 
 struct Maxima {
@@ -295,7 +299,7 @@ inline void run_depthwise(const Plan& plan, std::int64_t task) {
   const Convolution& convolution = *plan.convolution;
   const Geometry& g = convolution.geometry;
   const Range lines{task * plan.task_lines, least((task + 1) * plan.task_lines, g.batch * g.output[0])};
-  const Products products{convolution.bias, convolution.clip};
+  const Products products{convolution.bias, convolution.clip, convolution.gate};
   const bool shares = g.strides[1] == 1 && g.dilations[1] == 1;
   over_parts(g, [&](const Part& part) {
     for (std::int64_t number = lines.begin; number < lines.end; ++number) {

@@ -90,8 +90,8 @@ Plan plan_product(const Convolution& convolution) {
   // Weights that do not fit into the cache are read once, by all rows that do.
   const std::int64_t most_rows = std::max(kCachedFloats / (plan.group_channels * g.strides[0] * g.strides[1]), kRowStep);
   const bool cuts_rows = plan.group_filters * depth <= kCachedFloats || rows > 4 * most_rows;
-  plan.task_rows = std::min(cuts_rows ? std::max<std::int64_t>(kTaskWork / row_work, 4 * kRowStep) : rows, most_rows);
-  if (work < 2 * kLeastWork) plan.task_rows = rows;
+  const std::int64_t tasks = std::max(work / kTaskWork, std::clamp<std::int64_t>(work / kLeastWork, 1, kFewTasks));
+  plan.task_rows = std::min(cuts_rows ? std::max(ceil_div(rows * g.groups, tasks), kRowStep) : rows, most_rows);
   plan.task_rows = ceil_div(rows, ceil_div(rows, plan.task_rows));
   plan.row_tasks = ceil_div(rows, plan.task_rows);
   cut_columns(plan, plan.row_tasks * g.groups, work);

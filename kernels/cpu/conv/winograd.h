@@ -147,6 +147,8 @@ class Tiles {
       F rows[kIn][kIn];
       for (int y = 0; y < kIn; ++y) {
         const float* const* const p = pointers + y * kIn;
+        // What the next tile reads and this one does not.
+        for (int x = kIn - kOut; x < kIn; ++x) __builtin_prefetch(p[x] + kOut * g_.channels + channel);
         const F d[kIn] = {load(p[0]), load(p[1]), load(p[2]), load(p[3]), load(p[4]), load(p[5])};
         input_points(d, rows[y]);
       }
@@ -208,6 +210,7 @@ class Tiles {
           if (convolution.added)
             result = V::add(result, whole ? V::load(convolution.added + to) : V::load_first(convolution.added + to, left));
           if (convolution.clip) result = V::min(V::set1(convolution.clip->high), V::max(V::set1(convolution.clip->low), result));
+          if (convolution.gate) result = gated(*convolution.gate, result);
           if (whole)
             V::store(convolution.y + to, result);
           else

@@ -13,4 +13,9 @@ struct Bounds {
   float low, high;
 };
 
+/// scale x clip(alpha x + beta, 0, 1) + shift: hard-swish, and what follows it in mobile networks.
+struct Gate {
+  float alpha, beta, scale, shift;
+};
+
 }  // namespace onnxopt::gemm
