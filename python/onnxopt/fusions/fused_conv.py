@@ -53,8 +53,12 @@ def build(b: Builder, node: ir.Node, x: ir.Value) -> ir.Value:
         inputs.append(bias)
     biased = bias is not None
     overload = op.overload(shape, windows, group, ctx.opset, biased=biased)
-    if (op.SPEC.domain, op.SPEC.name, overload) not in ctx.model.functions:
-        b.functions.append(op.body(shape, windows, group, ctx.opset, biased=biased))
+    b.define(
+        op.SPEC.domain,
+        op.SPEC.name,
+        overload,
+        lambda: op.body(shape, windows, group, ctx.opset, biased=biased),
+    )
     attributes = {**windows, "group": group, "filters": shape[0], "biased": 1 if biased else None}
     return b.op(
         op.SPEC.name, inputs, attributes, domain=op.SPEC.domain, overload=overload, name=node.name or op.SPEC.name

@@ -47,8 +47,7 @@ def build(b: Builder, node: ir.Node, x: ir.Value) -> ir.Value:
     assert rank is not None
     windows = {} if kind == "global_average" else windows_of(node, "ceil_mode")
     overload = op.overload(kind, rank, windows, ctx.opset)
-    if (op.SPEC.domain, op.SPEC.name, overload) not in ctx.model.functions:
-        b.functions.append(op.body(kind, rank, windows, ctx.opset))
+    b.define(op.SPEC.domain, op.SPEC.name, overload, lambda: op.body(kind, rank, windows, ctx.opset))
     return b.op(
         op.SPEC.name,
         [x],

@@ -54,6 +54,7 @@ class _Weights:
         return self.shape[1] * self.groups if self.transposed else self.shape[0]
 
     def blocks(self, weights: np.ndarray) -> np.ndarray:
+        """A copy of the weights in float64."""
         return weights.astype(np.float64).reshape(self.groups, self.shape[0] // self.groups, self.shape[1], -1)
 
     def along_inputs(self, vector: np.ndarray) -> np.ndarray:
@@ -124,7 +125,9 @@ def fold_affine_after_convolution(b: Builder, m: Match) -> list[ir.Value | None]
         if isinstance(allowed, Refusal):
             return allowed
         scale = weights.along_outputs(affine.scale_or_one(weights.outputs))
-        scaled = (weights.blocks(_read(m["w"])) * scale).reshape(weights.shape)
+        blocks = weights.blocks(_read(m["w"]))
+        blocks *= scale
+        scaled = blocks.reshape(weights.shape)
     shifted = bias * affine.scale_or_one(weights.outputs) + affine.shift_or_zero(weights.outputs)
     needs_bias = m.get("bias") is not None or affine.shift is not None
     return _replaced(b, m, conv, m["x"], scaled, shifted if needs_bias else None)
@@ -154,8 +157,8 @@ def fold_affine_before_convolution(b: Builder, m: Match) -> list[ir.Value | None
         return bias
     if affine.scale is None:
         return _replaced(b, m, conv, m["x"], None, bias)
-    scaled = (blocks * weights.along_inputs(affine.scale_or_one(weights.inputs))).reshape(weights.shape)
-    return _replaced(b, m, conv, m["x"], scaled, bias)
+    blocks *= weights.along_inputs(affine.scale_or_one(weights.inputs))
+    return _replaced(b, m, conv, m["x"], blocks.reshape(weights.shape), bias)
 
 
 def _bias_of_shift(m: Match, weights: _Weights, blocks: np.ndarray, affine: Affine) -> np.ndarray | Refusal:

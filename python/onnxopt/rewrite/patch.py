@@ -39,6 +39,7 @@ class Builder:
         self.anchor = anchor
         self.nodes: list[ir.Node] = []
         self.functions: list[ir.Function] = []
+        self._defined: set[tuple[str, str, str]] = set()
 
     def __getattr__(self, op_type: str) -> Callable[..., ir.Value]:
         if not op_type[:1].isupper():
@@ -95,6 +96,13 @@ class Builder:
     def constant(self, array: np.ndarray | np.generic | ir.TensorProtocol, name: str = "const") -> ir.Value:
         """A constant value that holds `array`: the same value for the same small content, so that it is stored once."""
         return self.ctx.constant(array, name, self.anchor)
+
+    def define(self, domain: str, op_type: str, overload: str, make: Callable[[], ir.Function]) -> None:
+        """Bring the function that a custom op stands for, unless the model or the patch has it already."""
+        key = (domain, op_type, overload)
+        if key not in self.ctx.model.functions and key not in self._defined:
+            self._defined.add(key)
+            self.functions.append(make())
 
     def patch(self, rule: str, replacements: Mapping[ir.Value, ir.Value]) -> Patch:
         return Patch(rule, self.anchor, self.nodes, dict(replacements), self.functions)
