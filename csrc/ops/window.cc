@@ -70,7 +70,7 @@ std::int64_t WindowAttributes::output(std::size_t axis, std::int64_t size) const
   std::int64_t before, after;
   padding(axis, size, before, after);
   const std::int64_t room = size + before + after - (kernel_[axis] - 1) * dilations_[axis] - 1;
-  if (room < 0) return -1;
+  if (room < 0) return -room <= strides_[axis] ? 0 : -1;
   std::int64_t count = room / strides_[axis] + 1;
   // The last window, if it is not whole, has to begin in the input or in the padding before it.
   if (ceil_ && room % strides_[axis] != 0 && count * strides_[axis] < size + before) ++count;

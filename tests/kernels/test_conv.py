@@ -1,0 +1,271 @@
+"""Every variant of the convolution and pooling kernels against float64."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+
+from onnxopt import ir
+from onnxopt.runtime.library import native
+
+VARIANTS = [
+    variant["name"]
+    for op in native().ops()
+    if op["op"] == "FusedConv"
+    for variant in op["variants"]
+    if variant["usable"]
+]
+WINOGRAD_ERROR = 2e-5
+"""Of the largest result: its transformations lose some bits."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A convolution of x [N, *size, C] by filters [M, C / group, *kernel]."""
+
+    batch: int
+    size: tuple[int, ...]
+    channels: int
+    filters: int
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...] = ()
+    pads: tuple[int, ...] = ()
+    dilations: tuple[int, ...] = ()
+    group: int = 1
+
+    def attributes(self) -> dict[str, object]:
+        rank = len(self.size)
+        return {
+            "kernel_shape": list(self.kernel),
+            "strides": list(self.strides or (1,) * rank),
+            "pads": list(self.pads or (0,) * 2 * rank),
+            "dilations": list(self.dilations or (1,) * rank),
+            "group": self.group,
+            "filters": self.filters,
+        }
+
+    def arrays(self, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        rng = np.random.default_rng(seed)
+        x = rng.standard_normal((self.batch, *self.size, self.channels)).astype(np.float32)
+        w = rng.standard_normal((self.filters, self.channels // self.group, *self.kernel)).astype(np.float32)
+        return x, w, rng.standard_normal(self.filters).astype(np.float32)
+
+
+CASES = [
+    Case(1, (7, 9), 3, 16, (3, 3), (2, 2), (1, 1, 1, 1)),
+    Case(2, (5, 6), 20, 33, (1, 1)),
+    Case(1, (6, 5), 17, 18, (1, 1), (2, 2)),
+    Case(1, (13, 17), 12, 7, (3, 3), (1, 1), (1, 1, 1, 1)),
+    Case(1, (8, 8), 12, 20, (3, 3), (1, 1), (1, 1, 1, 1), group=4),
+    Case(3, (8, 8), 3, 5, (1, 3), (1, 1), (0, 1, 0, 1)),
+    Case(1, (14, 15), 5, 7, (7, 7), (2, 2), (3, 3, 3, 3)),
+    Case(1, (9, 8), 40, 20, (3, 2), (1, 2), (0, 1, 2, 3), (2, 1)),
+    Case(1, (3, 3), 300, 40, (3, 3), (1, 1), (1, 1, 1, 1)),
+    Case(1, (1, 1), 96, 24, (1, 1)),
+    Case(2, (50,), 10, 20, (3,), (2,), (1, 1)),
+    Case(1, (4, 4), 1, 1, (4, 4)),
+]
+DEPTHWISE = [
+    Case(1, (9, 9), 19, 19, (5, 5), (1, 1), (2, 2, 2, 2), group=19),
+    Case(1, (9, 30), 35, 35, (3, 3), (2, 1), (1, 1, 0, 1), group=35),
+    Case(2, (12, 12), 8, 8, (3, 3), (1, 1), (2, 2, 2, 2), (2, 2), group=8),
+    Case(1, (3, 3), 70, 70, (7, 7), (1, 1), (3, 3, 3, 3), group=70),
+    Case(1, (11, 2), 130, 130, (3, 3), (1, 1), (1, 1, 1, 1), group=130),
+    Case(1, (6, 7), 5, 5, (2, 4), (3, 2), (1, 2, 0, 1), group=5),
+    Case(2, (40,), 33, 33, (3,), (1,), (1, 1), group=33),
+]
+WINOGRAD = [
+    Case(1, (40, 40), 32, 48, (3, 3), (1, 1), (1, 1, 1, 1)),
+    Case(1, (31, 30), 64, 40, (3, 3), (1, 1), (0, 0, 0, 0)),
+    Case(2, (22, 27), 19, 35, (3, 3), (1, 1), (1, 2, 0, 1)),
+]
+
+
+def convolve(case: Case, x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """The convolution in float64."""
+    rank = len(case.size)
+    attributes = case.attributes()
+    strides, pads, dilations = (attributes[name] for name in ("strides", "pads", "dilations"))
+    padded = np.pad(x.astype(np.float64), [(0, 0), *zip(pads[:rank], pads[rank:], strict=True), (0, 0)])
+    outputs = [(padded.shape[1 + i] - (case.kernel[i] - 1) * dilations[i] - 1) // strides[i] + 1 for i in range(rank)]
+    depth, per_group = case.channels // case.group, case.filters // case.group
+    y = np.zeros((case.batch, *outputs, case.filters))
+    for tap in itertools.product(*map(range, case.kernel)):
+        at = [
+            slice(tap[i] * dilations[i], tap[i] * dilations[i] + (outputs[i] - 1) * strides[i] + 1, strides[i])
+            for i in range(rank)
+        ]
+        for group in range(case.group):
+            part = slice(group * per_group, (group + 1) * per_group)
+            inputs = padded[(slice(None), *at, slice(group * depth, (group + 1) * depth))]
+            y[..., part] += inputs @ w[(part, slice(None), *tap)].T.astype(np.float64)
+    return y
+
+
+def run(
+    case: Case, x: np.ndarray, w: np.ndarray, *more: np.ndarray, variant: str, threads: int = 1, **attributes: object
+) -> np.ndarray:
+    inputs = [x, ir.pack_filters(w, case.group), *more]
+    return native().run("FusedConv", inputs, case.attributes() | attributes, variant, threads)[0]
+
+
+def assert_close(actual: np.ndarray, expected: np.ndarray, error: float) -> None:
+    assert actual.shape == expected.shape
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=error * np.abs(expected).max(initial=1e-30))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("case", CASES + DEPTHWISE, ids=str)
+def test_equals_float64(case: Case, variant: str) -> None:
+    x, w, bias = case.arrays()
+    assert_close(run(case, x, w, bias, variant=variant, biased=1), convolve(case, x, w) + bias, 2e-6)
+    assert_close(run(case, x, w, variant=variant), convolve(case, x, w), 2e-6)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("case", WINOGRAD, ids=str)
+def test_winograd_equals_float64(case: Case, variant: str) -> None:
+    x, w, bias = case.arrays()
+    assert_close(run(case, x, w, bias, variant=variant, biased=1), convolve(case, x, w) + bias, WINOGRAD_ERROR)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("case", [CASES[0], CASES[1], CASES[8], *DEPTHWISE[:2], *WINOGRAD], ids=str)
+def test_threads_do_not_change_a_bit(case: Case, variant: str) -> None:
+    x, w, _ = case.arrays()
+    once = run(case, x, w, variant=variant)
+    for threads in (2, 4):
+        np.testing.assert_array_equal(run(case, x, w, variant=variant, threads=threads), once)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf, 3e38])
+@pytest.mark.parametrize("case", [CASES[3], DEPTHWISE[0], WINOGRAD[0]], ids=str)
+def test_what_is_not_finite_reaches_its_windows_alone(case: Case, number: float, variant: str) -> None:
+    x, w, _ = case.arrays()
+    w = np.abs(w) + np.float32(0.1)
+    x[0, 4, 5, 1] = number
+    with np.errstate(all="ignore"):
+        expected = convolve(case, x, w).astype(np.float32)
+    actual = run(case, x, w, variant=variant)
+    np.testing.assert_array_equal(np.isnan(actual), np.isnan(expected))
+    np.testing.assert_array_equal(np.isinf(actual), np.isinf(expected))
+    finite = np.isfinite(expected)
+    scale = np.abs(convolve(case, np.where(np.abs(x) < 1e6, x, 0), w)).max()
+    ordinary = finite & (np.abs(expected) < 1e6)
+    np.testing.assert_allclose(actual[ordinary], expected[ordinary], rtol=0, atol=WINOGRAD_ERROR * scale)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("case", [CASES[1], DEPTHWISE[0], WINOGRAD[0], Case(1, (14, 14), 40, 70, (3, 3))], ids=str)
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "i0:f32 | t0=relu(i0) | t0:f32",
+        "i0:f32 | t0=clip(i0,#-0.5:f32,#0x1.8p+0:f32) | t0:f32",
+        "i0:f32 i1:f32 | t0=add(i0,i1) t1=relu(t0) | t1:f32",
+        "i0:f32 i1:f32 | t0=add(i1,i0) | t0:f32",
+        "i0:f32 | t0=hard_swish(i0) | t0:f32",
+        "i0:f32 | t0=hard_sigmoid(i0,#0.25:f32,#0.5:f32) t1=mul(t0,i0) t2=mul(#0.5:f32,t1) t3=add(t2,#2.0:f32) | t3:f32",
+        "i0:f32 | t0=silu(i0) | t0:f32",
+        "i0:f32 i1:f32 | t0=mul(i0,i1) t1=tanh(t0) | t1:f32",
+    ],
+)
+@pytest.mark.parametrize("shared", [False, True], ids=["one_each", "per_channel"])
+def test_epilogue_equals_the_expression_on_the_result(case: Case, expression: str, shared: bool, variant: str) -> None:
+    x, w, _ = case.arrays()
+    raw = run(case, x, w, variant=variant)
+    shape = raw.shape[-1:] if shared else raw.shape
+    more = [np.random.default_rng(1).standard_normal(shape).astype(np.float32)] if "i1" in expression else []
+    expected = native().run("FusedElementwise", [raw, *more], {"expr": expression})[0]
+    for threads in (1, 3):
+        actual = run(case, x, w, *more, variant=variant, threads=threads, epilogue=expression)
+        np.testing.assert_allclose(actual, expected, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("size", "batch"), [((0, 4), 1), ((4, 4), 0)])
+def test_nothing_gives_nothing(size: tuple[int, int], batch: int, variant: str) -> None:
+    case = Case(batch, size, 8, 9, (1, 1))
+    x, w, _ = case.arrays()
+    assert run(case, x, w, variant=variant).shape == (batch, *size, 9)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("pad", ["VALID", "SAME_UPPER", "SAME_LOWER"])
+@pytest.mark.parametrize("size", [(8, 8), (7, 9)])
+def test_auto_pad_is_that_of_onnx(pad: str, size: tuple[int, int], variant: str) -> None:
+    case = Case(1, size, 6, 10, (3, 4), (2, 1))
+    x, w, _ = case.arrays()
+    totals = [
+        0
+        if pad == "VALID"
+        else max((-(-size[i] // case.strides[i]) - 1) * case.strides[i] + case.kernel[i] - size[i], 0)
+        for i in range(2)
+    ]
+    less = [total // 2 for total in totals]
+    more = [total - part for total, part in zip(totals, less, strict=True)]
+    pads = (*less, *more) if pad == "SAME_UPPER" else (*more, *less)
+    expected = convolve(dataclasses.replace(case, pads=pads), x, w)
+    attributes = {name: value for name, value in case.attributes().items() if name != "pads"}
+    inputs = [x, ir.pack_filters(w, 1)]
+    assert_close(native().run("FusedConv", inputs, attributes | {"auto_pad": pad}, variant)[0], expected, 2e-6)
+
+
+def pool(x: np.ndarray, kind: str, kernel: tuple[int, int], strides: tuple[int, int], pads: list[int]) -> np.ndarray:
+    """The pooling in float64."""
+    fill = -np.inf if kind == "max" else 0.0
+    around = [(0, 0), (pads[0], pads[2]), (pads[1], pads[3]), (0, 0)]
+    padded = np.pad(x.astype(np.float64), around, constant_values=fill)
+    inside = np.pad(np.ones(x.shape), around)
+    rows = range(0, padded.shape[1] - kernel[0] + 1, strides[0])
+    columns = range(0, padded.shape[2] - kernel[1] + 1, strides[1])
+    y = np.empty((x.shape[0], len(rows), len(columns), x.shape[3]))
+    for (i, row), (j, column) in itertools.product(enumerate(rows), enumerate(columns)):
+        window = (slice(None), slice(row, row + kernel[0]), slice(column, column + kernel[1]))
+        if kind == "max":
+            y[:, i, j] = padded[window].max((1, 2))
+        else:
+            counted = inside[window].sum((1, 2)) if kind == "average" else float(np.prod(kernel))
+            y[:, i, j] = padded[window].sum((1, 2)) / counted
+    return y
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("kind", ["max", "average", "average_with_pads"])
+@pytest.mark.parametrize("channels", [1, 16, 37])
+@pytest.mark.parametrize(
+    ("kernel", "strides", "pads"),
+    [((3, 3), (2, 2), [1, 1, 1, 1]), ((2, 4), (1, 3), [0, 1, 1, 2]), ((1, 1), (1, 1), [0] * 4)],
+)
+def test_pooling_equals_float64(
+    kind: str, channels: int, kernel: tuple[int, int], strides: tuple[int, int], pads: list[int], variant: str
+) -> None:
+    x = np.random.default_rng(0).standard_normal((2, 9, 13, channels)).astype(np.float32)
+    attributes = {"kind": kind, "kernel_shape": list(kernel), "strides": list(strides), "pads": pads}
+    expected = pool(x, kind, kernel, strides, pads)
+    for threads in (1, 3):
+        actual = native().run("FusedPool", [x], attributes, variant, threads)[0]
+        np.testing.assert_allclose(actual, expected, rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("shape", [(2, 7, 9, 33), (1, 300, 130, 20), (1, 1, 1, 5), (3, 40, 8), (0, 4, 4, 3)])
+def test_global_average_equals_float64(shape: tuple[int, ...], variant: str) -> None:
+    x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    expected = x.astype(np.float64).mean(tuple(range(1, x.ndim - 1)), keepdims=True)
+    once = native().run("FusedPool", [x], {"kind": "global_average"}, variant)[0]
+    np.testing.assert_allclose(once, expected, rtol=1e-5, atol=1e-6)
+    again = native().run("FusedPool", [x], {"kind": "global_average"}, variant, 4)[0]
+    np.testing.assert_array_equal(again, once)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_maximum_keeps_nan(variant: str) -> None:
+    x = np.zeros((1, 4, 4, 5), np.float32)
+    x[0, 1, 1, 2] = np.nan
+    y = native().run("FusedPool", [x], {"kind": "max", "kernel_shape": [2, 2], "strides": [2, 2]}, variant)[0]
+    assert np.argwhere(np.isnan(y)).tolist() == [[0, 0, 0, 2]]
