@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, BinaryIO
 
@@ -62,20 +64,15 @@ class TransposedTensor(StreamedTensor):
         array = self.source.numpy()
         rows, columns = array.shape
         step = min(columns, max(1, BLOCK_BYTES // max(rows * array.itemsize, 1)))
-        blocks = _blocks(step * rows * array.itemsize)
-        with ThreadPoolExecutor(1) as writer:
-            written: list[Future[None]] = []
-            for number, start in enumerate(range(0, columns, step)):
-                if number >= len(blocks):
-                    written[number - len(blocks)].result()
-                count = min(step, columns - start)
-                part = blocks[number % len(blocks)][: count * rows * array.itemsize].view(array.dtype)
-                part = part.reshape(count, rows)
-                transpose_into(array[:, start : start + count], part)
-                written.append(writer.submit(_write, target, part))
-            for done in written:
-                done.result()
+        parts = [array[:, start : start + step] for start in range(0, columns, step)]
+        write_blocks(target, step * rows * array.itemsize, [functools.partial(_transposed, part) for part in parts])
         self.source.release()
+
+
+def _transposed(part: np.ndarray, memory: np.ndarray) -> np.ndarray:
+    block = memory[: part.nbytes].view(part.dtype).reshape(part.shape[::-1])
+    transpose_into(part, block)
+    return block
 
 
 class ScaledTensor(StreamedTensor):
@@ -105,6 +102,25 @@ class ScaledTensor(StreamedTensor):
             part = slice(start, start + step)
             _write(target, (array[part] * factor[part]).astype(array.dtype))
         self.mapped.release()
+
+
+def write_blocks(target: BinaryIO, size: int, fills: Sequence[Callable[[np.ndarray], np.ndarray]]) -> None:
+    """Append blocks to an unbuffered file; while one is written, the next is filled.
+
+    Args:
+        target: the file.
+        size: bytes of the largest block.
+        fills: each gets `size` bytes of memory (uint8), and returns the array in it that is to be written.
+    """
+    blocks = _blocks(size)
+    with ThreadPoolExecutor(1) as writer:
+        written: list[Future[None]] = []
+        for number, fill in enumerate(fills):
+            if number >= len(blocks):
+                written[number - len(blocks)].result()
+            written.append(writer.submit(_write, target, fill(blocks[number % len(blocks)])))
+        for done in written:
+            done.result()
 
 
 def transpose_into(source: np.ndarray, target: np.ndarray) -> None:

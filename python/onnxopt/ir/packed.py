@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from typing import BinaryIO
 
 import numpy as np
 from onnx_ir import Shape, Tensor, TensorProtocol
 
-from onnxopt.ir.lazy import StreamedTensor, TransposedTensor, transpose_into
+from onnxopt.ir.lazy import StreamedTensor, TransposedTensor, transpose_into, write_blocks
 from onnxopt.ir.mapped import MappedTensor
 
 PANEL = 16
 """Columns of a panel (`kPanel` in kernels/cpu/gemm/panel.h)."""
 
-BLOCK_BYTES = 4 << 20
-"""Bytes that are packed at once, in memory that is kept: fresh pages cost as much as the work."""
-
-_kept: list[np.ndarray] = []
+BLOCK_BYTES = 1 << 20
+"""Bytes that are packed at once: they are still in the cache when they are written."""
 
 
 def pack(matrix: np.ndarray, *, transposed: bool = False) -> np.ndarray:
@@ -70,23 +69,19 @@ class PackedTensor(StreamedTensor):
         depth = matrix.shape[1 if self.transposed else 0]
         panel = depth * PANEL * matrix.itemsize
         step = max(1, BLOCK_BYTES // max(panel, 1))
-        memory = _block(step * panel)
-        for start in range(0, columns, step * PANEL):
-            part = slice(start, min(start + step * PANEL, columns))
-            count = -(-(part.stop - start) // PANEL)
-            view = memory[: count * panel]
-            block = view.view(matrix.dtype).reshape(count, depth, PANEL)
-            _fill(matrix[part] if self.transposed else matrix[:, part], block, self.transposed)
-            data = memoryview(view.data)
-            while data:
-                data = data[target.write(data) :]
+        slices = [slice(start, start + step * PANEL) for start in range(0, columns, step * PANEL)]
+        parts = [matrix[part] if self.transposed else matrix[:, part] for part in slices]
+        fills = [functools.partial(_packed, part, self.transposed) for part in parts]
+        write_blocks(target, step * panel, fills)
         self.mapped.release()
 
 
-def _block(size: int) -> np.ndarray:
-    if not _kept or _kept[0].nbytes < size:
-        _kept[:] = [np.empty(size, np.uint8)]
-    return _kept[0]
+def _packed(matrix: np.ndarray, transposed: bool, memory: np.ndarray) -> np.ndarray:
+    depth, columns = matrix.shape[::-1] if transposed else matrix.shape
+    count = -(-columns // PANEL)
+    block = memory[: count * depth * PANEL * matrix.itemsize].view(matrix.dtype).reshape(count, depth, PANEL)
+    _fill(matrix, block, transposed)
+    return block
 
 
 def packed(tensor: TensorProtocol, name: str, *, transposed: bool = False) -> TensorProtocol:
