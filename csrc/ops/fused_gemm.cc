@@ -62,9 +62,12 @@ class FusedGemm final : public Kernel {
     problem.products = products.data();
     problem.product_count = products.size();
     std::optional<elementwise::Epilogue> epilogue;
-    if (epilogue_.present()) {
-      Result<elementwise::Epilogue> bound =
-          epilogue_.bind(result_shape(inputs), inputs.subspan(layout_.epilogue()), types, outputs);
+    const std::span<const Tensor> further = inputs.subspan(layout_.epilogue());
+    if (const auto sum = epilogue_.sum(result_shape(inputs), further)) {
+      problem.added = sum->added;
+      problem.clip = sum->clip;
+    } else if (epilogue_.present()) {
+      Result<elementwise::Epilogue> bound = epilogue_.bind(result_shape(inputs), further, types, outputs);
       if (!bound) return Result<bool>::failure(bound.error());
       epilogue = std::move(*bound);
       problem.epilogue = &*epilogue;
@@ -90,7 +93,7 @@ class FusedGemm final : public Kernel {
         return "Input " + number(static_cast<std::int64_t>(i)) + " is of type " + name_of(inputs[i].type) + " and should be float.";
     if (inputs[0].shape.empty()) return "Input 0 is a scalar and should have rows.";
     const auto panel = static_cast<std::int64_t>(gemm::kPanel);
-    const Shape weights{(layout_.columns + panel - 1) / panel, inputs[0].shape.back(), panel};
+    const Shape weights{(layout_.columns - 1) / panel + 1, inputs[0].shape.back(), panel};
     for (std::size_t i = 1; i < layout_.epilogue(); ++i) {
       const Shape expected = i <= layout_.products ? weights : Shape{layout_.columns};
       if (inputs[i].shape != expected)

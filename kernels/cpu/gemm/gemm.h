@@ -27,6 +27,7 @@ struct Problem {
   const Product* products;
   std::size_t product_count;
   const Bounds* clip = nullptr;                     // of the results that go to `c`
+  const float* added = nullptr;                     // [rows, columns], added to the results before they are clipped
   const elementwise::Epilogue* epilogue = nullptr;  // of all results
 };
 

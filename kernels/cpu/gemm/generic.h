@@ -32,6 +32,8 @@ void multiply_block(const Problem& problem, const Product& product, const Blocki
         target.bias = product.bias && begin == 0 ? product.bias + column : nullptr;
         target.accumulate = begin > 0;
         target.clip = last && product.c ? problem.clip : nullptr;
+        target.added = last && problem.added ? problem.added + (block.row + i) * problem.columns + column : nullptr;
+        target.added_ld = problem.columns;
         multiply(static_cast<int>(least(kRows, block.rows - i)), a, 1, static_cast<std::size_t>(depth), b, target);
       }
     }
