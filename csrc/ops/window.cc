@@ -17,7 +17,8 @@ std::string read_axes(const Attributes& attributes, const char* name, std::size_
            std::to_string(rank) + ".";
   for (std::size_t i = 0; i < rank; ++i) {
     if ((*values)[i] < least || (*values)[i] > kMostWindow)
-      return "Its attribute '" + std::string(name) + "' has the number " + std::to_string((*values)[i]) + ", which is out of range.";
+      return "Its attribute '" + std::string(name) + "' has the number " + std::to_string((*values)[i]) +
+             ", which is out of range.";
     target[i] = (*values)[i];
   }
   return "";
@@ -70,10 +71,10 @@ std::int64_t WindowAttributes::output(std::size_t axis, std::int64_t size) const
   std::int64_t before, after;
   padding(axis, size, before, after);
   const std::int64_t room = size + before + after - (kernel_[axis] - 1) * dilations_[axis] - 1;
-  if (room < 0) return -room <= strides_[axis] ? 0 : -1;
+  // Rounded towards zero, as onnxruntime does where no whole window fits.
   std::int64_t count = room / strides_[axis] + 1;
   // The last window, if it is not whole, has to begin in the input or in the padding before it.
-  if (ceil_ && room % strides_[axis] != 0 && count * strides_[axis] < size + before) ++count;
+  if (ceil_ && room > 0 && room % strides_[axis] != 0 && count * strides_[axis] < size + before) ++count;
   return count;
 }
 

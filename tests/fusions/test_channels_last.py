@@ -1,0 +1,196 @@
+"""Regions of convolutions: where they are converted, what they become, and that they compute the same."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tests.helpers import model, op_list, run_passes
+
+import onnxopt
+
+PASSES = ("convolutions_channels_last", "sink_transposes", "fuse_epilogues")
+RNG = np.random.default_rng(0)
+
+
+def weights(**shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
+    return {name: RNG.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def evaluate(proto: onnx.ModelProto, feeds: dict[str, np.ndarray], *, library: bool) -> list[np.ndarray]:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level, options.intra_op_num_threads = 3, 2
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if library:
+        options.register_custom_ops_library(str(onnxopt.library_path()))
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return session.run(None, feeds)
+
+
+def convert(proto: onnx.ModelProto, *, passes: tuple[str, ...] = PASSES) -> onnx.ModelProto:
+    return run_passes(proto, *passes, target="cpu")[0]
+
+
+def assert_equal(before: onnx.ModelProto, after: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> None:
+    expected = evaluate(before, feeds, library=False)
+    for library in (True, False):
+        for one, other in zip(expected, evaluate(after, feeds, library=library), strict=True):
+            assert one.shape == other.shape
+            scale = np.abs(one[np.isfinite(one)]).max(initial=1)
+            np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-5 * scale)
+
+
+BLOCK = """
+g (float[N,3,H,W] x) => (float[N,10,C,D] y) {
+  a = Conv <kernel_shape=[3,3], strides=[2,2], pads=[1,1,1,1]> (x, w0, b0)
+  b = HardSwish (a)
+  c = Conv <kernel_shape=[3,3], pads=[1,1,1,1], group=20> (b, w1, b1)
+  d = Relu (c)
+  s = GlobalAveragePool (d)
+  t = Conv <kernel_shape=[1,1]> (s, w2, b2)
+  u = Relu (t)
+  v = Conv <kernel_shape=[1,1]> (u, w3, b3)
+  f = HardSigmoid (v)
+  h = Mul (d, f)
+  i = Conv <kernel_shape=[1,1]> (h, w4, b4)
+  j = Conv <kernel_shape=[1,1]> (i, w5, b5)
+  k = Add (i, j)
+  l = MaxPool <kernel_shape=[2,2], strides=[2,2]> (k)
+  y = Conv <kernel_shape=[3,3], pads=[1,1,1,1]> (l, w6)
+}"""
+BLOCK_WEIGHTS = weights(
+    w0=(20, 3, 3, 3), b0=(20,), w1=(20, 1, 3, 3), b1=(20,), w2=(5, 20, 1, 1), b2=(5,), w3=(20, 5, 1, 1), b3=(20,),
+    w4=(12, 20, 1, 1), b4=(12,), w5=(12, 12, 1, 1), b5=(12,), w6=(10, 12, 3, 3),
+)  # fmt: skip
+
+
+def block() -> onnx.ModelProto:
+    return model(BLOCK, **BLOCK_WEIGHTS)
+
+
+def test_a_region_has_transposes_at_its_border_alone() -> None:
+    after = convert(block())
+    assert op_list(after) == [
+        "Transpose", "FusedConv", "FusedConv", "FusedPool", "FusedConv", "FusedConv", "Mul", "FusedConv", "FusedConv",
+        "FusedPool", "FusedConv", "Transpose",
+    ]  # fmt: skip
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.integers(0, 3), st.integers(1, 40), st.integers(1, 40))
+def test_a_region_computes_the_same_for_any_size(batch: int, height: int, width: int) -> None:
+    x = np.random.default_rng(height * width).standard_normal((batch, 3, height, width)).astype(np.float32)
+    assert_equal(block(), CONVERTED, {"x": x})
+
+
+CONVERTED = convert(block())
+
+
+def test_one_convolution_is_not_worth_two_transposes() -> None:
+    before = model(
+        "g (float[1,3,8,8] x) => (float[1,4,8,8] y) { y = Conv <kernel_shape=[1,1]> (x, w) }", **weights(w=(4, 3, 1, 1))
+    )
+    assert op_list(convert(before)) == ["Conv"]
+
+
+def test_transposes_that_are_there_already_cost_nothing() -> None:
+    before = model(
+        """g (float[1,8,8,3] x) => (float[1,8,8,4] y) {
+          a = Transpose <perm=[0,3,1,2]> (x)
+          b = Conv <kernel_shape=[1,1]> (a, w)
+          y = Transpose <perm=[0,2,3,1]> (b)
+        }""",
+        **weights(w=(4, 3, 1, 1)),
+    )
+    after = convert(before)
+    assert op_list(after) == ["FusedConv"]
+    assert_equal(before, after, {"x": RNG.standard_normal((1, 8, 8, 3)).astype(np.float32)})
+
+
+CHAIN = "{ a = Conv (x, w)  b = Conv (a, w)  y = Conv (b, w) }"
+REFUSED = {
+    "filters that are no constant": model(f"g (float[1,4,8,8] x, float[4,4,1,1] w) => (float[1,4,8,8] y) {CHAIN}"),
+    "float16": model(f"g (float16[1,4,8,8] x) => (float16[1,4,8,8] y) {CHAIN}", w=np.ones((4, 4, 1, 1), np.float16)),
+    "three spatial dims": model(
+        f"g (float[1,4,8,8,8] x) => (float[1,4,8,8,8] y) {CHAIN}", **weights(w=(4, 4, 1, 1, 1))
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refuses(name: str) -> None:
+    assert op_list(convert(REFUSED[name])) == ["Conv"] * 3
+
+
+def test_other_targets_have_no_custom_ops() -> None:
+    after, _ = run_passes(block(), *PASSES, target="cuda")
+    assert not any(node.domain for node in after.graph.node)
+
+
+BODIES = {
+    "one spatial dim": """g (float[2,6,30] x) => (float[2,5,L] y) {
+      a = Conv <kernel_shape=[3], pads=[1,1]> (x, w1)
+      b = Relu (a)
+      c = Conv <kernel_shape=[5], strides=[2], group=6> (b, w2)
+      d = AveragePool <kernel_shape=[3], pads=[1,0]> (c)
+      y = Conv <kernel_shape=[1]> (d, w3)
+    }""",
+    "branches, concat and resize": """g (float[1,6,10,12] x) => (float[1,N,H,W] y) {
+      a = Conv <kernel_shape=[3,3], pads=[1,1,1,1], strides=[2,2]> (x, w4)
+      b = Conv <kernel_shape=[1,1]> (a, w5)
+      c = Sigmoid (b)
+      d = Mul (b, c)
+      e = Concat <axis=1> (a, d)
+      f = Resize <mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor"> (e, , scales)
+      g1 = Resize <mode="linear"> (e, , scales)
+      h = Add (f, g1)
+      i = BatchNormalization <epsilon=0.001> (h, bn, bn2, bn2, bn)
+      j = LeakyRelu <alpha=0.1> (i)
+      y = Conv <kernel_shape=[2,2], dilations=[2,1], group=2> (j, w6)
+    }""",
+    "constants per channel and scalars": """g (float[1,6,9,9] x) => (float[1,6,9,9] y) {
+      a = Conv <kernel_shape=[1,1]> (x, w5)
+      b = Mul (a, scale)
+      c = Add (shift, b)
+      d = Mul (c, half)
+      e = Conv <kernel_shape=[1,1]> (d, w5)
+      f = Sub (e, c)
+      y = Conv <auto_pad="SAME_UPPER", kernel_shape=[4,4]> (f, w7)
+    }""",
+    "mean of all pixels": """g (float[2,6,9,9] x) => (float[2,6] y) {
+      a = Conv <kernel_shape=[1,1]> (x, w5)
+      b = Relu (a)
+      c = Conv <kernel_shape=[1,1]> (b, w5)
+      y = ReduceMean <axes=[2,3], keepdims=0> (c)
+    }""",
+    "a residual that is an output too": """g (float[1,6,9,9] x) => (float[1,6,9,9] y, float[1,6,9,9] b) {
+      a = Conv <kernel_shape=[1,1]> (x, w5)
+      b = Relu (a)
+      c = Conv <kernel_shape=[3,3], pads=[1,1,1,1]> (b, w8)
+      d = Add (c, b)
+      e = Relu (d)
+      f = Conv <kernel_shape=[1,1]> (e, w5)
+      h = Conv <kernel_shape=[1,1]> (f, w5)
+      y = Add (h, e)
+    }""",
+}
+BODY_WEIGHTS = weights(
+    w1=(6, 6, 3), w2=(6, 1, 5), w3=(5, 6, 1), w4=(6, 6, 3, 3), w5=(6, 6, 1, 1), w6=(4, 6, 2, 2), w7=(6, 6, 4, 4), w8=(6, 6, 3, 3),
+    bn2=(12,), scale=(6, 1, 1), shift=(1, 6, 1, 1),
+) | {"bn": RNG.uniform(0.5, 2, 12).astype(np.float32), "half": np.array(0.5, np.float32), "scales": np.array([1, 1, 2, 2], np.float32)}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_computes_the_same(name: str) -> None:
+    before = model(BODIES[name], **{key: value for key, value in BODY_WEIGHTS.items() if key in BODIES[name]})
+    after = convert(before)
+    assert "FusedConv" in op_list(after) and "Conv" not in op_list(after)
+    shape = [dim.dim_value for dim in before.graph.input[0].type.tensor_type.shape.dim]
+    x = RNG.standard_normal(shape).astype(np.float32)
+    assert_equal(before, after, {"x": x})
+    x.flat[[3, 17]] = np.nan, np.inf
+    with np.errstate(all="ignore"):
+        assert_equal(before, after, {"x": x})
