@@ -7,6 +7,7 @@
 
 #include "csrc/ops/op.h"
 #include "kernels/cpu/elementwise/epilogue.h"
+#include "kernels/cpu/norm/norm.h"
 
 namespace onnxopt::ops {
 
@@ -25,11 +26,23 @@ class PrologueProgram {
   /// The dims of the result, as far as they are known before the run; nothing where the rank is not.
   std::optional<std::vector<Dim>> infer(std::span<const InferredType> inputs) const;
 
+  /// The program as a sum of the inputs over the rows of the last axis of a tensor of that shape; nothing where it is none.
+  std::optional<norm::Terms> terms(const Shape& shape, std::span<const Tensor> inputs) const;
+
   /// The program over the tensors of one run; `kept` is where the whole result goes, null where blocks of it are asked for.
   Result<elementwise::Epilogue> bind(const Shape& shape, std::span<const Tensor> inputs, void* kept) const;
 
  private:
+  /// The inputs in the order in which they are added up.
+  struct Sum {
+    std::vector<std::size_t> inputs;
+    float factor = 1.0f;
+  };
+
+  static std::optional<Sum> as_sum(const elementwise::Program& program);
+
   std::optional<elementwise::Program> program_;
+  std::optional<Sum> sum_;
   const elementwise::Variant* variant_ = nullptr;
 };
 

@@ -125,7 +125,12 @@ class Rows final : public Kernel {
     const Shape seen = merged(shape, count);
     problem.line = seen.back();
     std::optional<elementwise::Epilogue> before, after;
-    if (prologue_.present()) {
+    // Rows of one axis may be made of terms in registers.
+    std::optional<norm::Terms> terms;
+    if (prologue_.present() && made.inner == 1 && made.width == shape.back()) terms = prologue_.terms(shape, before_inputs);
+    if (terms) {
+      problem.terms = &*terms;
+    } else if (prologue_.present()) {
       Result<elementwise::Epilogue> bound = prologue_.bind(seen, merged(before_inputs, count), problem.kept);
       if (!bound) return Done::failure(bound.error());
       before = std::move(*bound);

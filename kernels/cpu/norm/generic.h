@@ -288,6 +288,61 @@ void run_block(const Problem& p, const Block& block) {
             [bounds = *p.clip](auto v, auto) { return clamp_keep_nan(v, bounds.low, bounds.high); });
 }
 
+// --- terms ---
+/// Where a row of each term begins.
+struct Starts {
+  const float* data[Terms::kMost];
+};
+
+Starts starts_of(const Terms& terms, std::int64_t row) {
+  Starts starts;
+  for (std::size_t i = 0; i < terms.count; ++i) starts.data[i] = terms.terms[i].data;
+  for (std::size_t axis = terms.rank; axis-- > 0; row /= terms.dims[axis]) {
+    const std::int64_t at = row % terms.dims[axis];
+    for (std::size_t i = 0; i < terms.count; ++i) starts.data[i] += at * terms.terms[i].steps[axis];
+  }
+  return starts;
+}
+
+/// Adds up the terms of a row, in their order. `scalars` says that some are one number.
+template <std::size_t count, bool scalars>
+void add_row(const Terms& terms, const Starts& starts, std::int64_t width, float* y) {
+  for_parts(width, [&, factor = terms.factor](auto part) {
+    const auto load_term = [&](std::size_t i) {
+      using F = decltype(part.load(y));
+      return scalars && terms.terms[i].scalar ? splat<F>(*starts.data[i]) : part.load(starts.data[i]);
+    };
+    auto sum = load_term(0);
+    sum = sum * splat<decltype(sum)>(factor);
+#pragma GCC unroll 4
+    for (std::size_t i = 1; i < count; ++i) sum = sum + load_term(i);
+    part.store(y, sum);
+  });
+}
+
+template <std::size_t count>
+void add_rows(const Terms& terms, std::int64_t first, std::int64_t rows, std::int64_t width, float* y) {
+  bool scalars = false;
+  for (std::size_t i = 0; i < count; ++i) scalars = scalars || terms.terms[i].scalar;
+  for (std::int64_t r = 0; r < rows; ++r) {
+    const Starts starts = starts_of(terms, first + r);
+    if (scalars)
+      add_row<count, true>(terms, starts, width, y + r * width);
+    else
+      add_row<count, false>(terms, starts, width, y + r * width);
+  }
+}
+
+void add_terms(const Terms& terms, std::int64_t first, std::int64_t rows, std::int64_t width, float* y) {
+  switch (terms.count) {
+    case 1: return add_rows<1>(terms, first, rows, width, y);
+    case 2: return add_rows<2>(terms, first, rows, width, y);
+    case 3: return add_rows<3>(terms, first, rows, width, y);
+    default: return add_rows<4>(terms, first, rows, width, y);
+  }
+}
+static_assert(Terms::kMost == 4);
+
 // --- columns ---
 /// A block of columns side by side: element k of a column is `step` elements after element k - 1.
 struct Columns {
@@ -402,7 +457,7 @@ void apply(const elementwise::Epilogue& program, std::int64_t line, const Window
 
 /// Memory for a block of so many elements, where the prologue's or the op's result has no place in a tensor.
 float* held_block(const Problem& p, std::int64_t elements) {
-  if ((p.prologue == nullptr || p.kept) && p.y) return nullptr;
+  if ((p.x || p.kept) && p.y) return nullptr;
   return reinterpret_cast<float*>(scratch(static_cast<std::size_t>(elements) * sizeof(float), ScratchOwner::kNorm));
 }
 
@@ -414,6 +469,7 @@ void run_rows(const Problem& p, std::int64_t begin, std::int64_t end) {
     const Window window{offset, rows * p.width / p.line, p.line, p.line};
     const float* const x = p.x ? p.x + offset : p.kept ? p.kept + offset : block;
     float* const y = p.y ? p.y + offset : block;
+    if (p.terms) add_terms(*p.terms, row, rows, p.width, p.kept ? p.kept + offset : block);
     if (p.prologue) apply(*p.prologue, p.line, window, nullptr, p.line, p.kept ? nullptr : block);
     run_block(p, {row, rows, p.width, x, y});
     if (p.epilogue) apply(*p.epilogue, p.line, window, y, p.line, nullptr);

@@ -23,6 +23,24 @@ struct Affine {
   std::int64_t run = 1, period = 1;
 };
 
+/// A sum of tensors, the first of which may be multiplied with a number: what most prologues are. Each term is read from its own
+/// memory, by a step of 1 or 0 along a row, and by steps over dims that rows are counted in.
+struct Terms {
+  static constexpr std::size_t kMost = 4, kMostDims = 6;
+
+  struct Term {
+    const float* data = nullptr;
+    bool scalar = false;  // one number for a whole row
+    std::int64_t steps[kMostDims];
+  };
+
+  Term terms[kMost];
+  std::size_t count = 0;
+  float factor = 1.0f;
+  std::int64_t dims[kMostDims];
+  std::size_t rank = 0;  // how many dims
+};
+
 /// Rows one after the other, or columns: neighbours in a row lie `inner` elements apart, and `inner` rows lie side by side.
 ///
 /// A sum over a row is taken of every (4 x the vector's width)-th element, then of these partial sums in pairs, and over chunks of
@@ -32,7 +50,8 @@ struct Problem {
   std::int64_t rows = 0, width = 0, inner = 1;
   float epsilon = 0.0f;
   Affine affine;
-  const float* x = nullptr;            // null where the prologue makes it
+  const float* x = nullptr;            // null where the prologue or the terms make it
+  const Terms* terms = nullptr;        // a prologue that is a sum
   float* kept = nullptr;               // where the prologue's result goes; null where it is not wanted
   float* y = nullptr;                  // null where only the epilogue reads the result
   const gemm::Bounds* clip = nullptr;  // of the result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 from onnxopt import ir
 from onnxopt.ops import fused_norm as op
@@ -79,12 +80,29 @@ def _is_all(value: ir.Value | None, number: float) -> bool:
 
 
 def _fuse_decomposed(b: Builder, m: Match, kind: str, means: tuple[str, ...]) -> ir.Value | Refusal:
-    refusal = _refuse(m, m["x"]) or forms.refuse_core(m, means)
-    if refusal is not None:
-        return refusal
-    axis, rank = forms.axis_of(m, means[-1]), m.rank("x")
-    assert axis is not None and rank is not None
-    return _make(b, m, op.Layout(kind, axis - rank, epsilon=float(m.scalar("epsilon") or 0.0)), [m["x"]])
+    for refusal in (_refuse(m, m["x"]), forms.refuse_core(m, means)):
+        if refusal is not None:
+            return refusal
+    axes, shape = forms.axes_of(m, means[-1]), m.ctx.shapes.shape(m["x"])
+    assert axes is not None and shape is not None
+    rank, epsilon = len(shape), float(m.scalar("epsilon") or 0.0)
+    layout = op.Layout(kind, axes.start - rank, rank - axes.stop, 0, epsilon)
+    if m.get("scale") is None:
+        return _make(b, m, layout, [m["x"]])
+    scale = _affine_of(b, layout, shape, m["scale"])
+    if scale is None:
+        return Refusal("the scale does not have the shape of the normalized axes", culprit=m.root)
+    return _make(b, m, dataclasses.replace(layout, scaled=True), [m["x"], scale])
+
+
+def _affine_of(b: Builder, layout: op.Layout, shape: Sequence[object], value: ir.Value) -> ir.Value | None:
+    """A constant that is multiplied with or added to a tensor of that shape, as a scale or bias; None where it is none."""
+    own = layout.affine_shape(shape)
+    found = forms.with_trailing_shape(b, value, (*own, *[1] * layout.inner))
+    tensor = None if found is None else ir.constant(found)
+    if tensor is None or layout.inner == 0:
+        return found
+    return b.constant(tensor.numpy().reshape(tensor.shape.numpy()[: len(own)]), value.name or "constant")
 
 
 @rule(forms.LAYER_NORM_CORE)
@@ -120,14 +138,9 @@ def _with_affine(b: Builder, m: Match, constant: str, **added: bool) -> ir.Value
         return Refusal("it has a scale or bias already", culprit=node)
     shape = m.ctx.shapes.shape(x)
     assert shape is not None
-    wanted = (shape[1], *[1] * layout.spatial) if layout.groups else shape[layout.axis :]
-    affine = forms.with_trailing_shape(b, value, wanted)
+    affine = _affine_of(b, layout, shape, value)
     if affine is None or not m.ctx.shapes.same_shape(x, m.output):
         return Refusal("'{}' does not have the shape of the normalized axes", value.name, culprit=value)
-    if layout.groups:
-        tensor = ir.constant(affine)
-        assert tensor is not None
-        affine = b.constant(tensor.numpy().reshape(-1), value.name or constant)
     inputs = [one for one in node.inputs if one is not None]
     return _make(b, m, dataclasses.replace(layout, **added), [*inputs, affine])  # type: ignore[arg-type]
 
@@ -166,7 +179,7 @@ def fuse_group_norm(b: Builder, m: Match) -> ir.Value | Refusal:
         if value is not None and m.ctx.shapes.static_shape(value) != (channels,):
             return Refusal("'{}' is not for each channel", value.name, culprit=value)
     epsilon = attribute(node, "epsilon", 1e-5)
-    layout = op.Layout("layer", -1, groups, epsilon, scale is not None, bias is not None, len(shape) - 2)
+    layout = op.Layout("layer", -1, len(shape) - 2, groups, epsilon, scale is not None, bias is not None)
     return _make(b, m, layout, [value for value in (x, scale, bias) if value is not None])
 
 
@@ -189,7 +202,7 @@ def fuse_reshaped_group_norm(b: Builder, m: Match) -> ir.Value | Refusal:
     if not isinstance(shape[1], int) or shape[1] % groups:
         return Refusal("{} channels are no {} groups", shape[1], groups, culprit=m.root)
     epsilon = attribute(m.node("norm"), "epsilon", 1e-5)
-    return _make(b, m, op.Layout("layer", -1, groups, epsilon, spatial=len(shape) - 2), [m["x"]])
+    return _make(b, m, op.Layout("layer", -1, len(shape) - 2, groups, epsilon), [m["x"]])
 
 
 RULES = RuleSet(

@@ -14,23 +14,25 @@ from onnxopt.rewrite.rules import Match, Refusal, attribute, rule
 
 @rule(single("Softmax", "LogSoftmax"))
 def fuse_softmax(b: Builder, m: Match) -> ir.Value | Refusal:
-    """Softmax over the last axis next to element-wise ops that its kernel can compute."""
+    """Softmax next to element-wise ops that its kernel can compute, or over another axis than the last."""
     node, ctx = m.root, m.ctx
     x = node.inputs[0]
     rank = None if x is None else ctx.shapes.rank(x)
     if x is None or not rank or ctx.shapes.dtype(x) is not ir.DataType.FLOAT or node.graph is not ctx.model.graph:
         return Refusal("the kernel computes float32 of a known rank, in the main graph", culprit=node)
     axis = attribute(node, "axis", -1 if ctx.opset >= op.ANY_AXIS_OPSET else 1)
-    if axis not in (-1, rank - 1):
-        return Refusal("it is not along the last axis", culprit=node)
-    if not (prologue.grow(x, node, ctx) or _has_epilogue(m)):
+    axis = axis - rank if axis >= 0 else axis
+    if axis != -1 and ctx.opset < op.ANY_AXIS_OPSET:
+        return Refusal("before opset {} Softmax joins axes", op.ANY_AXIS_OPSET, culprit=node)
+    if axis == -1 and not (prologue.grow(x, node, ctx) or _has_epilogue(m)):
         return Refusal("onnxruntime computes it as fast where nothing element-wise is next to it", culprit=node)
     log = node.op_type == "LogSoftmax"
-    overload = op.overload(rank, ctx.opset, log=log)
+    overload = op.overload(axis, rank, ctx.opset, log=log)
     if (op.SPEC.domain, op.SPEC.name, overload) not in ctx.model.functions:
-        b.functions.append(op.body(rank, ctx.opset, log=log))
+        b.functions.append(op.body(axis, rank, ctx.opset, log=log))
     prepare_model(ctx.model)
-    (result,) = b.op(op.SPEC.name, [x], {"log": 1} if log else {}, domain=op.SPEC.domain, overload=overload)
+    attributes = {"axis": None if axis == -1 else axis, "log": 1 if log else None}
+    (result,) = b.op(op.SPEC.name, [x], attributes, domain=op.SPEC.domain, overload=overload)
     ctx.shapes.set(result, ctx.shapes.dtype(m.output), ctx.shapes.shape(m.output))
     return result
 

@@ -2,13 +2,14 @@
 
 Inputs: those of the prologue (without one: the tensor); with `scaled` and `biased` a factor and a term; what else the epilogue reads.
 Outputs: those of the epilogue (without one: the normalized tensor); with `kept` the prologue's result. Attributes: `kind` (layer or rms);
-`axis` (negative, the first of the normalized axes), whose dims scale and bias have; or `groups`, of the channels of [N, C, ...], scale and
-bias being [C]; `epsilon`; `prologue` and `epilogue` (expressions, see fused_elementwise). All float32, but for what the expressions say.
+`axis` (negative, the first of the normalized axes) and `inner` (how many axes follow them), scale and bias having the dims of these axes; or
+`groups`, of the channels of [N, C, ...], scale and bias being [C]; `epsilon`; `prologue` and `epilogue` (expressions, see fused_elementwise). All float32, but for what the expressions say.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from onnxopt.rewrite.rules import attribute
 
 SPEC = OpSpec(
     name="FusedNorm",
-    attributes=("kind", "axis", "groups", "epsilon", "scaled", "biased", "kept", "prologue", "epilogue"),
+    attributes=("kind", "axis", "inner", "groups", "epsilon", "scaled", "biased", "kept", "prologue", "epilogue"),
     dtypes=(DataType.FLOAT,),
     tolerance={DataType.FLOAT: 1e-5},
 )
@@ -30,15 +31,15 @@ LAYER_NORM_OPSET, RMS_NORM_OPSET, AXES_INPUT_OPSET = 17, 23, 18
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Layout:
-    """What a node without prologue and epilogue computes. `spatial` is how many axes follow the channels, where there are groups."""
+    """What a node without prologue and epilogue computes. `inner` is how many axes follow those of scale and bias."""
 
     kind: str = "layer"
     axis: int = -1
+    inner: int = 0
     groups: int = 0
     epsilon: float = 1e-5
     scaled: bool = False
     biased: bool = False
-    spatial: int = 0
 
     @staticmethod
     def of(node: ir.Node, rank: int) -> Layout:
@@ -47,17 +48,23 @@ class Layout:
         return Layout(
             attribute(node, "kind", "layer"),
             attribute(node, "axis", -1),
+            rank - 2 if groups else attribute(node, "inner", 0),
             groups,
             attribute(node, "epsilon", 1e-5),
             bool(attribute(node, "scaled", 0)),
             bool(attribute(node, "biased", 0)),
-            rank - 2 if groups else 0,
         )
 
     def attributes(self) -> dict[str, Any]:
         where = {"groups": self.groups} if self.groups else {"axis": self.axis}
+        if self.inner and not self.groups:
+            where["inner"] = self.inner
         flags = {name: 1 for name in ("scaled", "biased") if getattr(self, name)}
         return {"kind": self.kind, **where, "epsilon": self.epsilon, **flags}
+
+    def affine_shape(self, shape: Sequence[object]) -> tuple[object, ...]:
+        """The dims of scale and bias for a tensor of that shape."""
+        return (shape[1],) if self.groups else tuple(shape[self.axis : len(shape) - self.inner])
 
     def overload(self, opset: int) -> str:
         return overload_of(f"{opset}|{self}")
@@ -78,6 +85,8 @@ def body(layout: Layout, opset: int) -> ir.Function:
 
 def _standard_op(layout: Layout, opset: int) -> str | None:
     """The op of the standard that computes the same."""
+    if layout.inner:
+        return None
     if layout.kind == "layer" and opset >= LAYER_NORM_OPSET and layout.scaled:
         return "LayerNormalization"
     if layout.kind == "rms" and opset >= RMS_NORM_OPSET and layout.scaled and not layout.biased:
@@ -85,8 +94,8 @@ def _standard_op(layout: Layout, opset: int) -> str | None:
     return None
 
 
-def _mean(b: BodyBuilder, x: ir.Value, axis: int) -> ir.Value:
-    axes = list(range(axis, 0))
+def _mean(b: BodyBuilder, x: ir.Value, layout: Layout) -> ir.Value:
+    axes = list(range(layout.axis, -layout.inner))
     if b.opset < AXES_INPUT_OPSET:
         return b.op("ReduceMean", [x], {"axes": axes, "keepdims": 1})
     return b.op("ReduceMean", [x, b.integers(*axes)], {"keepdims": 1})
@@ -94,15 +103,17 @@ def _mean(b: BodyBuilder, x: ir.Value, axis: int) -> ir.Value:
 
 def _normalized(b: BodyBuilder, layout: Layout, x: ir.Value) -> ir.Value:
     if layout.kind == "layer":
-        x = b.op("Sub", [x, _mean(b, x, layout.axis)])
-    variance = _mean(b, b.op("Mul", [x, x]), layout.axis)
+        x = b.op("Sub", [x, _mean(b, x, layout)])
+    variance = _mean(b, b.op("Mul", [x, x]), layout)
     root = b.op("Sqrt", [b.op("Add", [variance, b.constant(np.array(layout.epsilon, np.float32))])])
     return b.op("Div", [x, root])
 
 
 def _affine(b: BodyBuilder, layout: Layout, x: ir.Value, affine: list[ir.Value]) -> ir.Value:
+    own = 1 if layout.groups else -layout.axis - layout.inner
+    dims = b.integers(*[0] * own, *[1] * layout.inner) if affine and layout.inner else None
     for op_type, value in zip([*["Mul"] * layout.scaled, *["Add"] * layout.biased], affine, strict=True):
-        x = b.op(op_type, [x, value])
+        x = b.op(op_type, [x, value if dims is None else b.op("Reshape", [value, dims])])
     return x
 
 
@@ -111,6 +122,4 @@ def _grouped(b: BodyBuilder, layout: Layout, x: ir.Value, affine: list[ir.Value]
     ones = b.constant(np.ones(layout.groups, np.float32))
     zeros = b.constant(np.zeros(layout.groups, np.float32))
     normalized = b.op("InstanceNormalization", [rows, ones, zeros], {"epsilon": layout.epsilon})
-    result = b.op("Reshape", [normalized, b.op("Shape", [x])])
-    channels = b.integers(-1, *[1] * layout.spatial) if affine else None
-    return _affine(b, layout, result, [b.op("Reshape", [one, channels]) for one in affine])
+    return _affine(b, layout, b.op("Reshape", [normalized, b.op("Shape", [x])]), affine)

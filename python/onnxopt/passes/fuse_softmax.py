@@ -9,10 +9,10 @@ from onnxopt.rewrite.rules import RuleSet
 
 @register_pass
 class FuseSoftmax(RulePass):
-    """Turn Softmax and LogSoftmax over the last axis into FusedSoftmax nodes, which `fuse_prologues` and `fuse_epilogues` extend.
+    """Turn Softmax and LogSoftmax into FusedSoftmax nodes, which `fuse_prologues` and `fuse_epilogues` extend.
 
-    Refused: element types other than float32, other axes, nodes inside branches and loops, and those with nothing element-wise next to
-    them, which onnxruntime computes as fast.
+    Refused: element types other than float32, nodes inside branches and loops, several axes (before opset 13), and the last axis with
+    nothing element-wise next to it, which onnxruntime computes as fast.
     """
 
     name = "fuse_softmax"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,31 +17,34 @@ LAYER_NORM_OPSET = 17
 RMS_NORM_OPSET = 23
 
 
-def _mean(p: PatternBuilder, x: Term, name: str) -> Op:
-    return p.ReduceMean(x, open_inputs=True, as_=name)
+def _mean(p: PatternBuilder, x: Term, name: str) -> Term:
+    """A mean over axes, or a sum over them divided by their size."""
+    total = p.ReduceSum(x, open_inputs=True, as_=name)
+    return p.either(
+        p.ReduceMean(x, open_inputs=True, as_=name),
+        p.Mul(total, p.const(f"{name}_share")),
+        p.Div(total, p.const(f"{name}_size")),
+    )
 
 
-def _squares(p: PatternBuilder, x: Term) -> tuple[Op, Op]:
-    return p.Pow(x, 2.0), p.Mul(x, x)
-
-
-def _inverse_roots(p: PatternBuilder, scaled: Term) -> list[Op]:
-    """1 / sqrt(scaled), as exporters write it."""
-    root = p.Sqrt(scaled)
-    return [p.Reciprocal(root), p.Div(1.0, root), p.Pow(scaled, -0.5)]
+def _square(p: PatternBuilder, x: Term) -> Term:
+    return p.either(p.Pow(x, 2.0), p.Mul(x, x))
 
 
 def _quotients(p: PatternBuilder, value: Term, scaled: Term) -> list[Op]:
-    """value / sqrt(scaled)."""
-    return [p.Div(value, p.Sqrt(scaled)), *(p.Mul(value, one) for one in _inverse_roots(p, scaled))]
+    """value / sqrt(scaled), as exporters write it, also with a scale on the way."""
+    root = p.Sqrt(scaled)
+    inverse = p.either(p.Reciprocal(root), p.Div(1.0, root), p.Pow(scaled, -0.5))
+    return [p.Div(value, root), p.Mul(value, inverse), p.Mul(value, p.Mul(inverse, p.const("scale")))]
 
 
 def _centred_quotients(p: PatternBuilder, x: Term) -> list[Op]:
-    centred = p.Sub(x, _mean(p, x, "mean"), shared=True)
-    forms = []
-    for square in _squares(p, centred):
-        forms += _quotients(p, centred, p.Add(_mean(p, square, "variance"), p.const("epsilon")))
-    return forms
+    mean = _mean(p, x, "mean")
+    centred = p.Sub(x, mean, shared=True)
+    # Flax: the mean of squares less the square of the mean, which rounding may make negative.
+    moments = p.Sub(_mean(p, _square(p, x), "variance"), _square(p, mean))
+    variance = p.either(_mean(p, _square(p, centred), "variance"), moments, p.Max(moments, 0.0), p.Relu(moments))
+    return _quotients(p, centred, p.either(p.Add(variance, p.const("epsilon")), variance))
 
 
 @pattern
@@ -50,32 +54,27 @@ def LAYER_NORM_CORE(p, x):  # type: ignore[no-untyped-def]
 
 @pattern
 def RMS_NORM_CORE(p, x):  # type: ignore[no-untyped-def]
-    forms = []
-    for square in _squares(p, x):
-        forms += _quotients(p, x, p.Add(_mean(p, square, "variance"), p.const("epsilon")))
-    return forms
+    squares = _mean(p, _square(p, x), "variance")
+    return _quotients(p, x, p.either(p.Add(squares, p.const("epsilon")), squares))
 
 
 @pattern
 def LAYER_NORM(p, x):  # type: ignore[no-untyped-def]
-    return [p.Add(p.Mul(core, p.const("scale")), p.const("bias")) for core in _centred_quotients(p, x)]
+    return [p.Add(p.Mul(core, p.const("scale")), p.const("bias")) for core in _centred_quotients(p, x)[:2]]
 
 
 @pattern
 def _distributed(p, x):  # type: ignore[no-untyped-def]
     """x f + (bias - mean f) with f = scale / sqrt(variance + epsilon): Keras."""
     mean = _mean(p, x, "mean")
-    centred = p.Sub(x, mean)
-    forms = []
-    for square in _squares(p, centred):
-        for inverse in _inverse_roots(p, p.Add(_mean(p, square, "variance"), p.const("epsilon"))):
-            factor = p.Mul(inverse, p.const("scale"))
-            forms.append(p.Add(p.Mul(x, factor), p.Sub(p.const("bias"), p.Mul(mean, factor))))
-    return forms
+    scaled = p.Add(_mean(p, _square(p, p.Sub(x, mean)), "variance"), p.const("epsilon"))
+    root = p.Sqrt(scaled)
+    factor = p.Mul(p.either(p.Reciprocal(root), p.Div(1.0, root), p.Pow(scaled, -0.5)), p.const("scale"))
+    return p.Add(p.Mul(x, factor), p.Sub(p.const("bias"), p.Mul(mean, factor)))
 
 
-def axis_of(m: Match, name: str) -> int | None:
-    """The first of the trailing axes that a ReduceMean reduces, kept; None for other axes."""
+def axes_of(m: Match, name: str) -> range | None:
+    """The neighbouring axes that a node reduces and keeps; None for others."""
     node, rank = m.node(name), m.rank("x")
     axes = attribute(node, "axes")
     if axes is None and len(node.inputs) > 1:
@@ -83,19 +82,41 @@ def axis_of(m: Match, name: str) -> int | None:
     if rank is None or not axes or not attribute(node, "keepdims", 1):
         return None
     sorted_axes = sorted(axis % rank for axis in axes)
-    return sorted_axes[0] if sorted_axes == list(range(sorted_axes[0], rank)) else None
+    found = range(sorted_axes[0], sorted_axes[-1] + 1)
+    return found if sorted_axes == list(found) else None
 
 
 def refuse_core(m: Match, means: tuple[str, ...]) -> Refusal | None:
-    """Why what was matched is no normalization over trailing axes."""
-    axes = {axis_of(m, name) for name in means}
+    """Why what was matched is no normalization over neighbouring axes."""
+    axes = {axes_of(m, name) for name in means}
     if len(axes) != 1 or None in axes:
         return Refusal("the means are not over the same trailing axes", culprit=m.root)
-    if m.scalar("epsilon") is None:
+    if m.get("epsilon") is not None and m.scalar("epsilon") is None:
         return Refusal("epsilon is no scalar", culprit=m.root)
     if not m.ctx.shapes.same_shape(m["x"], m.output):
         return Refusal("a constant may broadcast the result", culprit=m.root)
+    for name in means:
+        if not _divides_by_size(m, name):
+            return Refusal("a sum is not divided by the number of its elements", culprit=m.node(name))
     return None
+
+
+def _divides_by_size(m: Match, name: str) -> bool:
+    if m.get(f"{name}_share") is None and m.get(f"{name}_size") is None:
+        return True
+    axes, shape = axes_of(m, name), m.ctx.shapes.shape(m["x"])
+    sizes = [shape[axis] for axis in axes] if axes is not None and shape is not None else [None]
+    count = math.prod(size for size in sizes if isinstance(size, int))
+    if count == 0 or not all(isinstance(size, int) for size in sizes):
+        return False
+    share, size = m.scalar(f"{name}_share"), m.scalar(f"{name}_size")
+    return (size is not None and size == count) or (share is not None and math.isclose(share * count, 1, rel_tol=1e-6))
+
+
+def _trailing_axis(m: Match, name: str) -> int | None:
+    """The first of the axes that a node reduces where they are the last ones."""
+    axes = axes_of(m, name)
+    return axes.start if axes is not None and axes.stop == m.rank("x") else None
 
 
 def is_all(value: ir.Value, number: float) -> bool:
@@ -119,11 +140,12 @@ def _recognize(b: Builder, m: Match, op_type: str, opset: int, means: tuple[str,
     refusal = refuse_core(m, means)
     if refusal is not None:
         return refusal
-    axis = axis_of(m, means[0])
-    assert axis is not None
-    scale = _ones(b, m, axis)
+    axis = _trailing_axis(m, means[0])
+    if axis is None:
+        return Refusal("the means are not over the same trailing axes", culprit=m.root)
+    scale = _ones(b, m, axis) if m.get("scale") is None else _of_normalized_shape(b, m, "scale", axis)
     if scale is None:
-        return Refusal("the normalized axes have no fixed size", culprit=m.root)
+        return Refusal("the normalized axes have no fixed size, or not that of the scale", culprit=m.root)
     return b.op(op_type, [m["x"], scale], {"axis": axis, "epsilon": float(m.scalar("epsilon") or 0.0)})[0]
 
 
@@ -147,8 +169,9 @@ def recognize_distributed_layer_norm(b: Builder, m: Match) -> ir.Value | Refusal
     refusal = refuse_core(m, ("mean", "variance"))
     if refusal is not None:
         return refusal
-    axis = axis_of(m, "mean")
-    assert axis is not None
+    axis = _trailing_axis(m, "mean")
+    if axis is None:
+        return Refusal("the means are not over the same trailing axes", culprit=m.root)
     affine = [_of_normalized_shape(b, m, name, axis) for name in ("scale", "bias")]
     if None in affine:
         return Refusal("scale or bias does not have the shape of the normalized axes", culprit=m.root)
