@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
+from onnx import TensorProto, helper
 
 from onnxopt import ir
 from onnxopt.passes.base import Pass
 from onnxopt.pipeline import PassManager, Report
+from onnxopt.runtime.library import register
 
 
 def model(graph: str, *, opset: int = 17, ir_version: int = 8, **weights: np.ndarray) -> onnx.ModelProto:
@@ -45,12 +48,14 @@ def op_list(proto: onnx.ModelProto) -> list[str]:
     return [node.op_type for node in proto.graph.node]
 
 
-def evaluate(proto: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    """The outputs by onnxruntime without its own optimizations."""
+def evaluate(proto: onnx.ModelProto, feeds: Mapping[str, np.ndarray], *, library: bool = False) -> list[np.ndarray]:
+    """The outputs by onnxruntime without its own optimizations. Custom ops are their bodies, or the kernels of the library."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
+    if library:
+        register(options)
     session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return session.run(None, dict(feeds))
 
@@ -62,13 +67,40 @@ def assert_same(
     *,
     rtol: float = 1e-5,
     atol: float = 1e-6,
+    library: bool = False,
 ) -> None:
-    """Both models give the same outputs; `atol` is in units of the largest finite number of the output."""
+    """Both models give the same outputs; `atol` is in units of the largest finite number of the output. The second one may use the
+    library."""
     for one in [feeds] if isinstance(feeds, Mapping) else feeds:
-        for expected, actual in zip(evaluate(before, one), evaluate(after, one), strict=True):
+        for expected, actual in zip(evaluate(before, one), evaluate(after, one, library=library), strict=True):
             assert (expected.shape, expected.dtype) == (actual.shape, actual.dtype)
             if expected.dtype.kind != "f":
                 np.testing.assert_array_equal(actual, expected)
                 continue
             finite = np.abs(expected[np.isfinite(expected)].astype(np.float64))
             np.testing.assert_allclose(actual, expected, rtol=rtol, atol=atol * finite.max(initial=1e-30))
+
+
+def node_model(
+    op: str,
+    attributes: Mapping[str, Any],
+    feeds: Sequence[np.ndarray],
+    *,
+    outputs: Sequence[str] = ("y0",),
+    inputs: Sequence[str] | None = None,
+    made: int = TensorProto.FLOAT,
+    shapes_known: bool = False,
+) -> onnx.ModelProto:
+    """One custom op called 'culprit' over inputs x0, x1, ... of the types and ranks of `feeds`, without a body."""
+    names = [f"x{index}" for index in range(len(feeds))]
+    node = helper.make_node(op, inputs or names, list(outputs), name="culprit", domain="ai.onnxopt", **attributes)
+    shapes = [list(feed.shape) if shapes_known else [None] * feed.ndim for feed in feeds]
+    types = [helper.np_dtype_to_tensor_dtype(feed.dtype) for feed in feeds]
+    graph = helper.make_graph(
+        [node],
+        "g",
+        [helper.make_tensor_value_info(*one) for one in zip(names, types, shapes, strict=True)],
+        [helper.make_tensor_value_info(name, made, None) for name in outputs if name],
+    )
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnxopt", 1)]
+    return helper.make_model(graph, opset_imports=imports, ir_version=10)

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 from onnx import TensorProto, helper
 
 import onnxopt
+from helpers import node_model
 
 pytest.importorskip("onnxopt._native", reason="the native library is not built")
 from onnxopt import _native as native
@@ -29,34 +29,8 @@ def ones(*shape: int) -> Array:
     return np.ones(shape, np.float32)
 
 
-def node_model(
-    attributes: dict[str, Any],
-    feeds: Sequence[Array],
-    *,
-    outputs: Sequence[str] = ("y0",),
-    inputs: Sequence[str] | None = None,
-    made: int = TensorProto.FLOAT,
-    shapes_known: bool = False,
-) -> onnx.ModelProto:
-    """One custom op called 'culprit' over inputs x0, x1, ... of the types and ranks of `feeds`."""
-    names = [f"x{index}" for index in range(len(feeds))]
-    node = helper.make_node(
-        "FusedElementwise", inputs or names, list(outputs), name="culprit", domain="ai.onnxopt", **attributes
-    )
-    shapes = [list(feed.shape) if shapes_known else [None] * feed.ndim for feed in feeds]
-    types = [helper.np_dtype_to_tensor_dtype(feed.dtype) for feed in feeds]
-    graph = helper.make_graph(
-        [node],
-        "g",
-        [helper.make_tensor_value_info(*one) for one in zip(names, types, shapes, strict=True)],
-        [helper.make_tensor_value_info(name, made, None) for name in outputs if name],
-    )
-    imports = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnxopt", 1)]
-    return helper.make_model(graph, opset_imports=imports, ir_version=10)
-
-
 def run(attributes: dict[str, Any], feeds: Sequence[Array], **node: Any) -> list[Array]:
-    session = onnxopt.session(node_model(attributes, feeds, **node))
+    session = onnxopt.session(node_model("FusedElementwise", attributes, feeds, **node))
     return session.run(None, {f"x{index}": feed for index, feed in enumerate(feeds)})
 
 
@@ -246,7 +220,7 @@ def test_integer_division_by_zero_and_overflow_do_not_trap() -> None:
 
 
 def test_session_goes_on_after_an_error() -> None:
-    session = onnxopt.session(node_model({"expr": ADD}, [ones(3), ones(3)]))
+    session = onnxopt.session(node_model("FusedElementwise", {"expr": ADD}, [ones(3), ones(3)]))
     for _ in range(3):
         with pytest.raises(Exception, match="cannot be broadcast"):
             session.run(None, {"x0": ones(3), "x1": ones(4)})
@@ -280,7 +254,7 @@ MUTATIONS = 600
 FUZZER = """
 import random, sys
 import numpy as np
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = [sys.argv[1], sys.argv[1] + "/.."]
 import test_fused_elementwise_misuse as misuse
 
 random.seed(int(sys.argv[2]))

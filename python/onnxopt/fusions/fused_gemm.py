@@ -46,7 +46,19 @@ def _is_worthwhile(m: Match, node: ir.Node, shape: tuple[int, ...]) -> bool | Re
     rows = m.ctx.shapes.static_shape(m["x"])
     if rows is not None and math.prod(rows) * columns < MIN_WORK:
         return Refusal("{} rows are too few", math.prod(rows[:-1]), culprit=node)
-    return True
+    return not _awaits_bias(m, columns)
+
+
+def _awaits_bias(m: Match, columns: int) -> bool:
+    """Whether the match is a product alone whose bias the next node adds: that node's turn comes after it, and takes both."""
+    uses = list(m.output.uses())
+    if m.root.op_type != "MatMul" or len(uses) != 1 or m.output.is_graph_output():
+        return False
+    user, position = uses[0]
+    if user.op_type != "Add" or user.domain:
+        return False
+    bias = user.inputs[1 - position]
+    return bias is not None and ir.constant(bias) is not None and m.ctx.shapes.static_shape(bias) == (columns,)
 
 
 def _is_transposed(node: ir.Node) -> bool:

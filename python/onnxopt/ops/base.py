@@ -17,6 +17,9 @@ DOMAIN_VERSION = 1
 FUNCTIONS_IR_VERSION = 10
 """The IR version from which a model may hold functions with overloads."""
 
+TYPED_CONSTANTS_OPSET = 9
+"""The opset from which on Constant makes tensors of any type."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class OpSpec:
@@ -53,9 +56,11 @@ class BodyBuilder:
         return self._add(ir.Node("", op_type, inputs, attrs, num_outputs=1))[0]
 
     def constant(self, array: np.ndarray | ir.TensorProtocol) -> ir.Value:
-        """A Constant node that holds its own copy."""
+        """A Constant node that holds its own copy. Before opset 9 it makes floats alone; integers and booleans are cast from double."""
         held = array if isinstance(array, np.ndarray) else np.array(array.numpy())
         dtype = ir.DataType.from_numpy(held.dtype) if isinstance(array, np.ndarray) else array.dtype
+        if self.opset < TYPED_CONSTANTS_OPSET and held.dtype.kind in "iub":
+            return self.op("Cast", [self.constant(held.astype(np.float64))], {"to": int(dtype.value)})
         attr = ir.Attr("value", ir.AttributeType.TENSOR, ir.Tensor(held, dtype=dtype))
         return self._add(ir.Node("", "Constant", [], [attr], num_outputs=1))[0]
 
