@@ -1,9 +1,10 @@
 """Export the corpus of subgraphs that fusions are tested on, as ONNX text.
 
-    PYTHONPATH=tests python bench/export_corpus.py tests/fusions/corpus [--only TEXT] [--trained FOLDER]
+    PYTHONPATH=tests python bench/export_corpus.py tests/fusions/corpus [--only TEXT] [--trained FOLDER] [--binary FOLDER]
 
 Needs torch 2.13 and transformers 5.23: the same versions give the same bytes. With `--trained`, a folder of the models that
-`bench/models.py` fetches, the cuts of trained models are written as well. Files that were written by hand stay as they are.
+`bench/models.py` fetches, the cuts of trained models are written as well. `--binary` only turns models that
+TensorFlow's and Paddle's environments exported into text. Files that were written by hand stay as they are.
 """
 
 from __future__ import annotations
@@ -18,15 +19,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
-import onnxruntime
 import torch
 from corpus_cases import load_all
-from corpus_cases.cases import CASES, SIZES, Case, Function
+from corpus_cases.cases import CASES, Case, Function
+from corpus_cases.files import write
 from corpus_cases.text import write_model
 from corpus_cases.trained import CUTS, Cut, cut_out
 from corpus_cases.trained import EXPORTERS as TRAINED
-
-import corpus
 
 VARIADIC = inspect.Parameter.VAR_POSITIONAL
 EXPORTERS = {"ts": "torchscript", "dyn": "dynamo"}
@@ -85,46 +84,6 @@ def describe(one: Case, exporter: str, dynamic: bool) -> dict[str, str]:
     }
 
 
-def sizes_of(model: onnx.ModelProto) -> str:
-    """The sizes that a test gives to dynamic dims, twice: `N=2 S=7, N=1 S=4`."""
-    names = {dim.dim_param: 0 for value in model.graph.input for dim in value.type.tensor_type.shape.dim}
-    names.pop("", None)
-    return ", ".join(" ".join(f"{name}={SIZES[name][k]}" for name in names) for k in range(2)) if names else ""
-
-
-def write(stem: str, model: onnx.ModelProto, origin: dict[str, str], folder: Path) -> str:
-    """Write a model with the sizes of dynamic dims at which onnxruntime runs it; the text of its graph."""
-    path = folder / f"{stem}.onnxtxt"
-    header, body = write_model(model, origin | {"sizes": sizes_of(model)})
-    path.write_text(header + body)
-    loaded = corpus.load_file(path)
-    runs = [
-        text for text, feeds in zip(sizes_of(model).split(", "), corpus.draw_inputs(loaded)) if runs_with(loaded, feeds)
-    ]
-    if not runs:
-        path.unlink()
-        raise ValueError("onnxruntime does not run it")
-    origin["sizes"] = ", ".join(runs)
-    if origin["sizes"] != sizes_of(model):
-        origin["options"] += ", sizes of the example fixed by the exporter"
-        path.write_text(write_model(model, origin)[0] + body)
-    print(f"{stem:60s} {len(model.graph.node)} nodes, {origin['sizes']}", flush=True)
-    return body
-
-
-def runs_with(model: onnx.ModelProto, feeds: dict[str, corpus.Array]) -> bool:
-    """Whether onnxruntime runs a model on these inputs; what an exporter writes need not run at other sizes than its example's."""
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4
-    try:
-        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        session.run(None, feeds)
-    except Exception:
-        return False
-    return True
-
-
 def write_case(one: Case, folder: Path) -> None:
     """Write every variant that is not node for node what another variant of the case already is."""
     seen: set[str] = set()
@@ -154,12 +113,29 @@ def write_cut(cut: Cut, models: Path, folder: Path) -> None:
     write(cut.stem, model, origin, folder)
 
 
+def write_binary(path: Path, folder: Path, seen: set[str]) -> None:
+    """Write a model that another environment exported, with its origin in its metadata."""
+    model = onnx.load(path)
+    origin = {entry.key: entry.value for entry in model.metadata_props}
+    body = write_model(model, {})[1]
+    if body not in seen:
+        seen.add(write(path.stem, model, origin, folder))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", default="", help="a regular expression over the names of cases")
     parser.add_argument("--trained", type=Path, help="a folder with the models of bench/models.py")
+    parser.add_argument(
+        "--binary", type=Path, help="a folder that export_corpus_tensorflow.py or export_corpus_paddle.py wrote"
+    )
     options = parser.parse_args()
+    if options.binary:
+        seen: set[str] = set()
+        for path in sorted(options.binary.glob("*.onnx")):
+            write_binary(path, options.folder, seen)
+        return
     logging.disable(logging.WARNING)
     load_all()
     for one in CASES:

@@ -45,6 +45,11 @@ def stems(prefix: str = "") -> list[str]:
     return sorted(path.stem for path in FOLDER.glob(f"{prefix}*.onnxtxt"))
 
 
+def lines(stem: str) -> int:
+    """How many lines a file has, a few more than nodes and weights."""
+    return (FOLDER / f"{stem}.onnxtxt").read_text().count("\n")
+
+
 def load(stem: str) -> onnx.ModelProto:
     """A model of the corpus with all of its weights."""
     return load_file(FOLDER / f"{stem}.onnxtxt")

@@ -13,7 +13,7 @@ from transformers import activations as hf_activations
 from transformers.models.llama.modeling_llama import LlamaMLP
 from transformers.models.t5.modeling_t5 import T5DenseGatedActDense
 
-from corpus_cases.cases import Function, case, floats
+from corpus_cases.cases import Function, case, floats, half_floats
 
 
 def _linear(activation: Any, module: str, name: str, variants: str) -> None:
@@ -143,3 +143,9 @@ def gelu_manual_tanh() -> Any:
         return 0.5 * x * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * torch.pow(x, 3.0))))
 
     return Function(run), {"x": floats("N S 16")}
+
+
+@case("linear_gelu_half", "ts17 dyn18", "nn.Linear, F.gelu in float16")
+def gelu_half() -> Any:
+    layer = nn.Linear(16, 32).half()
+    return Function(lambda x: F.gelu(layer(x)), layer=layer), {"x": half_floats("N S 16")}

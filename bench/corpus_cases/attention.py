@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import transformers as hf
 from torch import nn
 
-from corpus_cases.cases import Function, booleans, case, floats, integers
+from corpus_cases.cases import Function, booleans, case, floats, half_floats, integers
 
 TINY = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 """Sizes of models of the BERT and LLaMA families."""
@@ -690,6 +690,61 @@ for name in ("llama", "gpt2", "qwen3", "gemma2"):
 def llama_no_mask() -> Any:
     model = hf.LlamaModel(hf.LlamaConfig(**GROUPED, attn_implementation="sdpa", use_cache=False))
     return Call(model, "input_ids", use_cache=False), {"ids": integers("N S")}
+
+
+@case(
+    "attention_llama4",
+    "ts14 ts17s dyn18",
+    "LlamaAttention of transformers 4.3x as optimum exports it: rows of rotary tables by positions, repeat_kv, softmax in float32, cache",
+)
+def llama4() -> Any:
+    query, key, value = nn.Linear(32, 32, False), nn.Linear(32, 16, False), nn.Linear(32, 16, False)
+    out = nn.Linear(32, 32, False)
+    angles = torch.outer(torch.arange(16.0), 10000 ** (-torch.arange(0, 8, 2) / 8))
+    table = torch.cat((angles, angles), dim=-1)
+    cos_table, sin_table = table.cos(), table.sin()
+
+    def rotate(x: torch.Tensor) -> torch.Tensor:
+        return torch.cat((-x[..., x.shape[-1] // 2 :], x[..., : x.shape[-1] // 2]), dim=-1)
+
+    def repeat(x: torch.Tensor) -> torch.Tensor:
+        batch, heads, length, size = x.shape
+        return x[:, :, None, :, :].expand(batch, heads, 2, length, size).reshape(batch, heads * 2, length, size)
+
+    def run(
+        x: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, past_k: torch.Tensor, past_v: torch.Tensor
+    ) -> Any:
+        batch, length, _ = x.size()
+        q = query(x).view(batch, length, 4, 8).transpose(1, 2)
+        k = key(x).view(batch, length, 2, 8).transpose(1, 2)
+        v = value(x).view(batch, length, 2, 8).transpose(1, 2)
+        total = k.shape[-2] + past_k.shape[-2]
+        cos = cos_table[:total].to(x.dtype)[positions].unsqueeze(1)
+        sin = sin_table[:total].to(x.dtype)[positions].unsqueeze(1)
+        q, k = q * cos + rotate(q) * sin, k * cos + rotate(k) * sin
+        k, v = torch.cat([past_k, k], dim=2), torch.cat([past_v, v], dim=2)
+        weights = torch.matmul(q, repeat(k).transpose(2, 3)) / math.sqrt(8) + mask
+        weights = nn.functional.softmax(weights, dim=-1, dtype=torch.float32).to(q.dtype)
+        y = torch.matmul(weights, repeat(v)).transpose(1, 2).contiguous().reshape(batch, length, 32)
+        return out(y), k, v
+
+    return Function(run, query=query, key=key, value=value, out=out), {
+        "x": floats("N S 32"),
+        "mask": floats("N 1 S T"),
+        "positions": integers("N S"),
+        "past_k": floats("N 2 P 8"),
+        "past_v": floats("N 2 P 8"),
+    }
+
+
+@case("attention_half", "ts17 dyn18", "timm's Attention in float16, q scaled")
+def half() -> Any:
+    return TimmAttention().half(), {"x": half_floats("N S 16")}
+
+
+@case("attention_half_sdpa", "ts17 dyn18", "timm's Attention in float16, F.scaled_dot_product_attention")
+def half_sdpa() -> Any:
+    return TimmAttention(fused=True).half(), {"x": half_floats("N S 16")}
 
 
 # --- rotary embeddings alone ----------------------------------------------------------------------------------------------

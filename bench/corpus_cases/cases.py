@@ -8,18 +8,7 @@ from typing import Any
 
 import torch
 
-SIZES = {
-    "N": (2, 1),
-    "S": (7, 4),
-    "P": (3, 5),
-    "T": (10, 9),
-    "E": (6, 9),
-    "H": (8, 16),
-    "W": (12, 4),
-    "L": (12, 17),
-}
-"""Two sizes of every dynamic dim: batch, sequence, past, past and sequence, encoder's sequence, height, width, length.
-The first ones are those of the exporter's example inputs, which must not be 1."""
+from corpus_cases.files import SIZES
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -41,6 +30,11 @@ def _dims(text: str) -> tuple[tuple[str | int, ...], tuple[int, ...]]:
 def floats(text: str) -> Input:
     dims, shape = _dims(text)
     return Input(torch.randn(shape), dims)
+
+
+def half_floats(text: str) -> Input:
+    made = floats(text)
+    return Input(made.tensor.half(), made.dims)
 
 
 def integers(text: str, high: int = 2) -> Input:

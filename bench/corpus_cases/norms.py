@@ -11,7 +11,7 @@ from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
-from corpus_cases.cases import Function, case, floats
+from corpus_cases.cases import Function, case, floats, half_floats
 
 
 @case("layer_norm", "ts11 ts17 ts17s ts18 dyn18 dyn18s", "nn.LayerNorm")
@@ -27,6 +27,11 @@ def layer_norm_no_affine() -> Any:
 @case("layer_norm_no_bias", "ts17 dyn18", "nn.LayerNorm(bias=False) (ModernBERT)")
 def layer_norm_no_bias() -> Any:
     return nn.LayerNorm(16, bias=False), {"x": floats("N S 16")}
+
+
+@case("layer_norm_half", "ts11 ts17 dyn18", "nn.LayerNorm in float16")
+def layer_norm_half() -> Any:
+    return nn.LayerNorm(16).half(), {"x": half_floats("N S 16")}
 
 
 @case("layer_norm_two_axes", "ts11 ts17", "nn.LayerNorm((4, 16))")

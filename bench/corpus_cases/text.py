@@ -37,6 +37,7 @@ def write_model(model: onnx.ModelProto, origin: dict[str, str]) -> tuple[str, st
     for graph in [model.graph, *model.functions]:
         _strip(graph)
     _rename(model)
+    _drop_unused_domains(model)
     declared = _declare_weights(model.graph)
     del model.graph.value_info[:]
     model.graph.value_info.extend(declared)
@@ -54,6 +55,13 @@ def _break_lines(body: str) -> str:
     signature, *weights = declarations.rstrip().split("\n   <", 1)
     signature = signature.replace(",\n    ", ", ")
     return "\n".join([signature.rstrip(), *(f"   <{one}" for one in weights), "{", nodes.rstrip()]) + "\n"
+
+
+def _drop_unused_domains(model: onnx.ModelProto) -> None:
+    used = {node.domain for graph in [model.graph, *model.functions] for node in graph.node}
+    imports = [one for one in model.opset_import if not one.domain or one.domain in used]
+    del model.opset_import[:]
+    model.opset_import.extend(imports)
 
 
 def _subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
@@ -88,6 +96,7 @@ def _rename(model: onnx.ModelProto) -> None:
     taken: set[str] = set()
 
     def name(old: str, wanted: str) -> None:
+        wanted = re.sub(r"__\d+\b", "", wanted)  # tf2onnx numbers what it makes
         wanted = re.sub(r"\W+", "_", wanted).strip("_") or "value"
         if wanted[0].isdigit():
             wanted = f"_{wanted}"

@@ -15,6 +15,14 @@ import onnxopt
 pytest.importorskip("onnxopt._native", reason="the native library is not built")
 
 
+FAST_LINES = 60
+"""Longer files, mostly whole layers with the shape arithmetic of an exporter, are for the slow tests."""
+
+STEMS = [
+    pytest.param(stem, marks=[pytest.mark.slow] if corpus.lines(stem) > FAST_LINES else []) for stem in corpus.stems()
+]
+
+
 def session(model: onnx.ModelProto, *, library: bool) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
@@ -40,7 +48,7 @@ def optimized_for_cpu(stem: str) -> onnx.ModelProto:
     return onnxopt.optimize(corpus.load(stem), strict=True)
 
 
-@pytest.mark.parametrize("stem", corpus.stems())
+@pytest.mark.parametrize("stem", STEMS)
 def test_states_its_origin(stem: str) -> None:
     model = corpus.load(stem)
     origin = corpus.origin(model)
@@ -50,7 +58,7 @@ def test_states_its_origin(stem: str) -> None:
     assert len(corpus.sizes(model)) == 1 or dynamic
 
 
-@pytest.mark.parametrize("stem", corpus.stems())
+@pytest.mark.parametrize("stem", STEMS)
 def test_gives_the_same_outputs(stem: str) -> None:
     """For target cpu with the library and by the bodies alone, and for target generic."""
     before = corpus.load(stem)
@@ -63,7 +71,7 @@ def test_gives_the_same_outputs(stem: str) -> None:
             assert_same(wanted, one.run(None, feeds), corpus.tolerance(before))
 
 
-@pytest.mark.parametrize("stem", corpus.stems())
+@pytest.mark.parametrize("stem", STEMS)
 def test_becomes_the_expected_ops(stem: str) -> None:
     before = corpus.load(stem)
     found = corpus.tracked_ops(before, optimized_for_cpu(stem))
