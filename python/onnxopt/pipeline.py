@@ -272,6 +272,8 @@ class PassManager:
         seconds = time.perf_counter() - start
         for hook in self.instruments:
             hook("after", one.name, model, ctx)
+        if result.modified:
+            ctx.forget_nodes()
         after = ctx.sizes() if result.modified else before
         return PassRecord(
             one.name,

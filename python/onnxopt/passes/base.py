@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, ClassVar, TypeVar, cast
 
 import numpy as np
@@ -216,6 +216,7 @@ class Context:
         self.log = Log(self.budget, explain=explain)
         self.editor = Editor(self)
         self.not_foldable: set[ir.Node] = set()
+        self._nodes: dict[tuple[str, str], list[tuple[int, ir.Node]]] | None = None
         self.refresh()
 
     def refresh(self) -> None:
@@ -227,10 +228,24 @@ class Context:
         self.shapes.infer_model()
         self._constants: dict[tuple[object, ...], ir.Value] = {}
         self._bytes: dict[int, tuple[ir.TensorProtocol, int]] = {}
+        self.forget_nodes()
 
     def graphs(self) -> list[ir.Graph]:
         """The main graph and all graphs inside its nodes."""
         return list(ir.walk_graphs(self.model.graph)) if self.has_subgraphs else [self.model.graph]
+
+    def nodes_of(self, ops: Iterable[tuple[str, str]]) -> list[ir.Node]:
+        """The nodes of these ops (domain and op type), in the order of the model, subgraphs included."""
+        if self._nodes is None:
+            self._nodes = {}
+            for entry in enumerate(walk(self.model.graph)):
+                self._nodes.setdefault((entry[1].domain, entry[1].op_type), []).append(entry)
+        found = [entry for op in ops for entry in self._nodes.get(op, ())]
+        return [node for _, node in sorted(found)]
+
+    def forget_nodes(self) -> None:
+        """Nodes came or went: what is filed of them is collected anew when it is asked for."""
+        self._nodes = None
 
     def sizes(self) -> tuple[int, int]:
         """How many nodes the model has, subgraphs included, and how many bytes of weights."""
@@ -362,7 +377,7 @@ class RulePass(Pass):
         return [rule.name for rule in self.rules]
 
     def run(self, model: ir.Model, ctx: Context) -> PassResult:
-        patches = Driver(self.rules, ctx).run(model.graph)
+        patches = Driver(self.rules, ctx).run(ctx.nodes_of(self.rules.by_root))
         return PassResult(patches > 0, patches)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from onnxopt import ir
 from onnxopt.passes.base import Context, Pass, PassResult, register_pass
 from onnxopt.rewrite.driver import walk
@@ -34,23 +36,24 @@ class EliminateDeadCode(Pass):
     phase = "simplify"
 
     def run(self, model: ir.Model, ctx: Context) -> PassResult:
-        removed = self._remove_nodes(model, ctx) + self._trim_outputs(model) + self._remove_initializers(model)
+        removed = self._remove_nodes(ctx) + self._trim_outputs(ctx) + self._remove_initializers(ctx)
         removed += self._remove_functions(model)
         return PassResult(removed > 0, removed)
 
     @staticmethod
-    def _remove_nodes(model: ir.Model, ctx: Context) -> int:
-        before = ir.count_nodes(model)
-        for graph in ir.walk_graphs(model.graph):
+    def _remove_nodes(ctx: Context) -> int:
+        graphs = ctx.graphs()
+        before = sum(graph.num_nodes() for graph in graphs)
+        for graph in graphs:
             ctx.editor.remove_unused([node for node in graph if removable(node)])
-        return before - ir.count_nodes(model)
+        return before - sum(graph.num_nodes() for graph in graphs)
 
     @staticmethod
-    def _trim_outputs(model: ir.Model) -> int:
+    def _trim_outputs(ctx: Context) -> int:
         trimmed = 0
-        for node in walk(model.graph):
-            first = OPTIONAL_OUTPUTS.get(node.op_type) if node.domain in SIDE_EFFECT_FREE_DOMAINS else None
-            if first is None or len(node.outputs) <= max(first, 1) or attribute(node, "training_mode", 0):
+        for node in ctx.nodes_of(itertools.product(SIDE_EFFECT_FREE_DOMAINS, OPTIONAL_OUTPUTS)):
+            first = OPTIONAL_OUTPUTS[node.op_type]
+            if len(node.outputs) <= max(first, 1) or attribute(node, "training_mode", 0):
                 continue
             keep = len(node.outputs)
             while keep > max(first, 1) and not _used(node.outputs[keep - 1]):
@@ -61,9 +64,9 @@ class EliminateDeadCode(Pass):
         return trimmed
 
     @staticmethod
-    def _remove_initializers(model: ir.Model) -> int:
+    def _remove_initializers(ctx: Context) -> int:
         removed = 0
-        for graph in ir.walk_graphs(model.graph):
+        for graph in ctx.graphs():
             for name, value in list(graph.initializers.items()):
                 if not _used(value) and not value.is_graph_input():
                     graph.initializers.pop(name)

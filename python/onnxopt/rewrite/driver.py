@@ -30,9 +30,9 @@ class Driver:
         self._queued: set[ir.Node] = set()
         self._roots = rules.by_root.keys()
 
-    def run(self, graph: ir.Graph) -> int:
-        """Rewrite until nothing matches. Returns the number of patches applied."""
-        self._push(walk(graph))
+    def run(self, nodes: ir.Graph | Iterable[ir.Node]) -> int:
+        """Rewrite until nothing matches, from all nodes of a graph or from these. Returns the number of patches applied."""
+        self._push(walk(nodes) if isinstance(nodes, ir.Graph) else nodes)
         limit = PATCHES_PER_NODE * max(len(self._queue), 64)
         applied = 0
         while self._queue and applied < limit:

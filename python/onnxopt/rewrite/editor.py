@@ -28,6 +28,7 @@ class Editor:
         ctx = self.ctx
         if _only_names_output(patch) or not ctx.budget.take():
             return False
+        ctx.forget_nodes()
         graph = patch.anchor.graph
         assert graph is not None, f"{patch.rule}: the anchor is not in a graph"
         if patch.nodes:
@@ -119,6 +120,7 @@ class Editor:
         """
         if not self.ctx.budget.take():
             return False
+        self.ctx.forget_nodes()
         graph = anchor.graph
         assert graph is not None
         stand_for = dict(zip(body.inputs, arguments, strict=True))
@@ -156,6 +158,7 @@ class Editor:
             producers = [value.producer() for value in node.inputs if value is not None]
             producers += [value.producer() for value in _captured(node)]
             graph.remove(node, safe=True)
+            self.ctx.forget_nodes()
             _release_subgraphs(node)
             for producer in producers:
                 if producer is None:
