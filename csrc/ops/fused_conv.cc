@@ -15,6 +15,7 @@ std::string number(std::int64_t value) { return std::to_string(value); }
 struct Layout {
   std::int64_t filters = 0, groups = 1;
   bool biased = false;
+  bool planar = false;  // X is [batch, channels, (height,) width]
 
   std::size_t epilogue() const { return biased ? 3 : 2; }
 };
@@ -22,12 +23,20 @@ struct Layout {
 Result<Layout> read_layout(const Attributes& attributes) {
   using Made = Result<Layout>;
   Layout layout{attributes.integer("filters").value_or(0), attributes.integer("group").value_or(1),
-                attributes.integer("biased").value_or(0) != 0};
+                attributes.integer("biased").value_or(0) != 0, attributes.integer("planar").value_or(0) != 0};
   if (layout.filters < 1) return Made::failure("It needs a positive attribute 'filters'.");
   if (layout.groups < 1 || layout.filters % layout.groups != 0)
     return Made::failure("Its attribute 'group' is " + number(layout.groups) + " and should divide its " + number(layout.filters) +
                          " filters.");
+  if (layout.planar && layout.groups != 1) return Made::failure("With 'planar' it cannot have groups.");
   return layout;
+}
+
+/// A shape [batch, channels, ...], channels-last.
+template <typename Shape>
+Shape channels_last(Shape shape) {
+  if (shape.size() > 2) std::rotate(shape.begin() + 1, shape.begin() + 2, shape.end());
+  return shape;
 }
 
 class FusedConv final : public Kernel {
@@ -58,7 +67,8 @@ class FusedConv final : public Kernel {
                                   .weights = data(1),
                                   .bias = layout_.biased ? data(2) : nullptr,
                                   .y = static_cast<float*>(outputs[0]),
-                                  .clip = epilogue_.clip()};
+                                  .clip = epilogue_.clip(),
+                                  .planar = layout_.planar};
     const Shape raw = shape_of(convolution.geometry, window_.rank());
     const std::span<const Tensor> further = inputs.subspan(layout_.epilogue());
     std::optional<elementwise::Epilogue> epilogue;
@@ -79,7 +89,7 @@ class FusedConv final : public Kernel {
 
  private:
   Result<conv::Geometry> geometry_of(std::span<const Tensor> inputs) const {
-    Result<conv::Geometry> geometry = window_.over(inputs[0].shape);
+    Result<conv::Geometry> geometry = window_.over(layout_.planar ? channels_last(inputs[0].shape) : inputs[0].shape);
     if (!geometry) return geometry;
     geometry->filters = layout_.filters;
     geometry->groups = layout_.groups;
@@ -97,6 +107,7 @@ class FusedConv final : public Kernel {
                              : Shape{geometry.groups, panels, geometry.taps() * (geometry.channels / geometry.groups), panel};
     if (inputs[1].shape != packed)
       return "Input 1 has the shape " + text_of(inputs[1].shape) + " and should have " + text_of(packed) + ".";
+    if (layout_.planar && geometry.dilations[1] != 1) return "With 'planar' it cannot be dilated along lines.";
     if (layout_.biased && inputs[2].shape != Shape{geometry.filters})
       return "Input 2 has the shape " + text_of(inputs[2].shape) + " and should have " + text_of({geometry.filters}) + ".";
     return "";
@@ -128,7 +139,8 @@ std::vector<std::optional<InferredType>> infer(const Attributes& attributes, std
   const Result<WindowAttributes> window = WindowAttributes::read(attributes);
   const Result<Layout> layout = read_layout(attributes);
   if (!window || !layout || inputs.empty()) return {};
-  std::optional<std::vector<Dim>> shape = infer_shape(*window, inputs[0].shape, layout->filters);
+  std::optional<std::vector<Dim>> shape =
+      infer_shape(*window, layout->planar ? channels_last(inputs[0].shape) : inputs[0].shape, layout->filters);
   if (!shape) return {};
   return {InferredType{kFloat, std::move(*shape)}};
 }
@@ -143,7 +155,7 @@ std::vector<Variant> list_variants() {
 
 const Op& fused_conv() {
   static const char* const attributes[] = {"kernel_shape", "strides", "pads",   "dilations", "auto_pad",
-                                           "filters",      "group",   "biased", "epilogue"};
+                                           "filters",      "group",   "biased", "planar",    "epilogue"};
   static const std::vector<Variant> list = list_variants();
   static const Op op{"FusedConv", attributes, list, create, infer};
   return op;

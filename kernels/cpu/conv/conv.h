@@ -40,6 +40,7 @@ struct Convolution {
   float* y;
   const float* added = nullptr;                     // of the shape of y, added to it; not by depthwise convolutions
   const gemm::Bounds* clip = nullptr;               // what the results are clipped to then
+  bool planar = false;                              // x is [batch, channels, height, width]; one group, not dilated along lines
   const gemm::Gate* gate = nullptr;                 // where neither is clipped nor added
   const elementwise::Epilogue* epilogue = nullptr;  // computed of them at last, its one raw result
 };
@@ -69,6 +70,7 @@ struct Variant {
   const char* isa;
   void (*dense)(const Plan&, std::int64_t task);
   void (*depthwise)(const Plan&, std::int64_t task);
+  void (*narrow)(const Plan&, std::int64_t task);
   void (*transform_weights)(const Plan&, std::int64_t task);
   void (*winograd)(const Plan&, std::int64_t task);
   void (*pool)(const Pooling&, std::int64_t row);

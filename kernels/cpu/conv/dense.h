@@ -53,26 +53,23 @@ struct Pixel {
   }
 };
 
-/// Where the windows of a block of pixels lie: a pointer per tap and pixel. What lies in the padding is a row of zeros, and merged
-/// taps that cross the border of the image are copied.
+/// Where the windows of a block of pixels lie: a pointer per tap and pixel. What lies in the padding is a row of zeros.
 class Windows {
  public:
   static std::size_t bytes(const Plan& plan) {
-    const std::int64_t rows = plan.block_rows * plan.taps();
-    const std::int64_t floats = plan.depth() * (1 + (plan.merged ? rows : 0));
-    return static_cast<std::size_t>(rows) * sizeof(float*) + static_cast<std::size_t>(floats) * sizeof(float);
+    return static_cast<std::size_t>(plan.block_rows * plan.convolution->geometry.taps()) * sizeof(float*) +
+           static_cast<std::size_t>(plan.group_channels) * sizeof(float);
   }
 
   Windows(const Plan& plan, char* memory) : plan_(plan), g_(plan.convolution->geometry) {
     pointers_ = reinterpret_cast<const float**>(memory);
-    zeros_ = reinterpret_cast<float*>(memory + static_cast<std::size_t>(plan.block_rows * plan.taps()) * sizeof(float*));
-    std::memset(zeros_, 0, static_cast<std::size_t>(plan.depth()) * sizeof(float));
+    zeros_ = reinterpret_cast<float*>(memory + static_cast<std::size_t>(plan.block_rows * g_.taps()) * sizeof(float*));
+    std::memset(zeros_, 0, static_cast<std::size_t>(plan.group_channels) * sizeof(float));
   }
 
   /// Fills in the pointers for rows [row, row + rows) of a group.
   gemm::Indirect place(std::int64_t group, std::int64_t row, std::int64_t rows) {
     const float* const x = plan_.convolution->x + group * plan_.group_channels;
-    copies_ = zeros_ + plan_.depth();
     Pixel pixel = Pixel::at(g_, row);
     for (std::int64_t r = 0; r < rows; ++r, pixel.advance(g_)) {
       const float* const image = x + pixel.image * g_.input[0] * g_.input[1] * g_.channels;
@@ -81,14 +78,8 @@ class Windows {
         const std::int64_t y = pixel.y * g_.strides[0] - g_.pads[0] + ky * g_.dilations[0];
         const bool inside = y >= 0 && y < g_.input[0];
         const float* const line = image + y * g_.input[1] * g_.channels;
-        const std::int64_t left = pixel.x * g_.strides[1] - g_.pads[1];
-        if (plan_.merged) {
-          *target = inside ? merged(line, left) : zeros_;
-          target += rows;
-          continue;
-        }
         for (std::int64_t kx = 0; kx < g_.kernel[1]; ++kx, target += rows) {
-          const std::int64_t at = left + kx * g_.dilations[1];
+          const std::int64_t at = pixel.x * g_.strides[1] - g_.pads[1] + kx * g_.dilations[1];
           *target = inside && at >= 0 && at < g_.input[1] ? line + at * g_.channels : zeros_;
         }
       }
@@ -97,24 +88,10 @@ class Windows {
   }
 
  private:
-  /// A row of the window that begins at column `left` of a line.
-  const float* merged(const float* line, std::int64_t left) {
-    const std::int64_t begin = most(left, 0), end = least(left + g_.kernel[1], g_.input[1]);
-    if (begin == left && end == left + g_.kernel[1]) return line + left * g_.channels;
-    float* const copy = copies_;
-    copies_ += plan_.depth();
-    std::memset(copy, 0, static_cast<std::size_t>(plan_.depth()) * sizeof(float));
-    if (end > begin)
-      std::memcpy(copy + (begin - left) * g_.channels, line + begin * g_.channels,
-                  static_cast<std::size_t>((end - begin) * g_.channels) * sizeof(float));
-    return copy;
-  }
-
   const Plan& plan_;
   const Geometry& g_;
   const float** pointers_;
   float* zeros_;
-  float* copies_ = nullptr;
 };
 
 /// A vector of results, gated.
@@ -138,7 +115,7 @@ inline void gate_block(const gemm::Gate& gate, std::int64_t rows, std::int64_t c
 template <class Source>
 inline void multiply_block(const Plan& plan, std::int64_t group, const Rectangle& block, Source source_of_rows) {
   const Convolution& convolution = *plan.convolution;
-  const std::int64_t width = convolution.geometry.filters, taps = plan.taps(), depth = plan.depth();
+  const std::int64_t width = convolution.geometry.filters, taps = convolution.geometry.taps(), depth = plan.group_channels;
   const float* const weights = convolution.weights + group * plan.panels * taps * depth * static_cast<std::int64_t>(kPanel);
   for (std::int64_t column = block.column; column < block.column_end; column += kColumns) {
     const std::int64_t columns = least(static_cast<std::int64_t>(kColumns), block.column_end - column);

@@ -56,6 +56,11 @@ void run_tasks(const Plan& plan, void (*task)(const Plan&, std::int64_t), std::i
       &job);
 }
 
+/// Whether a row of the window is shorter than a panel is wide: tap by tap, the products would be too short.
+bool is_narrow(const Geometry& g) {
+  return g.groups == 1 && g.channels < kLeastWinogradChannels && g.kernel[1] > 1 && g.dilations[1] == 1;
+}
+
 bool is_plain(const Geometry& g) {
   const bool window = g.taps() == 1 && g.strides[0] == 1 && g.strides[1] == 1 && g.pads[0] == 0 && g.pads[1] == 0;
   return window && g.input[0] == g.output[0] && g.input[1] == g.output[1];
@@ -84,7 +89,6 @@ Plan plan_product(const Convolution& convolution) {
   const Geometry& g = convolution.geometry;
   Plan plan = describe(convolution);
   plan.plain = is_plain(g);
-  plan.merged = !plan.plain && g.groups == 1 && g.channels < kPanel && g.kernel[1] > 1 && g.dilations[1] == 1;
   const std::int64_t rows = g.pixels(), depth = g.taps() * plan.group_channels;
   const std::int64_t row_work = std::max<std::int64_t>(depth, 8) * plan.panels, work = rows * row_work * g.groups;
   // Weights that do not fit into the cache are read once, by all rows that do.
@@ -98,7 +102,7 @@ Plan plan_product(const Convolution& convolution) {
   const std::int64_t width = std::min(plan.task_columns, plan.group_filters) + plan.group_channels;
   const std::int64_t most_block_rows = cuts_rows ? kMostBlockRows : plan.task_rows;
   plan.block_rows = std::max(std::min(kBlockFloats / width, most_block_rows) / kRowStep * kRowStep, 2 * kRowStep);
-  plan.block_taps = std::clamp<std::int64_t>(kPanelFloats / (kColumnStep * plan.depth()), 1, plan.taps());
+  plan.block_taps = std::clamp<std::int64_t>(kPanelFloats / (kColumnStep * plan.group_channels), 1, g.taps());
   return plan;
 }
 
@@ -119,15 +123,25 @@ Plan plan_winograd(const Convolution& convolution) {
   return plan;
 }
 
-Plan plan_depthwise(const Convolution& convolution) {
+/// Tasks of some lines of the output, of so much work each.
+Plan plan_lines(const Convolution& convolution, std::int64_t line_work) {
   const Geometry& g = convolution.geometry;
   Plan plan = describe(convolution);
-  const std::int64_t line_work = g.output[1] * ceil_div(g.channels, kPanel) * (g.taps() + 4);
   const std::int64_t lines = g.batch * g.output[0];
-  const std::int64_t most = std::max<std::int64_t>(kTileBlockFloats / (g.output[1] * g.channels), 1);
+  const std::int64_t most = std::max<std::int64_t>(kTileBlockFloats / (g.output[1] * g.filters), 1);
   const std::int64_t wanted = std::clamp<std::int64_t>(kTaskWork / 4 / line_work, 1, most);
   plan.task_lines = line_work * lines < 2 * kLeastWork ? lines : std::min(wanted, lines);
   return plan;
+}
+
+Plan plan_depthwise(const Convolution& convolution) {
+  const Geometry& g = convolution.geometry;
+  return plan_lines(convolution, g.output[1] * ceil_div(g.channels, kPanel) * (g.taps() + 4));
+}
+
+Plan plan_narrow(const Convolution& convolution) {
+  const Geometry& g = convolution.geometry;
+  return plan_lines(convolution, g.output[1] * ceil_div(g.filters, kPanel) * (g.taps() * g.channels + 4));
 }
 
 /// Whether Winograd's filtering takes less time than the products would.
@@ -174,6 +188,10 @@ void run(const Convolution& convolution, const Variant& variant, const ParallelF
   if (g.is_depthwise()) {
     const Plan plan = plan_depthwise(convolution);
     return run_tasks(plan, variant.depthwise, ceil_div(g.batch * g.output[0], plan.task_lines), parallel_for);
+  }
+  if (convolution.planar || is_narrow(g)) {
+    const Plan plan = plan_narrow(convolution);
+    return run_tasks(plan, variant.narrow, ceil_div(g.batch * g.output[0], plan.task_lines), parallel_for);
   }
   if (prefers_winograd(g)) return run_winograd(convolution, variant, parallel_for);
   const Plan plan = plan_product(convolution);
@@ -241,6 +259,7 @@ void run(const GlobalAverage& average, const Variant& variant, const ParallelFor
   namespace space {                                           \
   void dense(const Plan&, std::int64_t);                      \
   void depthwise(const Plan&, std::int64_t);                  \
+  void narrow(const Plan&, std::int64_t);                     \
   void transform_weights(const Plan&, std::int64_t);          \
   void winograd(const Plan&, std::int64_t);                   \
   void pool(const Pooling&, std::int64_t);                    \
@@ -251,8 +270,9 @@ void run(const GlobalAverage& average, const Variant& variant, const ParallelFor
 
 std::span<const Variant> variants() {
   static constexpr Variant kVariants[] = {
-#define CONV_VARIANT(space, isa) \
-  {"conv__" #space, isa, &space::dense, &space::depthwise, &space::transform_weights, &space::winograd, &space::pool, &space::sum},
+#define CONV_VARIANT(space, isa)                                                                                \
+  {"conv__" #space,  isa,          &space::dense, &space::depthwise, &space::narrow, &space::transform_weights, \
+   &space::winograd, &space::pool, &space::sum},
 #include "kernels/cpu/conv/variants.inc"
 #undef CONV_VARIANT
   };

@@ -28,8 +28,7 @@ struct Plan {
   std::int64_t rows_together;                          // no call of the epilogue crosses a multiple of this
 
   // Products: tasks are numbered by group, rows, columns, the last fastest.
-  bool plain;   // every row of the product is a row of x
-  bool merged;  // the taps of a row of the kernel are one: few channels make short taps
+  bool plain;  // every row of the product is a row of x
   std::int64_t task_rows, row_tasks, task_columns, column_tasks;
   std::int64_t block_rows;  // rows whose operands and results stay in the cache
   std::int64_t block_taps;  // taps whose weights do
@@ -39,11 +38,8 @@ struct Plan {
   std::int64_t task_tile_rows, tile_row_tasks, block_tiles;
   float* transformed;  // weights [36, panels, channels, 16]
 
-  // Depthwise: a task is some rows of the output.
+  // Depthwise convolutions and those of few channels: a task is some lines of the output.
   std::int64_t task_lines;
-
-  std::int64_t taps() const { return merged ? convolution->geometry.kernel[0] : convolution->geometry.taps(); }
-  std::int64_t depth() const { return merged ? convolution->geometry.kernel[1] * group_channels : group_channels; }
 };
 
 /// Lets the epilogue, if there is one, run on results that are in y.
