@@ -104,6 +104,7 @@ class Finder:
     def __init__(self, graph: ir.Graph, ctx: Context) -> None:
         self.ctx = ctx
         self.moves: dict[ir.Node, Move] = {}
+        self.planar: set[ir.Node] = set()  # convolutions that read an image as it is
         self._inside: set[ir.Node] = set()
         self._joined: dict[ir.Node, ir.Node] = {}
         for node in graph:
@@ -123,6 +124,9 @@ class Finder:
         if kernel is not None and (kernel.gain or self._is_near(node.inputs[0])):
             refusal = kernel.refuse(node, self.ctx.shapes)
             if refusal is None:
+                near = self._is_near(node.inputs[0])
+                if node.op_type == "Conv" and not near and fused_conv.reads_planar(node, self.ctx.shapes):
+                    self.planar.add(node)
                 self._join(node, [node.inputs[0]])
                 return
             self.ctx.log.refused(RULE, node, refusal, 1)
@@ -181,7 +185,7 @@ class Finder:
     def _borders(self, nodes: list[ir.Node]) -> int:
         """How many Transposes stand at the border of a region."""
         inside = set(nodes)
-        taken = {value: None for node in nodes for value in self.data_of(node)}
+        taken = {value: None for node in nodes if node not in self.planar for value in self.data_of(node)}
         entering = [value for value in taken if value.producer() not in inside and not self._is_free(value)]
         leaving = [
             value
@@ -264,7 +268,11 @@ class Conversion:
             (data,) = self.finder.data_of(node)
             rank = self.ctx.shapes.rank(data)
             assert rank is not None
-            return (KERNELS[node.op_type].build(self.builder, node, self._last(data)),), (channels_first(rank),)
+            if node in self.finder.planar:
+                result = fused_conv.build(self.builder, node, data, planar=True)
+            else:
+                result = KERNELS[node.op_type].build(self.builder, node, self._last(data))
+            return (result,), (channels_first(rank),)
         missing = max(found.constants, default=-1) + 1 - len(node.inputs)
         inputs: list[ir.Value | None] = [*node.inputs, *(None for _ in range(missing))]
         rank = max(self.ctx.shapes.rank(value) or 0 for value in self.finder.data_of(node))

@@ -38,8 +38,21 @@ def refuse(node: ir.Node, shapes: ir.ShapeEnv) -> Refusal | None:
     return None
 
 
-def build(b: Builder, node: ir.Node, x: ir.Value) -> ir.Value:
-    """The FusedConv of a Conv, for its input in channels-last layout; the result is in that layout too."""
+MOST_PLANAR_CHANNELS = 7
+"""So many channels are put in order by the kernel faster than by a Transpose of the whole image."""
+
+
+def reads_planar(node: ir.Node, shapes: ir.ShapeEnv) -> bool:
+    """Whether the kernel reads the input of a Conv well as it is, [N, C, ...]."""
+    assert node.inputs[1] is not None
+    shape = shapes.static_shape(node.inputs[1])
+    dilations = attribute(node, "dilations", (1,))
+    few = shape is not None and shape[1] <= MOST_PLANAR_CHANNELS and shape[-1] > 1
+    return few and attribute(node, "group", 1) == 1 and bool(dilations) and dilations[-1] == 1
+
+
+def build(b: Builder, node: ir.Node, x: ir.Value, *, planar: bool = False) -> ir.Value:
+    """The FusedConv of a Conv, for its input in channels-last layout (as it is, if `planar`); the result is in that layout."""
     ctx = b.ctx
     filters, bias = node.inputs[1], node.inputs[2] if len(node.inputs) > 2 else None
     assert filters is not None
@@ -52,14 +65,15 @@ def build(b: Builder, node: ir.Node, x: ir.Value) -> ir.Value:
     if bias is not None:
         inputs.append(bias)
     biased = bias is not None
-    overload = op.overload(shape, windows, group, ctx.opset, biased=biased)
+    overload = op.overload(shape, windows, group, ctx.opset, biased=biased, planar=planar)
     b.define(
         op.SPEC.domain,
         op.SPEC.name,
         overload,
-        lambda: op.body(shape, windows, group, ctx.opset, biased=biased),
+        lambda: op.body(shape, windows, group, ctx.opset, biased=biased, planar=planar),
     )
-    attributes = {**windows, "group": group, "filters": shape[0], "biased": 1 if biased else None}
+    attributes = {**windows, "group": group, "filters": shape[0]}
+    attributes |= {"biased": 1 if biased else None, "planar": 1 if planar else None}
     return b.op(
         op.SPEC.name, inputs, attributes, domain=op.SPEC.domain, overload=overload, name=node.name or op.SPEC.name
     )[0]

@@ -1,7 +1,7 @@
 """FusedConv: a convolution of channels-last tensors, and what is computed of it element by element.
 
 Inputs: X [N, H, W, C] or [N, L, C]; the packed filters [group, ceil(M / group / 16), taps * C / group, 16], depthwise [taps, C]; with `biased`
-the biases [M]; what else the epilogue reads. Attributes: those of Conv, `filters` (M), `biased`, `epilogue` (an expression, see
+the biases [M]; what else the epilogue reads. Attributes: those of Conv, `filters` (M), `biased`, `planar` (X is [N, C, H, W] or [N, C, L]), `epilogue` (an expression, see
 fused_elementwise, whose first input is the result [N, H', W', M]). All float32.
 """
 
@@ -17,7 +17,18 @@ from onnxopt.ops.base import BodyBuilder, OpSpec, overload_of
 
 SPEC = OpSpec(
     name="FusedConv",
-    attributes=("kernel_shape", "strides", "pads", "dilations", "auto_pad", "filters", "group", "biased", "epilogue"),
+    attributes=(
+        "kernel_shape",
+        "strides",
+        "pads",
+        "dilations",
+        "auto_pad",
+        "filters",
+        "group",
+        "biased",
+        "planar",
+        "epilogue",
+    ),
     dtypes=(DataType.FLOAT,),
     tolerance={DataType.FLOAT: 1e-4},
 )
@@ -54,16 +65,17 @@ def unpack(builder: BodyBuilder, packed: ir.Value, shape: Sequence[int], group: 
     return builder.op("Reshape", [filters, builder.integers(*shape)])
 
 
-def body(shape: Sequence[int], windows: Windows, group: int, opset: int, *, biased: bool) -> ir.Function:
+def body(shape: Sequence[int], windows: Windows, group: int, opset: int, *, biased: bool, planar: bool) -> ir.Function:
     """The function of a convolution by filters of `shape` [M, C / group, ...] without an epilogue."""
     builder = BodyBuilder(3 if biased else 2, opset)
     x, packed, *bias = builder.inputs
-    x = builder.op("Transpose", [x], {"perm": channels_first(len(shape))})
+    if not planar:
+        x = builder.op("Transpose", [x], {"perm": channels_first(len(shape))})
     filters = unpack(builder, packed, shape, group)
     result = builder.op("Conv", [x, filters, *bias], {**windows, "group": group})
     result = builder.op("Transpose", [result], {"perm": channels_last(len(shape))})
-    return builder.function(SPEC, overload(shape, windows, group, opset, biased=biased), [result])
+    return builder.function(SPEC, overload(shape, windows, group, opset, biased=biased, planar=planar), [result])
 
 
-def overload(shape: Sequence[int], windows: Windows, group: int, opset: int, *, biased: bool) -> str:
-    return overload_of(f"{opset}|{list(shape)}|{sorted(windows.items())}|{group}|{biased}")
+def overload(shape: Sequence[int], windows: Windows, group: int, opset: int, *, biased: bool, planar: bool) -> str:
+    return overload_of(f"{opset}|{list(shape)}|{sorted(windows.items())}|{group}|{biased}|{planar}")

@@ -74,7 +74,7 @@ def block() -> onnx.ModelProto:
 def test_a_region_has_transposes_at_its_border_alone() -> None:
     after = convert(block())
     assert op_list(after) == [
-        "Transpose", "FusedConv", "FusedConv", "FusedPool", "FusedConv", "FusedConv", "Mul", "FusedConv", "FusedConv",
+        "FusedConv", "FusedConv", "FusedPool", "FusedConv", "FusedConv", "Mul", "FusedConv", "FusedConv",
         "FusedPool", "FusedConv", "Transpose",
     ]  # fmt: skip
 
