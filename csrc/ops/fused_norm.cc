@@ -38,7 +38,8 @@ std::vector<std::optional<InferredType>> infer(const Attributes& attributes, std
 }  // namespace
 
 const Op& fused_norm() {
-  static const char* const attributes[] = {"kind", "axis", "groups", "epsilon", "scaled", "biased", "kept", "prologue", "epilogue"};
+  static const char* const attributes[] = {"kind",   "axis",   "inner", "groups",   "epsilon",
+                                           "scaled", "biased", "kept",  "prologue", "epilogue"};
   static const Op op{"FusedNorm", attributes, rows_variants(), create, infer};
   return op;
 }
