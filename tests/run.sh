@@ -4,4 +4,5 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 [ -n "${VIRTUAL_ENV:-}" ] || { [ -d .venv ] || python3 -m venv .venv; . .venv/bin/activate; }
 python -m pip install -q ".[cpu,test]"
-python -m pytest -q "$@"
+# One process per core; tests that take long are handed over to whoever is idle.
+python -m pytest -q -n auto --dist worksteal "$@"
