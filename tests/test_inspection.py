@@ -82,6 +82,23 @@ def test_fused_regions_count_their_statements() -> None:
     assert found.flops == inspect(proto, {"N": 8}).flops
 
 
+@pytest.mark.parametrize("columns", [64, 70])
+def test_fused_products_count_what_they_stand_for(columns: int) -> None:
+    proto = helpers.model(
+        f"""g (float[N, 64] x, float[N, {columns}] r) => (float[N, {columns}] y, float[N, {columns}] z) {{
+            p = MatMul (x, w) q = Add (p, b) s = Sigmoid (q) t = Mul (q, s) y = Add (t, r) z = MatMul (x, v) }}""",
+        w=np.ones((64, columns), np.float32),
+        v=np.full((64, columns), 2, np.float32),
+        b=np.ones(columns, np.float32),
+    )
+    optimized = onnxopt.optimize(proto)
+    for rows in (8, 100):
+        found = inspect(optimized, {"N": rows})
+        assert found.flops_by_op == {"ai.onnxopt::FusedGemm": 2 * (2 * rows * 64 * columns) + 4 * rows * columns}
+        assert found.flops == inspect(proto, {"N": rows}).flops
+    assert (inspect(optimized).flops, inspect(optimized).unknown_flops) == (0, 2)
+
+
 def test_unknown_dims_are_counted_and_named() -> None:
     proto = helpers.model("g (float[N, 5] x) => (float[N, 7] y) { m = MatMul (x, w) y = Relu (m) }", w=zeros(5, 7))
     found = inspect(proto)

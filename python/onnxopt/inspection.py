@@ -146,11 +146,19 @@ def _flops(model: ir.Model, shapes: ir.ShapeEnv) -> tuple[dict[str, int], dict[s
     for node in walk(model.graph):
         if node.op_type in FREE and not node.domain:
             continue
-        count = _node_flops(node, shapes)
+        function = model.functions.get(node.op_identifier())
+        count = _node_flops(node, shapes) if function is None else _call_flops(node, function, shapes)
         counts, more = (unknown, 1) if count is None else (totals, count)
         op = ir.op_name(node)
         counts[op] = counts.get(op, 0) + more
     return totals, unknown
+
+
+def _call_flops(node: ir.Node, function: ir.Function, shapes: ir.ShapeEnv) -> int | None:
+    """Operations of a function's body, whose shapes are those of one call at a time."""
+    shapes.infer_node(node)
+    counts = [_node_flops(inner, shapes) for inner in function if inner.op_type not in FREE or inner.domain]
+    return None if None in counts else sum(count for count in counts if count is not None)
 
 
 def _node_flops(node: ir.Node, shapes: ir.ShapeEnv) -> int | None:
@@ -173,10 +181,7 @@ def _node_flops(node: ir.Node, shapes: ir.ShapeEnv) -> int | None:
         return 2 * data[0] * data[1] * (math.prod(weight) + math.prod(recurrence))
     if node.op_type.startswith("Reduce") or node.op_type in ("GlobalAveragePool", "Softmax", "LayerNormalization"):
         return None if not inputs or inputs[0] is None else math.prod(inputs[0])
-    if output is None:
-        return None
-    steps = attribute(node, "expr")
-    return math.prod(output) * (steps.count("=") if isinstance(steps, str) else 1)
+    return None if output is None else math.prod(output)
 
 
 def _matmul_flops(node: ir.Node, inputs: list[tuple[int, ...] | None], output: tuple[int, ...] | None) -> int | None:
