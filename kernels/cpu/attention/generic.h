@@ -18,6 +18,13 @@ using simd::V;
 using simd::W;
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr float kLog2E = simd::kLog2E;
+/// The sum of the weights of a row before its first tile.
+constexpr float kUntouched = -1.0f;
+/// Floats at whose distance rows fall into one set of the first-level cache.
+constexpr std::int64_t kSetDistance = 1024;
+/// Bytes of a group that are fetched while the one before is computed.
+constexpr std::int64_t kMostFetched = 1 << 16;
 /// Keys of a tile.
 constexpr std::int64_t kTile = 256;
 /// Floats of the scores of a block of rows.
@@ -71,9 +78,13 @@ Workspace make_workspace(const Problem& problem, std::int64_t rows) {
   return {parts[0], parts[1], parts[2], parts[3], parts[4], parts[5], parts[6], parts[7], score_step, width, block_rows};
 }
 
-/// Row `row` of a head, rotated and scaled, into `line`.
-void copy_row(const Rotary* rotary, const View& view, const Place& at, std::int64_t columns, float scale, float* line) {
-  const float* const x = view.data + at.batch * view.steps.batch + at.head * view.steps.head + at.row * view.steps.row;
+const float* row_of(const View& view, const Place& at) {
+  return view.data + at.batch * view.steps.batch + at.head * view.steps.head + at.row * view.steps.row;
+}
+
+/// A row, rotated, into `line`.
+void copy_row(const Rotary* rotary, const View& view, const Place& at, std::int64_t columns, float* line) {
+  const float* const x = row_of(view, at);
   const std::int64_t step = view.steps.column, width = rotary ? rotary->width : 0;
   if (rotary) {
     const float* const cos =
@@ -82,16 +93,16 @@ void copy_row(const Rotary* rotary, const View& view, const Place& at, std::int6
         rotary->sin + at.batch * rotary->sin_steps.batch + at.head * rotary->sin_steps.head + at.row * rotary->sin_steps.row;
     const std::int64_t half = width / 2;
     if (rotary->interleaved) {
-      for (std::int64_t d = 0; d < width; ++d) line[d] = (x[d * step] * cos[d] + x[(d ^ 1) * step] * sin[d]) * scale;
+      for (std::int64_t d = 0; d < width; ++d) line[d] = x[d * step] * cos[d] + x[(d ^ 1) * step] * sin[d];
     } else {
-      for (std::int64_t d = 0; d < half; ++d) line[d] = (x[d * step] * cos[d] + x[(d + half) * step] * sin[d]) * scale;
-      for (std::int64_t d = half; d < width; ++d) line[d] = (x[d * step] * cos[d] + x[(d - half) * step] * sin[d]) * scale;
+      for (std::int64_t d = 0; d < half; ++d) line[d] = x[d * step] * cos[d] + x[(d + half) * step] * sin[d];
+      for (std::int64_t d = half; d < width; ++d) line[d] = x[d * step] * cos[d] + x[(d - half) * step] * sin[d];
     }
   }
   if (step == 1)
-    for (std::int64_t d = width; d < columns; ++d) line[d] = x[d] * scale;
+    for (std::int64_t d = width; d < columns; ++d) line[d] = x[d];
   else
-    for (std::int64_t d = width; d < columns; ++d) line[d] = x[d * step] * scale;
+    for (std::int64_t d = width; d < columns; ++d) line[d] = x[d * step];
 }
 
 /// Attention of rows of the heads that share keys.
@@ -100,25 +111,53 @@ class Group {
   Group(const Problem& problem, const Workspace& work, std::int64_t group, std::int64_t row, std::int64_t rows)
       : p_(problem), w_(work), batch_(group / problem.kv_heads), kv_head_(group % problem.kv_heads), first_(row), rows_(rows) {}
 
+  /// Asks for the operands, where they are few.
+  void fetch() const {
+    const std::int64_t columns = p_.keys * (p_.depth + p_.width) + rows_ * p_.depth;
+    if (columns * static_cast<std::int64_t>(sizeof(float)) > kMostFetched) return;
+    for (std::int64_t j = 0; j < p_.keys; ++j) {
+      fetch_row(p_.k, {batch_, kv_head_, j}, p_.depth);
+      fetch_row(p_.v, {batch_, kv_head_, j}, p_.width);
+    }
+    for (std::int64_t r = 0; r < rows_; ++r) fetch_row(p_.q, place(r), p_.depth);
+  }
+
   void run() {
-    const Rotary* const rotary = p_.rotary.of_queries ? &p_.rotary : nullptr;
-    for (std::int64_t r = 0; r < rows_; ++r) copy_row(rotary, p_.q, place(r), p_.depth, p_.scale, w_.queries + r * p_.depth);
+    find_queries();
     if (!attend(true)) attend(false);
     for (std::int64_t r = 0; r < rows_; ++r) write(r);
   }
 
  private:
+  static void fetch_row(const View& view, const Place& at, std::int64_t columns) {
+    const float* const row = row_of(view, at);
+    for (std::int64_t d = 0; d < columns; d += signed_of(kPanel)) __builtin_prefetch(row + d * view.steps.column);
+  }
+
   Place place(std::int64_t r) const {
     const std::int64_t row = first_ + r;
     return {batch_, kv_head_ * (p_.heads / p_.kv_heads) + row / p_.rows, row % p_.rows};
+  }
+
+  /// The rows are read where they are, unless they have to be changed or would fall into one set of the first-level cache.
+  void find_queries() {
+    const Rotary* const rotary = p_.rotary.of_queries ? &p_.rotary : nullptr;
+    const Steps& steps = p_.q.steps;
+    if (rotary == nullptr && steps.column == 1 && p_.heads == p_.kv_heads && steps.row % kSetDistance != 0) {
+      queries_ = row_of(p_.q, place(0));
+      query_step_ = steps.row;
+      return;
+    }
+    for (std::int64_t r = 0; r < rows_; ++r) copy_row(rotary, p_.q, place(r), p_.depth, w_.queries + r * p_.depth);
+    queries_ = w_.queries;
+    query_step_ = p_.depth;
   }
 
   /// All tiles, or all but those that masks hide; false where that would have left out what a row needs.
   bool attend(bool skip) {
     for (std::int64_t r = 0; r < rows_; ++r) {
       w_.largest[r] = -kInfinity;
-      w_.sums[r] = 0.0f;
-      for (std::int64_t d = 0; d < w_.result_step; ++d) w_.results[r * w_.result_step + d] = 0.0f;
+      w_.sums[r] = kUntouched;
     }
     bool skipped = false;
     for (Tile tile{0, 0}; tile.begin < p_.keys; tile.begin += kTile) {
@@ -132,9 +171,10 @@ class Group {
         }
         if (!packed) pack(tile);
         packed = true;
-        multiply(w_.queries + r * p_.depth, p_.depth, rows, p_.depth, w_.keys, w_.scores, w_.score_step, tile.size, false);
-        for (std::int64_t i = 0; i < rows; ++i) soften(tile, r + i, w_.scores + i * w_.score_step);
-        multiply_values(tile, r, rows);
+        const bool first = w_.sums[r] == kUntouched;
+        multiply_keys(tile, r, rows);
+        for (std::int64_t i = 0; i < rows; ++i) soften(tile, r + i, w_.scores + i * w_.score_step, first);
+        multiply_values(tile, r, rows, !first);
       }
     }
     if (!skipped) return true;
@@ -149,7 +189,7 @@ class Group {
     pack_values(tile);
   }
 
-  /// Up to 16 keys as columns; the missing ones are zero.
+  /// Up to 16 keys as columns, scaled; the missing ones are zero.
   void pack_panel(std::int64_t key, std::int64_t count, float* panel) const {
     const Rotary* const rotary = p_.rotary.of_keys ? &p_.rotary : nullptr;
     const bool direct = p_.k.steps.column == 1 && rotary == nullptr;
@@ -158,20 +198,21 @@ class Group {
       const Place at{batch_, kv_head_, key + j};
       float* const line = w_.line + j * p_.depth;
       if (direct)
-        rows[j] = p_.k.data + at.batch * p_.k.steps.batch + at.head * p_.k.steps.head + at.row * p_.k.steps.row;
+        rows[j] = row_of(p_.k, at);
       else
-        copy_row(rotary, p_.k, at, p_.depth, 1.0f, line), rows[j] = line;
+        copy_row(rotary, p_.k, at, p_.depth, line), rows[j] = line;
     }
     for (std::int64_t d = 0; d < p_.depth; d += signed_of(W))
       for (std::size_t part = 0; part < kPanel; part += W)
         transpose_square(rows + part, d, least(p_.depth - d, signed_of(W)), panel + d * signed_of(kPanel) + part);
   }
 
-  static void transpose_square(const float* const* rows, std::int64_t from, std::int64_t columns, float* to) {
+  void transpose_square(const float* const* rows, std::int64_t from, std::int64_t columns, float* to) const {
+    const V::F scale = V::set1(p_.scale);
     V::F square[W];
 #pragma GCC unroll 16
     for (std::size_t j = 0; j < W; ++j)
-      square[j] = rows[j] ? V::load_first(rows[j] + from, static_cast<std::size_t>(columns)) : V::set1(0.0f);
+      square[j] = rows[j] ? V::mul(scale, V::load_first(rows[j] + from, static_cast<std::size_t>(columns))) : V::set1(0.0f);
     transpose(square);
     if (columns == signed_of(W)) {
 #pragma GCC unroll 16
@@ -185,9 +226,9 @@ class Group {
   void pack_values(const Tile& tile) const {
     for (std::int64_t j = 0; j < tile.size; ++j) {
       const Place at{batch_, kv_head_, tile.begin + j};
-      const float* row = p_.v.data + at.batch * p_.v.steps.batch + at.head * p_.v.steps.head + at.row * p_.v.steps.row;
+      const float* row = row_of(p_.v, at);
       if (p_.v.steps.column != 1) {
-        copy_row(nullptr, p_.v, at, p_.width, 1.0f, w_.line);
+        copy_row(nullptr, p_.v, at, p_.width, w_.line);
         row = w_.line;
       }
       for (std::int64_t column = 0; column < p_.width; column += signed_of(kColumns)) {
@@ -202,34 +243,29 @@ class Group {
     }
   }
 
-  /// C = A B or C + A B for rows of A, in blocks of nearly the same number of rows. B is packed in panels of 16 columns.
-  static void multiply(const float* a, std::int64_t a_step, std::int64_t rows, std::int64_t depth, const float* b, float* c,
-                       std::int64_t c_step, std::int64_t columns, bool accumulate) {
-    const std::int64_t blocks = (rows + kRows - 1) / kRows, panel = depth * signed_of(kPanel);
-    for (std::int64_t j = 0; j < columns; j += signed_of(kColumns)) {
-      const gemm::Columns from{b + j / signed_of(kPanel) * panel, signed_of(kPanel), panel};
-      const std::int64_t width = least(columns - j, signed_of(kColumns));
-      multiply_strip(a, a_step, rows, blocks, depth, from, c + j, c_step, width, accumulate);
-    }
+  void multiply_keys(const Tile& tile, std::int64_t r, std::int64_t rows) const {
+    const std::int64_t panel = p_.depth * signed_of(kPanel);
+    for (std::int64_t j = 0; j < tile.size; j += signed_of(kColumns))
+      multiply_strip(queries_ + r * query_step_, query_step_, rows, p_.depth, {w_.keys + j * p_.depth, signed_of(kPanel), panel},
+                     w_.scores + j, w_.score_step, least(tile.size - j, signed_of(kColumns)), false);
   }
 
-  static void multiply_strip(const float* a, std::int64_t a_step, std::int64_t rows, std::int64_t blocks, std::int64_t depth,
-                             const gemm::Columns& b, float* c, std::int64_t c_step, std::int64_t columns, bool accumulate) {
+  void multiply_values(const Tile& tile, std::int64_t r, std::int64_t rows, bool accumulate) const {
+    for (std::int64_t j = 0; j < p_.width; j += signed_of(kColumns))
+      multiply_strip(w_.scores, w_.score_step, rows, tile.size, {w_.values + j * tile.size, signed_of(kColumns), signed_of(kPanel)},
+                     w_.results + r * w_.result_step + j, w_.result_step, least(p_.width - j, signed_of(kColumns)), accumulate);
+  }
+
+  /// C = A B or C + A B, in blocks of nearly the same number of rows.
+  static void multiply_strip(const float* a, std::int64_t a_step, std::int64_t rows, std::int64_t depth, const gemm::Columns& b,
+                             float* c, std::int64_t c_step, std::int64_t columns, bool accumulate) {
+    const std::int64_t blocks = (rows + kRows - 1) / kRows;
     for (std::int64_t i = 0; i < blocks; ++i) {
       const std::int64_t begin = rows * i / blocks, end = rows * (i + 1) / blocks;
       gemm::Target target{c + begin * c_step, c_step, static_cast<std::size_t>(columns)};
       target.accumulate = accumulate;
       gemm::multiply(static_cast<int>(end - begin), gemm::Strided{a + begin * a_step, a_step}, 1, static_cast<std::size_t>(depth),
                      b, target);
-    }
-  }
-
-  void multiply_values(const Tile& tile, std::int64_t r, std::int64_t rows) const {
-    const std::int64_t blocks = (rows + kRows - 1) / kRows;
-    for (std::int64_t j = 0; j < p_.width; j += signed_of(kColumns)) {
-      const gemm::Columns from{w_.values + j * tile.size, signed_of(kColumns), signed_of(kPanel)};
-      multiply_strip(w_.scores, w_.score_step, rows, blocks, tile.size, from, w_.results + r * w_.result_step + j, w_.result_step,
-                     least(p_.width - j, signed_of(kColumns)), true);
     }
   }
 
@@ -267,7 +303,7 @@ class Group {
   }
 
   /// The scores of a row become weights; what the row has seen before is brought to their scale.
-  void soften(const Tile& tile, std::int64_t r, float* scores) const {
+  void soften(const Tile& tile, std::int64_t r, float* scores, bool first) const {
     const std::int64_t padded = tile.padded();
     if (p_.cap != 0.0f) cap(scores, padded);
     if (p_.mask_count > 0) {
@@ -276,9 +312,10 @@ class Group {
     }
     for (std::int64_t j = tile.size; j < padded; ++j) scores[j] = -kInfinity;
     const float before = w_.largest[r], largest = largest_of(scores, padded, before);
+    const float shift = largest == -kInfinity ? 0.0f : largest;
     if (largest > before && before > -kInfinity) rescale(r, before - largest);
     w_.largest[r] = largest;
-    w_.sums[r] += weigh(scores, padded, largest == -kInfinity ? 0.0f : largest);
+    w_.sums[r] = (first ? 0.0f : w_.sums[r]) + weigh(scores, padded, shift);
   }
 
   void cap(float* scores, std::int64_t count) const {
@@ -310,35 +347,35 @@ class Group {
     return V::largest(largest);
   }
 
-  /// e^(x - shift); what would be subnormal is 0.
+  /// 2^x; what would be subnormal is 0.
   template <class F>
-  static F weight(F x, F shift) {
-    const F lowest = simd::splat<F>(-87.0f), t = x - shift;
-    return simd::select(t < lowest, simd::splat<F>(0.0f), simd::exp_in_range(simd::max(lowest, t)));
+  static F power(F x) {
+    const F lowest = simd::splat<F>(-126.0f), n = simd::round(simd::max(lowest, x));
+    return simd::select(x < lowest, simd::splat<F>(0.0f), simd::short_power<F>({n, x - n}));
   }
 
-  /// Scores become weights, whose sum is returned. A multiple of 16 scores.
+  /// Scores become weights e^(score - shift), whose sum is returned. A multiple of 16 scores.
   static float weigh(float* scores, std::int64_t count, float shift) {
     constexpr int kMost = 4;
-    using Most = Pack<kMost>;
-    Most sums = simd::splat<Most>(0.0f);
+    V::F sum = V::set1(0.0f);
     std::int64_t j = 0;
     for (; j + kMost * signed_of(W) <= count; j += kMost * signed_of(W)) {
-      const Most e = weight(simd::load<Most>(scores + j, W), simd::splat<Most>(shift));
-      simd::store(scores + j, e);
-      sums = sums + e;
+      const auto e = weigh_at<Pack<kMost>>(scores + j, shift);
+      sum = V::add(sum, V::add(V::add(e.v[0], e.v[1]), V::add(e.v[2], e.v[3])));
     }
-    V::F sum = V::add(V::add(sums.v[0], sums.v[1]), V::add(sums.v[2], sums.v[3]));
-    for (; j < count; j += signed_of(W)) {
-      const auto e = weight(simd::load<Pack<1>>(scores + j, W), simd::splat<Pack<1>>(shift));
-      simd::store(scores + j, e);
-      sum = V::add(sum, e.v[0]);
-    }
+    for (; j < count; j += signed_of(W)) sum = V::add(sum, weigh_at<Pack<1>>(scores + j, shift).v[0]);
     return V::sum(sum);
   }
 
+  template <class F>
+  static F weigh_at(float* scores, float shift) {
+    const F e = power((simd::load<F>(scores, W) - simd::splat<F>(shift)) * simd::splat<F>(kLog2E));
+    simd::store(scores, e);
+    return e;
+  }
+
   void rescale(std::int64_t r, float exponent) const {
-    const V::F factor = weight(simd::splat<Pack<1>>(exponent), simd::splat<Pack<1>>(0.0f)).v[0];
+    const V::F factor = power(simd::splat<Pack<1>>(exponent * kLog2E)).v[0];
     float* const result = w_.results + r * w_.result_step;
     for (std::int64_t d = 0; d < w_.result_step; d += signed_of(W)) V::store(result + d, V::mul(V::load(result + d), factor));
     float one[W];
@@ -364,6 +401,8 @@ class Group {
   const Problem& p_;
   const Workspace& w_;
   std::int64_t batch_, kv_head_, first_, rows_;
+  const float* queries_ = nullptr;
+  std::int64_t query_step_ = 0;
 };
 
 }  // namespace
@@ -372,8 +411,10 @@ namespace ONNXOPT_VARIANT {
 
 void run(const Problem& problem, const Range& range) {
   const Workspace work = make_workspace(problem, range.row_end - range.row);
-  for (std::int64_t group = range.group; group < range.group_end; ++group)
+  for (std::int64_t group = range.group; group < range.group_end; ++group) {
+    if (group + 1 < range.group_end) Group(problem, work, group + 1, range.row, range.row_end - range.row).fetch();
     Group(problem, work, group, range.row, range.row_end - range.row).run();
+  }
 }
 
 }  // namespace ONNXOPT_VARIANT

@@ -270,7 +270,10 @@ def _reshape(scores: Scores, node: ir.Node, ctx: Context) -> None:
 
 
 def _continue(scores: Scores, value: ir.Value, ctx: Context) -> None:
-    if ctx.shapes.same_shape(value, scores.placed.value) is not True:
+    """What is inside an element-wise op: scores of the same shape."""
+    inner, outer = ctx.shapes.shape(value), ctx.shapes.shape(scores.placed.value)
+    fit = inner is not None and outer is not None and len(inner) == len(outer)
+    if not fit or not all(_may_equal(a, b, ctx) for a, b in zip(inner, outer, strict=True)):  # type: ignore[arg-type]
         raise Unfit("the scores '{}' are broadcast", value.name, culprit=value)
     scores.placed = scores.placed.moved(value, scores.placed.labels, scores.placed.starts)
 
