@@ -164,7 +164,7 @@ def _settle_tensors(model: Model, resolve: Callable[[ExternalTensor], TensorProt
             if tensor is not None:
                 value.const_value = tensor
         for node in graph:
-            for name, attr in node.attributes.items():
+            for name, attr in node.attributes.data.items():
                 if attr.type is AttributeType.TENSOR and not attr.is_ref():
                     tensor = _settled(attr.value, resolve)
                     if tensor is not None:

@@ -74,7 +74,7 @@ def inputs_with_captures(node: Node) -> Iterator[Value]:
     for value in node.inputs:
         if value is not None:
             yield value
-    for attr in node.attributes.values():
+    for attr in node.attributes.data.values():
         if attr.type in _GRAPH_TYPES and not attr.is_ref():
             for graph in [attr.as_graph()] if attr.type is AttributeType.GRAPH else attr.as_graphs():
                 yield from captures(graph)

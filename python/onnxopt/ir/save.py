@@ -204,7 +204,7 @@ def _attributes_in_memory(model: Model) -> Iterator[None]:
     try:
         for graph in _all_graphs(model):
             for node in graph:
-                for name, attr in node.attributes.items():
+                for name, attr in node.attributes.data.items():
                     if attr.type is AttributeType.TENSOR and isinstance(attr.value, ExternalTensor):
                         restore.append((node, attr))
                         tensor = attr.value

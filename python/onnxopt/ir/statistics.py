@@ -70,7 +70,7 @@ def count_ops(model: Model) -> dict[str, int]:
 def constant_tensors(graphs: Iterable[Graph]) -> Iterator[TensorProtocol]:
     """The tensors that graphs hold: initializers (defaults of inputs too) and Constant nodes."""
     for graph in graphs:
-        for value in graph.initializers.values():
+        for value in graph.initializers.data.values():
             if value.const_value is not None:
                 yield value.const_value
         for node in graph:

@@ -72,7 +72,7 @@ def _check_signature(node: Node, opset: int) -> None:
     for index in signature.required:
         if inputs[index] is None:
             raise ModelError(f"The {_describe(node)} leaves out its input {index}, which {node.op_type} needs.")
-    for name, attribute in node.attributes.items():
+    for name, attribute in node.attributes.data.items():
         if signature.attributes.get(name, attribute.type) != attribute.type:
             raise ModelError(
                 f"The attribute '{name}' of the {_describe(node)} is of type {attribute.type.name}, which is wrong."
@@ -171,7 +171,7 @@ class _Scope:
 
 
 def _subgraphs(node: Node) -> Iterator[Graph]:
-    for attr in node.attributes.values():
+    for attr in node.attributes.data.values():
         if attr.type in _GRAPH_TYPES and not attr.is_ref():
             yield from [attr.as_graph()] if attr.type is AttributeType.GRAPH else attr.as_graphs()
 

@@ -40,11 +40,9 @@ class Names:
             if node.name:
                 self._nodes.add(node.name)
             self._values.update(value.name for value in node.outputs if value.name)
-            for attr in node.attributes.values():
-                if not attr.is_ref() and attr.type == ir.AttributeType.GRAPH:
-                    inner = attr.as_graph()
-                    self._values.update(value.name for value in inner.inputs if value.name)
-                    self._values.update(inner.initializers)
+            for inner in ir.inner_graphs(node):
+                self._values.update(value.name for value in inner.inputs if value.name)
+                self._values.update(inner.initializers)
 
     def value(self, stem: str) -> str:
         return self._unique(stem, self._values)
