@@ -11,6 +11,9 @@ from onnxopt.rewrite.patch import Builder
 from onnxopt.rewrite.pattern import op as single
 from onnxopt.rewrite.rules import Match, Refusal, attribute, rule
 
+MIN_WIDTH = 64
+"""Shorter rows take onnxruntime's kernel less time, with all that is element-wise around it."""
+
 
 @rule(single("Softmax", "LogSoftmax"))
 def fuse_softmax(b: Builder, m: Match) -> ir.Value | Refusal:
@@ -26,6 +29,9 @@ def fuse_softmax(b: Builder, m: Match) -> ir.Value | Refusal:
         return Refusal("before opset {} Softmax joins axes", op.ANY_AXIS_OPSET, culprit=node)
     if axis == -1 and not (prologue.grow(x, node, ctx) or _has_epilogue(m)):
         return Refusal("onnxruntime computes it as fast where nothing element-wise is next to it", culprit=node)
+    width = ctx.shapes.shape(x)[-1]  # type: ignore[index]
+    if axis == -1 and isinstance(width, int) and width < MIN_WIDTH:
+        return Refusal("rows of {} elements are too short", width, culprit=node)
     log = node.op_type == "LogSoftmax"
     overload = op.overload(axis, rank, ctx.opset, log=log)
     if (op.SPEC.domain, op.SPEC.name, overload) not in ctx.model.functions:
