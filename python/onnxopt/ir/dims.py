@@ -208,6 +208,15 @@ def minimum(a: Dim, b: Dim) -> Dim:
     return a if a == b else _atom("min", *sorted((a, b), key=str))
 
 
+def limits(dim: Dim) -> tuple[Dim, ...]:
+    """The two that the dim is the minimum of; nothing where it is no minimum."""
+    if isinstance(dim, Expr) and len(dim.terms) == 1:
+        monomial, factor = dim.terms[0]
+        if factor == 1 and len(monomial) == 1 and isinstance(monomial[0], tuple) and monomial[0][0] == "min":
+            return monomial[0][1:]
+    return ()
+
+
 def product(dims: tuple[Dim, ...]) -> Dim:
     result: Dim = 1
     for dim in dims:

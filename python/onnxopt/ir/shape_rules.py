@@ -97,7 +97,11 @@ def _broadcast_dim(env: ShapeEnv, sizes: list[Dim]) -> Dim:
     if numbers:
         return numbers[0]
     larger = [size for size in different if env.bounds.prove_at_least(size, 2)]
-    return larger[0] if larger else dims.fresh()
+    if larger:
+        return larger[0]
+    # Of a size and the minimum of it and another, either both are the same or the minimum is 1.
+    whole = [size for size in different if all(one is size or size in dims.limits(one) for one in different)]
+    return whole[0] if whole else dims.fresh()
 
 
 def _elementwise_elements(env: ShapeEnv, node: Node, output: Shape | None) -> Shape | None:
@@ -682,7 +686,7 @@ def _clamped(env: ShapeEnv, index: Dim, size: Dim) -> Dim | None:
         return index
     if env.bounds.prove_le(size, index) or (isinstance(index, int) and index >= OPEN_END):
         return size
-    return None
+    return dims.minimum(index, size)
 
 
 @_on("Split")
