@@ -9,6 +9,7 @@
 #include "csrc/ops/fused_gemm.h"
 #include "csrc/ops/fused_norm.h"
 #include "csrc/ops/fused_pool.h"
+#include "csrc/ops/fused_separable_conv.h"
 #include "csrc/ops/fused_softmax.h"
 #if defined(ONNXOPT_HAVE_CUDA)
 #include "kernels/cuda/elementwise/elementwise.h"
@@ -18,7 +19,7 @@ namespace onnxopt::ops {
 
 std::span<const Op* const> all() {
   static const Op* const list[] = {&fused_attention(), &fused_conv(), &fused_elementwise(), &fused_gemm(),
-                                   &fused_norm(),      &fused_pool(), &fused_softmax()};
+                                   &fused_norm(),      &fused_pool(), &fused_separable_conv(), &fused_softmax()};
   return list;
 }
 

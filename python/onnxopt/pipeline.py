@@ -69,6 +69,7 @@ PHASES: Mapping[str, tuple[str, ...]] = {
         "fuse_norms",
         "fuse_softmax",
         "fuse_epilogues",
+        "fuse_separable_convs",
         "merge_gemms",
         "fuse_prologues",
         "fuse_elementwise",

@@ -45,6 +45,12 @@ struct Convolution {
   const elementwise::Epilogue* epilogue = nullptr;  // computed of them at last, its one raw result
 };
 
+/// A depthwise convolution, whose results (`y` is not used) are those that a product of channels reads: `pointwise` has a kernel of
+/// one tap, and its `x` is not used. The results between them never lie in memory as a whole.
+struct Separable {
+  Convolution depthwise, pointwise;
+};
+
 enum class Pool : std::uint8_t { kMax, kAverage, kAverageWithPads };
 
 /// One pooling over contiguous tensors; `geometry` has as many filters as channels.
@@ -63,6 +69,7 @@ struct GlobalAverage {
 };
 
 struct Plan;
+struct SeparablePlan;
 
 /// One implementation, for one instruction set: each function computes one task of a plan.
 struct Variant {
@@ -71,6 +78,7 @@ struct Variant {
   void (*dense)(const Plan&, std::int64_t task);
   void (*depthwise)(const Plan&, std::int64_t task);
   void (*narrow)(const Plan&, std::int64_t task);
+  void (*separable)(const SeparablePlan&, std::int64_t task);
   void (*transform_weights)(const Plan&, std::int64_t task);
   void (*winograd)(const Plan&, std::int64_t task);
   void (*pool)(const Pooling&, std::int64_t row);
@@ -82,6 +90,7 @@ std::span<const Variant> variants();
 
 /// Results do not depend on how `parallel_for` spreads the work.
 void run(const Convolution& convolution, const Variant& variant, const ParallelFor& parallel_for);
+void run(const Separable& separable, const Variant& variant, const ParallelFor& parallel_for);
 void run(const Pooling& pooling, const Variant& variant, const ParallelFor& parallel_for);
 void run(const GlobalAverage& average, const Variant& variant, const ParallelFor& parallel_for);
 

@@ -295,26 +295,32 @@ inline void over_parts(const Geometry& g, Run run) {
     });
 }
 
-inline void run_depthwise(const Plan& plan, std::int64_t task) {
+/// Lines of results, the first of which goes to `y`.
+inline void depthwise_lines(const Plan& plan, Range lines, float* y) {
   const Convolution& convolution = *plan.convolution;
   const Geometry& g = convolution.geometry;
-  const Range lines{task * plan.task_lines, least((task + 1) * plan.task_lines, g.batch * g.output[0])};
   const Products products{convolution.bias, convolution.clip, convolution.gate};
   const bool shares = g.strides[1] == 1 && g.dilations[1] == 1;
   over_parts(g, [&](const Part& part) {
     for (std::int64_t number = lines.begin; number < lines.end; ++number) {
       const Line line(g, convolution.x, convolution.weights, number, part.channels);
-      float* const y = convolution.y + number * g.output[1] * g.channels;
+      float* const target = y + (number - lines.begin) * g.output[1] * g.channels;
       if (shares && g.kernel[1] == 3)
-        line.run_shared_columns<3>(part.pixels, y, products);
+        line.run_shared_columns<3>(part.pixels, target, products);
       else if (shares && g.kernel[1] == 5)
-        line.run_shared_columns<5>(part.pixels, y, products);
+        line.run_shared_columns<5>(part.pixels, target, products);
       else if (shares && g.kernel[1] == 7)
-        line.run_shared_columns<7>(part.pixels, y, products);
+        line.run_shared_columns<7>(part.pixels, target, products);
       else
-        line.run(part.pixels, y, [&](Range, Range) { return products; });
+        line.run(part.pixels, target, [&](Range, Range) { return products; });
     }
   });
+}
+
+inline void run_depthwise(const Plan& plan, std::int64_t task) {
+  const Geometry& g = plan.convolution->geometry;
+  const Range lines{task * plan.task_lines, least((task + 1) * plan.task_lines, g.batch * g.output[0])};
+  depthwise_lines(plan, lines, plan.convolution->y + lines.begin * g.output[1] * g.channels);
   finish(plan, {lines.begin * g.output[1], lines.end * g.output[1], 0, g.channels});
 }
 

@@ -27,6 +27,8 @@ constexpr std::int64_t kCachedFloats = 96 * 1024;
 constexpr std::int64_t kTileBlockFloats = 112 * 1024;
 /// Floats of the weights of a block of columns, which are read by all rows of a block.
 constexpr std::int64_t kPanelFloats = 48 * 1024;
+/// Floats between a depthwise convolution and the product that reads them.
+constexpr std::int64_t kSeparableFloats = 64 * 1024;
 constexpr std::int64_t kMostTransformedFloats = 4 << 20;
 
 /// What Winograd's transformations take per tile and 16 channels (inputs) or filters (outputs), and per 16 weights.
@@ -198,6 +200,42 @@ void run(const Convolution& convolution, const Variant& variant, const ParallelF
   run_tasks(plan, variant.dense, g.groups * plan.row_tasks * plan.column_tasks, parallel_for);
 }
 
+void finish_in_place(const Plan& plan, const Rectangle& done, float* block) {
+  const elementwise::Epilogue* const epilogue = plan.convolution->epilogue;
+  if (epilogue == nullptr) return;
+  const std::int64_t width = plan.convolution->geometry.filters;
+  for (std::int64_t row = done.row; row < done.row_end;) {
+    const std::int64_t end = std::min(done.row_end, row - row % plan.rows_together + plan.rows_together);
+    float* const at = block + (row - done.row) * width;
+    const elementwise::RawBlock raw{at, width};
+    epilogue->apply(row, end - row, 0, width, {&raw, 1}, at);
+    row = end;
+  }
+}
+
+void run(const Separable& separable, const Variant& variant, const ParallelFor& parallel_for) {
+  const Geometry &g = separable.depthwise.geometry, &products = separable.pointwise.geometry;
+  if (products.pixels() == 0 || products.filters == 0) return;
+  SeparablePlan plan{plan_depthwise(separable.depthwise), plan_product(separable.pointwise), 1};
+  const std::int64_t lines = g.batch * g.output[0], panels = ceil_div(g.channels, kPanel);
+  const std::int64_t line_work = g.output[1] * (panels * (g.taps() + 4) + g.channels * ceil_div(products.filters, kPanel));
+  const std::int64_t fitting = kSeparableFloats / (g.output[1] * g.channels);
+  const std::int64_t tasks =
+      std::max(line_work * lines / kTaskWork, std::clamp<std::int64_t>(line_work * lines / kLeastWork, 1, kFewTasks));
+  plan.task_lines = std::clamp<std::int64_t>(std::min(fitting, ceil_div(lines, tasks)), 1, lines);
+  const std::int64_t task_count = ceil_div(lines, plan.task_lines);
+  struct Tasks {
+    const SeparablePlan* plan;
+    const Variant* variant;
+  } job{&plan, &variant};
+  const auto task = [](void* user, std::size_t index) {
+    const Tasks& one = *static_cast<const Tasks*>(user);
+    one.variant->separable(*one.plan, static_cast<std::int64_t>(index));
+  };
+  if (task_count == 1) return task(&job, 0);
+  parallel_for(static_cast<std::size_t>(task_count), task, &job);
+}
+
 void run(const Pooling& pooling, const Variant& variant, const ParallelFor& parallel_for) {
   struct Pools {
     const Pooling* pooling;
@@ -260,6 +298,7 @@ void run(const GlobalAverage& average, const Variant& variant, const ParallelFor
   void dense(const Plan&, std::int64_t);                      \
   void depthwise(const Plan&, std::int64_t);                  \
   void narrow(const Plan&, std::int64_t);                     \
+  void separable(const SeparablePlan&, std::int64_t);         \
   void transform_weights(const Plan&, std::int64_t);          \
   void winograd(const Plan&, std::int64_t);                   \
   void pool(const Pooling&, std::int64_t);                    \
@@ -270,8 +309,8 @@ void run(const GlobalAverage& average, const Variant& variant, const ParallelFor
 
 std::span<const Variant> variants() {
   static constexpr Variant kVariants[] = {
-#define CONV_VARIANT(space, isa)                                                                                \
-  {"conv__" #space,  isa,          &space::dense, &space::depthwise, &space::narrow, &space::transform_weights, \
+#define CONV_VARIANT(space, isa)                                                                                                   \
+  {"conv__" #space,  isa,          &space::dense, &space::depthwise, &space::narrow, &space::separable, &space::transform_weights, \
    &space::winograd, &space::pool, &space::sum},
 #include "kernels/cpu/conv/variants.inc"
 #undef CONV_VARIANT

@@ -42,6 +42,15 @@ struct Plan {
   std::int64_t task_lines;
 };
 
+/// Tasks are some lines of the output each.
+struct SeparablePlan {
+  Plan depthwise, pointwise;
+  std::int64_t task_lines;
+};
+
+/// Lets the epilogue, if there is one, run on rows that lie in `block`, one right after the other, and writes its results there.
+void finish_in_place(const Plan& plan, const Rectangle& done, float* block);
+
 /// Lets the epilogue, if there is one, run on results that are in y.
 void finish(const Plan& plan, const Rectangle& done);
 

@@ -1,0 +1,168 @@
+#include "csrc/ops/fused_separable_conv.h"
+
+#include <algorithm>
+
+#include "csrc/ops/epilogue.h"
+#include "csrc/ops/window.h"
+
+namespace onnxopt::ops {
+
+namespace {
+
+/// Inputs: X, the depthwise filters [taps, C] and biases [C], the packed product [1, ceil(M / 16), C, 16] and its biases [M], the
+/// epilogue's further inputs.
+constexpr std::size_t kInputs = 5;
+
+std::string number(std::int64_t value) { return std::to_string(value); }
+
+/// An attribute under another name: what is computed between the two convolutions is an epilogue of the first.
+class Between final : public Attributes {
+ public:
+  explicit Between(const Attributes& attributes) : attributes_(attributes) {}
+  std::optional<std::string> string(const char*) const override { return attributes_.string("between"); }
+  std::optional<std::int64_t> integer(const char* name) const override { return attributes_.integer(name); }
+  std::optional<float> real(const char* name) const override { return attributes_.real(name); }
+  std::optional<std::vector<std::int64_t>> integers(const char* name) const override { return attributes_.integers(name); }
+
+ private:
+  const Attributes& attributes_;
+};
+
+class FusedSeparableConv final : public Kernel {
+ public:
+  FusedSeparableConv(WindowAttributes window, std::int64_t filters, EpilogueProgram between, EpilogueProgram epilogue,
+                     const conv::Variant& variant)
+      : window_(std::move(window)),
+        filters_(filters),
+        between_(std::move(between)),
+        epilogue_(std::move(epilogue)),
+        variant_(variant) {}
+
+  Result<std::vector<TensorType>> outputs(std::span<const Tensor> inputs) const override {
+    using Types = Result<std::vector<TensorType>>;
+    if (inputs.size() < kInputs)
+      return Types::failure("It got " + number(static_cast<std::int64_t>(inputs.size())) + " inputs and needs at least " +
+                            number(static_cast<std::int64_t>(kInputs)) + ".");
+    for (std::size_t i = 0; i < kInputs; ++i)
+      if (inputs[i].type != kFloat)
+        return Types::failure("Input " + number(static_cast<std::int64_t>(i)) + " is of type " + name_of(inputs[i].type) +
+                              " and should be float.");
+    const Result<conv::Separable> made = convolutions(inputs);
+    if (!made) return Types::failure(made.error());
+    const conv::Geometry& g = made->depthwise.geometry;
+    constexpr auto panel = static_cast<std::int64_t>(gemm::kPanel);
+    const Shape expected[] = {
+        {g.taps(), g.channels}, {g.channels}, {1, (filters_ + panel - 1) / panel, g.channels, panel}, {filters_}};
+    for (std::size_t i = 1; i < kInputs; ++i)
+      if (inputs[i].shape != expected[i - 1])
+        return Types::failure("Input " + number(static_cast<std::int64_t>(i)) + " has the shape " + text_of(inputs[i].shape) +
+                              " and should have " + text_of(expected[i - 1]) + ".");
+    if (const auto middle = between_.outputs(shape_of(g, window_.rank()), {}); !middle) return middle;
+    return epilogue_.outputs(shape_of(made->pointwise.geometry, window_.rank()), inputs.subspan(kInputs));
+  }
+
+  Result<bool> run(std::span<const Tensor> inputs, std::span<const TensorType> types, std::span<void* const> outputs,
+                   const Execution& execution) const override {
+    conv::Separable separable = *convolutions(inputs);
+    separable.pointwise.y = static_cast<float*>(outputs[0]);
+    std::optional<elementwise::Epilogue> between, epilogue;
+    const Shape middle = shape_of(separable.depthwise.geometry, window_.rank());
+    const TensorType middle_type{kFloat, middle};
+    void* const nowhere = nullptr;
+    if (Result<bool> set = prepare(between_, middle, {}, {&middle_type, 1}, {&nowhere, 1}, separable.depthwise, between); !set)
+      return set;
+    const Shape raw = shape_of(separable.pointwise.geometry, window_.rank());
+    if (Result<bool> set = prepare(epilogue_, raw, inputs.subspan(kInputs), types, outputs, separable.pointwise, epilogue); !set)
+      return set;
+    conv::run(separable, variant_, execution.parallel_for);
+    return true;
+  }
+
+ private:
+  /// Lets a convolution compute a program, in registers where it can.
+  static Result<bool> prepare(const EpilogueProgram& program, const Shape& raw, std::span<const Tensor> further,
+                              std::span<const TensorType> types, std::span<void* const> outputs, conv::Convolution& convolution,
+                              std::optional<elementwise::Epilogue>& epilogue) {
+    convolution.clip = program.clip();
+    if (const auto sum = program.sum(raw, further)) {
+      convolution.added = sum->added;
+      convolution.clip = sum->clip;
+    } else if (program.gate()) {
+      convolution.gate = program.gate();
+    } else if (program.present()) {
+      Result<elementwise::Epilogue> bound = program.bind(raw, further, types, outputs);
+      if (!bound) return Result<bool>::failure(bound.error());
+      epilogue = std::move(*bound);
+      convolution.epilogue = &*epilogue;
+    }
+    return true;
+  }
+
+  Result<conv::Separable> convolutions(std::span<const Tensor> inputs) const {
+    using Made = Result<conv::Separable>;
+    const Result<conv::Geometry> geometry = window_.over(inputs[0].shape);
+    if (!geometry) return Made::failure(geometry.error());
+    const auto data = [&](std::size_t i) { return static_cast<const float*>(inputs[i].data); };
+    conv::Separable made{{.geometry = *geometry, .x = data(0), .weights = data(1), .bias = data(2), .y = nullptr},
+                         {.geometry = {}, .x = nullptr, .weights = data(3), .bias = data(4), .y = nullptr}};
+    made.depthwise.geometry.groups = geometry->channels;
+    conv::Geometry& products = made.pointwise.geometry;
+    products.batch = geometry->batch;
+    products.channels = geometry->channels;
+    products.filters = filters_;
+    for (int axis = 0; axis < 2; ++axis) products.input[axis] = products.output[axis] = geometry->output[axis];
+    return made;
+  }
+
+  WindowAttributes window_;
+  std::int64_t filters_;
+  EpilogueProgram between_, epilogue_;
+  const conv::Variant& variant_;
+};
+
+Result<std::unique_ptr<Kernel>> create(const Attributes& attributes, std::string_view name) {
+  using Made = Result<std::unique_ptr<Kernel>>;
+  const auto list = conv::variants();
+  const auto variant = std::find_if(list.begin(), list.end(), [&](const auto& one) { return name == one.name; });
+  if (variant == list.end()) return Made::failure("There is no variant '" + std::string(name) + "'.");
+  Result<WindowAttributes> window = WindowAttributes::read(attributes);
+  if (!window) return Made::failure(window.error());
+  const std::int64_t filters = attributes.integer("filters").value_or(0);
+  if (filters < 1) return Made::failure("It needs a positive attribute 'filters'.");
+  Result<EpilogueProgram> between = EpilogueProgram::read(Between(attributes), 1, variant->isa);
+  if (!between) return Made::failure(between.error());
+  Result<EpilogueProgram> epilogue = EpilogueProgram::read(attributes, 1, variant->isa);
+  if (!epilogue) return Made::failure(epilogue.error());
+  for (const EpilogueProgram& program : {*between, *epilogue})
+    if (program.output_types() != std::vector<int>{kFloat})
+      return Made::failure("Its programs should have one output, of type f32.");
+  return Made(
+      std::make_unique<FusedSeparableConv>(std::move(*window), filters, std::move(*between), std::move(*epilogue), *variant));
+}
+
+std::vector<std::optional<InferredType>> infer(const Attributes& attributes, std::span<const InferredType> inputs) {
+  const Result<WindowAttributes> window = WindowAttributes::read(attributes);
+  const std::int64_t filters = attributes.integer("filters").value_or(0);
+  if (!window || filters < 1 || inputs.empty()) return {};
+  std::optional<std::vector<Dim>> shape = infer_shape(*window, inputs[0].shape, filters);
+  if (!shape) return {};
+  return {InferredType{kFloat, std::move(*shape)}};
+}
+
+std::vector<Variant> list_variants() {
+  std::vector<Variant> list;
+  for (const conv::Variant& variant : conv::variants()) list.push_back({variant.name, variant.isa});
+  return list;
+}
+
+}  // namespace
+
+const Op& fused_separable_conv() {
+  static const char* const attributes[] = {"kernel_shape", "strides", "pads",    "dilations",
+                                           "auto_pad",     "filters", "between", "epilogue"};
+  static const std::vector<Variant> list = list_variants();
+  static const Op op{"FusedSeparableConv", attributes, list, create, infer};
+  return op;
+}
+
+}  // namespace onnxopt::ops
