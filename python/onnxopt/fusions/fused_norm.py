@@ -6,6 +6,8 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from onnxopt import ir
 from onnxopt.ops import fused_norm as op
 from onnxopt.ops.base import DOMAIN, prepare_model
@@ -86,13 +88,15 @@ def _fuse_decomposed(b: Builder, m: Match, kind: str, means: tuple[str, ...]) ->
     axes, shape = forms.axes_of(m, means[-1]), m.ctx.shapes.shape(m["x"])
     assert axes is not None and shape is not None
     rank, epsilon = len(shape), float(m.scalar("epsilon") or 0.0)
-    layout = op.Layout(kind, axes.start - rank, rank - axes.stop, 0, epsilon)
-    if m.get("scale") is None:
-        return _make(b, m, layout, [m["x"]])
-    scale = _affine_of(b, layout, shape, m["scale"])
-    if scale is None:
-        return Refusal("the scale does not have the shape of the normalized axes", culprit=m.root)
-    return _make(b, m, dataclasses.replace(layout, scaled=True), [m["x"], scale])
+    scaled, biased = (m.get(name) is not None for name in ("scale", "bias"))
+    layout = op.Layout(kind, axes.start - rank, rank - axes.stop, 0, epsilon, scaled, biased)
+    inputs = [m["x"]]
+    for name in ["scale"] * scaled + ["bias"] * biased:
+        affine = _affine_of(b, layout, shape, m[name])
+        if affine is None:
+            return Refusal("the {} does not have the shape of the normalized axes", name, culprit=m.root)
+        inputs.append(affine)
+    return _make(b, m, layout, inputs)
 
 
 def _affine_of(b: Builder, layout: op.Layout, shape: Sequence[object], value: ir.Value) -> ir.Value | None:
@@ -108,6 +112,12 @@ def _affine_of(b: Builder, layout: op.Layout, shape: Sequence[object], value: ir
 @rule(forms.LAYER_NORM_CORE)
 def fuse_decomposed_layer_norm(b: Builder, m: Match) -> ir.Value | Refusal:
     """Layer normalization written out, where the opset has no op for it."""
+    return _fuse_decomposed(b, m, "layer", ("mean", "variance"))
+
+
+@rule(forms.DISTRIBUTED_LAYER_NORM)
+def fuse_distributed_layer_norm(b: Builder, m: Match) -> ir.Value | Refusal:
+    """Layer normalization whose factor is multiplied with tensor and mean one by one."""
     return _fuse_decomposed(b, m, "layer", ("mean", "variance"))
 
 
@@ -174,6 +184,7 @@ def fuse_group_norm(b: Builder, m: Match) -> ir.Value | Refusal:
     groups = channels if node.op_type == "InstanceNormalization" else attribute(node, "num_groups")
     if not groups or channels % groups:
         return Refusal("{} channels are no {} groups", channels, groups, culprit=node)
+    scale, bias = (_for_each_channel(b, value, channels) for value in (scale, bias))
     scale, bias = (None if _is_all(value, neutral) else value for value, neutral in ((scale, 1.0), (bias, 0.0)))
     for value in (scale, bias):
         if value is not None and m.ctx.shapes.static_shape(value) != (channels,):
@@ -181,6 +192,14 @@ def fuse_group_norm(b: Builder, m: Match) -> ir.Value | Refusal:
     epsilon = attribute(node, "epsilon", 1e-5)
     layout = op.Layout("layer", -1, len(shape) - 2, groups, epsilon, scale is not None, bias is not None)
     return _make(b, m, layout, [value for value in (x, scale, bias) if value is not None])
+
+
+def _for_each_channel(b: Builder, value: ir.Value, channels: int) -> ir.Value:
+    """A constant that has one element for each group, as GroupNormalization has before opset 21, for each channel."""
+    tensor = ir.constant(value)
+    if tensor is None or len(tensor.shape) != 1 or tensor.size in (0, channels) or channels % tensor.size:
+        return value
+    return b.constant(np.repeat(tensor.numpy(), channels // tensor.size), value.name or "constant")
 
 
 @pattern
@@ -209,6 +228,7 @@ RULES = RuleSet(
     [
         fuse_norm,
         fuse_decomposed_layer_norm,
+        fuse_distributed_layer_norm,
         fuse_decomposed_rms_norm,
         fuse_scale,
         fuse_bias,

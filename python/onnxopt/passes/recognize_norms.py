@@ -21,7 +21,7 @@ def _mean(p: PatternBuilder, x: Term, name: str) -> Term:
     """A mean over axes, or a sum over them divided by their size."""
     total = p.ReduceSum(x, open_inputs=True, as_=name)
     return p.either(
-        p.ReduceMean(x, open_inputs=True, as_=name),
+        p.op(("ReduceMean", "GlobalAveragePool"), x, open_inputs=True, as_=name),
         p.Mul(total, p.const(f"{name}_share")),
         p.Div(total, p.const(f"{name}_size")),
     )
@@ -64,7 +64,7 @@ def LAYER_NORM(p, x):  # type: ignore[no-untyped-def]
 
 
 @pattern
-def _distributed(p, x):  # type: ignore[no-untyped-def]
+def DISTRIBUTED_LAYER_NORM(p, x):  # type: ignore[no-untyped-def]
     """x f + (bias - mean f) with f = scale / sqrt(variance + epsilon): Keras."""
     mean = _mean(p, x, "mean")
     scaled = p.Add(_mean(p, _square(p, p.Sub(x, mean)), "variance"), p.const("epsilon"))
@@ -76,6 +76,8 @@ def _distributed(p, x):  # type: ignore[no-untyped-def]
 def axes_of(m: Match, name: str) -> range | None:
     """The neighbouring axes that a node reduces and keeps; None for others."""
     node, rank = m.node(name), m.rank("x")
+    if node.op_type == "GlobalAveragePool":
+        return None if rank is None or rank < 3 else range(2, rank)
     axes = attribute(node, "axes")
     if axes is None and len(node.inputs) > 1:
         axes = ir.integers(node.inputs[1])
@@ -161,7 +163,7 @@ def recognize_rms_norm(b: Builder, m: Match) -> ir.Value | Refusal:
     return _recognize(b, m, "RMSNormalization", RMS_NORM_OPSET, ("variance",))
 
 
-@rule(_distributed)
+@rule(DISTRIBUTED_LAYER_NORM)
 def recognize_distributed_layer_norm(b: Builder, m: Match) -> ir.Value | Refusal:
     """Layer normalization whose factor is computed first and multiplied with tensor and mean one by one."""
     if m.ctx.opset < LAYER_NORM_OPSET:
