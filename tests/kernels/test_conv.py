@@ -269,3 +269,49 @@ def test_maximum_keeps_nan(variant: str) -> None:
     x[0, 1, 1, 2] = np.nan
     y = native().run("FusedPool", [x], {"kind": "max", "kernel_shape": [2, 2], "strides": [2, 2]}, variant)[0]
     assert np.argwhere(np.isnan(y)).tolist() == [[0, 0, 0, 2]]
+
+
+SEPARABLE = [
+    Case(1, (9, 14), 19, 19, (3, 3), (1, 1), (1, 1, 1, 1), group=19),
+    Case(2, (21, 30), 35, 35, (5, 5), (2, 1), (2, 2, 2, 2), group=35),
+    Case(1, (2, 3), 64, 64, (3, 3), (2, 2), (1, 1, 1, 1), group=64),
+    Case(3, (50,), 16, 16, (3,), (1,), (1, 1), group=16),
+    Case(0, (8, 8), 16, 16, (3, 3), (1, 1), (1, 1, 1, 1), group=16),
+]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("case", SEPARABLE, ids=str)
+@pytest.mark.parametrize("between", [None, "relu(i0)", "hard_swish(i0)", "silu(i0)"])
+@pytest.mark.parametrize("added", [False, True])
+def test_separable_convolution_is_one_after_the_other(
+    case: Case, between: str | None, added: bool, variant: str
+) -> None:
+    x, w, bias = case.arrays()
+    pointwise = Case(case.batch, case.size, case.channels, 37, (1,) * len(case.size))
+    _, matrix, second_bias = pointwise.arrays(1)
+    text = {} if between is None else {"epilogue": f"i0:f32 | t0={between} | t0:f32"}
+    middle = run(case, x, w, bias, variant=variant, biased=1, **text)
+    expected = run(pointwise, middle, matrix, second_bias, variant=variant, biased=1)
+    more = [np.random.default_rng(2).standard_normal(expected.shape).astype(np.float32)] if added else []
+    attributes = case.attributes() | {"filters": 37, "between": text.get("epilogue", "")}
+    if added:
+        attributes["epilogue"] = "i0:f32 i1:f32 | t0=add(i0,i1) | t0:f32"
+        expected = expected + more[0]
+    inputs = [x, ir.pack_filters(w, case.group), bias, ir.pack_filters(matrix, 1), second_bias, *more]
+    for threads in (1, 3):
+        actual = native().run("FusedSeparableConv", inputs, attributes, variant, threads)[0]
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "case", [CASES[0], CASES[5], Case(2, (30, 17), 3, 40, (7, 5), (3, 2), (3, 0, 2, 4), (2, 1))], ids=str
+)
+def test_planar_input_is_the_transposed_one(case: Case, variant: str) -> None:
+    x, w, bias = case.arrays()
+    planar = np.ascontiguousarray(np.moveaxis(x, -1, 1))
+    expected = convolve(case, x, w) + bias
+    for threads in (1, 3):
+        actual = run(case, planar, w, bias, variant=variant, threads=threads, biased=1, planar=1)
+        assert_close(actual, expected, 2e-6)

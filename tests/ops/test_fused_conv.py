@@ -1,0 +1,57 @@
+"""FusedConv, FusedPool and FusedSeparableConv: what they say of inputs and attributes that do not fit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from onnxopt.runtime.library import native
+
+
+def zeros(*shape: int, dtype: type = np.float32) -> np.ndarray:
+    return np.zeros(shape, dtype)
+
+
+X, PACKED, BIAS = zeros(1, 5, 5, 8), zeros(1, 2, 72, 16), zeros(20)
+CONV = {"kernel_shape": [3, 3], "filters": 20}
+DEPTHWISE = zeros(9, 8)
+SEPARABLE = [X, DEPTHWISE, zeros(8), zeros(1, 2, 8, 16), BIAS]
+
+MISUSE: list[tuple[str, list[np.ndarray], dict[str, Any], str]] = [
+    ("FusedConv", [X, PACKED], {"filters": 20}, "needs an attribute 'kernel_shape'"),
+    ("FusedConv", [X, PACKED], CONV | {"kernel_shape": [3, 3, 3]}, "one or two numbers"),
+    ("FusedConv", [X, PACKED], CONV | {"strides": [1]}, "'strides' has 1 numbers and should have 2"),
+    ("FusedConv", [X, PACKED], CONV | {"strides": [0, 1]}, "'strides' has the number 0"),
+    ("FusedConv", [X, PACKED], CONV | {"pads": [0, 0, -1, 0]}, "'pads' has the number -1"),
+    ("FusedConv", [X, PACKED], CONV | {"auto_pad": "SAME"}, "which ONNX does not have"),
+    ("FusedConv", [X, PACKED], CONV | {"filters": 0}, "needs a positive attribute 'filters'"),
+    ("FusedConv", [X, PACKED], CONV | {"group": 3}, "should divide its 20 filters"),
+    ("FusedConv", [X, PACKED], CONV | {"group": 4, "planar": 1}, "cannot have groups"),
+    ("FusedConv", [zeros(1, 8, 5, 5), PACKED], CONV | {"dilations": [1, 2], "planar": 1}, "cannot be dilated"),
+    ("FusedConv", [X], CONV, "got 1 inputs and needs at least 2"),
+    ("FusedConv", [X, PACKED], CONV | {"biased": 1}, "got 2 inputs and needs at least 3"),
+    ("FusedConv", [X.astype(np.float64), PACKED], CONV, "Input 0 is of type double"),
+    ("FusedConv", [zeros(5, 5, 8), PACKED], CONV, "should have 4 dims"),
+    ("FusedConv", [zeros(1, 1, 5, 8), PACKED], CONV, "windows are larger"),
+    ("FusedConv", [zeros(1, 5, 5, 7), PACKED], CONV, r"Input 1 has the shape \[1,2,72,16\] and should have \[1,2,63,16\]"),
+    ("FusedConv", [X, PACKED, zeros(21)], CONV | {"biased": 1}, r"Input 2 has the shape \[21\] and should have \[20\]"),
+    ("FusedConv", [X, PACKED, BIAS], CONV, "inputs for its epilogue"),
+    ("FusedConv", [X, PACKED], CONV | {"epilogue": "i0:f32 | t0=nothing(i0) | t0:f32"}, "Its epilogue"),
+    ("FusedConv", [X, PACKED], CONV | {"epilogue": "i0:f32 | t0=cast_f16(i0) | t0:f16"}, "one output, of type f32"),
+    ("FusedPool", [X], {"kind": "median", "kernel_shape": [2, 2]}, "'median', which is no pooling"),
+    ("FusedPool", [X, X], {"kind": "max", "kernel_shape": [2, 2]}, "got 2 inputs and takes 1"),
+    ("FusedPool", [X.astype(np.int32)], {"kind": "max", "kernel_shape": [2, 2]}, "should be float"),
+    ("FusedPool", [zeros(2, 3)], {"kind": "global_average"}, "at least 3 dims"),
+    ("FusedPool", [zeros(1, 2, 2, 3)], {"kind": "max", "kernel_shape": [5, 5]}, "windows are larger"),
+    ("FusedSeparableConv", SEPARABLE[:4], CONV, "got 4 inputs and needs at least 5"),
+    ("FusedSeparableConv", [X, zeros(9, 7), *SEPARABLE[2:]], CONV, r"Input 1 has the shape \[9,7\]"),
+    ("FusedSeparableConv", SEPARABLE, CONV | {"between": "i0:f32 i1:f32 | t0=add(i0,i1) | t0:f32"}, "inputs for its epilogue"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("op", "inputs", "attributes", "sentence"), MISUSE, ids=lambda part: str(part)[:60])
+def test_misuse_gets_a_sentence(op: str, inputs: list[np.ndarray], attributes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        native().run(op, inputs, attributes)
