@@ -117,6 +117,15 @@ def test_refuses_what_differs_from_row_to_row(body: str, constants: dict[str, np
     assert op_list(after) == op_list(expected)
 
 
+@pytest.mark.parametrize(
+    "body", ["p = Mul(g, g)\n y = Add(p, x)\n z = Add(g, x)", "p = Exp(g)\n y = Add(p, g)\n z = Neg(p)"]
+)
+def test_rows_that_others_read_too_stay(body: str) -> None:
+    before = model(f"g (int64[B,2] i, float[B,2,5] x) => (y, z) {{ g = Gather(t, i)\n {body} }}", t=TABLE)
+    after, _ = run_passes(before, PASS)
+    assert op_list(after) == op_list(before)
+
+
 def test_large_tables_are_left_alone() -> None:
     before = rows("y = Exp(g)", table=np.ones((3000, 400), np.float32))
     after, _ = run_passes(before, PASS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from onnxopt import ir
@@ -72,25 +74,67 @@ MAX_UNFOLDED = 64
 
 
 # --- what is computed of looked-up rows ----------------------------------------------------------------------------
+@dataclasses.dataclass(slots=True)
+class _Region:
+    """What an element-wise op is computed from: rows looked up by the same indices, other ops, and constants."""
+
+    index: ir.Value | None = None
+    gathers: dict[ir.Node, None] = dataclasses.field(default_factory=dict)
+    nodes: dict[ir.Node, None] = dataclasses.field(default_factory=dict)
+
+    def is_closed(self, root: ir.Node) -> bool:
+        """Whether nothing else reads what is looked up or computed on the way."""
+        inside = {*self.gathers, *self.nodes}
+        values = [node.outputs[0] for node in inside if node is not root]
+        return not any(
+            value.is_graph_output() or any(user not in inside for user, _ in value.uses()) for value in values
+        )
+
+
+def _collect(node: ir.Node, region: _Region, m: Match) -> bool:
+    """Add a node and what it is computed from, in topological order. False where that is no region."""
+    if node in region.nodes:
+        return True
+    for value in node.inputs:
+        gather = _gather_of(value, m.ctx)
+        if gather is not None and region.index in (None, gather.inputs[1]):
+            region.index = gather.inputs[1]
+            region.gathers[gather] = None
+            continue
+        maker = None if value is None else value.producer()
+        if value is None or (maker is None and ir.small_array(value) is None):
+            return False
+        if maker is None or maker.op_type == "Constant":
+            continue
+        if maker.op_type not in COMPUTED or maker.domain or len(region.nodes) > MAX_UNFOLDED:
+            return False
+        if not _collect(maker, region, m):
+            return False
+    region.nodes[node] = None
+    return True
+
+
 @rule(op(*sorted(COMPUTED)))
 def compute_on_table(b: Builder, m: Match) -> ir.Value | Refusal | None:
-    """An element-wise op whose operands are rows of tables, looked up by the same indices, and constants that are the same for
-    every row, makes rows of another table."""
-    gathers = [_gather_of(value, m.ctx) for value in m.root.inputs]
-    first = next((one for one in gathers if one is not None), None)
-    if first is None:
+    """Element-wise ops on rows of tables, looked up by the same indices, and on constants that are the same for every row, make
+    rows of another table."""
+    region = _Region()
+    if not _collect(m.root, region, m) or not region.gathers:
         return None
-    operands: list[ir.Value] = []
-    for value, gather in zip(m.root.inputs, gathers, strict=True):
-        if gather is not None and gather.inputs[1] is first.inputs[1]:
-            assert gather.inputs[0] is not None
-            operands.append(gather.inputs[0])
-            continue
-        row = None if value is None else _same_for_all_rows(b, m, value, first)
-        if row is None:
-            return Refusal("'{}' is not the same for all rows", value.name if value else "", culprit=value)
-        operands.append(row)
-    return b.Gather(b.copy_of(m.root, operands)[0], first.inputs[1], axis=0)
+    if not region.is_closed(m.root):
+        return Refusal("others read the rows as they are", culprit=m.root)
+    first = next(iter(region.gathers))
+    made: dict[ir.Value, ir.Value] = {gather.outputs[0]: gather.inputs[0] for gather in region.gathers}  # type: ignore[misc]
+    for node in region.nodes:
+        for value in node.inputs:
+            if value is None or value in made:
+                continue
+            row = _same_for_all_rows(b, m, value, first)
+            if row is None:
+                return Refusal("'{}' is not the same for all rows", value.name, culprit=value)
+            made[value] = row
+        (made[node.outputs[0]],) = b.copy_of(node, [made[value] for value in node.inputs if value is not None])
+    return b.Gather(made[m.output], region.index, axis=0)
 
 
 def _gather_of(value: ir.Value | None, ctx: Context) -> ir.Node | None:
@@ -126,7 +170,7 @@ class SimplifyLookups(RulePass):
 
     A comparison with all row numbers selects a row of the matrix, or none, which an added row of zeros stands for. Ops on a table are
     folded, so what was computed for every index is computed once for every row. Refused: tables that are large or not finite (zero
-    times infinity is not zero), indices of other types, and operands that differ from row to row.
+    times infinity is not zero), indices of other types, operands that differ from row to row, and rows that others read too.
     """
 
     name = "simplify_lookups"
