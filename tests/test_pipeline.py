@@ -24,6 +24,7 @@ from onnxopt.errors import ModelError, OnnxOptError, OptionError, PassError
 from onnxopt.passes.base import REGISTRY, Context, Options, Pass, PassResult, register_pass
 from onnxopt.pipeline import (
     MAX_ROUNDS,
+    MIN_FUSED_OPSET,
     PHASES,
     REPEATED,
     PassManager,
@@ -135,6 +136,16 @@ def test_names_and_passes_may_be_mixed() -> None:
     own = Recording()
     report = PassManager("cpu", ["eliminate_noops", own]).run(ir.load(model()))
     assert [record.name for record in report.records] == ["eliminate_noops", "recording"] and own.runs == 1
+
+
+@pytest.mark.parametrize("opset", [MIN_FUSED_OPSET - 1, MIN_FUSED_OPSET])
+def test_opsets_whose_ops_do_not_broadcast_are_not_fused(opset: int) -> None:
+    text = "g (float[N,3,8] x) => (float[N,3,8] y) { a = InstanceNormalization(x, s, b) t = Tanh(a) y = Sigmoid(t) }"
+    ones = np.ones(3, np.float32)
+    before = helpers.model(text, opset=opset, ir_version=4, s=ones, b=ones)
+    after = optimize(before)
+    assert any(node.domain for node in after.graph.node) is (opset >= MIN_FUSED_OPSET)
+    helpers.assert_same(before, after, {"x": np.random.default_rng(0).standard_normal((2, 3, 8)).astype(np.float32)})
 
 
 def test_an_empty_list_changes_nothing() -> None:

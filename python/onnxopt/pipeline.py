@@ -78,6 +78,9 @@ PHASES: Mapping[str, tuple[str, ...]] = {
 }
 """Phases in order, and the passes of each. `fold` and `simplify` are repeated until neither changes the model."""
 
+MIN_FUSED_OPSET = 7
+"""The opset from which on runtimes broadcast as the bodies of custom ops do; older models are not fused."""
+
 REPEATED = ("fold", "simplify")
 MAX_ROUNDS = 8
 """Rounds over the repeated phases. Real models settle in two or three; a model that needs more gets a warning, not a hang."""
@@ -226,7 +229,7 @@ class PassManager:
             if phase in REPEATED:
                 if (phase, phase_passes) == repeated[0]:
                     self._run_rounds(repeated, model, ctx, report)
-            else:
+            elif phase != "fuse" or ctx.opset >= MIN_FUSED_OPSET:
                 self._run_phase(phase, phase_passes, 1, model, ctx, report)
 
     def _run_rounds(self, entries: list[tuple[str, list[Pass]]], model: ir.Model, ctx: Context, report: Report) -> None:
