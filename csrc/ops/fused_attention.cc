@@ -1,7 +1,7 @@
 #include "csrc/ops/fused_attention.h"
 
 #include <algorithm>
-#include <limits>
+#include <charconv>
 
 #include "csrc/ops/layout.h"
 #include "kernels/cpu/attention/attention.h"
@@ -18,8 +18,8 @@ std::string number(std::int64_t value) { return std::to_string(value); }
 struct Description {
   AxisLayout q, k, v, y;
   std::int64_t heads = 1, kv_heads = 1, depth = 1, width = 1;
-  std::vector<attention::MaskKind> masks;
-  float scale = 1.0f, cap = 0.0f, fill = -std::numeric_limits<float>::infinity();
+  std::vector<attention::Mask> masks;  // without their tensors
+  float scale = 1.0f, cap = 0.0f;
   bool nan_to_zero = false;
   bool rotates_q = false, rotates_k = false, interleaved = false;
 
@@ -44,17 +44,23 @@ std::string read_layouts(const Attributes& attributes, Description& made) {
 }
 
 /// Reads what becomes of the scores by each mask, a word each; a sentence where one is wrong.
-std::string read_masks(std::string_view text, std::vector<attention::MaskKind>& made) {
+std::string read_masks(std::string_view text, std::vector<attention::Mask>& made) {
   for (std::size_t at = 0; at < text.size();) {
-    const std::size_t end = std::min(text.find(' ', at), text.size());
-    const std::string_view word = text.substr(at, end - at);
+    const std::size_t end = std::min(text.find(' ', at), text.size()), equals = std::min(text.find('=', at), end);
+    const std::string_view word = text.substr(at, end - at), kind = text.substr(at, equals - at);
+    attention::Mask mask;
+    bool known = word == "add" || word == "repeat";
+    if (kind == "keep" || kind == "hide") {
+      mask.kind = kind == "keep" ? attention::MaskKind::kKeep : attention::MaskKind::kHide;
+      const char* const last = text.data() + end;
+      const auto [stop, problem] = std::from_chars(std::min(text.data() + equals + 1, last), last, mask.fill);
+      known = problem == std::errc() && stop == last;
+    }
+    if (!known)
+      return "Its attribute 'masks' has the word '" + std::string(word) +
+             "' and should have add, repeat, keep=NUMBER and hide=NUMBER.";
+    made.push_back(mask);
     at = end + 1;
-    if (word == "add" || word == "repeat")
-      made.push_back(attention::MaskKind::kAdd);
-    else if (word == "keep" || word == "hide")
-      made.push_back(word == "keep" ? attention::MaskKind::kKeep : attention::MaskKind::kHide);
-    else
-      return "Its attribute 'masks' has the word '" + std::string(word) + "' and should have add, repeat, keep and hide.";
   }
   if (made.size() > attention::kMostMasks)
     return "It has " + number(static_cast<std::int64_t>(made.size())) + " masks and can have " +
@@ -77,7 +83,6 @@ Described read(const Attributes& attributes) {
     return Described::failure(sentence);
   made.scale = attributes.real("scale").value_or(1.0f);
   made.cap = attributes.real("softcap").value_or(0.0f);
-  made.fill = attributes.real("fill").value_or(made.fill);
   made.nan_to_zero = attributes.integer("nan_to_zero").value_or(0) != 0;
   const std::string rotary = attributes.string("rotary").value_or("");
   made.rotates_q = rotary.find('q') != std::string::npos;
@@ -154,7 +159,6 @@ class FusedAttention final : public Kernel {
     problem.y_steps = steps_of(d_.y.steps(types[0].shape, result_sizes(sizes)));
     problem.scale = d_.scale;
     problem.cap = d_.cap;
-    problem.fill = d_.fill;
     problem.nan_to_zero = d_.nan_to_zero;
     problem.mask_count = d_.masks.size();
     for (std::size_t i = 0; i < d_.masks.size(); ++i) problem.masks[i] = mask_of(inputs[3 + i], d_.masks[i]);
@@ -192,7 +196,7 @@ class FusedAttention final : public Kernel {
     for (std::size_t i = 0; i < d_.masks.size(); ++i) {
       const Tensor& mask = inputs[3 + i];
       const std::string name = "Mask " + number(static_cast<std::int64_t>(i));
-      const int expected = d_.masks[i] == attention::MaskKind::kAdd ? kFloat : kBool;
+      const int expected = d_.masks[i].kind == attention::MaskKind::kAdd ? kFloat : kBool;
       if (mask.type != expected) return name + " is of type " + name_of(mask.type) + " and should be " + name_of(expected) + ".";
       if (!broadcasts(mask.shape, scores, true))
         return name + " has the shape " + text_of(mask.shape) + ", which does not fit scores of " +
@@ -217,9 +221,11 @@ class FusedAttention final : public Kernel {
     return "";
   }
 
-  static attention::Mask mask_of(const Tensor& tensor, attention::MaskKind kind) {
-    const std::int64_t batches = tensor.shape.size() == 4 ? std::max<std::int64_t>(tensor.shape[0], 1) : 1;
-    return {tensor.data, kind, batches, steps_of(broadcast_steps(tensor.shape))};
+  static attention::Mask mask_of(const Tensor& tensor, attention::Mask mask) {
+    mask.data = tensor.data;
+    mask.batches = tensor.shape.size() == 4 ? std::max<std::int64_t>(tensor.shape[0], 1) : 1;
+    mask.steps = steps_of(broadcast_steps(tensor.shape));
+    return mask;
   }
 
   attention::Rotary rotary_of(const Tensor& cos, const Tensor& sin) const {
@@ -287,9 +293,8 @@ std::vector<Variant> list_variants() {
 }  // namespace
 
 const Op& fused_attention() {
-  static const char* const attributes[] = {"q",         "k",          "v",      "y",          "heads",      "kv_heads",
-                                           "head_size", "value_size", "scale",  "fill",        "nan_to_zero",
-                                           "softcap",   "masks",      "rotary", "interleaved"};
+  static const char* const attributes[] = {"q",          "k",     "v",           "y",       "heads", "kv_heads", "head_size",
+                                           "value_size", "scale", "nan_to_zero", "softcap", "masks", "rotary",   "interleaved"};
   static const std::vector<Variant> list = list_variants();
   static const Op op{"FusedAttention", attributes, list, create, infer};
   return op;

@@ -4,7 +4,6 @@
 #pragma once
 
 #include <cstdint>
-#include <limits>
 #include <span>
 
 #include "kernels/cpu/common.h"
@@ -28,6 +27,7 @@ enum class MaskKind : std::uint8_t { kAdd, kKeep, kHide };
 struct Mask {
   const void* data = nullptr;
   MaskKind kind = MaskKind::kAdd;
+  float fill = 0.0f;  // what replaces a score
   std::int64_t batches = 1;
   Steps steps;
 };
@@ -57,8 +57,7 @@ struct Problem {
   float cap = 0.0f;  // scores become cap tanh(score / cap), unless it is 0
   Mask masks[kMostMasks];
   std::size_t mask_count = 0;
-  float fill = -std::numeric_limits<float>::infinity();  // what replaces a score
-  bool nan_to_zero = false;                              // rows without a weight become 0, not NaN
+  bool nan_to_zero = false;  // rows without a weight become 0, not NaN
   Rotary rotary;
 };
 

@@ -2,6 +2,8 @@
 //
 // A tile of keys and values is packed for the matrix micro-kernel; block by block of rows, the scores of the tile are computed, put
 // through the online softmax and multiplied with the values, all in the first-level cache.
+#include <limits>
+
 #include "kernels/cpu/attention/attention.h"
 #include "kernels/cpu/attention/transpose.h"
 #include "kernels/cpu/gemm/micro.h"
@@ -291,7 +293,7 @@ class Group {
     const std::int64_t step = mask.steps.column, size = step == 0 ? 1 : tile.size;
     bool all = true;
     if (mask.kind != MaskKind::kAdd) {
-      if (!(p_.fill <= kHidden)) return false;
+      if (!(mask.fill <= kHidden)) return false;
       const bool hides = mask.kind == MaskKind::kHide;
       const auto* const row = mask_row<std::uint8_t>(mask, tile, at);
       for (std::int64_t j = 0; j < size; ++j) all &= (row[j] != 0) == hides;
@@ -330,7 +332,7 @@ class Group {
       const bool hides = mask.kind == MaskKind::kHide;
       const auto* const row = mask_row<std::uint8_t>(mask, tile, at);
       const std::int64_t step = mask.steps.column;
-      for (std::int64_t j = 0; j < tile.size; ++j) scores[j] = (row[j * step] != 0) == hides ? p_.fill : scores[j];
+      for (std::int64_t j = 0; j < tile.size; ++j) scores[j] = (row[j * step] != 0) == hides ? mask.fill : scores[j];
     } else if (mask.steps.column == 0) {
       const float term = *mask_row<float>(mask, tile, at);
       for (std::int64_t j = 0; j < tile.size; ++j) scores[j] += term;

@@ -14,7 +14,7 @@ Labels = tuple[str, ...]
 """For each dim the axes that it holds, outermost first: b, h, s and d, x for batch and heads together, and where heads share keys k for groups of
 heads and g for the heads of a group."""
 
-SPLITS = {"x": "bh", "h": "kg"}
+SPLITS = {"x": ("b", "h"), "h": ("k", "g")}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -241,7 +241,7 @@ def users(placed: Placed, ctx: Context) -> list[Placed]:
     found = [placed]
     while True:
         last = found[-1]
-        uses = last.value.uses()
+        uses = list(last.value.uses())
         if len(uses) != 1 or last.value.is_graph_output():
             return found
         node = uses[0][0]

@@ -8,7 +8,6 @@ share them) is taken into the layouts of the operands, and scales and rotary emb
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import numpy as np
 
@@ -16,7 +15,7 @@ from onnxopt import ir
 from onnxopt.fusions import attention_axes as axes
 from onnxopt.fusions.attention_axes import Labels, Placed
 from onnxopt.fusions.rotary import Rotation, find_rotation
-from onnxopt.ir.dims import Dim, is_fresh
+from onnxopt.ir.dims import Dim, is_plain
 from onnxopt.ops import fused_attention as op
 from onnxopt.ops.base import prepare_model
 from onnxopt.passes.base import Context
@@ -58,7 +57,6 @@ class Scores:
     scale: float = 1.0
     softcap: float = 0.0
     masks: list[tuple[str, ir.Value]] = dataclasses.field(default_factory=list)
-    fill: float = -math.inf
     scaled: ir.Node | None = None
 
 
@@ -209,10 +207,7 @@ def _where(scores: Scores, node: ir.Node, ctx: Context) -> None:
         raise Unfit("it replaces scores by no constant", culprit=node)
     kind, index, fill = ("keep", 1, fills[1]) if fills[0] is None else ("hide", 2, fills[0])
     assert fill is not None
-    if any(one in ("keep", "hide") for one, _ in scores.masks) and fill != scores.fill:
-        raise Unfit("it replaces scores by {} and by {}", fill, scores.fill, culprit=node)
-    scores.fill = float(fill)
-    scores.masks.insert(0, _mask(kind, _input(node, 0), scores, ctx))
+    scores.masks.insert(0, _mask(f"{kind}={_float32(float(fill))!r}", _input(node, 0), scores, ctx))
     _continue(scores, _input(node, index), ctx)
 
 
@@ -232,8 +227,8 @@ def _mask(kind: str, mask: ir.Value, scores: Scores, ctx: Context) -> tuple[str,
 
 
 def _may_equal(dim: Dim, other: Dim, ctx: Context) -> bool:
-    """Whether two dims are proved equal, or one of them is not known."""
-    return bool(ctx.shapes.equal(dim, other)) or is_fresh(dim) or is_fresh(other)
+    """Whether two dims are proved equal, or one of them is computed, so that it cannot be told."""
+    return bool(ctx.shapes.equal(dim, other)) or not (is_plain(dim) and is_plain(other))
 
 
 def _scale(scores: Scores, node: ir.Node, ctx: Context) -> None:
@@ -339,13 +334,18 @@ def _describe(
     q, k, _ = operands
     places = [one.placed for one in operands]
     heads = _agreed({one.sizes["h"] for one in (*places, y, start, scores.placed) if "h" in one.sizes} or {1}, y.value)
-    layouts = [one.renamed(x="b" if heads == 1 else "bh", k="h", q="s").layout for one in (*places, y)]
+    q_layout, k_layout, v_layout, y_layout = (
+        one.renamed(x="b" if heads == 1 else "bh", k="h", q="s").layout for one in (*places, y)
+    )
     rotation = q.rotation or k.rotation
     rotary = ("q" if q.rotation else "") + ("k" if k.rotation else "")
     if len(scores.masks) > op.MOST_MASKS:
         raise Unfit("it has {} masks", len(scores.masks), culprit=weights.softmax)
     made = op.Attention(
-        *layouts,
+        q=q_layout,
+        k=k_layout,
+        v=v_layout,
+        y=y_layout,
         heads=heads,
         kv_heads=_agreed({_kv_heads(one, heads) for one in places[1:]}, y.value),
         head_size=_agreed({one.sizes["d"] for one in places[:2]}, y.value),
@@ -353,7 +353,6 @@ def _describe(
         scale=_float32(scores.scale * q.scale * k.scale),
         softcap=_float32(scores.softcap),
         masks=tuple(kind for kind, _ in scores.masks),
-        fill=_float32(scores.fill),
         nan_to_zero=weights.guard is not None,
         rotary=rotary,
         width=rotation.width if rotation else 0,

@@ -91,7 +91,7 @@ def _half(value: ir.Value, ctx: Context) -> tuple[ir.Value | None, int] | None:
         return None
     rank = len(shape)
     if node.op_type == "Split" and len(node.outputs) == 2 and attribute(node, "axis", 0) % rank == rank - 1:
-        return source, value.index()
+        return source, value.index() or 0
     if (
         node.op_type == "Slice"
         and len(node.inputs) >= 4

@@ -8,7 +8,7 @@ s (rows or keys) and d (columns), and after `@` where they begin in a dim that h
 
 Attributes: `heads`, `kv_heads` (heads share keys and values in groups of heads / kv_heads), `head_size` (columns of Q and K), `value_size` (columns
 of V), `scale`, `softcap` (scores become softcap * tanh(scores / softcap)), `masks` (`add`: added to the scores; `repeat`: added, over again along
-the batch; `keep`, `hide`: booleans, scores become `fill` where they are false or true; masks are broadcast to [batch, heads, rows, keys]),
+the batch; `keep=NUMBER`, `hide=NUMBER`: booleans, scores become the number where they are false or true; masks are broadcast to [batch, heads, rows, keys]),
 `nan_to_zero` (weights that are NaN become 0), `rotary` (`q`, `k` or `qk`: which of them are rotated by x cos + partner(x) sin, over as many columns as
 the cosines have; cosines and sines are broadcast to [batch, heads, rows, columns]), `interleaved` (a column's partner is its neighbour, not half
 the columns away).
@@ -41,7 +41,6 @@ SPEC = OpSpec(
         "scale",
         "softcap",
         "masks",
-        "fill",
         "nan_to_zero",
         "rotary",
         "interleaved",
@@ -68,7 +67,6 @@ class Attention:
     scale: float = 1.0
     softcap: float = 0.0
     masks: tuple[str, ...] = ()
-    fill: float = -math.inf
     nan_to_zero: bool = False
     rotary: str = ""
     interleaved: bool = False
@@ -136,8 +134,9 @@ class _Body:
 
     def _mask(self, scores: ir.Value, kind: str, mask: ir.Value) -> ir.Value:
         b = self._builder
-        if kind in ("keep", "hide"):
-            fill = self._number(self._attention.fill)
+        kind, _, number = kind.partition("=")
+        if number:
+            fill = self._number(float(number))
             return b.op("Where", [mask, scores, fill] if kind == "keep" else [mask, fill, scores])
         if kind == "repeat":
             times = b.op("Div", [self._size(_Dim(scores, 0)), self._size(_Dim(mask, 0))])
