@@ -1,8 +1,8 @@
 """Export what tf2onnx writes for Keras layers and functions of TensorFlow, for `export_corpus.py --binary`.
 
-    python bench/export_corpus_tensorflow.py FOLDER [--only TEXT]
+    PYTHONHASHSEED=0 python bench/export_corpus_tensorflow.py FOLDER [--only TEXT]
 
-Needs tensorflow 2.15 and tf2onnx 1.17.
+Needs tensorflow 2.15 and tf2onnx 1.17. tf2onnx converts Einsum (`keras_attention`) in one of several ways, by the order of sets.
 """
 
 from __future__ import annotations
@@ -85,12 +85,20 @@ def export(one: Case, opset: int) -> onnx.ModelProto:
 
 
 # --- cases -------------------------------------------------------------------------------------------------------------
-@case("keras_layer_norm", "keras LayerNormalization(epsilon=1e-6): BatchNormalization of a reshaped tensor", x="N S 16")
+@case(
+    "keras_layer_norm",
+    "keras LayerNormalization(epsilon=1e-6): means of the last of three axes as GlobalAveragePool",
+    x="N S 16",
+)
 def layer_norm() -> Any:
     return layers.LayerNormalization(epsilon=1e-6)
 
 
-@case("keras_layer_norm_large_epsilon", "keras LayerNormalization(epsilon=1e-3): fused_batch_norm", x="N S 16")
+@case(
+    "keras_layer_norm_large_epsilon",
+    "keras LayerNormalization(epsilon=1e-3): fused_batch_norm of a reshaped tensor",
+    x="N S 16",
+)
 def layer_norm_fused() -> Any:
     return layers.LayerNormalization(epsilon=1e-3)
 

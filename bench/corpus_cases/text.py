@@ -36,6 +36,9 @@ def write_model(model: onnx.ModelProto, origin: dict[str, str]) -> tuple[str, st
             model.metadata_props.add(key=key, value=value)
     for graph in [model.graph, *model.functions]:
         _strip(graph)
+    if model.producer_name == "tf2onnx":  # takes nodes and constants from sets
+        _sort_from_outputs(model.graph)
+        _sort_by_first_use(model.graph)
     _rename(model)
     _drop_unused_domains(model)
     declared = _declare_weights(model.graph)
@@ -55,6 +58,35 @@ def _break_lines(body: str) -> str:
     signature, *weights = declarations.rstrip().split("\n   <", 1)
     signature = signature.replace(",\n    ", ", ")
     return "\n".join([signature.rstrip(), *(f"   <{one}" for one in weights), "{", nodes.rstrip()]) + "\n"
+
+
+def _sort_from_outputs(graph: onnx.GraphProto) -> None:
+    """Nodes in the order in which a walk from the outputs back over the inputs has seen all they need."""
+    makers = {name: node for node in graph.node for name in node.output}
+    done: dict[int, onnx.NodeProto] = {}
+
+    def visit(node: onnx.NodeProto) -> None:
+        if id(node) not in done:
+            for name in node.input:
+                if name in makers:
+                    visit(makers[name])
+            done[id(node)] = node
+
+    for value in graph.output:
+        visit(makers[value.name])
+    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in done.values()]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _sort_by_first_use(graph: onnx.GraphProto) -> None:
+    """The order of initializers is part of no model."""
+    uses = [name for node in graph.node for name in node.input]
+    place = {name: number for number, name in reversed(list(enumerate(uses)))}
+    tensors = sorted(graph.initializer, key=lambda tensor: place.get(tensor.name, len(uses)))
+    tensors = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in tensors]
+    del graph.initializer[:]
+    graph.initializer.extend(tensors)
 
 
 def _drop_unused_domains(model: onnx.ModelProto) -> None:
@@ -92,6 +124,9 @@ def _strip(graph: onnx.GraphProto | onnx.FunctionProto) -> None:
 
 def _rename(model: onnx.ModelProto) -> None:
     """Results are named after their op and place, other values keep their names as far as the text format can hold them."""
+    # tf2onnx merges equal constants under the name of whichever comes first in a set.
+    merged = [tensor for tensor in model.graph.initializer if model.producer_name == "tf2onnx"]
+    unstable = {tensor.name for tensor in merged if np.prod(tensor.dims) <= INLINE_ELEMENTS}
     names: dict[str, str] = {"": ""}
     taken: set[str] = set()
 
@@ -110,7 +145,7 @@ def _rename(model: onnx.ModelProto) -> None:
     def visit(graph: onnx.GraphProto) -> None:
         for value in [*graph.input, *graph.initializer]:
             if value.name not in names:
-                name(value.name, value.name)
+                name(value.name, "constant" if value.name in unstable else value.name)
         outputs = {value.name for value in graph.output}
         for node in graph.node:
             for subgraph in _subgraphs(node):
