@@ -6,6 +6,7 @@
 #include "csrc/ops/fused_attention.h"
 #include "csrc/ops/fused_conv.h"
 #include "csrc/ops/fused_elementwise.h"
+#include "csrc/ops/fused_expand.h"
 #include "csrc/ops/fused_gemm.h"
 #include "csrc/ops/fused_norm.h"
 #include "csrc/ops/fused_pool.h"
@@ -18,8 +19,9 @@
 namespace onnxopt::ops {
 
 std::span<const Op* const> all() {
-  static const Op* const list[] = {&fused_attention(), &fused_conv(), &fused_elementwise(), &fused_gemm(),
-                                   &fused_norm(),      &fused_pool(), &fused_separable_conv(), &fused_softmax()};
+  static const Op* const list[] = {&fused_attention(),      &fused_conv(),   &fused_conv_transpose(), &fused_elementwise(),
+                                   &fused_gemm(),           &fused_norm(),   &fused_pool(),           &fused_resize(),
+                                   &fused_separable_conv(), &fused_softmax()};
   return list;
 }
 

@@ -79,6 +79,8 @@ struct Variant {
   void (*depthwise)(const Plan&, std::int64_t task);
   void (*narrow)(const Plan&, std::int64_t task);
   void (*separable)(const SeparablePlan&, std::int64_t task);
+  void (*transposed)(const Plan&, std::int64_t task);
+  void (*repeat)(const Plan&, std::int64_t task);
   void (*transform_weights)(const Plan&, std::int64_t task);
   void (*winograd)(const Plan&, std::int64_t task);
   void (*pool)(const Pooling&, std::int64_t row);
@@ -90,6 +92,11 @@ std::span<const Variant> variants();
 
 /// Results do not depend on how `parallel_for` spreads the work.
 void run(const Convolution& convolution, const Variant& variant, const ParallelFor& parallel_for);
+/// A transposed convolution whose windows do not overlap: strides are as large as the kernel, and nothing is padded. Its weights
+/// are [kernel height, ceil(kernel width * filters / 16), channels, 16], its biases [kernel width * filters].
+void run_transposed(const Convolution& convolution, const Variant& variant, const ParallelFor& parallel_for);
+/// Repeats every pixel as often as the kernel is large. Weights and biases are not used.
+void run_repeat(const Convolution& convolution, const Variant& variant, const ParallelFor& parallel_for);
 void run(const Separable& separable, const Variant& variant, const ParallelFor& parallel_for);
 void run(const Pooling& pooling, const Variant& variant, const ParallelFor& parallel_for);
 void run(const GlobalAverage& average, const Variant& variant, const ParallelFor& parallel_for);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/cpu/conv/depthwise.h"
+#include "kernels/cpu/conv/expand.h"
 #include "kernels/cpu/conv/narrow.h"
 #include "kernels/cpu/conv/separable.h"
 #include "kernels/cpu/conv/winograd.h"
@@ -12,6 +13,8 @@ void dense(const Plan& plan, std::int64_t task) { run_dense(plan, task); }
 void depthwise(const Plan& plan, std::int64_t task) { run_depthwise(plan, task); }
 void narrow(const Plan& plan, std::int64_t task) { Narrow(plan).run(task); }
 void separable(const SeparablePlan& plan, std::int64_t task) { run_separable(plan, task); }
+void transposed(const Plan& plan, std::int64_t task) { run_transposed(plan, task); }
+void repeat(const Plan& plan, std::int64_t task) { run_repeat(plan, task); }
 void transform_weights(const Plan& plan, std::int64_t panel) { run_transform_weights(plan, panel); }
 void winograd(const Plan& plan, std::int64_t task) { Tiles(plan, task).run(); }
 void pool(const Pooling& pooling, std::int64_t line) { run_pool(pooling, line); }

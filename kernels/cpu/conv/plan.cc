@@ -125,11 +125,10 @@ Plan plan_winograd(const Convolution& convolution) {
   return plan;
 }
 
-/// Tasks of some lines of the output, of so much work each.
-Plan plan_lines(const Convolution& convolution, std::int64_t line_work) {
+/// Tasks of some of the lines, of so much work each.
+Plan plan_lines(const Convolution& convolution, std::int64_t lines, std::int64_t line_work) {
   const Geometry& g = convolution.geometry;
   Plan plan = describe(convolution);
-  const std::int64_t lines = g.batch * g.output[0];
   const std::int64_t most = std::max<std::int64_t>(kTileBlockFloats / (g.output[1] * g.filters), 1);
   const std::int64_t wanted = std::clamp<std::int64_t>(kTaskWork / 4 / line_work, 1, most);
   plan.task_lines = line_work * lines < 2 * kLeastWork ? lines : std::min(wanted, lines);
@@ -138,12 +137,12 @@ Plan plan_lines(const Convolution& convolution, std::int64_t line_work) {
 
 Plan plan_depthwise(const Convolution& convolution) {
   const Geometry& g = convolution.geometry;
-  return plan_lines(convolution, g.output[1] * ceil_div(g.channels, kPanel) * (g.taps() + 4));
+  return plan_lines(convolution, g.batch * g.output[0], g.output[1] * ceil_div(g.channels, kPanel) * (g.taps() + 4));
 }
 
 Plan plan_narrow(const Convolution& convolution) {
   const Geometry& g = convolution.geometry;
-  return plan_lines(convolution, g.output[1] * ceil_div(g.filters, kPanel) * (g.taps() * g.channels + 4));
+  return plan_lines(convolution, g.batch * g.output[0], g.output[1] * ceil_div(g.filters, kPanel) * (g.taps() * g.channels + 4));
 }
 
 /// Whether Winograd's filtering takes less time than the products would.
@@ -198,6 +197,23 @@ void run(const Convolution& convolution, const Variant& variant, const ParallelF
   if (prefers_winograd(g)) return run_winograd(convolution, variant, parallel_for);
   const Plan plan = plan_product(convolution);
   run_tasks(plan, variant.dense, g.groups * plan.row_tasks * plan.column_tasks, parallel_for);
+}
+
+void run_transposed(const Convolution& convolution, const Variant& variant, const ParallelFor& parallel_for) {
+  const Geometry& g = convolution.geometry;
+  if (g.pixels() == 0) return;
+  const std::int64_t lines = g.batch * g.input[0];
+  const std::int64_t line_work = g.input[1] * g.kernel[0] * ceil_div(g.kernel[1] * g.filters, kPanel) * (g.channels + 4);
+  const Plan plan = plan_lines(convolution, lines, line_work);
+  run_tasks(plan, variant.transposed, ceil_div(lines, plan.task_lines), parallel_for);
+}
+
+void run_repeat(const Convolution& convolution, const Variant& variant, const ParallelFor& parallel_for) {
+  const Geometry& g = convolution.geometry;
+  if (g.pixels() == 0 || g.channels == 0) return;
+  const std::int64_t lines = g.batch * g.output[0];
+  const Plan plan = plan_lines(convolution, lines, g.output[1] * ceil_div(g.channels, kPanel) * 4);
+  run_tasks(plan, variant.repeat, ceil_div(lines, plan.task_lines), parallel_for);
 }
 
 void finish_in_place(const Plan& plan, const Rectangle& done, float* block) {
@@ -299,6 +315,8 @@ void run(const GlobalAverage& average, const Variant& variant, const ParallelFor
   void depthwise(const Plan&, std::int64_t);                  \
   void narrow(const Plan&, std::int64_t);                     \
   void separable(const SeparablePlan&, std::int64_t);         \
+  void transposed(const Plan&, std::int64_t);                 \
+  void repeat(const Plan&, std::int64_t);                     \
   void transform_weights(const Plan&, std::int64_t);          \
   void winograd(const Plan&, std::int64_t);                   \
   void pool(const Pooling&, std::int64_t);                    \
@@ -309,9 +327,19 @@ void run(const GlobalAverage& average, const Variant& variant, const ParallelFor
 
 std::span<const Variant> variants() {
   static constexpr Variant kVariants[] = {
-#define CONV_VARIANT(space, isa)                                                                                                   \
-  {"conv__" #space,  isa,          &space::dense, &space::depthwise, &space::narrow, &space::separable, &space::transform_weights, \
-   &space::winograd, &space::pool, &space::sum},
+#define CONV_VARIANT(space, isa) \
+  {"conv__" #space,              \
+   isa,                          \
+   &space::dense,                \
+   &space::depthwise,            \
+   &space::narrow,               \
+   &space::separable,            \
+   &space::transposed,           \
+   &space::repeat,               \
+   &space::transform_weights,    \
+   &space::winograd,             \
+   &space::pool,                 \
+   &space::sum},
 #include "kernels/cpu/conv/variants.inc"
 #undef CONV_VARIANT
   };

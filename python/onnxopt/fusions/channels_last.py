@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from onnxopt import ir
-from onnxopt.fusions import fused_conv, fused_pool
+from onnxopt.fusions import fused_conv, fused_conv_transpose, fused_pool, fused_resize
 from onnxopt.ops.fused_conv import channels_first, channels_last
 from onnxopt.passes.base import Context
 from onnxopt.rewrite.patch import Builder, Patch
@@ -55,37 +55,6 @@ def _build_batch_norm(b: Builder, node: ir.Node, x: ir.Value) -> ir.Value:
     return b.Add(scaled, b.constant((beta - mean * scale).astype(np.float32), "shift"))
 
 
-RESIZE_MODES = ("nearest", "linear")
-RESIZE_RANK = 4
-
-
-def _refuse_resize(node: ir.Node, shapes: ir.ShapeEnv) -> Refusal | None:
-    x = node.inputs[0]
-    if x is None or shapes.dtype(x) is not ir.DataType.FLOAT or shapes.rank(x) != RESIZE_RANK:
-        return Refusal("it is not of float32 with two spatial dims", culprit=node)
-    if (
-        attribute(node, "mode", "nearest") not in RESIZE_MODES
-        or "axes" in node.attributes
-        or attribute(node, "antialias", 0)
-    ):
-        return Refusal("the runtime has no kernel of its mode in the other layout", culprit=node)
-    if attribute(node, "coordinate_transformation_mode") == "tf_crop_and_resize":
-        return Refusal("it crops", culprit=node)
-    numbers = [ir.small_array(value) for value in node.inputs[1:] if value is not None]
-    known = [one for one in numbers if one is not None and one.size == RESIZE_RANK]
-    return None if known else Refusal("its scales are not constant", culprit=node)
-
-
-def _build_resize(b: Builder, node: ir.Node, x: ir.Value) -> ir.Value:
-    """The same op, whose scales or sizes follow the dims."""
-    inputs: list[ir.Value | None] = [x]
-    for value in node.inputs[1:]:
-        numbers = ir.small_array(value)
-        has_one_per_dim = numbers is not None and numbers.size == RESIZE_RANK
-        inputs.append(b.constant(numbers[[0, 2, 3, 1]], "sizes") if has_one_per_dim else value)  # type: ignore[index]
-    return b.copy_of(node, inputs)[0]
-
-
 KERNELS: Mapping[str, Kernel] = {
     "Conv": Kernel(fused_conv.refuse, fused_conv.build, gain=1.0),
     "MaxPool": Kernel(fused_pool.refuse, fused_pool.build),
@@ -93,7 +62,8 @@ KERNELS: Mapping[str, Kernel] = {
     "GlobalAveragePool": Kernel(fused_pool.refuse, fused_pool.build),
     "ReduceMean": Kernel(fused_pool.refuse, fused_pool.build),
     "BatchNormalization": Kernel(_refuse_batch_norm, _build_batch_norm),
-    "Resize": Kernel(_refuse_resize, _build_resize),
+    "ConvTranspose": Kernel(fused_conv_transpose.refuse, fused_conv_transpose.build, gain=1.0),
+    "Resize": Kernel(fused_resize.refuse, fused_resize.build),
 }
 """Every op that does not run in any layout. Those without a gain are converted only behind others."""
 

@@ -10,7 +10,7 @@ import dataclasses
 
 from onnxopt import ir
 from onnxopt.fusions import fused_elementwise as regions
-from onnxopt.ops import fused_conv, fused_gemm, fused_norm, fused_softmax
+from onnxopt.ops import fused_conv, fused_conv_transpose, fused_gemm, fused_norm, fused_resize, fused_softmax
 from onnxopt.ops import fused_elementwise as elementwise
 from onnxopt.ops.base import BodyBuilder, OpSpec, overload_of, prepare_model
 from onnxopt.passes.base import Context
@@ -18,11 +18,19 @@ from onnxopt.rewrite.patch import Builder, Patch
 from onnxopt.rewrite.rules import Refusal
 
 OPS: dict[str, OpSpec] = {
-    spec.name: spec for spec in (fused_conv.SPEC, fused_gemm.SPEC, fused_norm.SPEC, fused_softmax.SPEC)
+    spec.name: spec
+    for spec in (
+        fused_conv.SPEC,
+        fused_conv_transpose.SPEC,
+        fused_gemm.SPEC,
+        fused_norm.SPEC,
+        fused_resize.SPEC,
+        fused_softmax.SPEC,
+    )
 }
 """The ops with an attribute `epilogue`, whose first output is the raw result."""
 
-ONE_OUTPUT = (fused_conv.SPEC,)
+ONE_OUTPUT = (fused_conv.SPEC, fused_conv_transpose.SPEC, fused_resize.SPEC)
 """Those whose epilogue has to make one tensor of float32, since its memory holds the raw result."""
 
 

@@ -1,0 +1,160 @@
+#include "csrc/ops/fused_expand.h"
+
+#include <algorithm>
+
+#include "csrc/ops/epilogue.h"
+#include "kernels/cpu/conv/conv.h"
+
+namespace onnxopt::ops {
+
+namespace {
+
+std::string number(std::int64_t value) { return std::to_string(value); }
+
+/// How often a pixel [batch, height, width, channels] is repeated; with filters, by a transposed convolution. Inputs: X, and with
+/// filters the packed weights and the biases of each column of the kernel; the epilogue's further inputs.
+struct Layout {
+  std::int64_t factors[2] = {1, 1};
+  std::int64_t filters = 0;
+
+  std::size_t epilogue() const { return filters > 0 ? 3 : 1; }
+};
+
+Result<Layout> read_layout(const Attributes& attributes, bool transposed) {
+  using Made = Result<Layout>;
+  const char* const name = transposed ? "kernel_shape" : "factors";
+  const auto factors = attributes.integers(name);
+  if (!factors || factors->size() != 2 || *std::min_element(factors->begin(), factors->end()) < 1)
+    return Made::failure("It needs an attribute '" + std::string(name) + "' of two positive numbers.");
+  Layout layout{{(*factors)[0], (*factors)[1]}, transposed ? attributes.integer("filters").value_or(0) : 0};
+  if (transposed && layout.filters < 1) return Made::failure("It needs a positive attribute 'filters'.");
+  return layout;
+}
+
+class FusedExpand final : public Kernel {
+ public:
+  FusedExpand(Layout layout, EpilogueProgram epilogue, const conv::Variant& variant)
+      : layout_(layout), epilogue_(std::move(epilogue)), variant_(variant) {}
+
+  Result<std::vector<TensorType>> outputs(std::span<const Tensor> inputs) const override {
+    using Types = Result<std::vector<TensorType>>;
+    if (inputs.size() < layout_.epilogue())
+      return Types::failure("It got " + number(static_cast<std::int64_t>(inputs.size())) + " inputs and needs at least " +
+                            number(static_cast<std::int64_t>(layout_.epilogue())) + ".");
+    for (std::size_t i = 0; i < layout_.epilogue(); ++i)
+      if (inputs[i].type != kFloat)
+        return Types::failure("Input " + number(static_cast<std::int64_t>(i)) + " is of type " + name_of(inputs[i].type) +
+                              " and should be float.");
+    const Shape& x = inputs[0].shape;
+    if (x.size() != 4) return Types::failure("Input 0 has the shape " + text_of(x) + " and should have 4 dims.");
+    if (layout_.filters > 0) {
+      constexpr auto panel = static_cast<std::int64_t>(gemm::kPanel);
+      const std::int64_t width = layout_.factors[1] * layout_.filters;
+      const Shape expected[] = {{layout_.factors[0], (width + panel - 1) / panel, x.back(), panel}, {width}};
+      for (std::size_t i = 1; i < 3; ++i)
+        if (inputs[i].shape != expected[i - 1])
+          return Types::failure("Input " + number(static_cast<std::int64_t>(i)) + " has the shape " + text_of(inputs[i].shape) +
+                                " and should have " + text_of(expected[i - 1]) + ".");
+    }
+    return epilogue_.outputs(result_shape(x), inputs.subspan(layout_.epilogue()));
+  }
+
+  Result<bool> run(std::span<const Tensor> inputs, std::span<const TensorType> types, std::span<void* const> outputs,
+                   const Execution& execution) const override {
+    const Shape& x = inputs[0].shape;
+    const Shape raw = result_shape(x);
+    const bool transposed = layout_.filters > 0;
+    const auto data = [&](std::size_t i) { return static_cast<const float*>(inputs[i].data); };
+    conv::Convolution convolution{.geometry = {},
+                                  .x = data(0),
+                                  .weights = transposed ? data(1) : nullptr,
+                                  .bias = transposed ? data(2) : nullptr,
+                                  .y = static_cast<float*>(outputs[0]),
+                                  .clip = epilogue_.clip()};
+    conv::Geometry& g = convolution.geometry;
+    g.batch = x[0];
+    g.channels = x[3];
+    g.filters = raw[3];
+    for (std::size_t axis = 0; axis < 2; ++axis) {
+      g.kernel[axis] = g.strides[axis] = layout_.factors[axis];
+      g.input[axis] = x[1 + axis];
+      g.output[axis] = raw[1 + axis];
+    }
+    const std::span<const Tensor> further = inputs.subspan(layout_.epilogue());
+    std::optional<elementwise::Epilogue> epilogue;
+    if (const auto sum = epilogue_.sum(raw, further)) {
+      convolution.added = sum->added;
+      convolution.clip = sum->clip;
+    } else if (epilogue_.gate()) {
+      convolution.gate = epilogue_.gate();
+    } else if (epilogue_.present()) {
+      Result<elementwise::Epilogue> bound = epilogue_.bind(raw, further, types, outputs);
+      if (!bound) return Result<bool>::failure(bound.error());
+      epilogue = std::move(*bound);
+      convolution.epilogue = &*epilogue;
+    }
+    (transposed ? conv::run_transposed : conv::run_repeat)(convolution, variant_, execution.parallel_for);
+    return true;
+  }
+
+ private:
+  Shape result_shape(const Shape& x) const {
+    return {x[0], x[1] * layout_.factors[0], x[2] * layout_.factors[1], layout_.filters > 0 ? layout_.filters : x[3]};
+  }
+
+  Layout layout_;
+  EpilogueProgram epilogue_;
+  const conv::Variant& variant_;
+};
+
+template <bool kTransposed>
+Result<std::unique_ptr<Kernel>> create(const Attributes& attributes, std::string_view name) {
+  using Made = Result<std::unique_ptr<Kernel>>;
+  const auto list = conv::variants();
+  const auto variant = std::find_if(list.begin(), list.end(), [&](const auto& one) { return name == one.name; });
+  if (variant == list.end()) return Made::failure("There is no variant '" + std::string(name) + "'.");
+  const Result<Layout> layout = read_layout(attributes, kTransposed);
+  if (!layout) return Made::failure(layout.error());
+  Result<EpilogueProgram> epilogue = EpilogueProgram::read(attributes, 1, variant->isa);
+  if (!epilogue) return Made::failure(epilogue.error());
+  if (epilogue->output_types() != std::vector<int>{kFloat})
+    return Made::failure("Its epilogue should have one output, of type f32.");
+  return Made(std::make_unique<FusedExpand>(*layout, std::move(*epilogue), *variant));
+}
+
+template <bool kTransposed>
+std::vector<std::optional<InferredType>> infer(const Attributes& attributes, std::span<const InferredType> inputs) {
+  const Result<Layout> layout = read_layout(attributes, kTransposed);
+  if (!layout || inputs.empty() || inputs[0].shape.size() != 4) return {};
+  std::vector<Dim> shape = inputs[0].shape;
+  for (std::size_t axis = 0; axis < 2; ++axis)
+    if (layout->factors[axis] > 1)
+      shape[1 + axis] = shape[1 + axis].size < 0 ? Dim{-1, fresh_dim()} : Dim{shape[1 + axis].size * layout->factors[axis], ""};
+  if (kTransposed) shape[3] = {layout->filters, ""};
+  return {InferredType{kFloat, std::move(shape)}};
+}
+
+const std::vector<Variant>& list_variants() {
+  static const std::vector<Variant> list = [] {
+    std::vector<Variant> made;
+    for (const conv::Variant& variant : conv::variants()) made.push_back({variant.name, variant.isa});
+    return made;
+  }();
+  return list;
+}
+
+}  // namespace
+
+const Op& fused_conv_transpose() {
+  static const char* const attributes[] = {"kernel_shape", "filters", "epilogue"};
+  static const Op op{"FusedConvTranspose", attributes, list_variants(), create<true>, infer<true>};
+  return op;
+}
+
+const Op& fused_resize() {
+  static const char* const attributes[] = {"factors", "epilogue"};
+  static const Op op{"FusedResize", attributes, list_variants(), create<false>, infer<false>};
+  return op;
+}
+
+}  // namespace onnxopt::ops
