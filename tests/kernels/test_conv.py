@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from onnxopt import ir
+from onnxopt.ops import fused_conv_transpose
 from onnxopt.runtime.library import native
 
 VARIANTS = [
@@ -315,3 +316,49 @@ def test_planar_input_is_the_transposed_one(case: Case, variant: str) -> None:
     for threads in (1, 3):
         actual = run(case, planar, w, bias, variant=variant, threads=threads, biased=1, planar=1)
         assert_close(actual, expected, 2e-6)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    ("shape", "filters", "kernel"),
+    [((2, 5, 7, 24), 24, (2, 2)), ((1, 30, 41, 3), 1, (2, 2)), ((1, 4, 4, 17), 9, (3, 4)), ((1, 0, 4, 3), 2, (2, 2))],
+)
+@pytest.mark.parametrize("epilogue", ["", "i0:f32 | t0=relu(i0) | t0:f32", "i0:f32 | t0=sigmoid(i0) | t0:f32"])
+def test_transposed_convolution_equals_float64(
+    shape: tuple[int, ...], filters: int, kernel: tuple[int, int], epilogue: str, variant: str
+) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal(shape).astype(np.float32)
+    w = rng.standard_normal((shape[3], filters, *kernel)).astype(np.float32)
+    bias = rng.standard_normal(filters).astype(np.float32)
+    raw = np.einsum("nhwc,cmij->nhiwjm", x.astype(np.float64), w.astype(np.float64)) + bias
+    expected = raw.reshape(shape[0], shape[1] * kernel[0], shape[2] * kernel[1], filters)
+    if "relu" in epilogue:
+        expected = np.maximum(expected, 0)
+    elif epilogue:
+        expected = 1 / (1 + np.exp(-expected))
+    inputs = [x, fused_conv_transpose.pack(w), np.tile(bias, kernel[1])]
+    attributes = {"kernel_shape": list(kernel), "filters": filters, "epilogue": epilogue}
+    for threads in (1, 3):
+        actual = native().run("FusedConvTranspose", inputs, attributes, variant, threads)[0]
+        assert_close(actual, expected, 2e-6)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("shape", [(2, 5, 7, 24), (1, 30, 41, 3), (1, 1, 1, 40), (0, 3, 3, 2)])
+@pytest.mark.parametrize("factors", [(1, 1), (2, 3), (4, 4)])
+@pytest.mark.parametrize("statement", ["", "add(i0,i1)", "mul(i0,i1)"])
+def test_repeated_pixels(shape: tuple[int, ...], factors: tuple[int, int], statement: str, variant: str) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal(shape).astype(np.float32)
+    x.flat[:1] = np.nan
+    expected = x.repeat(factors[0], 1).repeat(factors[1], 2)
+    attributes: dict[str, object] = {"factors": list(factors)}
+    more = []
+    if statement:
+        more = [rng.standard_normal(expected.shape).astype(np.float32)]
+        attributes["epilogue"] = f"i0:f32 i1:f32 | t0={statement} | t0:f32"
+        expected = expected + more[0] if statement.startswith("add") else expected * more[0]
+    for threads in (1, 3):
+        actual = native().run("FusedResize", [x, *more], attributes, variant, threads)[0]
+        np.testing.assert_array_equal(actual, expected)

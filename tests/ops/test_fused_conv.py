@@ -1,4 +1,4 @@
-"""FusedConv, FusedPool and FusedSeparableConv: what they say of inputs and attributes that do not fit."""
+"""The ops of convolutions: what they say of inputs and attributes that do not fit."""
 
 from __future__ import annotations
 
@@ -45,6 +45,12 @@ MISUSE: list[tuple[str, list[np.ndarray], dict[str, Any], str]] = [
     ("FusedPool", [X.astype(np.int32)], {"kind": "max", "kernel_shape": [2, 2]}, "should be float"),
     ("FusedPool", [zeros(2, 3)], {"kind": "global_average"}, "at least 3 dims"),
     ("FusedPool", [zeros(1, 2, 2, 3)], {"kind": "max", "kernel_shape": [5, 5]}, "windows are larger"),
+    ("FusedConvTranspose", [X], {"kernel_shape": [2, 2], "filters": 3}, "got 1 inputs and needs at least 3"),
+    ("FusedConvTranspose", [X, zeros(2, 1, 7, 16), zeros(6)], {"kernel_shape": [2, 2], "filters": 3}, "Input 1 has the shape"),
+    ("FusedConvTranspose", [X], {"kernel_shape": [2], "filters": 3}, "of two positive numbers"),
+    ("FusedConvTranspose", [X], {"kernel_shape": [2, 2]}, "needs a positive attribute 'filters'"),
+    ("FusedResize", [X], {"factors": [2, 0]}, "of two positive numbers"),
+    ("FusedResize", [zeros(2, 3, 4)], {"factors": [2, 2]}, "should have 4 dims"),
     ("FusedSeparableConv", SEPARABLE[:4], CONV, "got 4 inputs and needs at least 5"),
     ("FusedSeparableConv", [X, zeros(9, 7), *SEPARABLE[2:]], CONV, r"Input 1 has the shape \[9,7\]"),
     ("FusedSeparableConv", SEPARABLE, CONV | {"between": "i0:f32 i1:f32 | t0=add(i0,i1) | t0:f32"}, "inputs for its epilogue"),

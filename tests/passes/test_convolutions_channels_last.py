@@ -151,6 +151,22 @@ BODIES = {
       j = LeakyRelu <alpha=0.1> (i)
       y = Conv <kernel_shape=[2,2], dilations=[2,1], group=2> (j, w6)
     }""",
+    "a head of transposed convolutions": """g (float[2,6,5,7] x) => (float[2,1,20,42] y) {
+      a = Conv <kernel_shape=[1,1]> (x, w5)
+      b = ConvTranspose <kernel_shape=[2,3], strides=[2,3]> (a, t1, t1b)
+      c = Relu (b)
+      d = ConvTranspose <kernel_shape=[2,2], strides=[2,2]> (c, t2)
+      y = Sigmoid (d)
+    }""",
+    "a pyramid": """g (float[1,6,8,12] x) => (float[1,6,8,12] y) {
+      a = Conv <kernel_shape=[1,1]> (x, w5)
+      b = Conv <kernel_shape=[3,3], pads=[1,1,1,1], strides=[2,2]> (a, w8)
+      c = Resize <mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor"> (b, , scales)
+      d = Add (a, c)
+      e = Resize <mode="nearest"> (b, , scales)
+      f = Add (d, e)
+      y = Conv <kernel_shape=[1,1]> (f, w5)
+    }""",
     "constants per channel and scalars": """g (float[1,6,9,9] x) => (float[1,6,9,9] y) {
       a = Conv <kernel_shape=[1,1]> (x, w5)
       b = Mul (a, scale)
@@ -178,7 +194,8 @@ BODIES = {
     }""",
 }
 BODY_WEIGHTS = weights(
-    w1=(6, 6, 3), w2=(6, 1, 5), w3=(5, 6, 1), w4=(6, 6, 3, 3), w5=(6, 6, 1, 1), w6=(4, 6, 2, 2), w7=(6, 6, 4, 4), w8=(6, 6, 3, 3),
+    w1=(6, 6, 3), w2=(6, 1, 5), w3=(5, 6, 1), w4=(6, 6, 3, 3), w5=(6, 6, 1, 1), w6=(4, 6, 2, 2), w7=(6, 6, 4, 4), w8=(6, 6, 3, 3), t1=(6, 9, 2, 3), t1b=(9,),
+    t2=(9, 1, 2, 2),
     bn2=(12,), scale=(6, 1, 1), shift=(1, 6, 1, 1),
 ) | {"bn": RNG.uniform(0.5, 2, 12).astype(np.float32), "half": np.array(0.5, np.float32), "scales": np.array([1, 1, 2, 2], np.float32)}  # fmt: skip
 
