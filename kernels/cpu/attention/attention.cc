@@ -25,7 +25,7 @@ namespace {
 /// Multiplications of a task: some 50 us of one core.
 constexpr double kTask = 3e6;
 /// The least rows of a task, so that packing the keys does not count.
-constexpr std::int64_t kLeastRows = 96;
+constexpr std::int64_t kLeastRows = 192;
 /// Multiplications below which a second thread costs more than it saves.
 constexpr double kGrain = 2e5;
 

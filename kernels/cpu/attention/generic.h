@@ -185,9 +185,15 @@ class Group {
     return complete;
   }
 
+  /// Keys and values in the order of the micro-kernel; what comes next is on its way to the cache meanwhile.
   void pack(const Tile& tile) const {
-    for (std::int64_t j = 0; j < tile.size; j += signed_of(kPanel))
+    for (std::int64_t j = 0; j < tile.size; j += signed_of(kPanel)) {
+      const std::int64_t begin = tile.begin + j, end = least(begin + signed_of(kPanel), p_.keys);
+      for (std::int64_t key = begin; key < end; ++key) fetch_row(p_.v, {batch_, kv_head_, key}, p_.width);
+      for (std::int64_t key = end; key < least(end + signed_of(kPanel), p_.keys); ++key)
+        fetch_row(p_.k, {batch_, kv_head_, key}, p_.depth);
       pack_panel(tile.begin + j, least(tile.size - j, signed_of(kPanel)), w_.keys + j * p_.depth);
+    }
     pack_values(tile);
   }
 
