@@ -197,8 +197,8 @@ def _trace(start: Placed, ctx: Context) -> Scores:
 
 def _add(scores: Scores, node: ir.Node, ctx: Context) -> None:
     index = 1 if _is_product(node.inputs[1], ctx) and not _is_product(node.inputs[0], ctx) else 0
-    scores.masks.insert(0, _mask("add", _input(node, 1 - index), scores, ctx))
     _continue(scores, _input(node, index), ctx)
+    scores.masks.insert(0, _mask("add", _input(node, 1 - index), scores, ctx))
 
 
 def _where(scores: Scores, node: ir.Node, ctx: Context) -> None:
@@ -207,20 +207,21 @@ def _where(scores: Scores, node: ir.Node, ctx: Context) -> None:
         raise Unfit("it replaces scores by no constant", culprit=node)
     kind, index, fill = ("keep", 1, fills[1]) if fills[0] is None else ("hide", 2, fills[0])
     assert fill is not None
-    scores.masks.insert(0, _mask(f"{kind}={_float32(float(fill))!r}", _input(node, 0), scores, ctx))
     _continue(scores, _input(node, index), ctx)
+    scores.masks.insert(0, _mask(f"{kind}={_float32(float(fill))!r}", _input(node, 0), scores, ctx))
 
 
 def _mask(kind: str, mask: ir.Value, scores: Scores, ctx: Context) -> tuple[str, ir.Value]:
     """A mask in the order and shape in which the op reads it."""
     shape = ctx.shapes.shape(mask)
-    labels, sizes = scores.placed.labels, scores.placed.sizes
+    labels, dims = scores.placed.labels, ctx.shapes.shape(scores.placed.value)
     if scores.scaled is not None:
         raise Unfit("scores are scaled after the mask '{}'", mask.name, culprit=scores.scaled)
-    if shape is None or len(shape) > len(labels):
+    if shape is None or dims is None or len(shape) > len(labels):
         raise Unfit("the shape of the mask '{}' does not fit the scores", mask.name, culprit=mask)
-    for letter, dim in zip(labels[len(labels) - len(shape) :], shape, strict=True):
-        same = letter in ("b", "h", "q", "t") and _may_equal(dim, sizes[letter], ctx)
+    first = len(labels) - len(shape)
+    for letter, dim, size in zip(labels[first:], shape, dims[first:], strict=True):
+        same = letter in ("b", "h", "q", "t") and _may_equal(dim, size, ctx)
         if dim != 1 and not same:
             raise Unfit("the mask '{}' of shape {} does not fit the scores", mask.name, shape, culprit=mask)
     return kind, mask
