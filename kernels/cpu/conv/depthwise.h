@@ -13,10 +13,6 @@ namespace {
 constexpr int kPixels = V::kWidth == 16 ? 8 : 4;
 /// Vectors of channels that a pixel at the border computes together.
 constexpr int kBorderVectors = 4;
-/// Floats of the windows of a strip, which stay in the first-level cache from line to line.
-constexpr std::int64_t kStripFloats = 6 * 1024;
-constexpr std::int64_t kStripChannels = 64;
-
 /// The part of a window that lies in the image, along one axis.
 struct Range {
   std::int64_t begin, end;
@@ -144,7 +140,10 @@ inline void run_vectors(const Window& w, const Body& body, std::int64_t channel,
     for (int v = 0; v < N; ++v) store_channels<Whole>(y + p * w.result_step + channel + v * kWidth, body.end(sums[p][v]), count);
 }
 
-/// The same for windows of K columns that share what they read. Where they cross the border, only the columns `inside` are read.
+alignas(64) constexpr float kZeros[kPanel] = {};
+
+/// The same for windows of K columns that share what they read. Where they cross the border, columns that are not `inside`
+/// are zero.
 template <int P, int K, bool Border, bool Whole, class Body>
 inline void run_shared(const Window& w, Range inside, const Body& body, std::int64_t channel, std::size_t count, float* y) {
   F sums[P];
@@ -163,8 +162,7 @@ inline void run_shared(const Window& w, Range inside, const Body& body, std::int
     const float* column = line;
 #pragma GCC unroll 16
     for (int c = 0; c < P + K - 1; ++c, column += w.pixel_step) {
-      if (Border && (c < inside.begin || c >= inside.end)) continue;
-      F x = load_channels<Whole>(column, count);
+      F x = load_channels<Whole>(!Border || (c >= inside.begin && c < inside.end) ? column : kZeros, count);
       hold(x);
 #pragma GCC unroll 8
       for (int kx = 0; kx < K; ++kx)
@@ -209,11 +207,6 @@ inline void run_neighbours(std::int64_t pixels, const Window& w, Range inside, c
   if (inside.begin <= 0 && inside.end >= P + K - 1) return run.template operator()<false>();
   run.template operator()<true>();
 }
-
-/// What is computed together: pixels of the output's lines, and channels.
-struct Part {
-  Range pixels, channels;
-};
 
 /// One line of windows over an image.
 class Line {
@@ -280,48 +273,37 @@ class Line {
   const float* top_;
 };
 
-/// Calls `run` with the parts of some lines whose windows stay in the first-level cache.
-template <class Run>
-inline void over_parts(const Geometry& g, Run run) {
-  const auto columns = [&](std::int64_t pixels) { return g.kernel[0] * ((pixels - 1) * g.strides[1] + g.kernel[1]); };
-  const std::int64_t fitting = kStripFloats / columns(kPixels);
-  const std::int64_t channels =
-      fitting >= g.channels ? g.channels : most(fitting / kStripChannels * kStripChannels, kStripChannels);
-  std::int64_t pixels = kPixels;
-  while (pixels < g.output[1] && columns(pixels + kPixels) * channels <= kStripFloats) pixels += kPixels;
-  for (std::int64_t channel = 0; channel < g.channels; channel += channels)
-    in_even_parts(g.output[1], pixels, [&](std::int64_t begin, std::int64_t count) {
-      run(Part{{begin, begin + count}, {channel, least(channel + channels, g.channels)}});
-    });
-}
-
-/// Lines of results, the first of which goes to `y`.
-inline void depthwise_lines(const Plan& plan, Range lines, float* y) {
+/// Some channels of lines of results, the first of which goes to `y`, strip by strip.
+inline void depthwise_lines(const Plan& plan, Range lines, Range channels, float* y) {
   const Convolution& convolution = *plan.convolution;
   const Geometry& g = convolution.geometry;
   const Products products{convolution.bias, convolution.clip, convolution.gate};
   const bool shares = g.strides[1] == 1 && g.dilations[1] == 1;
-  over_parts(g, [&](const Part& part) {
+  in_even_parts(g.output[1], plan.strip_pixels, [&](std::int64_t begin, std::int64_t count) {
+    const Range pixels{begin, begin + count};
     for (std::int64_t number = lines.begin; number < lines.end; ++number) {
-      const Line line(g, convolution.x, convolution.weights, number, part.channels);
+      const Line line(g, convolution.x, convolution.weights, number, channels);
       float* const target = y + (number - lines.begin) * g.output[1] * g.channels;
       if (shares && g.kernel[1] == 3)
-        line.run_shared_columns<3>(part.pixels, target, products);
+        line.run_shared_columns<3>(pixels, target, products);
       else if (shares && g.kernel[1] == 5)
-        line.run_shared_columns<5>(part.pixels, target, products);
+        line.run_shared_columns<5>(pixels, target, products);
       else if (shares && g.kernel[1] == 7)
-        line.run_shared_columns<7>(part.pixels, target, products);
+        line.run_shared_columns<7>(pixels, target, products);
       else
-        line.run(part.pixels, target, [&](Range, Range) { return products; });
+        line.run(pixels, target, [&](Range, Range) { return products; });
     }
   });
 }
 
 inline void run_depthwise(const Plan& plan, std::int64_t task) {
   const Geometry& g = plan.convolution->geometry;
-  const Range lines{task * plan.task_lines, least((task + 1) * plan.task_lines, g.batch * g.output[0])};
-  depthwise_lines(plan, lines, plan.convolution->y + lines.begin * g.output[1] * g.channels);
-  finish(plan, {lines.begin * g.output[1], lines.end * g.output[1], 0, g.channels});
+  const std::int64_t channel_tasks = ceil_div(g.channels, plan.strip_channels);
+  const std::int64_t channel = task % channel_tasks * plan.strip_channels, line = task / channel_tasks * plan.task_lines;
+  const Range lines{line, least(line + plan.task_lines, g.batch * g.output[0])};
+  const Range channels{channel, least(channel + plan.strip_channels, g.channels)};
+  depthwise_lines(plan, lines, channels, plan.convolution->y + line * g.output[1] * g.channels);
+  finish(plan, {lines.begin * g.output[1], lines.end * g.output[1], channels.begin, channels.end});
 }
 
 inline void run_pool(const Pooling& pooling, std::int64_t number) {

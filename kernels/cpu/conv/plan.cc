@@ -27,6 +27,9 @@ constexpr std::int64_t kCachedFloats = 96 * 1024;
 constexpr std::int64_t kTileBlockFloats = 112 * 1024;
 /// Floats of the weights of a block of columns, which are read by all rows of a block.
 constexpr std::int64_t kPanelFloats = 48 * 1024;
+/// Floats of the windows of a strip, which stay in the first-level cache from line to line.
+constexpr std::int64_t kStripFloats = 6 * 1024;
+constexpr std::int64_t kStripPixels = 8, kStripChannels = 64;
 /// Floats between a depthwise convolution and the product that reads them.
 constexpr std::int64_t kSeparableFloats = 64 * 1024;
 constexpr std::int64_t kMostTransformedFloats = 4 << 20;
@@ -137,7 +140,18 @@ Plan plan_lines(const Convolution& convolution, std::int64_t lines, std::int64_t
 
 Plan plan_depthwise(const Convolution& convolution) {
   const Geometry& g = convolution.geometry;
-  return plan_lines(convolution, g.batch * g.output[0], g.output[1] * ceil_div(g.channels, kPanel) * (g.taps() + 4));
+  const auto columns = [&](std::int64_t pixels) { return g.kernel[0] * ((pixels - 1) * g.strides[1] + g.kernel[1]); };
+  const std::int64_t fitting = std::max(kStripFloats / columns(kStripPixels) / kStripChannels, std::int64_t{1}) * kStripChannels;
+  const std::int64_t channels = std::min(fitting, g.channels);
+  const std::int64_t lines = g.batch * g.output[0];
+  Plan plan = plan_lines(convolution, lines, g.output[1] * ceil_div(channels, kPanel) * (g.taps() + 4));
+  // Few lines would share little of what they read.
+  plan.task_lines = std::min(std::max(plan.task_lines, 2 * g.kernel[0]), lines);
+  plan.strip_channels = channels;
+  plan.strip_pixels = kStripPixels;
+  while (plan.strip_pixels < g.output[1] && columns(plan.strip_pixels + kStripPixels) * channels <= kStripFloats)
+    plan.strip_pixels += kStripPixels;
+  return plan;
 }
 
 Plan plan_narrow(const Convolution& convolution) {
@@ -188,7 +202,8 @@ void run(const Convolution& convolution, const Variant& variant, const ParallelF
   if (g.pixels() == 0 || g.filters == 0) return;
   if (g.is_depthwise()) {
     const Plan plan = plan_depthwise(convolution);
-    return run_tasks(plan, variant.depthwise, ceil_div(g.batch * g.output[0], plan.task_lines), parallel_for);
+    const std::int64_t line_tasks = ceil_div(g.batch * g.output[0], plan.task_lines);
+    return run_tasks(plan, variant.depthwise, line_tasks * ceil_div(g.channels, plan.strip_channels), parallel_for);
   }
   if (convolution.planar || is_narrow(g)) {
     const Plan plan = plan_narrow(convolution);

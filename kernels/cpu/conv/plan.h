@@ -38,8 +38,9 @@ struct Plan {
   std::int64_t task_tile_rows, tile_row_tasks, block_tiles;
   float* transformed;  // weights [36, panels, channels, 16]
 
-  // Depthwise convolutions and those of few channels: a task is some lines of the output.
-  std::int64_t task_lines;
+  // Depthwise convolutions and those of few channels: a task is some lines of the output, of depthwise ones some channels of them,
+  // the channels last. Windows of so many pixels and channels stay in the first-level cache from line to line.
+  std::int64_t task_lines, strip_pixels, strip_channels;
 };
 
 /// Tasks are some lines of the output each.

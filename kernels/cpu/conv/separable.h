@@ -13,7 +13,8 @@ inline void run_separable(const SeparablePlan& plan, std::int64_t task) {
   const std::int64_t first = lines.begin * g.output[1], rows = (lines.end - lines.begin) * g.output[1];
   auto* const between = reinterpret_cast<float*>(
       scratch(static_cast<std::size_t>(plan.task_lines * g.output[1] * g.channels) * sizeof(float), ScratchOwner::kConvTiles));
-  depthwise_lines(plan.depthwise, lines, between);
+  for (std::int64_t channel = 0; channel < g.channels; channel += plan.depthwise.strip_channels)
+    depthwise_lines(plan.depthwise, lines, {channel, least(channel + plan.depthwise.strip_channels, g.channels)}, between);
   finish_in_place(plan.depthwise, {first, first + rows, 0, g.channels}, between);
   in_even_parts(rows, plan.pointwise.block_rows, [&](std::int64_t begin, std::int64_t count) {
     const float* const x = between + begin * g.channels;
