@@ -318,12 +318,19 @@ class Group {
       const Place at = place(r);
       for (std::size_t i = 0; i < p_.mask_count; ++i) apply(p_.masks[i], tile, at, scores);
     }
-    for (std::int64_t j = tile.size; j < padded; ++j) scores[j] = -kInfinity;
+    hide_padding(scores, tile.size, padded);
     const float before = w_.largest[r], largest = largest_of(scores, padded, before);
     const float shift = largest == -kInfinity ? 0.0f : largest;
     if (largest > before && before > -kInfinity) rescale(r, before - largest);
     w_.largest[r] = largest;
     w_.sums[r] = (first ? 0.0f : w_.sums[r]) + weigh(scores, padded, shift);
+  }
+
+  static void hide_padding(float* scores, std::int64_t size, std::int64_t padded) {
+    for (std::int64_t j = size / signed_of(W) * signed_of(W); j < padded; j += signed_of(W)) {
+      const std::int64_t kept = size > j ? size - j : 0;
+      V::store(scores + j, V::load_first(scores + j, static_cast<std::size_t>(kept), V::set1(-kInfinity)));
+    }
   }
 
   void cap(float* scores, std::int64_t count) const {
@@ -344,7 +351,11 @@ class Group {
       for (std::int64_t j = 0; j < tile.size; ++j) scores[j] += term;
     } else {
       const auto* const row = mask_row<float>(mask, tile, at);
-      for (std::int64_t j = 0; j < tile.size; ++j) scores[j] += row[j];
+      for (std::int64_t j = 0; j < tile.size; j += signed_of(W)) {
+        const std::int64_t left = tile.size - j;
+        const V::F term = left >= signed_of(W) ? V::load(row + j) : V::load_first(row + j, static_cast<std::size_t>(left));
+        V::store(scores + j, V::add(V::load(scores + j), term));
+      }
     }
   }
 

@@ -1,0 +1,82 @@
+"""The pass that makes FusedAttention, in the pipeline."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+import onnxopt
+from helpers import evaluate, model, ops, run_passes
+from onnxopt import ir
+from onnxopt.pipeline import PassManager
+
+pytest.importorskip("onnxopt._native", reason="the native library is not built")
+
+RNG = np.random.default_rng(3)
+
+
+def normal(*shape: int) -> np.ndarray:
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def layers(count: int, opset: int = 17) -> onnx.ModelProto:
+    """Self-attention with a padding mask, as encoders write it, a few times."""
+    text = "".join(
+        f"""q{i} = MatMul(x{i}, wq)  k{i} = MatMul(x{i}, wk)  v{i} = MatMul(x{i}, wv)
+        qs{i} = Reshape(q{i}, split)  qt{i} = Transpose<perm = [0, 2, 1, 3]>(qs{i})
+        ks{i} = Reshape(k{i}, split)  kt{i} = Transpose<perm = [0, 2, 1, 3]>(ks{i})
+        vs{i} = Reshape(v{i}, split)  vt{i} = Transpose<perm = [0, 2, 1, 3]>(vs{i})
+        kk{i} = Transpose<perm = [0, 1, 3, 2]>(kt{i})  s{i} = MatMul(qt{i}, kk{i})  d{i} = Div(s{i}, root)
+        a{i} = Add(d{i}, hidden)  p{i} = Softmax<axis = 3>(a{i})  y{i} = MatMul(p{i}, vt{i})
+        yt{i} = Transpose<perm = [0, 2, 1, 3]>(y{i})  x{i + 1} = Reshape(yt{i}, merge)
+        """
+        for i in range(count)
+    )
+    shapes = {"split": np.array([0, 0, 4, 8]), "merge": np.array([0, 0, 32]), "root": np.array(8**0.5, np.float32)}
+    return model(
+        f"""g (float[B,S,32] x0, float[B,S] mask) => (float[B,S,32] x{count}) {{
+            wide = Reshape(mask, row)  seen = Mul(wide, low)  hidden = Sub(seen, low)
+            {text}
+        }}""",
+        opset=opset,
+        wq=normal(32, 32),
+        wk=normal(32, 32),
+        wv=normal(32, 32),
+        low=np.array(1e4, np.float32),
+        row=np.array([0, 1, 1, -1]),
+        **shapes,
+    )
+
+
+@pytest.mark.parametrize("opset", [11, 13, 17, 21])
+def test_every_layer_of_an_encoder(opset: int) -> None:
+    before = layers(3, opset)
+    after = onnxopt.optimize(before, strict=True)
+    found = ops(after)
+    assert found["FusedAttention"] == 3
+    assert not {"Softmax", "FusedSoftmax", "Transpose"} & set(found)
+    assert len(after.functions) == len({(one.domain, one.name, one.overload) for one in after.functions})
+    mask = np.ones((2, 9), np.float32)
+    mask[1, 5:] = 0
+    feeds = {"x0": normal(2, 9, 32), "mask": mask}
+    (wanted,) = evaluate(before, feeds)
+    for library in (True, False):
+        np.testing.assert_allclose(evaluate(after, feeds, library=library)[0], wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_layers_alike_share_a_body() -> None:
+    after, _ = run_passes(layers(3), "fuse_attention", target="cpu")
+    assert [one.name for one in after.functions] == ["FusedAttention"]
+
+
+def test_other_targets_keep_standard_ops() -> None:
+    assert "FusedAttention" not in ops(onnxopt.optimize(layers(1), target="generic"))
+
+
+def test_a_spent_budget_leaves_the_rest() -> None:
+    loaded = ir.load(layers(3))
+    PassManager("cpu", ["fuse_attention"], stop_after=2).run(loaded)
+    found = ir.count_ops(loaded)
+    assert sum(count for name, count in found.items() if "FusedAttention" in name) == 2
+    assert found["Softmax"] == 1
