@@ -1,0 +1,218 @@
+// Runs FusedNorm and FusedSoftmax with random shapes, axes and programs in every variant that this machine has, for the sanitizers.
+// All memory is as small as the interface allows. Results are compared with plain loops in double precision.
+//
+//     onnxopt_norm_driver [nodes] [seed]
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <map>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "csrc/dispatch/cpu.h"
+#include "csrc/ops/fused_norm.h"
+#include "csrc/ops/fused_softmax.h"
+
+namespace {
+
+using namespace onnxopt;
+using ops::Shape;
+
+class Attributes final : public ops::Attributes {
+ public:
+  std::map<std::string, std::int64_t> integers_of;
+  std::map<std::string, std::string> strings_of;
+
+  std::optional<std::string> string(const char* name) const override { return find(strings_of, name); }
+  std::optional<std::int64_t> integer(const char* name) const override { return find(integers_of, name); }
+  std::optional<float> real(const char*) const override { return std::nullopt; }
+  std::optional<std::vector<std::int64_t>> integers(const char*) const override { return std::nullopt; }
+
+ private:
+  template <typename T>
+  static std::optional<T> find(const std::map<std::string, T>& map, const char* name) {
+    const auto found = map.find(name);
+    return found == map.end() ? std::nullopt : std::optional(found->second);
+  }
+};
+
+std::int64_t count_of(const Shape& shape) {
+  std::int64_t count = 1;
+  for (const std::int64_t size : shape) count *= size;
+  return count;
+}
+
+/// A tensor in memory of just its size, of which a sanitizer knows the end.
+struct Floats {
+  explicit Floats(Shape shape) : shape(std::move(shape)), data(new float[static_cast<std::size_t>(count_of(this->shape))]) {}
+
+  ops::Tensor tensor() const {
+    ops::Tensor made;
+    made.type = ops::kFloat;
+    made.shape = shape;
+    made.data = data.get();
+    return made;
+  }
+  /// The element that is broadcast to a position in a tensor of another shape.
+  double at(std::int64_t position, const Shape& whole) const {
+    std::int64_t offset = 0, step = 1;
+    for (std::size_t i = 0; i < whole.size(); ++i) {
+      const std::int64_t size = whole[whole.size() - 1 - i], index = position % size;
+      position /= size;
+      if (i >= shape.size()) continue;
+      const std::int64_t own = shape[shape.size() - 1 - i];
+      offset += own == 1 ? 0 : index * step;
+      step *= own;
+    }
+    return static_cast<double>(data[static_cast<std::size_t>(offset)]);
+  }
+
+  Shape shape;
+  std::unique_ptr<float[]> data;
+};
+
+class Generator {
+ public:
+  explicit Generator(unsigned seed) : random_(seed) {}
+
+  int below(int limit) { return std::uniform_int_distribution<int>(0, limit - 1)(random_); }
+  std::int64_t size() { return below(25) == 0 ? 0 : below(6) == 0 ? 1 + below(200) : 1 + below(9); }
+  Floats floats(Shape shape) {
+    Floats made(std::move(shape));
+    for (std::int64_t i = 0; i < count_of(made.shape); ++i) made.data[i] = std::normal_distribution<float>()(random_);
+    return made;
+  }
+  /// Some of the last dims of a shape, some of them 1.
+  Floats operand(const Shape& shape) {
+    Shape made(shape.begin() + below(static_cast<int>(shape.size()) + 1), shape.end());
+    for (auto& dim : made) dim = below(3) == 0 ? 1 : dim;
+    return floats(std::move(made));
+  }
+
+ private:
+  std::mt19937 random_;
+};
+
+/// A node over random tensors, and what it should make.
+struct Case {
+  bool softmax = false;
+  Attributes attributes;
+  Shape shape;
+  std::int64_t width = 1, inner = 1;
+  std::vector<Floats> inputs;
+  std::vector<double> kept, expected;
+};
+
+/// The result along one row or column.
+void transform_row(const Case& one, const std::vector<double>& x, std::vector<double>& y, std::int64_t first) {
+  double mean = 0.0, squares = 0.0, largest = -INFINITY, total = 0.0;
+  const auto at = [&](std::int64_t k) { return static_cast<std::size_t>(first + k * one.inner); };
+  for (std::int64_t k = 0; k < one.width; ++k)
+    mean += x[at(k)] / static_cast<double>(one.width), largest = std::max(largest, x[at(k)]);
+  for (std::int64_t k = 0; k < one.width; ++k) {
+    squares += (x[at(k)] - mean) * (x[at(k)] - mean) / static_cast<double>(one.width);
+    total += std::exp(x[at(k)] - largest);
+  }
+  for (std::int64_t k = 0; k < one.width; ++k)
+    y[at(k)] = one.softmax ? std::exp(x[at(k)] - largest) / total : (x[at(k)] - mean) / std::sqrt(squares + double(1e-5f));
+}
+
+Case draw(Generator& generator) {
+  Case one;
+  one.softmax = generator.below(2) != 0;
+  for (int rank = 1 + generator.below(4); rank > 0; --rank) one.shape.push_back(generator.size());
+  const int rank = static_cast<int>(one.shape.size()), inner = generator.below(rank);
+  const int own = one.softmax ? 1 : 1 + generator.below(rank - inner);
+  for (int i = 0; i < inner; ++i) one.inner *= one.shape[static_cast<std::size_t>(rank - 1 - i)];
+  for (int i = 0; i < own; ++i) one.width *= one.shape[static_cast<std::size_t>(rank - 1 - inner - i)];
+  one.attributes.integers_of["axis"] = -inner - own;
+  if (!one.softmax) one.attributes.integers_of["inner"] = inner;
+  one.inputs.push_back(generator.floats(one.shape));
+  if (generator.below(3) != 0) {
+    const int terms = 1 + generator.below(4);
+    std::string declared = "i0:f32", statements;
+    for (int i = 0; i < terms; ++i) {
+      one.inputs.push_back(generator.operand(one.shape));
+      declared += " i" + std::to_string(i + 1) + ":f32";
+      statements +=
+          " t" + std::to_string(i) + "=add(" + (i ? "t" + std::to_string(i - 1) : "i0") + ",i" + std::to_string(i + 1) + ")";
+    }
+    // A sum that ends in another operation takes the way through the interpreter.
+    const bool plain = generator.below(2) != 0;
+    if (!plain) statements += " t" + std::to_string(terms) + "=abs(t" + std::to_string(terms - 1) + ")";
+    one.attributes.strings_of["prologue"] =
+        declared + " |" + statements + " | t" + std::to_string(terms - (plain ? 1 : 0)) + ":f32";
+    if (generator.below(2) != 0) one.attributes.integers_of["kept"] = 1;
+    if (!plain) one.attributes.integers_of["absolute"] = 1;
+  }
+  const std::int64_t count = count_of(one.shape);
+  one.kept.resize(static_cast<std::size_t>(count));
+  one.expected.resize(static_cast<std::size_t>(count));
+  for (std::int64_t i = 0; i < count; ++i) {
+    double& sum = one.kept[static_cast<std::size_t>(i)];
+    for (const Floats& input : one.inputs) sum += input.at(i, one.shape);
+    if (one.attributes.integers_of.contains("absolute")) sum = std::fabs(sum);
+  }
+  if (count > 0)
+    for (std::int64_t outer = 0; outer < count / (one.width * one.inner); ++outer)
+      for (std::int64_t column = 0; column < one.inner; ++column)
+        transform_row(one, one.kept, one.expected, outer * one.width * one.inner + column);
+  if (generator.below(2) != 0) {
+    one.attributes.strings_of["epilogue"] = "i0:f32 i1:f32 | t0=abs(i0) t1=add(t0,i1) | t1:f32";
+    one.inputs.push_back(generator.operand(one.shape));
+    for (std::int64_t i = 0; i < count; ++i) {
+      double& y = one.expected[static_cast<std::size_t>(i)];
+      y = std::fabs(y) + one.inputs.back().at(i, one.shape);
+    }
+  }
+  return one;
+}
+
+bool close(const Floats& actual, const std::vector<double>& expected, const char* variant, const char* what) {
+  double largest = 1e-30;
+  for (const double one : expected) largest = std::max(largest, std::fabs(one));
+  for (std::size_t i = 0; i < expected.size(); ++i)
+    if (!(std::fabs(static_cast<double>(actual.data[i]) - expected[i]) <= 2e-5 * largest)) {
+      std::printf("%s: %s: element %zu is %g and should be %g\n", variant, what, i, static_cast<double>(actual.data[i]),
+                  expected[i]);
+      return false;
+    }
+  return true;
+}
+
+bool run(const Case& one, const ops::Op& op, const ops::Variant& variant) {
+  const auto kernel = op.create(one.attributes, variant.name);
+  std::vector<ops::Tensor> tensors;
+  for (const Floats& input : one.inputs) tensors.push_back(input.tensor());
+  const auto types = kernel ? (*kernel)->outputs(tensors) : Result<std::vector<ops::TensorType>>::failure(kernel.error());
+  if (!types) {
+    std::printf("%s: %s\n", variant.name, types.error().c_str());
+    return false;
+  }
+  std::vector<Floats> results;
+  std::vector<void*> memory;
+  for (const ops::TensorType& type : *types) memory.push_back(results.emplace_back(type.shape).data.get());
+  if (!(*kernel)->run(tensors, *types, memory, {ParallelFor::inline_loop()})) return false;
+  return close(results[0], one.expected, variant.name, "result") &&
+         (results.size() == 1 || close(results[1], one.kept, variant.name, "kept"));
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const int nodes = argc > 1 ? std::atoi(argv[1]) : 1000;
+  Generator generator(argc > 2 ? static_cast<unsigned>(std::atoi(argv[2])) : 0);
+  for (int i = 0; i < nodes; ++i) {
+    const Case one = draw(generator);
+    const ops::Op& op = one.softmax ? ops::fused_softmax() : ops::fused_norm();
+    for (const ops::Variant& variant : op.variants)
+      if (dispatch::supports(variant.isa) && !run(one, op, variant)) {
+        std::printf("node %d failed, of shape %s\n", i, ops::text_of(one.shape).c_str());
+        return 1;
+      }
+  }
+  std::printf("%d nodes agree\n", nodes);
+  return 0;
+}
