@@ -65,6 +65,7 @@ PHASES: Mapping[str, tuple[str, ...]] = {
         "keep_blocked_layout",
         "fuse_conv_activations",
         "fuse_attention",
+        "gather_moved_rows",
         "fuse_gemms",
         "fuse_norms",
         "fuse_softmax",
