@@ -19,7 +19,13 @@ from onnxopt.runtime.target import Target
 
 passes.load_all()
 HERE = Path(__file__).parent
-TESTED_ELSEWHERE = {"fuse_elementwise": HERE.parent / "fusions" / "test_fused_elementwise.py"}
+FUSIONS = HERE.parent / "fusions"
+TESTED_ELSEWHERE = {
+    "fuse_elementwise": FUSIONS / "test_fused_elementwise.py",
+    **dict.fromkeys(("fuse_norms", "fuse_prologues", "fuse_softmax"), FUSIONS / "test_fused_norm.py"),
+}
+"""Passes whose tests are those of the ops that they make."""
+
 OWN = sorted(name for name, one in REGISTRY.items() if one.__module__.startswith("onnxopt.passes."))
 
 
