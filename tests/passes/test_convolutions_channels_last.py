@@ -11,8 +11,17 @@ from hypothesis import strategies as st
 from tests.helpers import model, op_list, run_passes
 
 import onnxopt
+from onnxopt.fusions.channels_last import Finder
 
 PASSES = ("convolutions_channels_last", "sink_transposes", "fuse_epilogues")
+
+
+@pytest.fixture(autouse=True)
+def convert_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Regions are converted whether or not onnxruntime is as fast, so that all kinds of them are tested."""
+    monkeypatch.setattr(Finder, "_is_slow_in_blocks", lambda self, node: True)
+
+
 RNG = np.random.default_rng(0)
 
 
@@ -211,3 +220,20 @@ def test_computes_the_same(name: str) -> None:
     x.flat[[3, 17]] = np.nan, np.inf
     with np.errstate(all="ignore"):
         assert_equal(before, after, {"x": x})
+
+
+@pytest.mark.parametrize(
+    ("kernel", "activation", "converted"),
+    [("1,1", "Relu", False), ("1,1", "HardSwish", True), ("3,3", "Relu", True)],
+    ids=["all in blocks", "an activation outside", "fewer multiplications"],
+)
+def test_leaves_what_onnxruntime_computes_in_blocks(
+    monkeypatch: pytest.MonkeyPatch, kernel: str, activation: str, converted: bool
+) -> None:
+    monkeypatch.undo()
+    size = int(kernel[0])
+    w = np.random.default_rng(0).standard_normal((32, 32, size, size)).astype(np.float32)
+    body = f"a = Conv(x, w)\n b = {activation}(a)\n c = Conv(b, w)\n d = {activation}(c)\n y = Conv(d, w)"
+    before = model(f"g (float[1,32,40,40] x) => (y) {{ {body} }}", opset=18, w=w)
+    after, _ = run_passes(before, *PASSES, target="cpu")
+    assert ("FusedConv" in op_list(after)) is converted

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from tests.helpers import model, op_list, run_passes
-from tests.passes.test_convolutions_channels_last import assert_equal, weights
+from tests.passes.test_convolutions_channels_last import assert_equal, convert_all, weights  # noqa: F401
 
 PASSES = ("convolutions_channels_last", "sink_transposes", "fuse_epilogues", "fuse_separable_convs")
 HELD = weights(w=(12, 3, 3, 3), d=(12, 1, 3, 3), p=(20, 12, 1, 1), q=(12, 20, 1, 1), b=(12,), c=(20,))

@@ -24,6 +24,14 @@ RULE = "convert_to_channels_last"
 BORDER_COST = 1.0
 """What a Transpose at the border costs, in units of what a convolution gains."""
 
+IN_BLOCKS = frozenset(
+    {"Add", "BatchNormalization", "Clip", "Concat", "HardSigmoid", "LeakyRelu", "Relu", "Sigmoid", "Sum", "Tanh"}
+)
+"""Element-wise ops that onnxruntime computes in its blocked layout, most of them in the kernel of the Conv before them."""
+
+WINOGRAD_CHANNELS = 16
+"""The least channels on both sides of a convolution that is computed with fewer multiplications."""
+
 MAX_CONSTANT_BYTES = 1 << 20
 """Constants beside converted data are transposed too, up to this size."""
 
@@ -146,11 +154,30 @@ class Finder:
     def _is_worthwhile(self, nodes: list[ir.Node]) -> bool:
         gain = sum(KERNELS[node.op_type].gain for node in nodes if node.op_type in KERNELS and node not in self.moves)
         cost = BORDER_COST * self._borders(nodes)
+        if not any(map(self._is_slow_in_blocks, nodes)):
+            refusal = Refusal("onnxruntime computes all of it in its blocked layout", culprit=nodes[0])
+            self.ctx.log.refused(RULE, nodes[0], refusal, len(nodes))
+            return False
         if gain > cost:
             return True
         refusal = Refusal("{} convolutions are not worth {} Transposes", int(gain), int(cost), culprit=nodes[0])
         self.ctx.log.refused(RULE, nodes[0], refusal, len(nodes))
         return False
+
+    def _is_slow_in_blocks(self, node: ir.Node) -> bool:
+        """Whether onnxruntime leaves its blocked layout for the node or around it, or multiplies more than our kernel."""
+        if any(user.op_type == "Transpose" for value in node.outputs for user, _ in value.uses()):
+            return True
+        if node in self.moves:
+            return node.op_type not in IN_BLOCKS
+        if node.op_type != "Conv":
+            return False
+        filters = None if node.inputs[1] is None else self.ctx.shapes.static_shape(node.inputs[1])
+        alone = attribute(node, "group", 1) == 1
+        steps = {*(attribute(node, "strides") or (1,)), *(attribute(node, "dilations") or (1,))}
+        if filters is None or not alone:
+            return False
+        return filters[2:] == (3, 3) and steps == {1} and min(filters[:2]) >= WINOGRAD_CHANNELS
 
     def _borders(self, nodes: list[ir.Node]) -> int:
         """How many Transposes stand at the border of a region."""

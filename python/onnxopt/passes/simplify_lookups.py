@@ -8,7 +8,8 @@ import numpy as np
 
 from onnxopt import ir
 from onnxopt.ops.fused_elementwise import LOWERINGS
-from onnxopt.passes.base import Context, RulePass, register_pass
+from onnxopt.passes.base import Context, PassResult, RulePass, register_pass
+from onnxopt.rewrite.driver import Driver
 from onnxopt.rewrite.patch import Builder
 from onnxopt.rewrite.pattern import op, pattern
 from onnxopt.rewrite.rules import Match, Refusal, RuleSet, attribute, rule
@@ -81,6 +82,7 @@ class _Region:
     index: ir.Value | None = None
     gathers: dict[ir.Node, None] = dataclasses.field(default_factory=dict)
     nodes: dict[ir.Node, None] = dataclasses.field(default_factory=dict)
+    visited: int = 0
 
     def is_closed(self, root: ir.Node) -> bool:
         """Whether nothing else reads what is looked up or computed on the way."""
@@ -95,6 +97,9 @@ def _collect(node: ir.Node, region: _Region, m: Match) -> bool:
     """Add a node and what it is computed from, in topological order. False where that is no region."""
     if node in region.nodes:
         return True
+    region.visited += 1
+    if region.visited > MAX_UNFOLDED:
+        return False
     for value in node.inputs:
         gather = _gather_of(value, m.ctx)
         if gather is not None and region.index in (None, gather.inputs[1]):
@@ -106,9 +111,7 @@ def _collect(node: ir.Node, region: _Region, m: Match) -> bool:
             return False
         if maker is None or maker.op_type == "Constant":
             continue
-        if maker.op_type not in COMPUTED or maker.domain or len(region.nodes) > MAX_UNFOLDED:
-            return False
-        if not _collect(maker, region, m):
+        if maker.op_type not in COMPUTED or maker.domain or not _collect(maker, region, m):
             return False
     region.nodes[node] = None
     return True
@@ -175,4 +178,12 @@ class SimplifyLookups(RulePass):
 
     name = "simplify_lookups"
     phase = "simplify"
-    rules = RuleSet([look_up_one_hot, compute_on_table])
+    products = RuleSet([look_up_one_hot])
+    computed = RuleSet([compute_on_table])
+    rules = products + computed
+
+    def run(self, model: ir.Model, ctx: Context) -> PassResult:
+        patches = Driver(self.products, ctx).run(model.graph)
+        if ctx.nodes_of([("", "Gather")]):
+            patches += Driver(self.computed, ctx).run(model.graph)
+        return PassResult(patches > 0, patches)
