@@ -171,7 +171,7 @@ class Finder:
         if node in self.moves:
             return node.op_type not in IN_BLOCKS
         if node.op_type != "Conv":
-            return False
+            return node.op_type in ("ConvTranspose", "Resize")
         filters = None if node.inputs[1] is None else self.ctx.shapes.static_shape(node.inputs[1])
         alone = attribute(node, "group", 1) == 1
         steps = {*(attribute(node, "strides") or (1,)), *(attribute(node, "dilations") or (1,))}
