@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
+import pytest
 from onnx import TensorProto, helper
 
 from onnxopt import ir
 from onnxopt.passes.base import Pass
 from onnxopt.pipeline import PassManager, Report
+from onnxopt.runtime import target as targets
 from onnxopt.runtime.library import register
 
 
@@ -36,6 +39,12 @@ def run_passes(
     result = ir.to_proto(loaded)
     onnx.checker.check_model(result)
     return result, report
+
+
+def set_costs(monkeypatch: pytest.MonkeyPatch, **values: float) -> None:
+    """Give every target other costs: tests use small tensors."""
+    for name, one in targets.TARGETS.items():
+        monkeypatch.setitem(targets.TARGETS, name, dataclasses.replace(one, costs=one.costs.replaced(values)))
 
 
 def ops(proto: onnx.ModelProto) -> dict[str, int]:

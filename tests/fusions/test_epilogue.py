@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers import assert_same, model, ops, run_passes
-from onnxopt.fusions import fused_gemm as gemm
+from helpers import assert_same, model, ops, run_passes, set_costs
 
 pytest.importorskip("onnxopt._native", reason="the native library is not built")
 
@@ -24,7 +23,7 @@ BINARY = ("Add", "Mul", "Sub", "Max", "Min")
 @pytest.fixture(autouse=True)
 def fuse_small_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests use few rows."""
-    monkeypatch.setattr(gemm, "MIN_WORK", 0)
+    set_costs(monkeypatch, product_work=0)
 
 
 def normal(seed: int, *shape: int) -> Array:

@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
 
-from helpers import model, op_list, ops, run_passes
+from helpers import model, op_list, ops, run_passes, set_costs
 from onnxopt import ir
 from onnxopt.fusions import fused_elementwise as fusion
 from onnxopt.pipeline import PassManager
+from onnxopt.runtime.costs import Costs
 from onnxopt.runtime.library import library_path
 
 pytest.importorskip("onnxopt._native", reason="the native library is not built")
@@ -26,7 +27,7 @@ Array = np.ndarray[Any, Any]
 @pytest.fixture(autouse=True)
 def fuse_small_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests use small tensors, and regions of any size."""
-    monkeypatch.setattr(fusion, "MIN_SMALL_NODES", fusion.MIN_NODES)
+    set_costs(monkeypatch, small_region_nodes=fusion.MIN_NODES)
 
 
 def fuse(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -167,8 +168,9 @@ def test_few_ops_in_a_body_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_many_ops_on_a_small_tensor_are_fused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    lines = ["v0 = Tanh(x)"] + [f"v{k} = Tanh(v{k - 1})" for k in range(1, fusion.MIN_SMALL_NODES)]
-    after = fuse(model(f"g (float[4] x) => (float[4] v{fusion.MIN_SMALL_NODES - 1}) {{ {' '.join(lines)} }}"))
+    least = Costs.of("cpu").small_region_nodes
+    lines = ["v0 = Tanh(x)"] + [f"v{k} = Tanh(v{k - 1})" for k in range(1, least)]
+    after = fuse(model(f"g (float[4] x) => (float[4] v{least - 1}) {{ {' '.join(lines)} }}"))
     assert ops(after) == {"FusedElementwise": 1}
 
 

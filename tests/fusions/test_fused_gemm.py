@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers import assert_same, model, ops, run_passes
+from helpers import assert_same, model, ops, run_passes, set_costs
 from onnxopt import ir
 from onnxopt.fusions import fused_gemm as fusion
 from onnxopt.pipeline import PassManager
@@ -31,7 +31,8 @@ FORMS = {
 @pytest.fixture(autouse=True)
 def fuse_small_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests use small matrices."""
-    for name in ("MIN_WORK", "MIN_DEPTH", "MIN_COLUMNS"):
+    set_costs(monkeypatch, product_work=1)
+    for name in ("MIN_DEPTH", "MIN_COLUMNS"):
         monkeypatch.setattr(fusion, name, 1)
 
 
@@ -66,7 +67,8 @@ def test_any_size(form: str, leading: tuple[int, ...], depth: int, columns: int,
     leading = leading[:1] if form.startswith("Gemm") else leading
     before = product(form, leading, depth, columns, named=named)
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("MIN_WORK", "MIN_DEPTH", "MIN_COLUMNS"):
+        set_costs(patch, product_work=0)
+        for name in ("MIN_DEPTH", "MIN_COLUMNS"):
             patch.setattr(fusion, name, 0)
         after, _ = run_passes(before, "fuse_gemms", target="cpu")
     assert ops(after) == {"FusedGemm": 1}
@@ -83,8 +85,8 @@ def test_deep_products(form: str, depth: int) -> None:
 
 
 @pytest.mark.parametrize(("rows", "fused"), [(128, True), (127, False)])
-def test_least_work_is_that_of_the_constant(rows: int, fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fusion, "MIN_WORK", 128 * 16 * 16)
+def test_least_work_is_that_of_the_costs(rows: int, fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_costs(monkeypatch, product_work=128 * 16 * 16)
     after, _ = run_passes(product("MatMul", (rows,), 16, 16, named=False), "fuse_gemms", target="cpu")
     assert ("FusedGemm" in ops(after)) is fused
 

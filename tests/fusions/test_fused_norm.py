@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import onnxopt
 from helpers import assert_same, model, op_list, run_passes
-from onnxopt.fusions import fused_norm, fused_softmax
+from onnxopt.runtime.costs import Costs
 
 pytest.importorskip("onnxopt._native", reason="the native library is not built")
 
@@ -261,9 +261,8 @@ def test_group_norm_with_activation() -> None:
 
 def test_masked_softmax() -> None:
     body = "h = Mul(x, half)\n a = Where(mask, h, low)\n y = Softmax<axis=-1>(a)"
-    before = graph(
-        body, f"float[N,S,{fused_softmax.MIN_WIDTH}] x, bool[S,{fused_softmax.MIN_WIDTH}] mask", "float[N,S,D] y"
-    )
+    width = Costs.of("cpu").softmax_width
+    before = graph(body, f"float[N,S,{width}] x, bool[S,{width}] mask", "float[N,S,D] y")
     assert_becomes(before, ["FusedSoftmax"])
 
 
@@ -273,7 +272,7 @@ def test_softmax_along_another_axis() -> None:
 
 
 def test_softmax_then_activation() -> None:
-    width = fused_softmax.MIN_WIDTH
+    width = Costs.of("cpu").softmax_width
     before = graph("s = LogSoftmax<axis=2>(x)\n y = Neg(s)", f"float[N,S,{width}] x", f"float[N,S,{width}] y")
     assert attributes(assert_becomes(before, ["FusedSoftmax"]), "FusedSoftmax")["log"] == 1
 
@@ -312,7 +311,7 @@ def test_target_generic_has_no_custom_ops() -> None:
 
 
 def test_limit_of_small_tensors() -> None:
-    rows = -(-fused_norm.MIN_ELEMENTS // 16)
+    rows = -(-Costs.of("cpu").norm_elements // 16)
     for count, expected in ((rows, ["FusedNorm"]), (rows - 1, ["LayerNormalization"])):
         before = graph(LAYER_NORM, f"float[{count},16] x", f"float[{count},16] y")
         assert op_list(run_passes(before, *PASSES, target="cpu")[0]) == expected

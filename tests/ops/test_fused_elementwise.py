@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from helpers import model, ops, run_passes
+from helpers import model, ops, run_passes, set_costs
 from onnxopt import ir
 from onnxopt.fusions import fused_elementwise as fusion
 from onnxopt.ops import fused_elementwise as fused
@@ -38,7 +38,7 @@ NEWEST_OPSET = 21
 @pytest.fixture(autouse=True)
 def fuse_small_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests use small tensors, and regions of any size."""
-    monkeypatch.setattr(fusion, "MIN_SMALL_NODES", fusion.MIN_NODES)
+    set_costs(monkeypatch, small_region_nodes=fusion.MIN_NODES)
 
 
 def session(proto: onnx.ModelProto, *, library: bool) -> onnxruntime.InferenceSession:
@@ -268,7 +268,7 @@ def test_node_tests_of_the_standard(monkeypatch: pytest.MonkeyPatch) -> None:
     from onnx.backend.test.case.node import collect_testcases
 
     monkeypatch.setattr(fusion, "MIN_NODES", 1)
-    monkeypatch.setattr(fusion, "MIN_SMALL_NODES", 1)
+    set_costs(monkeypatch, small_region_nodes=1)
     compared = 0
     for case in collect_testcases(None):
         before = case.model

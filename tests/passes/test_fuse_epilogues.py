@@ -9,9 +9,9 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from helpers import assert_same, model, op_list, ops, run_passes
+from helpers import assert_same, model, op_list, ops, run_passes, set_costs
 from onnxopt import ir
-from onnxopt.fusions import epilogue, fused_gemm
+from onnxopt.fusions import epilogue
 from onnxopt.pipeline import PassManager
 
 pytest.importorskip("onnxopt._native", reason="the native library is not built")
@@ -24,7 +24,7 @@ RNG = np.random.default_rng(0)
 @pytest.fixture(autouse=True)
 def fuse_small_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests use few rows."""
-    monkeypatch.setattr(fused_gemm, "MIN_WORK", 1)
+    set_costs(monkeypatch, product_work=1)
 
 
 def normal(*shape: int) -> Array:

@@ -10,9 +10,8 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from helpers import assert_same, model, op_list, ops, run_passes
+from helpers import assert_same, model, op_list, ops, run_passes, set_costs
 from onnxopt import ir
-from onnxopt.fusions import fused_gemm as fusion
 from onnxopt.pipeline import PassManager
 
 pytest.importorskip("onnxopt._native", reason="the native library is not built")
@@ -27,7 +26,7 @@ LARGE = (1100, 1000)
 @pytest.fixture(autouse=True)
 def fuse_small_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests use few rows."""
-    monkeypatch.setattr(fusion, "MIN_WORK", 1)
+    set_costs(monkeypatch, product_work=1)
 
 
 def normal(*shape: int) -> Array:

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import helper
 
-from helpers import assert_same, model, ops, run_passes
+from helpers import assert_same, model, ops, run_passes, set_costs
 from onnxopt import ir
 from onnxopt.fusions import fused_elementwise as fusion
 from onnxopt.pipeline import PassManager
@@ -29,7 +29,7 @@ MODELS = {
 @pytest.fixture(autouse=True)
 def fuse_small_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests use small tensors, and regions of any size."""
-    monkeypatch.setattr(fusion, "MIN_SMALL_NODES", fusion.MIN_NODES)
+    set_costs(monkeypatch, small_region_nodes=fusion.MIN_NODES)
 
 
 def make(case: str) -> onnx.ModelProto:

@@ -21,9 +21,6 @@ from onnxopt.rewrite.rules import Refusal, attribute
 
 RULE = "convert_to_channels_last"
 
-BORDER_COST = 1.0
-"""What a Transpose at the border costs, in units of what a convolution gains."""
-
 IN_BLOCKS = frozenset(
     {"Add", "BatchNormalization", "Clip", "Concat", "HardSigmoid", "LeakyRelu", "Relu", "Sigmoid", "Sum", "Tanh"}
 )
@@ -103,7 +100,7 @@ class Finder:
             refusal = kernel.refuse(node, self.ctx.shapes)
             if refusal is None:
                 near = self._is_near(node.inputs[0])
-                if node.op_type == "Conv" and not near and fused_conv.reads_planar(node, self.ctx.shapes):
+                if node.op_type == "Conv" and not near and fused_conv.reads_planar(node, self.ctx):
                     self.planar.add(node)
                 self._join(node, [node.inputs[0]])
                 return
@@ -153,7 +150,7 @@ class Finder:
 
     def _is_worthwhile(self, nodes: list[ir.Node]) -> bool:
         gain = sum(KERNELS[node.op_type].gain for node in nodes if node.op_type in KERNELS and node not in self.moves)
-        cost = BORDER_COST * self._borders(nodes)
+        cost = self.ctx.target.costs.border_cost * self._borders(nodes)
         if not any(map(self._is_slow_in_blocks, nodes)):
             refusal = Refusal("onnxruntime computes all of it in its blocked layout", culprit=nodes[0])
             self.ctx.log.refused(RULE, nodes[0], refusal, len(nodes))

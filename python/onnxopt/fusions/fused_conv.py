@@ -6,6 +6,7 @@ from typing import Any
 
 from onnxopt import ir
 from onnxopt.ops import fused_conv as op
+from onnxopt.passes.base import Context
 from onnxopt.rewrite.patch import Builder
 from onnxopt.rewrite.rules import Refusal, attribute
 
@@ -38,16 +39,12 @@ def refuse(node: ir.Node, shapes: ir.ShapeEnv) -> Refusal | None:
     return None
 
 
-MOST_PLANAR_CHANNELS = 7
-"""So many channels are put in order by the kernel faster than by a Transpose of the whole image."""
-
-
-def reads_planar(node: ir.Node, shapes: ir.ShapeEnv) -> bool:
+def reads_planar(node: ir.Node, ctx: Context) -> bool:
     """Whether the kernel reads the input of a Conv well as it is, [N, C, ...]."""
     assert node.inputs[1] is not None
-    shape = shapes.static_shape(node.inputs[1])
+    shape = ctx.shapes.static_shape(node.inputs[1])
     dilations = attribute(node, "dilations", (1,))
-    few = shape is not None and shape[1] <= MOST_PLANAR_CHANNELS and shape[-1] > 1
+    few = shape is not None and shape[1] <= ctx.target.costs.planar_channels and shape[-1] > 1
     return few and attribute(node, "group", 1) == 1 and bool(dilations) and dilations[-1] == 1
 
 

@@ -25,12 +25,6 @@ CONV_ACTIVATIONS = frozenset({"Clip", "HardSigmoid", "LeakyRelu", "Relu", "Sigmo
 MIN_NODES = 2
 """A region of one node gains nothing: onnxruntime's own kernel makes the same single pass over memory."""
 
-SMALL_ELEMENTS = 1024
-MIN_SMALL_NODES = 5
-"""The least nodes of a region whose tensors are known to have at most `SMALL_ELEMENTS`: there the time is that of the
-calls, and one of a custom op takes as long as several of onnxruntime's own."""
-
-
 MAX_NODES = 60
 """Nodes of one region. Longer programs gain nothing, their intermediate values fall out of the first-level cache."""
 
@@ -75,10 +69,10 @@ def all_regions(graph: ir.Graph, ctx: Context) -> list[list[ir.Node]]:
 
 
 def _is_worthwhile(nodes: list[ir.Node], ctx: Context) -> bool:
-    shape = ctx.shapes.static_shape(nodes[0].outputs[0])
+    shape, costs = ctx.shapes.static_shape(nodes[0].outputs[0]), ctx.target.costs
     # What a branch or a loop's body computes is one step's work: of unknown size, it is taken to be small.
-    small = nodes[0].graph is not ctx.model.graph if shape is None else math.prod(shape) <= SMALL_ELEMENTS
-    if len(nodes) >= (MIN_SMALL_NODES if small else MIN_NODES):
+    small = nodes[0].graph is not ctx.model.graph if shape is None else math.prod(shape) <= costs.small_region_elements
+    if len(nodes) >= (costs.small_region_nodes if small else MIN_NODES):
         return True
     refusal = Refusal("{} nodes over shape {} gain nothing", len(nodes), shape, culprit=nodes[0])
     ctx.log.refused("fuse_elementwise", nodes[0], refusal, len(nodes))

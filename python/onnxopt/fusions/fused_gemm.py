@@ -14,9 +14,6 @@ from onnxopt.rewrite.rules import Match, Refusal, attribute, rule
 MIN_DEPTH, MIN_COLUMNS = 8, 8
 """The least size of a matrix: below, a panel of 16 columns is mostly zeros."""
 
-MIN_WORK = 1 << 15
-"""Multiplications from which on the time of a call is not that of the calls around it."""
-
 
 @pattern
 def _product(p, x, w):  # type: ignore[no-untyped-def]
@@ -44,7 +41,7 @@ def _is_worthwhile(m: Match, node: ir.Node, shape: tuple[int, ...]) -> bool | Re
     if ir.use_count(m["w"]) > 1:
         return Refusal("others use the weights '{}' as they are", m["w"].name, culprit=m["w"])
     rows = m.ctx.shapes.static_shape(m["x"])
-    if rows is not None and math.prod(rows) * columns < MIN_WORK:
+    if rows is not None and math.prod(rows) * columns < m.ctx.target.costs.product_work:
         return Refusal("{} rows are too few", math.prod(rows[:-1]), culprit=node)
     return not _awaits_bias(m, columns)
 

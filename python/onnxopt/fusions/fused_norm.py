@@ -17,9 +17,6 @@ from onnxopt.rewrite.pattern import op as single
 from onnxopt.rewrite.pattern import pattern
 from onnxopt.rewrite.rules import Match, Refusal, RuleSet, attribute, rule
 
-MIN_ELEMENTS = 2048
-"""A smaller tensor is normalized in less time than the call of a custom op takes longer than that of onnxruntime's own."""
-
 
 def _refuse(m: Match, x: ir.Value) -> Refusal | None:
     """Why the kernel is not for this tensor."""
@@ -34,7 +31,7 @@ def _refuse(m: Match, x: ir.Value) -> Refusal | None:
 
 def _is_small(m: Match, x: ir.Value) -> bool:
     shape = m.ctx.shapes.static_shape(x)
-    return shape is not None and math.prod(shape) < MIN_ELEMENTS
+    return shape is not None and math.prod(shape) < m.ctx.target.costs.norm_elements
 
 
 def _make(b: Builder, m: Match, layout: op.Layout, inputs: list[ir.Value]) -> ir.Value:

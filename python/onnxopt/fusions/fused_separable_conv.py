@@ -11,9 +11,6 @@ from onnxopt.rewrite.patch import Builder
 from onnxopt.rewrite.pattern import pattern
 from onnxopt.rewrite.rules import Match, Refusal, attribute, rule
 
-LEAST_PIXELS = 150
-"""Below, the tensor between the convolutions stays in a cache anyway, and few rows share the pointwise filters."""
-
 DOMAIN = fused_conv.SPEC.domain
 BIASED_INPUTS = 3
 
@@ -36,7 +33,7 @@ def _is_separable(m: Match) -> bool | Refusal:
     if taps != 1 or any(number != 1 for number in moved):
         return Refusal("the second is not pointwise", culprit=pointwise)
     shape = m.ctx.shapes.static_shape(m.output)
-    if shape is not None and math.prod(shape[:-1]) < LEAST_PIXELS:
+    if shape is not None and math.prod(shape[:-1]) < m.ctx.target.costs.separable_pixels:
         return Refusal("{} pixels are too few", math.prod(shape[:-1]), culprit=pointwise)
     return True
 

@@ -11,9 +11,6 @@ from onnxopt.rewrite.patch import Builder
 from onnxopt.rewrite.pattern import op as single
 from onnxopt.rewrite.rules import Match, Refusal, attribute, rule
 
-MIN_WIDTH = 64
-"""Shorter rows take onnxruntime's kernel less time, with all that is element-wise around it."""
-
 
 @rule(single("Softmax", "LogSoftmax"))
 def fuse_softmax(b: Builder, m: Match) -> ir.Value | Refusal:
@@ -30,7 +27,7 @@ def fuse_softmax(b: Builder, m: Match) -> ir.Value | Refusal:
     if axis == -1 and not (prologue.grow(x, node, ctx) or _has_epilogue(m)):
         return Refusal("onnxruntime computes it as fast where nothing element-wise is next to it", culprit=node)
     width = ctx.shapes.shape(x)[-1]  # type: ignore[index]
-    if axis == -1 and isinstance(width, int) and width < MIN_WIDTH:
+    if axis == -1 and isinstance(width, int) and width < ctx.target.costs.softmax_width:
         return Refusal("rows of {} elements are too short", width, culprit=node)
     log = node.op_type == "LogSoftmax"
     overload = op.overload(axis, rank, ctx.opset, log=log)

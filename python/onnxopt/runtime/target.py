@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from onnxopt.errors import OptionError
+from onnxopt.runtime.costs import Costs
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -14,10 +15,12 @@ class Target:
     Attributes:
         name: "cpu", "cuda" or "generic".
         custom_ops: whether onnxopt's custom ops may be emitted (always with a standard function body).
+        costs: where fusions pay.
     """
 
     name: str
     custom_ops: bool
+    costs: Costs = dataclasses.field(default_factory=lambda: Costs.of("cpu"))
 
     @staticmethod
     def named(name: str) -> Target:
