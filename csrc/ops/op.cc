@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "csrc/dispatch/cpu.h"
+#include "csrc/dispatch/tuning.h"
 #include "csrc/ops/fused_attention.h"
 #include "csrc/ops/fused_conv.h"
 #include "csrc/ops/fused_elementwise.h"
@@ -34,6 +35,14 @@ const Op* find(std::string_view name) {
 Result<const Variant*> choose(const Op& op) {
   using Choice = Result<const Variant*>;
   if (const auto cap = dispatch::max_isa(); !cap) return Choice::failure(cap.error());
+  const Result<std::string> tuned = dispatch::tuned_variant(op.name);
+  if (!tuned) return Choice::failure(tuned.error());
+  if (!tuned->empty()) {
+    const auto named = std::find_if(op.variants.begin(), op.variants.end(), [&](const Variant& one) { return *tuned == one.name; });
+    if (named == op.variants.end())
+      return Choice::failure("ONNXOPT_TUNING's file names the variant '" + *tuned + "', which it does not have.");
+    if (dispatch::usable(named->isa)) return &*named;  // else it was tuned on another machine
+  }
   const Variant* chosen = dispatch::choose(op.variants);
   return chosen ? Choice(chosen) : Choice::failure("No kernel variant runs on this processor.");
 }

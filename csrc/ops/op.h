@@ -68,7 +68,7 @@ std::span<const Op* const> all();
 /// The op of that name, or null.
 const Op* find(std::string_view name);
 
-/// The variant for this processor and ONNXOPT_MAX_ISA, or a sentence that says why there is none.
+/// The variant for this processor, ONNXOPT_TUNING and ONNXOPT_MAX_ISA, or a sentence that says why there is none.
 Result<const Variant*> choose(const Op& op);
 
 /// Why no CUDA kernel can run here; empty when one can.

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from onnxopt.runtime.library import library_path, register, session
     from onnxopt.runtime.target import Target
     from onnxopt.runtime.verify import verify
+    from onnxopt.tuning import tune
 
 _HOME = {
     "onnxopt.errors": (
@@ -40,6 +41,7 @@ _HOME = {
     "onnxopt.runtime.library": ("library_path", "register", "session"),
     "onnxopt.runtime.target": ("Target",),
     "onnxopt.runtime.verify": ("verify",),
+    "onnxopt.tuning": ("tune",),
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
@@ -74,6 +76,7 @@ __all__ = [
     "register_pass",
     "rule",
     "session",
+    "tune",
     "verify",
 ]
 

@@ -63,6 +63,10 @@ Dims = Annotated[
         help="Fix or bound a dimension: N=1, S=1..512; one without a name is called by its input and axis: x_0=1. May be repeated.",
     ),
 ]
+AllowContrib = Annotated[
+    bool,
+    typer.Option("--allow-contrib", help="Use onnxruntime's own contrib ops; the result needs onnxruntime."),
+]
 TargetName = Annotated[str, typer.Option("--target", help="cpu, cuda, or generic (standard ONNX ops only).")]
 
 
@@ -83,6 +87,23 @@ def parse_dims(texts: list[str] | None) -> dict[str, int | tuple[int, int]]:
             raise OptionError(f"--dim {text}: expected NAME=SIZE or NAME=LOWEST..HIGHEST with sizes of at least 0.")
         dims[name] = bounds[0] if len(bounds) == 1 else (bounds[0], bounds[1])
     return dims
+
+
+def parse_shapes(texts: list[str] | None) -> dict[str, tuple[int, ...]]:
+    """Parse `ids:1x128,mask:1x128`.
+
+    Raises:
+        OptionError: a text has another form, or an input has two shapes.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for text in (part for one in texts or [] for part in one.split(",")):
+        name, separator, sizes = text.rpartition(":")
+        if not (name and separator) or name in shapes or not all(size.isdecimal() for size in sizes.split("x")):
+            raise OptionError(
+                f"--input-shapes {text}: expected INPUT:SIZExSIZE, each input once, with commas between them."
+            )
+        shapes[name] = tuple(map(int, sizes.split("x")))
+    return shapes
 
 
 PIPED_WIDTH = 1 << 16
@@ -133,17 +154,22 @@ def _print_json(value: object) -> None:
 
 
 @contextmanager
-def _progress(label: str, total: int | None = None) -> Iterator[Callable[[str], None]]:
-    """A progress bar on standard error; nothing at all when that is not a terminal."""
+def _progress(label: str, total: float | None = None) -> Iterator[Callable[..., None]]:
+    """A progress bar on standard error; nothing at all when that is not a terminal. What it yields takes a text, and how much is done where
+    that is not one more."""
     if not sys.stderr.isatty():
-        yield lambda _: None
+        yield lambda *_: None
         return
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=_console(stderr=True), transient=True) as progress:
         task = progress.add_task(label, total=total)
-        yield lambda text: progress.update(task, description=text, advance=1)
+
+        def tick(text: str, completed: float | None = None) -> None:
+            progress.update(task, description=text, completed=completed, advance=1 if completed is None else None)
+
+        yield tick
 
 
 def _table(console: Console, title: str, header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
@@ -191,6 +217,8 @@ def optimize(
     inline_functions: Annotated[bool, typer.Option("--inline-functions", help="Inline model-local functions.")] = False,
     opset: Annotated[int | None, typer.Option(help="Upgrade the model to this opset first.")] = None,
     fast_math: Annotated[bool, typer.Option("--fast-math", help="Allow rewrites that change rounding.")] = False,
+    tuning: Annotated[Path | None, typer.Option(help="What `onnxopt tune` found for this model.")] = None,
+    allow_contrib: AllowContrib = False,
     as_json: Json = False,
 ) -> None:
     """Optimize MODEL and write the result to OUTPUT."""
@@ -211,6 +239,8 @@ def optimize(
             dims=parse_dims(dim),
             verify=verify,
             options=options,
+            tuning=tuning,
+            allow_contrib=allow_contrib,
             external_data=external_data,
             report=reports.append,
             explain=report is not None,
@@ -469,6 +499,63 @@ def bench(
     ]
     _table(_console(), f"{threads} threads", ("model", "median ms", "fastest", "slowest", "speed-up"), rows)
     return None
+
+
+@app.command()
+def tune(
+    model: Model,
+    input_shapes: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Shapes to measure at: ids:1x128,mask:1x128; needed for inputs with open dims. May be repeated."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="The tuning file; MODEL's name with .tuning.toml where not stated."),
+    ] = None,
+    time: Annotated[
+        float, typer.Option(min=0, help="Seconds for trials; those that confirm the result may exceed it.")
+    ] = 60,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of each session.")] = 2,
+    target: TargetName = "cpu",
+    dim: Dims = None,
+    allow_contrib: AllowContrib = False,
+    as_json: Json = False,
+) -> None:
+    """Measure what is fastest for MODEL on this machine, and write it to a tuning file for `optimize --tuning`."""
+    from onnxopt.tuning import tune as run
+
+    shapes, file = parse_shapes(input_shapes), output or model.with_suffix(".tuning.toml")
+    with _progress(f"Tuning {model.name}", time) as tick:
+        found = run(
+            model,
+            file,
+            input_shapes=shapes,
+            seconds=time,
+            dims=parse_dims(dim),
+            target=target,
+            threads=threads,
+            allow_contrib=allow_contrib,
+            tell=tick,
+        )
+    if as_json:
+        return _print_json(found)
+    console, measured = _console(), found.tuning.measured
+    rows = [(trial.name, _middle(trial.ratios), str(len(trial.ratios)), trial.refused) for trial in found.trials]
+    _table(console, "Trials", ("contender | rival", "speed-up", "rounds", "not measured"), rows)
+    speeds = [f"{measured[name]:.2f} times as fast as {what}" for name, what in _RIVALS.items() if name in measured]
+    console.print(f"Fastest: {found.chosen}{', ' if speeds else ''}{', '.join(speeds)}; wrote {found.file}")
+    return None
+
+
+_RIVALS = {"times_original": "the original", "times_default": "the default"}
+
+
+def _middle(ratios: Sequence[float]) -> str:
+    from statistics import median
+
+    return f"{median(ratios):.3f} x" if ratios else ""
 
 
 def exit_code(error: BaseException) -> int:

@@ -27,6 +27,7 @@ from onnxopt.runtime.target import Target
 if TYPE_CHECKING:
     from onnxopt.runtime.bench import Latency
     from onnxopt.runtime.verify import VerificationReport
+    from onnxopt.tuning.file import Tuning
 
 PHASES: Mapping[str, tuple[str, ...]] = {
     "canonicalize": (
@@ -184,8 +185,11 @@ class PassManager:
             raise OptionError(f"The passes '{names}' are one text; expected a list of names.")
         if names is not None:
             return [("chosen", [_make(name) for name in names])]
+        without = self.options.without
+        for name in sorted(without):
+            _make(name)
         return [
-            (phase, [_make(name) for name in phase_passes if name in REGISTRY])
+            (phase, [_make(name) for name in phase_passes if name in REGISTRY and name not in without])
             for phase, phase_passes in PHASES.items()
             if self.target.runs_phase(phase)
         ]
@@ -360,6 +364,8 @@ def optimize(
     dims: Mapping[str, int | tuple[int, int]] | None = None,
     verify: bool = False,
     options: Options | None = None,
+    tuning: str | Path | Tuning | None = None,
+    allow_contrib: bool = False,
     external_data: str | None = None,
     report: Callable[[Report], None] | None = None,
     explain: bool = False,
@@ -377,6 +383,8 @@ def optimize(
         dims: fixes a named dimension (an int) or bounds it (lowest, highest).
         verify: compare the outputs of the result with the original's on random inputs.
         options: further choices that passes share.
+        tuning: what `tune` found for this model, or the file that says so: the same tuning and model give the same result.
+        allow_contrib: use onnxruntime's own contrib ops where no kernel of ours computes the same; the result needs onnxruntime.
         external_data: how `output` holds its weights, see `onnxopt.ir.save`.
         report: called with the `Report` of the run.
         explain: keep near misses for the report.
@@ -385,25 +393,41 @@ def optimize(
 
     Raises:
         ModelError: the model cannot be read or is malformed.
-        OptionError: an unknown pass, target or option.
+        OptionError: an unknown pass, target or option, or a tuning of another model.
         PassError: a pass failed.
         VerificationError: outputs differ; the text names the pass, the rule and the node that is to blame.
     """
     chosen = options or Options()
     if dims:
         chosen = dataclasses.replace(chosen, dims=dict(dims))
+    if allow_contrib:
+        chosen = dataclasses.replace(chosen, allow_contrib=True)
+    plan = None if tuning is None else _plan(tuning, passes)
+    if plan is not None:
+        target = plan.target_of(Target.named(target) if isinstance(target, str) else target)
+        chosen, passes = plan.options_of(chosen), [] if plan.keep_original else None
     manager = PassManager(target, passes, options=chosen, explain=explain, instruments=instruments, strict=strict)
     # An onnx_ir model is optimized in place, so the original to compare with must be kept.
     original = ir.load_copy(model) if verify and isinstance(model, ir.Model) else model
     with ir.without_collector():
         loaded = ir.load(model)
+        warnings = [] if plan is None else plan.check(loaded)
         result = manager.run(loaded)
+        result.warnings.extend(warnings)
         if not verify:
             return _deliver(model, loaded, result, output, external_data, report)
     from onnxopt.runtime.verify import verify_run
 
     result.verification = verify_run(lambda: ir.load_copy(original), loaded, manager)
     return _deliver(model, loaded, result, output, external_data, report)
+
+
+def _plan(tuning: str | Path | Tuning, passes: Sequence[str | Pass] | None) -> Tuning:
+    from onnxopt.tuning.file import Tuning
+
+    if passes is not None:
+        raise OptionError("A tuning says which passes run; passes cannot be chosen beside it.")
+    return tuning if isinstance(tuning, Tuning) else Tuning.read(tuning)
 
 
 def _deliver(

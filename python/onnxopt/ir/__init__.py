@@ -28,6 +28,7 @@ from onnx_ir import (
 )
 
 from onnxopt.ir.constants import SMALL_ELEMENTS, constant, integers, scalar, small_array, use_count
+from onnxopt.ir.fingerprint import fingerprint
 from onnxopt.ir.graphsurgeon import apply_graphsurgeon, from_graphsurgeon, to_graphsurgeon
 from onnxopt.ir.lazy import ScaledTensor, StreamedTensor, TransposedTensor, can_stream_transpose
 from onnxopt.ir.load import load, load_copy, without_collector
@@ -91,6 +92,7 @@ __all__ = [
     "constant_tensors",
     "count_nodes",
     "count_ops",
+    "fingerprint",
     "from_graphsurgeon",
     "given_name",
     "inner_graphs",

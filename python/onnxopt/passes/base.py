@@ -163,6 +163,10 @@ class Options:
         inline_functions: inline model-local functions.
         opset: upgrade the model to this opset first; None keeps the model's.
         fast_math: allow rewrites that change rounding.
+        allow_contrib: use onnxruntime's own contrib ops (domain com.microsoft) where no kernel of ours computes the same; the result needs
+            onnxruntime.
+        without: names of passes to leave out of the pipeline.
+        not_at: names of nodes at which a rule is not applied, by the rule's name; nodes without a name are called by their first output.
 
     Raises:
         OptionError: a value is out of range.
@@ -173,6 +177,9 @@ class Options:
     inline_functions: bool = False
     opset: int | None = None
     fast_math: bool = False
+    allow_contrib: bool = False
+    without: frozenset[str] = frozenset()
+    not_at: Mapping[str, frozenset[str]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, size in self.dims.items():

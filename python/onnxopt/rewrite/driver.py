@@ -29,6 +29,7 @@ class Driver:
         self._queue: collections.deque[ir.Node] = collections.deque()
         self._queued: set[ir.Node] = set()
         self._roots = rules.by_root.keys()
+        self._not_at = ctx.options.not_at
 
     def run(self, nodes: ir.Graph | Iterable[ir.Node]) -> int:
         """Rewrite until nothing matches, from all nodes of a graph or from these. Returns the number of patches applied."""
@@ -48,6 +49,8 @@ class Driver:
 
     def _rewrite(self, node: ir.Node) -> bool:
         for rule, alternatives in self._candidates(node):
+            if self._not_at and ir.node_name(node) in self._not_at.get(rule.name, ()):
+                continue
             patch = self._attempt(rule, node, alternatives)
             if patch is not None and self._apply(patch):
                 return True

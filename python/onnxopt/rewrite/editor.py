@@ -45,9 +45,9 @@ class Editor:
             return False
         for function in patch.functions:
             ctx.model.functions.setdefault(function.identifier(), function)
+        ctx.log.applied(patch)  # while a node without a name still has its output's
         for old, new in patch.replacements.items():
             self.replace(old, new)
-        ctx.log.applied(patch)
         return True
 
     def _problem(self, patch: Patch) -> str | None:

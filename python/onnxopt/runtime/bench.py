@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from onnxopt.errors import ModelError, first_line
@@ -43,6 +44,25 @@ def burst(call: Call, seconds: float = BURST_SECONDS) -> float:
         call()
         times.append(time.perf_counter() - start)
     return statistics.median(times)
+
+
+def ratios(reference: Call, contender: Call, seconds: float) -> Iterator[float]:
+    """The speed of a contender relative to a reference, once per round, without end.
+
+    A round is a burst of each; who is first alternates, so that neither always runs on what the other left behind.
+
+    Args:
+        reference: the call whose speed is 1.
+        contender: the call that is compared with it.
+        seconds: length of a burst.
+    """
+    for reference_first in itertools.cycle((True, False)):
+        if reference_first:
+            before = burst(reference, seconds)
+            yield before / burst(contender, seconds)
+        else:
+            after = burst(contender, seconds)
+            yield burst(reference, seconds) / after
 
 
 def compare(

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import os
+import threading
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -86,6 +90,7 @@ def session(
     library: bool = True,
     optimize: bool = True,
     providers: list[str] | None = None,
+    tuning: str | Path | None = None,
 ) -> onnxruntime.InferenceSession:
     """An onnxruntime session with the custom-op library registered.
 
@@ -95,6 +100,7 @@ def session(
         library: register the library; without it custom ops run as their standard bodies.
         optimize: onnxruntime's own optimizations at their highest level, or none.
         providers: execution providers; None is the CPU.
+        tuning: the tuning file that says which kernel variants run; None is that of ONNXOPT_TUNING, if it is set.
 
     Raises:
         ModelError: onnxruntime cannot load the model.
@@ -110,9 +116,33 @@ def session(
     if library:
         register(options)
     try:
-        return ort.InferenceSession(_source(model), options, providers=providers or ["CPUExecutionProvider"])
+        with tuned_kernels(tuning):
+            return ort.InferenceSession(_source(model), options, providers=providers or ["CPUExecutionProvider"])
     except Exception as error:
         raise ModelError(f"onnxruntime cannot load the model: {first_line(error)}") from error
+
+
+_environment = threading.Lock()
+
+
+@contextlib.contextmanager
+def tuned_kernels(tuning: str | Path | None) -> Iterator[None]:
+    """Sessions that are made inside run the kernel variants that a tuning file names; None changes nothing.
+
+    The library reads ONNXOPT_TUNING when it makes a kernel, so one thread at a time is inside.
+    """
+    if tuning is None:
+        yield
+        return
+    with _environment:
+        before = os.environ.get("ONNXOPT_TUNING")
+        os.environ["ONNXOPT_TUNING"] = str(tuning)
+        try:
+            yield
+        finally:
+            del os.environ["ONNXOPT_TUNING"]
+            if before is not None:
+                os.environ["ONNXOPT_TUNING"] = before
 
 
 def _source(model: Any) -> str | bytes:
