@@ -176,7 +176,7 @@ def test_a_pass_that_never_settles_is_stopped_and_warned_of(monkeypatch: pytest.
     own = Recording(1000)
     report = with_in_pipeline(monkeypatch, own).run(ir.load(model()))
     assert own.runs == MAX_ROUNDS
-    assert report.warnings == [f"The model still changed after {MAX_ROUNDS} rounds of fold and simplify."]
+    assert report.warnings == [f"The model still changed after {MAX_ROUNDS} rounds of fold, unroll, simplify."]
 
 
 @pytest.mark.parametrize(

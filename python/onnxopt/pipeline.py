@@ -40,6 +40,14 @@ PHASES: Mapping[str, tuple[str, ...]] = {
         "eliminate_noops",
     ),
     "fold": ("fold_shapes", "fold_constants", "decide_ifs_by_rank", "inline_ifs", "inline_loops"),
+    "unroll": (
+        "drop_dead_carries",
+        "hoist_loop_invariants",
+        "convert_loops",
+        "batch_loop_inputs",
+        "sink_loop_outputs",
+        "vectorize_loops",
+    ),
     "simplify": (
         "simplify_casts",
         "simplify_reshapes",
@@ -76,14 +84,15 @@ PHASES: Mapping[str, tuple[str, ...]] = {
         "fuse_prologues",
         "fuse_elementwise",
     ),
+    "contrib": ("use_contrib_ops",),
     "lower": ("eliminate_dead_code", "deduplicate_initializers"),
 }
-"""Phases in order, and the passes of each. `fold` and `simplify` are repeated until neither changes the model."""
+"""Phases in order, and the passes of each. `fold`, `unroll` and `simplify` are repeated until none changes the model."""
 
 MIN_FUSED_OPSET = 7
 """The opset from which on runtimes broadcast as the bodies of custom ops do; older models are not fused."""
 
-REPEATED = ("fold", "simplify")
+REPEATED = ("fold", "unroll", "simplify")
 MAX_ROUNDS = 8
 """Rounds over the repeated phases. Real models settle in two or three; a model that needs more gets a warning, not a hang."""
 
@@ -247,7 +256,7 @@ class PassManager:
             ]
             if not any(changed):
                 return
-        ctx.log.warn(f"The model still changed after {MAX_ROUNDS} rounds of {' and '.join(REPEATED)}.")
+        ctx.log.warn(f"The model still changed after {MAX_ROUNDS} rounds of {', '.join(REPEATED)}.")
 
     def _run_phase(
         self, phase: str, phase_passes: list[Pass], number: int, model: ir.Model, ctx: Context, report: Report

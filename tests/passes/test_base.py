@@ -187,3 +187,17 @@ def test_a_pass_that_fails_is_named_with_those_before_it(failing: str) -> None:
 def test_unknown_passes_are_an_error_that_lists_all() -> None:
     with pytest.raises(OptionError, match=r"no pass named 'nothing'.*eliminate_noops"):
         onnxopt.optimize(simple(), passes=["nothing"])
+
+
+def test_inner_values_get_names_that_no_graph_around_them_has() -> None:
+    text = (
+        "y = Loop (n, , x) <body = g1 (int64 i, bool k, float[3] s) => (bool k2, float[3] s2) "
+        "{ k2 = Identity(k) q = Abs(s) s2 = Add(q, s) }> q = Abs(y)"
+    )
+    loaded = ir.load(model(f"g (float[3] x, int64 n) => (float[3] q) {{ {text} }}"))
+    Context(loaded, target=Target.named("generic"))
+    loop, outer = loaded.graph
+    inner = [value.name for node in loop.attributes["body"].as_graph() for value in node.outputs]
+    assert outer.outputs[0].name == "q"
+    assert "q" not in inner
+    assert len(set(inner)) == 3

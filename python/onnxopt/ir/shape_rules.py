@@ -1012,29 +1012,60 @@ def _if(env: ShapeEnv, node: Node) -> None:
             env.set(value, dtype, [x if x == y else dims.fresh() for x, y in zip(left, right, strict=True)])
 
 
+MAX_WIDENINGS = 4
+"""How often the body of a loop is inferred with ever less known of its carried values, before nothing is believed of them."""
+
+
+def _infer_carried(env: ShapeEnv, node: Node, carried: Sequence[tuple[Value, Value | None, Value]]) -> None:
+    """Infer a loop's body: its carried values (inside, initial, after) have the shapes that no iteration changes."""
+    for formal, initial, _ in carried:
+        env.set_shape(
+            formal,
+            None if initial is None else env.dtype(initial),
+            None if initial is None else env.shape(initial),
+        )
+    for attempt in range(MAX_WIDENINGS + 1):
+        env.infer_subgraphs(node, repeated=True)
+        changed = False
+        for formal, _, after in carried:
+            known = env.shape(formal)
+            widened = None if known is None or attempt == MAX_WIDENINGS else _common_shape(known, env.shape(after))
+            if widened != known:
+                env.set_shape(formal, env.dtype(formal), widened)
+                changed = True
+        if not changed:
+            return
+    env.infer_subgraphs(node, repeated=True)
+
+
+def _common_shape(a: Shape, b: Shape | None) -> Shape | None:
+    """What two shapes have in common; a dim that is not the same is open."""
+    if b is None or len(a) != len(b):
+        return None
+    return tuple(x if x == y or dims.is_fresh(x) else dims.fresh() for x, y in zip(a, b, strict=True))
+
+
 @_on("Loop")
 def _loop(env: ShapeEnv, node: Node) -> None:
     body = node.attributes["body"].as_graph()
     carried = len(node.inputs) - 2
     for formal, kind in zip(body.inputs[:2], (DataType.INT64, DataType.BOOL), strict=False):
         env.set(formal, kind, ())
-    for formal, actual in zip(body.inputs[2:], node.inputs[2:], strict=False):
-        if actual is not None:
-            # A carried value may change its shape from one iteration to the next; its type may not.
-            env.set(formal, env.dtype(actual), None)
-    env.infer_subgraphs(node, repeated=True)
+    _infer_carried(env, node, list(zip(body.inputs[2:], node.inputs[2:], body.outputs[1 : carried + 1], strict=False)))
     for index, value in enumerate(node.outputs):
         inner = body.outputs[index + 1] if index + 1 < len(body.outputs) else None
         if inner is None:
             continue
         if index < carried:
-            env.set(value, env.dtype(inner), None)
+            env.set(value, env.dtype(inner), _seen_outside(env.shape(body.inputs[index + 2])))
         else:
-            shape = env.shape(inner)
-            stacked = (
-                None if shape is None else (dims.fresh(), *(dim if _outer(dim) else dims.fresh() for dim in shape))
-            )
-            env.set(value, env.dtype(inner), stacked)
+            shape = _seen_outside(env.shape(inner))
+            env.set(value, env.dtype(inner), None if shape is None else (dims.fresh(), *shape))
+
+
+def _seen_outside(shape: Shape | None) -> Shape | None:
+    """A shape inside a loop without the dims that each iteration may have anew."""
+    return None if shape is None else tuple(dim if _outer(dim) else dims.fresh() for dim in shape)
 
 
 def _outer(dim: Dim) -> bool:
@@ -1046,16 +1077,37 @@ def _scan(env: ShapeEnv, node: Node) -> None:
     body = node.attributes["body"].as_graph()
     scanned = _int(node, "num_scan_inputs", 1)
     states = len(node.inputs) - scanned
-    if env.opset >= 9 and not _ints(node, "scan_input_axes"):
-        for formal, actual in zip(body.inputs[states:], node.inputs[states:], strict=False):
-            shape = env.shape(actual) if actual is not None else None
-            env.set(formal, None if actual is None else env.dtype(actual), shape[1:] if shape else None)
-    for formal, actual in zip(body.inputs[:states], node.inputs[:states], strict=False):
-        env.set(formal, None if actual is None else env.dtype(actual), None)
-    env.infer_subgraphs(node, repeated=True)
-    for index, value in enumerate(node.outputs):
-        if index < len(body.outputs):
-            env.set(value, env.dtype(body.outputs[index]), None)
+    if env.opset < 9 or states < 0:
+        for formal in body.inputs:
+            env.set_shape(formal, None, None)
+        env.infer_subgraphs(node, repeated=True)
+        for index, value in enumerate(node.outputs):
+            env.set(value, env.dtype(body.outputs[index]) if index < len(body.outputs) else None, None)
+        return
+    trips: Dim | None = None
+    axes = _ints(node, "scan_input_axes") or [0] * scanned
+    for formal, actual, axis in zip(body.inputs[states:], node.inputs[states:], axes, strict=False):
+        shape = env.shape(actual) if actual is not None else None
+        fits = shape is not None and -len(shape) <= axis < len(shape)
+        element = None if shape is None or not fits else shape[: axis % len(shape)] + shape[axis % len(shape) + 1 :]
+        env.set_shape(formal, None if actual is None else env.dtype(actual), element)
+        if shape is not None and fits and (trips is None or not isinstance(trips, int)):
+            trips = shape[axis]
+    _infer_carried(
+        env, node, list(zip(body.inputs[:states], node.inputs[:states], body.outputs[:states], strict=False))
+    )
+    axes = _ints(node, "scan_output_axes") or [0] * (len(body.outputs) - states)
+    for index, (value, inner) in enumerate(zip(node.outputs, body.outputs, strict=False)):
+        if index < states:
+            env.set(value, env.dtype(inner), _seen_outside(env.shape(body.inputs[index])))
+            continue
+        shape = _seen_outside(env.shape(inner))
+        axis = axes[index - states]
+        if shape is None or not -len(shape) - 1 <= axis <= len(shape):
+            env.set(value, env.dtype(inner), None)
+            continue
+        at = axis % (len(shape) + 1)
+        env.set(value, env.dtype(inner), (*shape[:at], dims.fresh() if trips is None else trips, *shape[at:]))
 
 
 @_on(

@@ -180,6 +180,11 @@ class ShapeEnv:
         if elements is not None and len(elements) <= MAX_ELEMENTS and _fit(elements, dtype):
             self._elements[value] = tuple(elements)
 
+    def set_shape(self, value: Value, dtype: DataType | None, shape: Shape | None) -> None:
+        """Let exactly this be known of a value's type and shape: what was known of its shape and elements is forgotten."""
+        self.forget(value)
+        self.set(value, dtype, shape)
+
     def set_constant(self, value: Value) -> None:
         tensor = value.const_value
         if tensor is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, ClassVar, TypeVar, cast
 
 import numpy as np
@@ -44,6 +44,20 @@ class Names:
                 self._values.update(value.name for value in inner.inputs if value.name)
                 self._values.update(inner.initializers)
 
+    def separate(self, graph: ir.Graph, outer: frozenset[str] = frozenset()) -> None:
+        """Give values inside subgraphs that are called like one of a graph around them other names.
+
+        Such a name means the inner value where both are visible, which changes when a pass moves the outer one.
+        """
+        own = frozenset(value.name for value in _defined(graph) if value.name)
+        visible = outer | own
+        for node in graph:
+            for inner in ir.inner_graphs(node):
+                for value in _defined(inner):
+                    if value.name in visible and not value.is_initializer():
+                        value.name = self.value(value.name or "value")
+                self.separate(inner, visible)
+
     def value(self, stem: str) -> str:
         return self._unique(stem, self._values)
 
@@ -59,6 +73,14 @@ class Names:
             if name not in taken:
                 taken.add(name)
                 return name
+
+
+def _defined(graph: ir.Graph) -> Iterator[ir.Value]:
+    """The values that a graph itself defines."""
+    yield from graph.inputs
+    yield from graph.initializers.values()
+    for node in graph:
+        yield from node.outputs
 
 
 class Budget:
@@ -229,6 +251,8 @@ class Context:
         self.names = Names(self.model)
         # Passes remove subgraphs and make none, so this stays true enough: at worst a pass looks in vain.
         self.has_subgraphs = any(graph is not self.model.graph for graph in ir.walk_graphs(self.model.graph))
+        if self.has_subgraphs:
+            self.names.separate(self.model.graph)
         self.shapes = ir.ShapeEnv(self.model, self.options.dims)
         self.shapes.infer_model()
         self._constants: dict[tuple[object, ...], ir.Value] = {}

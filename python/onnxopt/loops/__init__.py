@@ -1,0 +1,22 @@
+"""Loops as the passes see them: one view of Loop and Scan, how often they run, what depends on what, and how they are rebuilt."""
+
+from onnxopt.loops.batching import Batch, can_batch
+from onnxopt.loops.dependences import can_fail, is_movable, varying_values
+from onnxopt.loops.trips import runs_at_least_once, trip_count
+from onnxopt.loops.view import Carry, Loop, ScanInput, ScanOutput, loops_of, view
+
+__all__ = [
+    "Batch",
+    "Carry",
+    "Loop",
+    "ScanInput",
+    "ScanOutput",
+    "can_batch",
+    "can_fail",
+    "is_movable",
+    "loops_of",
+    "runs_at_least_once",
+    "trip_count",
+    "varying_values",
+    "view",
+]

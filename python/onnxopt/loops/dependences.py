@@ -1,0 +1,131 @@
+"""What in a loop's body depends on what, and what may be computed elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from onnxopt import ir
+from onnxopt.passes.fold_constants import RANDOM
+from onnxopt.rewrite.driver import walk
+from onnxopt.rewrite.editor import SIDE_EFFECT_FREE_DOMAINS
+
+if TYPE_CHECKING:
+    from onnxopt.passes.base import Context
+
+SAFE_OPS = frozenset(
+    [
+        "Abs",
+        "Acos",
+        "Acosh",
+        "Add",
+        "And",
+        "Asin",
+        "Asinh",
+        "Atan",
+        "Atanh",
+        "Cast",
+        "CastLike",
+        "Ceil",
+        "Celu",
+        "Clip",
+        "Concat",
+        "Constant",
+        "Cos",
+        "Cosh",
+        "Elu",
+        "Equal",
+        "Erf",
+        "Exp",
+        "Floor",
+        "Gelu",
+        "Greater",
+        "GreaterOrEqual",
+        "HardSigmoid",
+        "HardSwish",
+        "Identity",
+        "IsInf",
+        "IsNaN",
+        "LeakyRelu",
+        "Less",
+        "LessOrEqual",
+        "Log",
+        "LogSoftmax",
+        "Max",
+        "Mean",
+        "Min",
+        "Mish",
+        "Mul",
+        "Neg",
+        "Not",
+        "Or",
+        "PRelu",
+        "Reciprocal",
+        "Relu",
+        "Round",
+        "Selu",
+        "Shape",
+        "Sigmoid",
+        "Sign",
+        "Sin",
+        "Sinh",
+        "Size",
+        "Softmax",
+        "Softplus",
+        "Softsign",
+        "Sqrt",
+        "Sub",
+        "Sum",
+        "Swish",
+        "Tan",
+        "Tanh",
+        "ThresholdedRelu",
+        "Transpose",
+        "Unsqueeze",
+        "Where",
+        "Xor",
+        "MatMul",
+        "Gemm",
+        "Flatten",
+        "LayerNormalization",
+        "ReduceSum",
+        "ReduceMean",
+        "ReduceMax",
+        "ReduceMin",
+    ]
+)
+"""Ops that do not fail on values, whatever they are: they may be computed where the original would not have come to them. Shapes that do not
+fit fail in every iteration alike."""
+
+
+def varying_values(body: ir.Graph, sources: Iterable[ir.Value]) -> set[ir.Value]:
+    """The values of the body that depend on any of `sources`, themselves included."""
+    varying = set(sources)
+    for node in body:
+        if any(value in varying for value in ir.inputs_with_captures(node)):
+            varying.update(node.outputs)
+    return varying
+
+
+def is_movable(node: ir.Node) -> bool:
+    """Whether a node gives the same results wherever it is computed from the same inputs."""
+    if node.domain not in SIDE_EFFECT_FREE_DOMAINS or node.op_type in RANDOM:
+        return False
+    return all(
+        one.domain in SIDE_EFFECT_FREE_DOMAINS and one.op_type not in RANDOM
+        for graph in ir.inner_graphs(node)
+        for one in walk(graph)
+    )
+
+
+def can_fail(node: ir.Node, ctx: Context) -> bool:
+    """Whether a node might stop a run for what its inputs hold, so that it must not be computed unless the original computes it."""
+    if node.domain or node.op_type not in SAFE_OPS:
+        return node.op_type != "Div" or bool(node.domain) or _is_integer(node, ctx)
+    return False
+
+
+def _is_integer(node: ir.Node, ctx: Context) -> bool:
+    """Whether a division may be one of integers, which stops at zero."""
+    dtype = ctx.shapes.dtype(node.outputs[0])
+    return dtype is None or not dtype.is_floating_point()
