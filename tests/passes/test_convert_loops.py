@@ -179,3 +179,31 @@ def test_says_why_not(sentence: str) -> None:
     after, report = run_passes(REFUSED[sentence], PASS, explain=True)
     assert "Loop" in ops(after)
     assert [str(miss.refusal) for miss in report.near_misses] == [sentence]
+
+
+@pytest.mark.parametrize("opset", [13, 17])
+@pytest.mark.parametrize(("axis", "new_axis"), [(0, 1), (1, 1), (-1, 1), (0, 0), (1, 0), (-1, 0)])
+def test_list_that_is_concatenated_in_the_end(axis: int, new_axis: int, opset: int) -> None:
+    shape = "float[a,b,c]" if new_axis else "float[a,b]"
+    text = (
+        "l0 = SequenceEmpty<dtype = 1>() y, l = Loop (n, , h, l0) <body = g1 (int64 i, bool k, float[2,3] s, seq(float[2,3]) a) => "
+        "(bool k2, float[2,3] s2, seq(float[2,3]) a2) { k2 = Identity(k) s2 = Add(s, h) z = Mul(s, s2) a2 = SequenceInsert(a, z) }> "
+        f"w = ConcatFromSequence<axis = {axis}, new_axis = {new_axis}>(l)"
+    )
+    before = model(f"g (float[2,3] h) => (float[2,3] y, {shape} w) {{ {text} }}", opset=opset, n=np.array(4))
+    after, _ = run_passes(before, PASS, "eliminate_dead_code")
+    assert not {"Loop", "SequenceEmpty", "ConcatFromSequence"} & set(op_list(after))
+    assert_same(before, after, {"h": X[:2]}, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("use", ["SequenceLength(l)", "SequenceAt(l, n)"])
+def test_list_that_is_read_otherwise_stays(use: str) -> None:
+    kind = "int64" if "Length" in use else "float[a,b]"
+    text = (
+        "l0 = SequenceEmpty<dtype = 1>() l = Loop (five, , l0) <body = g1 (int64 i, bool k, seq(float[2,3]) a) => "
+        f"(bool k2, seq(float[2,3]) a2) {{ k2 = Identity(k) a2 = SequenceInsert(a, h) }}> w = {use}"
+    )
+    before = model(f"g (float[2,3] h) => ({kind} w) {{ {text} }}", n=np.array(2), five=np.array(5))
+    after, _ = run_passes(before, PASS)
+    assert "Loop" in op_list(after)
+    assert_same(before, after, {"h": X[:2]}, rtol=0, atol=0)

@@ -30,12 +30,22 @@ class _Grown:
     reverse: bool
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Listed:
+    """A carried sequence to which each iteration appends `element`, and the nodes that concatenate what it holds in the end."""
+
+    carry: Carry
+    insert: ir.Node
+    element: ir.Value
+    users: tuple[ir.Node, ...]
+
+
 @register_pass
 class ConvertLoops(Pass):
     """Turn Loops whose condition is always true into Scans.
 
-    `Gather(x, i)` becomes a sequence of the Scan, a counter a sequence of numbers, and a carried value to which each iteration appends by
-    Concat becomes a stacked output. Refused: conditions that may end the loop, limits that may be 0, carried values whose shape changes otherwise, values that
+    `Gather(x, i)` becomes a sequence of the Scan, a counter a sequence of numbers, and a carried value to which each iteration appends, by
+    Concat or as a list that is concatenated in the end, becomes a stacked output. Refused: conditions that may end the loop, limits that may be 0, carried values whose shape changes otherwise, values that
     are no tensors, and limits that are not given.
     """
 
@@ -70,7 +80,8 @@ def _refusal(loop: Loop, ctx: Context) -> Refusal | None:
     if not (loop.carries or loop.scan_outputs):
         return Refusal("it has no results")
     for carry in loop.carries:
-        if _grown(carry, loop, ctx) is None and not _keeps_shape(carry, ctx):
+        appended = _grown(carry, loop, ctx) or _listed(carry, loop, ctx)
+        if appended is None and not _keeps_shape(carry, ctx):
             return Refusal(
                 "the shape of '{}' may change from one iteration to the next", carry.inside.name, culprit=carry.inside
             )
@@ -102,6 +113,29 @@ def _grown(carry: Carry, loop: Loop, ctx: Context) -> _Grown | None:
     return _Grown(carry, node, element, axis % len(shape), reverse)
 
 
+def _listed(carry: Carry, loop: Loop, ctx: Context) -> _Listed | None:
+    node, start = carry.after.producer(), carry.initial.producer()
+    if start is None or start.op_type != "SequenceEmpty" or start.domain or carry.final is None:
+        return None
+    if node is None or node.op_type != "SequenceInsert" or node.domain or node.inputs[0] is not carry.inside:
+        return None
+    element = node.inputs[1]
+    if len(node.inputs) > 2 and node.inputs[2] is not None or element is None or node.graph is not loop.body:
+        return None
+    if ir.use_count(carry.inside) != 1 or ir.use_count(carry.after) > 0 or _is_result_elsewhere(carry, loop):
+        return None
+    users = tuple(dict.fromkeys(user for user, _ in carry.final.uses()))
+    known = ctx.shapes.dtype(element) is not None and ctx.shapes.rank(element) is not None
+    fit = all(_can_concatenate(user, element, ctx) and user.graph is loop.node.graph for user in users)
+    return _Listed(carry, node, element, users) if known and fit and not carry.final.is_graph_output() else None
+
+
+def _can_concatenate(user: ir.Node, element: ir.Value, ctx: Context) -> bool:
+    if user.op_type != "ConcatFromSequence" or user.domain:
+        return False
+    return bool(attribute(user, "new_axis", 0)) or ctx.shapes.static_shape(element) is not None
+
+
 def _is_result_elsewhere(carry: Carry, loop: Loop) -> bool:
     results = [one.after for one in loop.carries if one is not carry] + [one.element for one in loop.scan_outputs]
     return any(value is carry.after or value is carry.inside for value in results)
@@ -116,6 +150,7 @@ class _Conversion:
         self.builder = Builder(ctx, loop.node)
         self.trips: Dim | None = trip_count(loop, ctx)
         self.stacks: list[tuple[_Grown, ScanOutput]] = []
+        self.lists: list[tuple[_Listed, ScanOutput]] = []
         self.counts: list[tuple[Carry, int]] = []
         assert loop.limit is not None
         self.limit = loop.limit
@@ -137,8 +172,18 @@ class _Conversion:
         loop.rebuild(rule, self.ctx, before=self.builder, after=self._finals)
         for grown, _ in self.stacks:
             loop.body.remove(grown.concat, safe=True)
+        for listed, _ in self.lists:
+            loop.body.remove(listed.insert, safe=True)
+            self.ctx.editor.remove_unused(listed.users)
 
     def _stack(self, carry: Carry) -> None:
+        listed = _listed(carry, self.loop, self.ctx)
+        if listed is not None:
+            output = ScanOutput(listed.element, None)
+            self.lists.append((listed, output))
+            self.loop.carries.remove(carry)
+            self.loop.scan_outputs.append(output)
+            return
         grown = _grown(carry, self.loop, self.ctx)
         if grown is None:
             return
@@ -255,8 +300,28 @@ class _Conversion:
                 stacked = builder.Concat(*pair, axis=grown.axis)
             if final is not None:
                 finals[final] = stacked
+        for listed, output in self.lists:
+            assert output.stacked is not None
+            finals.update(
+                (user.outputs[0], self._concatenated(user, listed, output.stacked, builder)) for user in listed.users
+            )
         for carry, step in self.counts:
             if carry.final is not None:
                 amount = builder.Mul(self.limit, builder.constant(np.array(step, np.int64)))
                 finals[carry.final] = builder.Add(carry.initial, amount)
         return finals
+
+    def _concatenated(self, user: ir.Node, listed: _Listed, stacked: ir.Value, builder: Builder) -> ir.Value:
+        """What a ConcatFromSequence makes of the elements, from the stacked ones."""
+        rank = self.ctx.shapes.rank(listed.element)
+        assert rank is not None
+        stack = bool(attribute(user, "new_axis", 0))
+        axis = attribute(user, "axis") % (rank + 1 if stack else rank)
+        if axis:
+            stacked = builder.Transpose(stacked, perm=[*range(1, axis + 1), 0, *range(axis + 1, rank + 1)])
+        if stack:
+            return stacked
+        shape = self.ctx.shapes.static_shape(listed.element)
+        assert shape is not None
+        sizes = [*shape[:axis], -1, *shape[axis + 1 :]]
+        return builder.Reshape(stacked, builder.constant(np.array(sizes, np.int64), "shape"))

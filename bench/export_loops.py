@@ -1,0 +1,140 @@
+"""Export models with loops, as users script them: python bench/export_loops.py FOLDER [NAME ...]
+
+Needs torch. The loops are written in Python and scripted, so that the exporter writes Loop nodes.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+
+class SelectiveScan(nn.Module):
+    """The recurrence of Mamba (A. Gu and T. Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces")."""
+
+    def __init__(self, channels: int, states: int) -> None:
+        super().__init__()
+        self.a_log = nn.Parameter(torch.log(torch.arange(1, states + 1).float()).repeat(channels, 1))
+        self.d = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: Tensor, delta: Tensor, b: Tensor, c: Tensor) -> Tensor:
+        """x, delta: [batch, tokens, channels]; b, c: [batch, tokens, states]."""
+        a = -torch.exp(self.a_log)
+        h = torch.zeros(x.shape[0], x.shape[2], a.shape[1])
+        outputs: list[Tensor] = []
+        for t in range(x.shape[1]):
+            decay = torch.exp(delta[:, t, :, None] * a)
+            h = decay * h + delta[:, t, :, None] * b[:, t, None, :] * x[:, t, :, None]
+            outputs.append((h * c[:, t, None, :]).sum(-1))
+        return torch.stack(outputs, 1) + x * self.d
+
+
+class MambaBlock(nn.Module):
+    """A block of Mamba: projections, a causal depthwise convolution, the selective scan, a gate."""
+
+    def __init__(self, width: int, channels: int, states: int, rank: int) -> None:
+        super().__init__()
+        self.rank, self.states = rank, states
+        self.into = nn.Linear(width, 2 * channels, bias=False)
+        self.conv = nn.Conv1d(channels, channels, 4, groups=channels, padding=3)
+        self.parameters_of = nn.Linear(channels, rank + 2 * states, bias=False)
+        self.delta = nn.Linear(rank, channels)
+        self.scan = SelectiveScan(channels, states)
+        self.out = nn.Linear(channels, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        u, gate = self.into(x).chunk(2, -1)
+        u = nn.functional.silu(self.conv(u.transpose(1, 2))[:, :, : x.shape[1]].transpose(1, 2))
+        delta, b, c = self.parameters_of(u).split([self.rank, self.states, self.states], -1)
+        y = self.scan(u, nn.functional.softplus(self.delta(delta)), b, c)
+        return self.out(y * nn.functional.silu(gate))
+
+
+class Cell(nn.Module):
+    """An LSTM or GRU cell applied step by step."""
+
+    def __init__(self, kind: str, width: int, hidden: int) -> None:
+        super().__init__()
+        self.lstm = kind == "lstm"
+        gates = 4 if self.lstm else 3
+        self.hidden = hidden
+        self.x = nn.Linear(width, gates * hidden)
+        self.h = nn.Linear(hidden, gates * hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.zeros(x.shape[0], self.hidden)
+        c = torch.zeros(x.shape[0], self.hidden)
+        outputs: list[Tensor] = []
+        for t in range(x.shape[1]):
+            from_x, from_h = self.x(x[:, t]), self.h(h)
+            if self.lstm:
+                i, f, g, o = (from_x + from_h).chunk(4, -1)
+                c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+                h = torch.sigmoid(o) * torch.tanh(c)
+            else:
+                r, z, n = from_x.chunk(3, -1)
+                hr, hz, hn = from_h.chunk(3, -1)
+                z = torch.sigmoid(z + hz)
+                h = (1 - z) * torch.tanh(n + torch.sigmoid(r + hr) * hn) + z * h
+            outputs.append(h)
+        return torch.stack(outputs, 1)
+
+
+class Independent(nn.Module):
+    """A loop whose iterations do not depend on each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, 64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: list[Tensor] = []
+        for t in range(x.shape[0]):
+            outputs.append(torch.relu(self.linear(x[t])) * 2.0)
+        return torch.stack(outputs)
+
+
+class Decay(nn.Module):
+    """A discounted sum from the back, as in reinforcement learning."""
+
+    def forward(self, rewards: Tensor) -> Tensor:
+        total = torch.zeros(rewards.shape[1])
+        out = torch.zeros(0, rewards.shape[1])
+        for t in range(rewards.shape[0]):
+            total = rewards[rewards.shape[0] - 1 - t] + 0.99 * total
+            out = torch.cat([total[None], out])
+        return out
+
+
+MODELS = {
+    "mamba": lambda: (torch.jit.script(MambaBlock(128, 256, 16, 8)), torch.randn(1, 128, 128)),
+    "selective": lambda: (
+        torch.jit.script(SelectiveScan(256, 16)),
+        (torch.randn(1, 128, 256), torch.rand(1, 128, 256), torch.randn(1, 128, 16), torch.randn(1, 128, 16)),
+    ),
+    "lstmcell": lambda: (torch.jit.script(Cell("lstm", 64, 128)), torch.randn(1, 64, 64)),
+    "grucell": lambda: (torch.jit.script(Cell("gru", 64, 128)), torch.randn(1, 64, 64)),
+    "independent": lambda: (torch.jit.script(Independent()), torch.randn(100, 1, 64)),
+    "decay": lambda: (torch.jit.script(Decay()), torch.randn(200, 16)),
+}
+
+
+def main() -> None:
+    """Write the models that are named, or all."""
+    folder = Path(sys.argv[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in sys.argv[2:] or MODELS:
+        start = time.perf_counter()
+        torch.manual_seed(0)
+        module, inputs = MODELS[name]()
+        with torch.no_grad():
+            torch.onnx.export(module.eval(), inputs, str(folder / f"{name}.onnx"), opset_version=17, dynamo=False)
+        print(f"{name}: {time.perf_counter() - start:.1f} s")
+
+
+if __name__ == "__main__":
+    main()
