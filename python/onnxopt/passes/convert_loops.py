@@ -120,7 +120,7 @@ def _listed(carry: Carry, loop: Loop, ctx: Context) -> _Listed | None:
     if node is None or node.op_type != "SequenceInsert" or node.domain or node.inputs[0] is not carry.inside:
         return None
     element = node.inputs[1]
-    if len(node.inputs) > 2 and node.inputs[2] is not None or element is None or node.graph is not loop.body:
+    if (len(node.inputs) > 2 and node.inputs[2] is not None) or element is None or node.graph is not loop.body:
         return None
     if ir.use_count(carry.inside) != 1 or ir.use_count(carry.after) > 0 or _is_result_elsewhere(carry, loop):
         return None
