@@ -68,6 +68,7 @@ PHASES: Mapping[str, tuple[str, ...]] = {
         "eliminate_common_subexpressions",
         "eliminate_dead_code",
     ),
+    "contrib": ("use_contrib_ops",),
     "fuse": (
         "convolutions_channels_last",
         "sink_transposes",
@@ -84,7 +85,6 @@ PHASES: Mapping[str, tuple[str, ...]] = {
         "fuse_prologues",
         "fuse_elementwise",
     ),
-    "contrib": ("use_contrib_ops",),
     "lower": ("eliminate_dead_code", "deduplicate_initializers"),
 }
 """Phases in order, and the passes of each. `fold`, `unroll` and `simplify` are repeated until none changes the model."""

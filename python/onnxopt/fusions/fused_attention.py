@@ -69,13 +69,29 @@ class Operand:
     rotation: Rotation | None = None
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Found:
+    """An attention in a graph: its description, queries, keys, values and masks, the rotation of queries or keys, and its result."""
+
+    made: op.Attention
+    inputs: list[ir.Value]
+    rotation: Rotation | None
+    result: ir.Value
+
+
 def build(node: ir.Node, ctx: Context) -> Patch | Refusal | None:
     """The patch that makes attention of the product `node` and what belongs to it; None where it does not multiply weights."""
+    found = find(node, ctx)
+    return _patch(node, found, ctx) if isinstance(found, Found) else found
+
+
+def find(node: ir.Node, ctx: Context) -> Found | Refusal | None:
+    """The attention whose last product is `node`; None where it does not multiply weights."""
     weights = find_weights(node)
     if weights is None:
         return None
     try:
-        return _build(node, weights, ctx)
+        return _find(node, weights, ctx)
     except Unfit as problem:
         return problem.refusal
 
@@ -113,7 +129,7 @@ def _producer(value: ir.Value | None) -> ir.Node | None:
     return None if value is None else value.producer()
 
 
-def _build(node: ir.Node, weights: Weights, ctx: Context) -> Patch:
+def _find(node: ir.Node, weights: Weights, ctx: Context) -> Found:
     _check_weights(weights, ctx)
     start = _place(_input(weights.softmax, 0), ("q", "t"), ctx)
     scores = _trace(start, ctx)
@@ -127,8 +143,7 @@ def _build(node: ir.Node, weights: Weights, ctx: Context) -> Patch:
     v = Operand(_furthest(axes.sources(values, ctx)))
     chain = axes.users(_place(node.outputs[0], rows, ctx), ctx)
     y = [one for one in chain if all(one.labels)][-1]
-    inputs, made, tables = _describe(weights, scores, (q, k, v), y, start)
-    return _patch(node, made, inputs, tables, y.value, ctx)
+    return _describe(weights, scores, (q, k, v), y, start)
 
 
 def _check_weights(weights: Weights, ctx: Context) -> None:
@@ -331,7 +346,7 @@ def _is_clear(letters: str) -> bool:
 
 def _describe(
     weights: Weights, scores: Scores, operands: tuple[Operand, Operand, Operand], y: Placed, start: Placed
-) -> tuple[list[ir.Value], op.Attention, Rotation | None]:
+) -> Found:
     q, k, _ = operands
     places = [one.placed for one in operands]
     heads = _agreed({one.sizes["h"] for one in (*places, y, start, scores.placed) if "h" in one.sizes} or {1}, y.value)
@@ -358,7 +373,8 @@ def _describe(
         rotary=rotary,
         width=rotation.width if rotation else 0,
     )
-    return [*(one.value for one in places), *(mask for _, mask in scores.masks)], made, rotation
+    inputs = [*(one.value for one in places), *(mask for _, mask in scores.masks)]
+    return Found(made, inputs, rotation, y.value)
 
 
 def _agreed(sizes: set[Dim], culprit: ir.Value) -> int:
@@ -381,14 +397,13 @@ def _float32(number: float) -> float:
     return float(np.float32(number))
 
 
-def _patch(
-    node: ir.Node, made: op.Attention, inputs: list[ir.Value], rotation: Rotation | None, old: ir.Value, ctx: Context
-) -> Patch:
+def _patch(node: ir.Node, found: Found, ctx: Context) -> Patch:
+    made, inputs, old = found.made, found.inputs, found.result
     anchor, spec = old.producer(), op.SPEC
     assert anchor is not None
     builder = Builder(ctx, anchor)
-    if rotation is not None:
-        inputs = [*inputs, rotation.cos, rotation.signed_sines(builder)]
+    if found.rotation is not None:
+        inputs = [*inputs, found.rotation.cos, found.rotation.signed_sines(builder)]
     overload = made.overload(ctx.opset)
     if (spec.domain, spec.name, overload) not in ctx.model.functions:
         builder.functions.append(made.body(ctx.opset))

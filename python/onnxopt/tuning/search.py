@@ -41,7 +41,7 @@ class Change:
     Attributes:
         kind: "without" a pass, "not_at" nodes, "cost", "variant" of a kernel, or "contrib" rule.
         name: of the pass, rule, cost or op. A candidate has one change of a kind and name.
-        value: names of nodes, the cost, or the variant's name.
+        value: names of passes or nodes, the cost, or the variant's name.
         label: how people call it; labels differ where changes differ.
     """
 

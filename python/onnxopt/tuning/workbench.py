@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from onnxopt import ir
 from onnxopt.errors import OnnxOptError, OptionError, first_line
 from onnxopt.passes.base import REGISTRY, Context, Options, RulePass
+from onnxopt.passes.fuse_attention import FuseAttention
 from onnxopt.pipeline import PHASES, Report, optimize
 from onnxopt.runtime import bench
 from onnxopt.runtime.library import session, tuned_kernels
@@ -36,7 +37,7 @@ MOST_GROUPS = 6
 COST_FACTORS = (0.25, 4)
 """By what costs are tried: a threshold that is off by less decides little."""
 
-TUNED_PHASES = ("fuse",)
+TUNED_PHASES = ("fuse", "contrib")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -109,7 +110,9 @@ class Workbench:
         of_kind: dict[str, dict[str, Any]] = {}
         for change in sorted(candidate.changes, key=lambda change: change.label):
             of_kind.setdefault(change.kind, {})[change.name] = change.value
-        without = {name for names in of_kind.get("without", {}).values() for name in names}
+        without = {
+            name for kind in ("without", "contrib") for names in of_kind.get(kind, {}).values() for name in names
+        }
         return Tuning(
             model=self.fingerprint,
             target=self.target.name,
@@ -131,7 +134,7 @@ class Workbench:
         _remove(self.folder / "default.onnx")
         ran = [record.name for record in report.records if record.phase in TUNED_PHASES and record.modified]
         patches = {name: sum(one.pass_name == name for one in report.patches) for name in ran}
-        found = [Change("contrib", "", True, "with contrib ops")] if self.allow_contrib else []
+        found = [Change("contrib", "", (FuseAttention.name,), "with contrib ops")] if self.allow_contrib else []
         found += [
             Change("without", name, (name,), f"without {name}")
             for name in sorted(patches, key=lambda name: (-patches[name], name))
