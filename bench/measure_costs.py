@@ -1,0 +1,209 @@
+"""Measure where fusions pay on this machine, and write it to the cost data of the target.
+
+    python bench/measure_costs.py [--write] [COST...]
+
+For each cost there is a row of models of growing size. Each is optimized twice, with the fusion and without, by the two extremes of the cost,
+and both are compared in turn. The cost is where the winner changes. It stays as it is where the machine cannot tell: where no size is won
+or all are, or where wins and losses alternate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import itertools
+import re
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import onnx
+from onnx import parser as onnx_parser
+
+import onnxopt
+from onnxopt.runtime import bench
+from onnxopt.runtime.costs import FOLDER, describe
+from onnxopt.runtime.target import Target
+from onnxopt.runtime.verify import random_inputs
+
+NEVER = 1 << 40
+"""A cost that no size reaches."""
+
+Make = Callable[[int], onnx.ModelProto]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Probe:
+    """How one cost is measured.
+
+    Attributes:
+        sizes: growing sizes to try.
+        make: the model of a size.
+        fused: the costs with which the fusion is applied at every size.
+        plain: the costs with which it never is.
+        cost: the cost at which the fusion is applied from this size on, and not at the size before it.
+        pays_below: the fusion pays up to a size, not from a size on.
+    """
+
+    sizes: Sequence[int]
+    make: Make
+    fused: Mapping[str, float]
+    plain: Mapping[str, float]
+    cost: Callable[[int, int], float]
+    pays_below: bool = False
+
+
+def model(text: str, **shapes: tuple[int, ...]) -> onnx.ModelProto:
+    """A model of opset 17 whose weights are random."""
+    rng = np.random.default_rng(0)
+    made = onnx_parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> g {text}')
+    weights = {name: rng.normal(0, 0.1, shape).astype(np.float32) for name, shape in shapes.items()}
+    made.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in weights.items())
+    return made
+
+
+def chain(elements: int, nodes: int) -> onnx.ModelProto:
+    lines = " ".join(f"v{k + 1} = Sigmoid (v{k})" for k in range(nodes))
+    return model(f"(float[{elements}] v0) => (float[{elements}] v{nodes}) {{ {lines} }}")
+
+
+def product(rows: int) -> onnx.ModelProto:
+    return model(
+        f"(float[{rows}, 32] x) => (float[{rows}, 32] y) {{ a = MatMul (x, w) b = Add (a, c) y = Relu (b) }}",
+        w=(32, 32),
+        c=(32,),
+    )
+
+
+def norm(elements: int) -> onnx.ModelProto:
+    rows = max(elements // 64, 1)
+    return model(
+        f"(float[{rows}, 64] x) => (float[{rows}, 64] y) {{ a = Add (x, x) y = LayerNormalization (a, s) }}", s=(64,)
+    )
+
+
+def softmax(width: int) -> onnx.ModelProto:
+    return model(
+        f"(float[1024, {width}] x) => (float[1024, {width}] y) {{ a = Mul (x, x) y = Softmax <axis = -1> (a) }}"
+    )
+
+
+def convolutions(count: int, channels: int = 32, side: int = 28) -> onnx.ModelProto:
+    """So many convolutions in a row between two tensors that are not channels-last."""
+    lines = " ".join(f"v{k + 1} = Conv <pads = [1, 1, 1, 1]> (v{k}, w{k})" for k in range(count))
+    shapes = {f"w{k}": (channels, channels, 3, 3) for k in range(count)}
+    tensor = f"float[1, {channels}, {side}, {side}]"
+    return model(f"({tensor} v0) => ({tensor} v{count}) {{ {lines} }}", **shapes)
+
+
+def separable(pixels: int, channels: int = 96) -> onnx.ModelProto:
+    tensor = f"float[1, {channels}, {pixels}, 1]"
+    text = f"""({tensor} x) => ({tensor} y) {{
+        a = Conv <pads = [1, 1, 1, 1], group = {channels}> (x, w, b) c = Relu (a) d = Conv (c, v, b) y = Conv <pads = [1, 1, 1, 1]> (d, u, b) }}"""
+    square = (channels, channels)
+    return model(text, w=(channels, 1, 3, 3), v=(*square, 1, 1), u=(*square, 3, 3), b=(channels,))
+
+
+def image(channels: int, side: int = 112) -> onnx.ModelProto:
+    text = f"""(float[1, {channels}, {side}, {side}] x) => (float[1, 32, {side}, {side}] y) {{
+        a = Conv <pads = [1, 1, 1, 1]> (x, w) y = Conv <pads = [1, 1, 1, 1]> (a, v) }}"""
+    return model(text, w=(32, channels, 3, 3), v=(32, 32, 3, 3))
+
+
+def first(size: int, _: int) -> float:
+    return size
+
+
+POWERS = [1 << k for k in range(7, 16)]
+
+PROBES: Mapping[str, Probe] = {
+    "small_region_elements": Probe(
+        POWERS, functools.partial(chain, nodes=2), {"small_region_nodes": 0}, {"small_region_nodes": NEVER, "small_region_elements": NEVER},
+        lambda size, before: before,
+    ),
+    "small_region_nodes": Probe(
+        range(2, 10), functools.partial(chain, 256), {"small_region_nodes": 0}, {"small_region_nodes": NEVER, "small_region_elements": NEVER}, first,
+    ),
+    "product_work": Probe(
+        [1 << k for k in range(8)], product, {"product_work": 0}, {"product_work": NEVER}, lambda rows, before: rows * 32 * 32,
+    ),
+    "norm_elements": Probe(POWERS, norm, {"norm_elements": 0}, {"norm_elements": NEVER}, first),
+    "softmax_width": Probe([8, 16, 32, 48, 64, 96, 128, 256], softmax, {"softmax_width": 0}, {"softmax_width": NEVER}, first),
+    # With two Transposes at the border, so many convolutions of gain 1 pay from twice the cost on.
+    "border_cost": Probe(range(1, 7), convolutions, {"border_cost": 0}, {"border_cost": NEVER}, lambda count, before: (count - 1) / 2),
+    "separable_pixels": Probe(
+        [16, 32, 64, 100, 150, 200, 400, 800], separable,
+        {"separable_pixels": 0, "border_cost": 0}, {"separable_pixels": NEVER, "border_cost": 0}, first,
+    ),
+    "planar_channels": Probe(
+        [1, 3, 4, 5, 6, 7, 8, 12], image, {"planar_channels": NEVER, "border_cost": 0}, {"planar_channels": 0, "border_cost": 0},
+        lambda size, before: before, pays_below=True,
+    ),
+}  # fmt: skip
+
+
+def speed_of_fusion(made: onnx.ModelProto, probe: Probe, rounds: int, threads: int) -> float | None:
+    """The speed with the fusion relative to without, the median of the rounds; None where both are the same model."""
+    target = Target.named("cpu")
+    models = [
+        onnxopt.optimize(made, target=dataclasses.replace(target, costs=target.costs.replaced(costs)))
+        for costs in (probe.plain, probe.fused)
+    ]
+    if models[0] == models[1]:
+        return None
+    inputs = random_inputs(made, dims={}, seed=0)
+    plain, fused = (functools.partial(onnxopt.session(one, threads=threads).run, None, inputs) for one in models)
+    return statistics.median(itertools.islice(bench.ratios(plain, fused, bench.BURST_SECONDS / 2), rounds))
+
+
+def turn(wins: Sequence[bool]) -> int | None:
+    """The first index from which on all are won, where all before it are lost and there are both; None otherwise."""
+    changes = [index for index in range(1, len(wins)) if wins[index] != wins[index - 1]]
+    return changes[0] if len(changes) == 1 and wins[-1] else None
+
+
+def measured(probe: Probe, speeds: Sequence[tuple[int, float]]) -> float | None:
+    """The cost that the speeds by size tell; None where they do not."""
+    wins = [(speed < 1) if probe.pays_below else (speed > 1) for _, speed in speeds]
+    index = turn(wins)
+    return None if index is None else probe.cost(speeds[index][0], speeds[index - 1][0])
+
+
+def replaced(text: str, name: str, value: float) -> str:
+    """The cost data with another value of one cost; everything else stays."""
+    new, count = re.subn(rf"(\[{name}\]\nvalue = )\S+", rf"\g<1>{value!r}", text)
+    assert count == 1, f"the cost data has no entry '{name}'"
+    return new
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("costs", nargs="*", metavar="COST", help=f"costs to measure: {', '.join(PROBES)}; all of them")
+    parser.add_argument("--write", action="store_true", help="write what was measured to the cost data")
+    parser.add_argument("--rounds", type=int, default=9, help="rounds of each comparison")
+    parser.add_argument("--threads", type=int, default=1, help="threads of each session")
+    options = parser.parse_args()
+    unknown = set(options.costs) - set(PROBES)
+    if unknown:
+        parser.error(f"there is no cost {', '.join(sorted(unknown))}; the costs are {', '.join(PROBES)}")
+    path, committed = FOLDER / "cpu.toml", describe("cpu")
+    text = path.read_text(encoding="utf-8")
+    for name in options.costs or PROBES:
+        probe = PROBES[name]
+        speeds = [
+            (size, speed_of_fusion(probe.make(size), probe, options.rounds, options.threads)) for size in probe.sizes
+        ]
+        known = [(size, speed) for size, speed in speeds if speed is not None]
+        value, old = measured(probe, known), committed[name]["value"]
+        row = "  ".join(f"{size}: {speed:.2f}" for size, speed in known)
+        verdict = f"stays {old}" if value is None else f"{old} -> {value}"
+        print(f"{name:24s} {verdict:20s} {row}", flush=True)
+        if value is not None:
+            text = replaced(text, name, value)
+    if options.write:
+        path.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
