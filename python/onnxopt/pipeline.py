@@ -47,6 +47,7 @@ PHASES: Mapping[str, tuple[str, ...]] = {
         "batch_loop_inputs",
         "sink_loop_outputs",
         "vectorize_loops",
+        "unroll_loops",
     ),
     "simplify": (
         "simplify_casts",

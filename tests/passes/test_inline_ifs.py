@@ -204,3 +204,13 @@ def test_shapes_known_after_inlining_serve_what_follows() -> None:
 def test_empty_condition_is_not_decided() -> None:
     before = graph(f"y = {SIMPLE}", c=np.zeros((0,), bool))
     assert op_list(run_passes(before, PASS)[0]) == ["If"]
+
+
+def test_nodes_of_both_branches_keep_apart_by_name() -> None:
+    """onnxruntime refuses two nodes of one name in a graph."""
+    before = graph(f"a = {SIMPLE}\n y = {choice('d', 't = Neg(a)', 'e = Abs(a)')}", c=np.array(True), d=np.array(True))
+    for node in before.graph.node:
+        node.attribute[0].g.node[0].name = "same"
+    after, _ = run_passes(before, PASS)
+    assert len({node.name for node in after.graph.node}) == 2
+    assert_same(before, after, FEEDS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from onnxopt import ir
 from onnxopt.loops import Carry, Loop, loops_of
 from onnxopt.passes.base import Context, Pass, PassResult, register_pass
-from onnxopt.rewrite.editor import SIDE_EFFECT_FREE_DOMAINS, removable
+from onnxopt.rewrite.editor import SIDE_EFFECT_FREE_DOMAINS
 from onnxopt.rewrite.patch import Builder
 
 
@@ -61,9 +61,8 @@ class DropDeadCarries(Pass):
             return False
         loop.carries, loop.scan_outputs, loop.scan_inputs = carries, outputs, inputs
         loop.rebuild("dead_carry", ctx)
-        for node in reversed(list(loop.body)):
-            if not any(value in live for value in node.outputs) and removable(node):
-                loop.body.remove(node, safe=True)
+        dead = [node for node in loop.body if not any(value in live for value in node.outputs)]
+        ctx.editor.remove_unused(dead)
         return True
 
 

@@ -48,6 +48,7 @@ def _move_before(node: ir.Node, loop: Loop, ctx: Context) -> None:
     graph = loop.node.graph
     assert graph is not None
     loop.body.remove(node)
+    node.name = None if not node.name else ctx.names.node(node.name)
     for value in node.outputs:
         value.name = ctx.names.value(value.name) if value.name else None
     graph.insert_before(loop.node, node)

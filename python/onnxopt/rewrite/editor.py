@@ -131,6 +131,7 @@ class Editor:
         nodes = list(body)
         body.remove(nodes)
         for node in nodes:
+            node.name = None if not node.name else self.ctx.names.node(node.name)
             for value in node.outputs:
                 value.name = None if not value.name else self.ctx.names.value(value.name)
         graph.insert_before(anchor, nodes)
