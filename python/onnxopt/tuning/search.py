@@ -234,11 +234,11 @@ class Search:
         return best
 
     def _has_time(self) -> bool:
-        """Whether a trial that chooses and the two that confirm fit into what is left."""
+        """Whether a trial that chooses and the two that confirm fit into what is left, if nothing disturbs them."""
         if not self._rounds:
             return self.clock() < self._end
         rounds = ROUNDS_TO_CHOOSE + 2 * ROUNDS_TO_CONFIRM
-        needed = 3 * statistics.mean(self._starts) + rounds * statistics.mean(self._rounds)
+        needed = 3 * statistics.median(self._starts) + rounds * statistics.median(self._rounds)
         return self.clock() + needed <= self._end
 
     def _is_confirmed(self, candidate: Candidate, rival: Candidate) -> bool:
