@@ -50,6 +50,7 @@ PHASES: Mapping[str, tuple[str, ...]] = {
         "unroll_loops",
     ),
     "simplify": (
+        "simplify_sequences",
         "simplify_casts",
         "simplify_reshapes",
         "simplify_slices",
