@@ -51,6 +51,7 @@ PHASES: Mapping[str, tuple[str, ...]] = {
     ),
     "simplify": (
         "simplify_sequences",
+        "merge_branches",
         "simplify_casts",
         "simplify_reshapes",
         "simplify_slices",

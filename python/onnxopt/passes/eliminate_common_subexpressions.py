@@ -35,7 +35,7 @@ class EliminateCommonSubexpressions(Pass):
         for node in list(graph):
             for inner in subgraphs(node):
                 patches += self._run_graph(inner, ctx, scope)
-            key = _key(node)
+            key = expression_key(node)
             if key is None:
                 continue
             earlier = next((found[key] for found in scope if key in found), None)
@@ -62,15 +62,15 @@ def _can_stand_for(old: ir.Value, new: ir.Value) -> bool:
     return new.name != "" or old.name == ""
 
 
-def _key(node: ir.Node) -> Hashable | None:
-    """What two nodes must share to compute the same; None for nodes that are never merged."""
+def expression_key(node: ir.Node, *, inputs: bool = True) -> Hashable | None:
+    """What two nodes must share to compute the same (with `inputs`, also what they read); None for nodes that are never merged."""
     if node.domain not in SIDE_EFFECT_FREE_DOMAINS or node.op_type in RANDOM or not node.outputs:
         return None
     if node.op_type == "Constant":
         return None
-    inputs = tuple(map(id, node.inputs))
+    read = tuple(map(id, node.inputs)) if inputs else ()
     attributes = _attributes_key(node, {})
-    return None if attributes is None else (node.domain, node.op_type, node.overload, inputs, attributes)
+    return None if attributes is None else (node.domain, node.op_type, node.overload, read, attributes)
 
 
 def _attributes_key(node: ir.Node, numbers: dict[ir.Value, int]) -> Hashable | None:
