@@ -217,6 +217,10 @@ def optimize(
     inline_functions: Annotated[bool, typer.Option("--inline-functions", help="Inline model-local functions.")] = False,
     opset: Annotated[int | None, typer.Option(help="Upgrade the model to this opset first.")] = None,
     fast_math: Annotated[bool, typer.Option("--fast-math", help="Allow rewrites that change rounding.")] = False,
+    unroll_nodes: Annotated[
+        int | None,
+        typer.Option(help="Write every loop out that takes at most so many nodes; unasked, only where it pays."),
+    ] = None,
     tuning: Annotated[Path | None, typer.Option(help="What `onnxopt tune` found for this model.")] = None,
     allow_contrib: AllowContrib = False,
     as_json: Json = False,
@@ -228,7 +232,7 @@ def optimize(
     chosen = _parse_passes(passes)
     if report is not None:
         _check_report(report)
-    options = Options(inline_functions=inline_functions, opset=opset, fast_math=fast_math)
+    options = Options(inline_functions=inline_functions, opset=opset, fast_math=fast_math, unroll_nodes=unroll_nodes)
     reports: list[Report] = []
     with _progress(f"Optimizing {model.name}") as tick:
         run(

@@ -214,3 +214,46 @@ def test_nodes_of_both_branches_keep_apart_by_name() -> None:
     after, _ = run_passes(before, PASS)
     assert len({node.name for node in after.graph.node}) == 2
     assert_same(before, after, FEEDS)
+
+
+def inner_if(condition: str, result: str) -> str:
+    """The nodes of a branch: an If on `c`, which `condition` makes."""
+    made = condition.replace("c = ", f"{result}c = ")
+    branches = [
+        f"{name} = b () => (float[2,3] {result}{name[0]}) {{ {result}{name[0]} = {op}(x) }}"
+        for name, op in (("then_branch", "Neg"), ("else_branch", "Abs"))
+    ]
+    return f"{made} {result} = If({result}c) <{', '.join(branches)}>"
+
+
+@pytest.mark.parametrize(
+    ("condition", "inner", "then_op", "else_op"),
+    [
+        ("o = Identity(flag)", "c = Not(flag)", "Abs", "Neg"),
+        ("o = Not(flag)", "c = Not(o)", "Neg", "Abs"),
+        ("o = And(flag, other)", "c = Identity(other)", "Neg", "If"),
+        ("o = Or(flag, other)", "c = Identity(other)", "If", "Abs"),
+        ("o = And(flag, other)", "c = Or(flag, third)", "Neg", "If"),
+        ("o = Equal(flag, yes)", "c = Identity(flag)", "Neg", "Abs"),
+        ("o = Equal(rate, eight)", "c = Equal(rate, sixteen)", "Abs", "If"),
+        ("o = Equal(rate, eight)", "c = Less(rate, sixteen)", "Neg", "If"),
+        ("o = Equal(flag, other)", "c = Identity(other)", "If", "If"),
+        ("o = Less(rate, eight)", "c = Less(rate, sixteen)", "If", "If"),
+    ],
+)
+def test_condition_that_follows_from_the_outer_one(condition: str, inner: str, then_op: str, else_op: str) -> None:
+    inside = [f"() => (float[2,3] {one}) {{ {inner_if(inner, one)} }}" for one in "pq"]
+    body = f"{condition} y = If(o) <then_branch = m {inside[0]}, else_branch = n {inside[1]}>"
+    text = f"g (float[2,3] x, bool flag, bool other, bool third, int64 rate) => (float[2,3] y) {{ {body} }}"
+    numbers = {"yes": np.array(True), "eight": np.array(8), "sixteen": np.array(16)}
+    before = model(text, **{name: number for name, number in numbers.items() if name in body})
+    after, _ = run_passes(before, PASS, "eliminate_dead_code")
+    outer = next(node for node in after.graph.node if node.op_type == "If")
+    by_name = {attr.name: [one.op_type for one in attr.g.node][-1] for attr in outer.attribute}
+    assert (by_name["then_branch"], by_name["else_branch"]) == (then_op, else_op)
+    for flag in range(8):
+        bits = {name: np.array(bool(flag >> bit & 1)) for bit, name in enumerate(("flag", "other", "third"))}
+        for rate in (7, 8, 16, 17):
+            feeds = {"x": X, **bits, "rate": np.array(rate)}
+            known = {one.name for one in before.graph.input}
+            assert_same(before, after, {name: array for name, array in feeds.items() if name in known})
