@@ -52,6 +52,7 @@ PHASES: Mapping[str, tuple[str, ...]] = {
     "simplify": (
         "simplify_sequences",
         "merge_branches",
+        "select_instead_of_branches",
         "simplify_casts",
         "simplify_reshapes",
         "simplify_slices",

@@ -1,0 +1,125 @@
+"""Ifs over few small element-wise nodes become Where, so that one kernel computes them with what is around them."""
+
+from __future__ import annotations
+
+import math
+
+from onnxopt import ir
+from onnxopt.loops.dependences import SAFE_OPS
+from onnxopt.passes.base import Context, Pass, PassResult, register_pass
+from onnxopt.passes.merge_branches import branches
+from onnxopt.rewrite.patch import Builder
+from onnxopt.rewrite.rules import Refusal
+
+SELECTED_TYPES = (ir.DataType.FLOAT, ir.DataType.INT32, ir.DataType.INT64)
+"""Types of which every runtime has Where."""
+
+WHERE_OPSET = 9
+
+OTHER_OPS = frozenset(
+    [
+        "Concat",
+        "Constant",
+        "Flatten",
+        "Gemm",
+        "Identity",
+        "LayerNormalization",
+        "LogSoftmax",
+        "MatMul",
+        "ReduceMax",
+        "ReduceMean",
+        "ReduceMin",
+        "ReduceSum",
+        "Shape",
+        "Size",
+        "Softmax",
+        "Transpose",
+        "Unsqueeze",
+    ]
+)
+"""Ops that cannot fail and are not element-wise."""
+
+ELEMENTWISE = SAFE_OPS - OTHER_OPS
+
+SHARED_NODES = 2
+"""Nodes beyond a small region's least that it takes for the work of the branch not taken to be paid by what is fused."""
+
+
+@register_pass
+class SelectInsteadOfBranches(Pass):
+    """Compute both branches of an If and select by Where.
+
+    Only where it pays: the condition is a scalar, the branches hold few element-wise nodes over small tensors, and with the element-wise
+    nodes around the If they make a region that one kernel computes; the runtime's If alone is as fast as its Where. Refused: ops that
+    may fail, results of shapes that are not known or that differ, and Ifs inside of which there are subgraphs.
+    """
+
+    name = "select_instead_of_branches"
+    phase = "simplify"
+
+    def run(self, model: ir.Model, ctx: Context) -> PassResult:
+        patches = 0
+        if ctx.opset < WHERE_OPSET or not ctx.target.runs_phase("fuse"):
+            return PassResult(False)
+        for node in reversed(ctx.nodes_of([("", "If")])):
+            if node.graph is None:
+                continue
+            refusal = _refusal(node, ctx)
+            if refusal is not None:
+                ctx.log.refused(self.name, node, refusal, 1)
+            else:
+                patches += self._select(node, ctx)
+        return PassResult(patches > 0, patches)
+
+    def _select(self, node: ir.Node, ctx: Context) -> bool:
+        builder = Builder(ctx, node)
+        selected: list[list[ir.Value]] = []
+        for branch in branches(node):
+            stands_for: dict[ir.Value, ir.Value] = {}
+            for inner in branch:
+                inputs = [None if value is None else stands_for.get(value, value) for value in inner.inputs]
+                stands_for.update(zip(inner.outputs, builder.copy_of(inner, inputs), strict=True))
+            selected.append([stands_for.get(value, value) for value in branch.outputs])
+        results = [builder.Where(node.inputs[0], *pair) for pair in zip(*selected, strict=True)]
+        if not ctx.editor.apply(builder.patch(self.name, dict(zip(node.outputs, results, strict=True)))):
+            return False
+        ctx.editor.remove_unused([node])
+        return True
+
+
+def _refusal(node: ir.Node, ctx: Context) -> Refusal | None:
+    condition = node.inputs[0]
+    if condition is None or ctx.shapes.shape(condition) != () or ir.constant(condition) is not None:
+        return Refusal("its condition is not known to be a scalar of run time")
+    inside = [inner for branch in branches(node) for inner in branch]
+    for inner in inside:
+        if inner.domain or inner.op_type not in ELEMENTWISE | {"Identity"}:
+            return Refusal("{} in a branch is not element-wise", inner.op_type)
+        if any(not _is_small(value, ctx) for value in (*inner.inputs, *inner.outputs) if value is not None):
+            return Refusal("a tensor of a branch is large or of unknown shape")
+    for pair in zip(*(branch.outputs for branch in branches(node)), strict=True):
+        types = {ctx.shapes.dtype(value) for value in pair}
+        if len(types) != 1 or not types <= set(SELECTED_TYPES):
+            return Refusal("Where is not there for its results' types")
+        if ctx.shapes.shape(pair[0]) != ctx.shapes.shape(pair[1]) or not all(_is_small(one, ctx) for one in pair):
+            return Refusal("its results may differ in shape")
+    around = _neighbours(node)
+    nodes = sum(inner.op_type != "Identity" for inner in inside) + len(node.outputs) + around
+    if not around or nodes < ctx.target.costs.small_region_nodes + SHARED_NODES:
+        return Refusal("{} nodes are too few for one kernel to pay", nodes)
+    if len(inside) > 2 * ctx.target.costs.small_region_nodes:
+        return Refusal("its branches have {} nodes", len(inside))
+    return None
+
+
+def _is_small(value: ir.Value, ctx: Context) -> bool:
+    shape = ctx.shapes.static_shape(value)
+    return shape is not None and math.prod(shape) <= ctx.target.costs.small_region_elements
+
+
+def _neighbours(node: ir.Node) -> int:
+    """How many element-wise nodes are next to an If in its graph."""
+    producers = [value.producer() for branch in branches(node) for value in ir.captures(branch)]
+    users = [user for value in node.outputs for user, _ in value.uses()]
+    found = {one for one in [*producers, *users] if one is not None and one.graph is node.graph and not one.domain}
+    return sum(one.op_type in ELEMENTWISE for one in found)

@@ -1,0 +1,84 @@
+"""Ifs of few small element-wise nodes that become Where."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from helpers import assert_same, model, op_list, run_passes
+
+PASS = "select_instead_of_branches"
+X = np.array([[1, -2, np.nan], [np.inf, -np.inf, -0.0]], np.float32)
+FEEDS = [{"x": X, "flag": np.array(flag)} for flag in (True, False)]
+
+
+def graph(
+    then_body: str, else_body: str, *, shape: str = "2,3", made: str = "2,3", condition: str = "flag"
+) -> onnx.ModelProto:
+    """Element-wise nodes around an If that gives `t` or `e`."""
+    branches = f"then_branch = a () => (float[{made}] t) {{ {then_body} }}, else_branch = b () => (float[{made}] e) {{ {else_body} }}"
+    return model(
+        f"g (float[{shape}] x, bool flag) => (float[{made}] y) {{ p = Neg(x) q = Tanh(p) i = If ({condition}) <{branches}> r = Abs(i) y = Sqrt(r) }}"
+    )
+
+
+SMALL = ("f = Exp(q) t = Add(f, p)", "h = Abs(q) e = Mul(h, x)")
+
+
+ALONE = model(
+    "g (float[2,3] x, bool flag) => (float[2,3] y) { y = If (flag) <then_branch = a () => (float[2,3] t) { t = Exp(x) }, "
+    "else_branch = b () => (float[2,3] e) { e = Abs(x) }> }"
+)
+
+
+def test_small_branches_become_where() -> None:
+    before = graph(*SMALL)
+    after, _ = run_passes(before, PASS, target="cpu")
+    assert op_list(after) == ["Neg", "Tanh", "Exp", "Add", "Abs", "Mul", "Where", "Abs", "Sqrt"]
+    assert_same(before, after, FEEDS, rtol=0, atol=0)
+
+
+def test_the_result_is_one_kernel_inside_the_pipeline() -> None:
+    before = graph(*SMALL)
+    after, _ = run_passes(before, PASS, "fuse_elementwise", target="cpu")
+    assert op_list(after) == ["FusedElementwise"]
+    assert_same(before, after, FEEDS, library=True)
+
+
+def test_several_results() -> None:
+    text = (
+        "g (float[2,3] x, bool flag) => (float[2,3] y, float[2,3] z) { p = Neg(x) i, j = If (flag) <then_branch = a () => (float[2,3] t, "
+        "float[2,3] u) { t = Exp(p) u = Abs(p) }, else_branch = b () => (float[2,3] e, float[2,3] f) { e = Identity(x) f = Neg(p) }> "
+        "y = Abs(i) z = Add(j, x) }"
+    )
+    after, _ = run_passes(model(text), PASS, target="cpu")
+    assert op_list(after).count("Where") == 2
+    assert_same(model(text), after, FEEDS, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        graph("t = Softmax(q)", "h = Abs(q) g = Neg(h) e = Mul(g, x)"),
+        graph("f = RandomNormalLike(q) t = Add(f, p)", "h = Abs(q) e = Mul(h, x)"),
+        graph(*SMALL, shape="N,3", made="N,3"),
+        graph(*SMALL, shape="64,64", made="64,64"),
+        ALONE,
+    ],
+    ids=["not element-wise", "random", "unknown size", "large", "nothing to fuse with"],
+)
+def test_refuses(before: onnx.ModelProto) -> None:
+    after, _ = run_passes(before, PASS, target="cpu")
+    assert "If" in op_list(after)
+
+
+def test_stays_a_branch_where_no_kernel_fuses() -> None:
+    after, _ = run_passes(graph(*SMALL), PASS)
+    assert "If" in op_list(after)
+
+
+def test_branches_of_other_ranks_stay() -> None:
+    before = graph("t = Exp(q)", "h = Exp(q) k = Abs(h) m = Neg(k) n = Abs(m) e = ReduceMax<axes = [0]>(n)", made="a,b")
+    after, _ = run_passes(before, PASS, target="cpu")
+    assert "If" in op_list(after)
