@@ -221,6 +221,9 @@ def optimize(
         int | None,
         typer.Option(help="Write every loop out that takes at most so many nodes; unasked, only where it pays."),
     ] = None,
+    unroll_factor: Annotated[
+        int | None, typer.Option(help="Let each iteration of a long loop do the work of so many.")
+    ] = None,
     tuning: Annotated[Path | None, typer.Option(help="What `onnxopt tune` found for this model.")] = None,
     allow_contrib: AllowContrib = False,
     as_json: Json = False,
@@ -232,7 +235,13 @@ def optimize(
     chosen = _parse_passes(passes)
     if report is not None:
         _check_report(report)
-    options = Options(inline_functions=inline_functions, opset=opset, fast_math=fast_math, unroll_nodes=unroll_nodes)
+    options = Options(
+        inline_functions=inline_functions,
+        opset=opset,
+        fast_math=fast_math,
+        unroll_nodes=unroll_nodes,
+        unroll_factor=unroll_factor,
+    )
     reports: list[Report] = []
     with _progress(f"Optimizing {model.name}") as tick:
         run(

@@ -43,6 +43,7 @@ PHASES: Mapping[str, tuple[str, ...]] = {
     "unroll": (
         "drop_dead_carries",
         "hoist_loop_invariants",
+        "unroll_loops_by_factor",
         "convert_loops",
         "batch_loop_inputs",
         "sink_loop_outputs",
@@ -74,6 +75,7 @@ PHASES: Mapping[str, tuple[str, ...]] = {
     ),
     "contrib": ("use_contrib_ops",),
     "fuse": (
+        "fuse_recurrences",
         "convolutions_channels_last",
         "sink_transposes",
         "keep_blocked_layout",

@@ -188,6 +188,7 @@ class Options:
         allow_contrib: use onnxruntime's own contrib ops (domain com.microsoft) where no kernel of ours computes the same; the result needs
             onnxruntime.
         unroll_nodes: write every loop out that takes at most so many nodes; None only those for which it pays.
+        unroll_factor: let each iteration of a Loop do the work of so many; None leaves long loops as they are.
         without: names of passes to leave out of the pipeline.
         not_at: names of nodes at which a rule is not applied, by the rule's name; nodes without a name are called by their first output.
 
@@ -202,6 +203,7 @@ class Options:
     fast_math: bool = False
     allow_contrib: bool = False
     unroll_nodes: int | None = None
+    unroll_factor: int | None = None
     without: frozenset[str] = frozenset()
     not_at: Mapping[str, frozenset[str]] = dataclasses.field(default_factory=dict)
 
@@ -216,6 +218,8 @@ class Options:
             raise OptionError(f"fold_budget_bytes is {self.fold_budget_bytes}; expected at least 0.")
         if self.unroll_nodes is not None and self.unroll_nodes < 0:
             raise OptionError(f"unroll_nodes is {self.unroll_nodes}; expected at least 0.")
+        if self.unroll_factor is not None and self.unroll_factor < 2:
+            raise OptionError(f"unroll_factor is {self.unroll_factor}; expected at least 2.")
 
 
 def _is_range(bounds: object) -> bool:

@@ -116,7 +116,7 @@ def _keeps_shape(before: ir.Value, after: ir.Value, ctx: Context) -> bool:
 
 
 def _unroll(loop: Loop, trips: int, rule: str, ctx: Context) -> None:
-    _move_initializers(loop.body, ctx)
+    move_initializers(loop.body, ctx)
     graph = loop.node.graph
     assert graph is not None
     carried = [carry.initial for carry in loop.carries]
@@ -167,15 +167,18 @@ def _inputs(loop: Loop, number: int, trips: int, carried: list[ir.Value], ctx: C
 def _stacked(elements: list[ir.Value], output: ScanOutput, builder: Builder) -> ir.Value:
     parts = []
     for element in reversed(elements) if output.reverse else elements:
-        if builder.ctx.opset >= AXES_INPUT_OPSET:
-            axes = builder.constant(np.array([output.axis], np.int64), "axes")
-            parts.append(builder.Unsqueeze(element, axes))
-        else:
-            parts.append(builder.Unsqueeze(element, axes=[output.axis]))
+        parts.append(unsqueeze(element, output.axis, builder))
     return parts[0] if len(parts) == 1 else builder.Concat(*parts, axis=output.axis)
 
 
-def _move_initializers(body: ir.Graph, ctx: Context) -> None:
+def unsqueeze(value: ir.Value, axis: int, builder: Builder) -> ir.Value:
+    """The value with a dim of 1 at `axis` of the result."""
+    if builder.ctx.opset >= AXES_INPUT_OPSET:
+        return builder.Unsqueeze(value, builder.constant(np.array([axis], np.int64), "axes"))
+    return builder.Unsqueeze(value, axes=[axis])
+
+
+def move_initializers(body: ir.Graph, ctx: Context) -> None:
     """Let the model hold the body's constants, so that the copies share them."""
     for name in list(body.initializers):
         value = body.initializers.pop(name)
