@@ -156,6 +156,11 @@ class FusedAttention final : public Kernel {
     problem.k = view_of(inputs[1], d_.k, sizes.k);
     problem.v = view_of(inputs[2], d_.v, sizes.v);
     problem.y = static_cast<float*>(outputs[0]);
+    if (problem.keys == 0) {  // a sum of no values
+      const Axes& q = sizes.q;
+      std::fill_n(problem.y, q[kBatch] * q[kRow] * d_.heads * d_.width, 0.0f);
+      return true;
+    }
     problem.y_steps = steps_of(d_.y.steps(types[0].shape, result_sizes(sizes)));
     problem.scale = d_.scale;
     problem.cap = d_.cap;
@@ -185,7 +190,6 @@ class FusedAttention final : public Kernel {
       return Made::failure("Queries, keys and values are batches of " + number(q[kBatch]) + ", " + number(k[kBatch]) + " and " +
                            number(v[kBatch]) + ".");
     if (k[kRow] != v[kRow]) return Made::failure("There are " + number(k[kRow]) + " keys and " + number(v[kRow]) + " values.");
-    if (k[kRow] == 0 && q[kBatch] * q[kRow] > 0) return Made::failure("There are no keys to attend to.");
     return Sizes{q, k, v};
   }
 

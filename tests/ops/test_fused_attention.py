@@ -139,8 +139,8 @@ def test_rotary_embedding(rotary: str, width: int, interleaved: bool) -> None:
     compare(attention, *(normal(2, 5, 24) for _ in range(3)), normal(1, 1, 5, width), normal(2, 1, 5, width))
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 40), (40, 1)], ids=str)
-def test_single_rows_and_keys(size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (40, 1), (5, 0), (0, 5), (0, 0)], ids=str)
+def test_single_rows_and_keys_and_none(size: tuple[int, int]) -> None:
     compare(PLAIN, normal(2, size[0], 24), normal(2, size[1], 24), normal(2, size[1], 24))
 
 
@@ -153,7 +153,6 @@ MISUSE: dict[str, tuple[dict[str, Any], list[Array], str]] = {
     "other columns": ({}, [normal(2, 5, 25)] * 3, re.escape("Input 0 has the shape [2,5,25], which is not 'b s hd'")),
     "other batches": ({}, [normal(2, 5, 24), normal(1, 5, 24), normal(1, 5, 24)], "batches of 2, 1 and 1"),
     "other values": ({}, [normal(2, 5, 24), normal(2, 5, 24), normal(2, 6, 24)], "5 keys and 6 values"),
-    "no keys": ({}, [normal(2, 5, 24), normal(2, 0, 24), normal(2, 0, 24)], "no keys to attend to"),
     "mask without a number": ({"masks": "keep=x"}, [normal(2, 5, 24)] * 3, "the word 'keep=x'"),
     "unknown mask": ({"masks": "plus"}, [normal(2, 5, 24)] * 3, "the word 'plus'"),
     "too many masks": ({"masks": "add add add add"}, [normal(2, 5, 24)] * 7, "4 masks"),
