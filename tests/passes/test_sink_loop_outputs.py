@@ -91,3 +91,13 @@ def test_stacks_that_would_be_too_large_are_not_made(
     before = scan("s2 = Add(s, e) z = MatMul(s2, w)", dim=dim)
     after, _ = run_passes(before, PASS)
     assert op_list(after) == ["Scan"]
+
+
+def test_reads_what_the_body_computes_alike_in_every_iteration() -> None:
+    """A value that no iteration changes and that stays in the body, because it may fail where nothing runs."""
+    before = scan("r = Slice(w, first, second) s2 = Add(s, e) p = MatMul(s2, w) z = Add(p, r)", dim="T")
+    for name, number in (("first", 0), ("second", 1)):
+        before.graph.initializer.append(onnx.numpy_helper.from_array(np.array([number]), name))
+    after, _ = run_passes(before, PASS)
+    assert "MatMul" in op_list(after)
+    assert_same(before, after, FEED)

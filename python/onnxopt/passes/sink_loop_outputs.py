@@ -61,12 +61,11 @@ class SinkLoopOutputs(Pass):
         if not sunk or any(backwards):
             return False
         made = {value for node in sunk for value in node.outputs}
-        varying = varying_values(loop.body, loop.body.inputs)
         read = {
             value: None
             for node in sunk
             for value in node.inputs
-            if value is not None and value in varying and value not in made
+            if value is not None and value.graph is loop.body and value not in made
         }
         outputs = [one for one in loop.scan_outputs if one.element in made]
         # A trial with stand-ins for the stacked values shows whether all nodes have a batched form.
