@@ -11,6 +11,7 @@
 #include "csrc/ops/fused_gemm.h"
 #include "csrc/ops/fused_norm.h"
 #include "csrc/ops/fused_pool.h"
+#include "csrc/ops/fused_recurrence.h"
 #include "csrc/ops/fused_separable_conv.h"
 #include "csrc/ops/fused_softmax.h"
 #if defined(ONNXOPT_HAVE_CUDA)
@@ -20,9 +21,9 @@
 namespace onnxopt::ops {
 
 std::span<const Op* const> all() {
-  static const Op* const list[] = {&fused_attention(),      &fused_conv(),   &fused_conv_transpose(), &fused_elementwise(),
-                                   &fused_gemm(),           &fused_norm(),   &fused_pool(),           &fused_resize(),
-                                   &fused_separable_conv(), &fused_softmax()};
+  static const Op* const list[] = {&fused_attention(), &fused_conv(),           &fused_conv_transpose(), &fused_elementwise(),
+                                   &fused_gemm(),      &fused_norm(),           &fused_pool(),           &fused_recurrence(),
+                                   &fused_resize(),    &fused_separable_conv(), &fused_softmax()};
   return list;
 }
 

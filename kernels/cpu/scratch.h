@@ -6,7 +6,19 @@
 namespace onnxopt {
 
 /// Who uses the memory: a block of one family is alive while an epilogue runs on it.
-enum class ScratchOwner { kElementwise, kGemm, kGemmRows, kConv, kConvWeights, kConvTiles, kPool, kAttention, kNorm, kCount };
+enum class ScratchOwner {
+  kElementwise,
+  kGemm,
+  kGemmRows,
+  kConv,
+  kConvWeights,
+  kConvTiles,
+  kPool,
+  kAttention,
+  kNorm,
+  kRecurrence,
+  kCount
+};
 
 /// Memory of the calling thread, aligned to a cache line, which the next call of the same owner may move or overwrite.
 char* scratch(std::size_t bytes, ScratchOwner owner);

@@ -342,13 +342,24 @@ class Worker {
   void gather_across(char* copy, const PlanInput& input, std::int64_t begin, std::int64_t count) {
     const std::size_t width = computed_size(input.type);
     const std::int64_t stride = input.strides[plan_.rank - 1];
+    std::int64_t row = begin / plan_.row, within = begin % plan_.row;
+    // Rows of the dim before the last are found by steps: a division for each would take longer than its elements.
+    const std::int64_t step = plan_.rank > 1 ? input.strides[plan_.rank - 2] : 0;
+    const std::int64_t together = plan_.rank > 1 ? plan_.dims[plan_.rank - 2] : 1;
+    std::int64_t left = together - row % together;
+    std::int64_t offset = offset_of(input, row);
     while (count > 0) {
-      const std::int64_t within = begin % plan_.row;
       const std::int64_t part = count < plan_.row - within ? count : plan_.row - within;
-      gather(copy, input, offset_of(input, begin / plan_.row) + within * stride, stride, part);
+      gather(copy, input, offset + within * stride, stride, part);
       copy += static_cast<std::size_t>(part) * width;
-      begin += part;
       count -= part;
+      within = 0;
+      ++row;
+      offset += step;
+      if (--left == 0) {
+        left = together;
+        offset = offset_of(input, row);
+      }
     }
   }
 
@@ -375,7 +386,8 @@ class Worker {
     const T* source = reinterpret_cast<const T*>(data) + offset;
     T* target = reinterpret_cast<T*>(copy);
     if (stride == 1) {
-      std::memcpy(target, source, static_cast<std::size_t>(count) * sizeof(T));
+      // A loop, not a call: these are a few elements.
+      for (std::int64_t i = 0; i < count; ++i) target[i] = source[i];
     } else if (stride == 0) {
       const T value = *source;
       for (std::int64_t i = 0; i < count; ++i) target[i] = value;

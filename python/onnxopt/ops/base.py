@@ -38,10 +38,12 @@ class BodyBuilder:
     Args:
         inputs: how many inputs the op has.
         opset: the model's opset, which the function imports.
+        prefix: what the names of nodes and values begin with; empty for those of the function itself.
     """
 
-    def __init__(self, inputs: int, opset: int) -> None:
+    def __init__(self, inputs: int, opset: int, prefix: str = "") -> None:
         self.opset = opset
+        self._prefix = prefix
         self.inputs = [ir.Value(name=f"i{index}") for index in range(inputs)]
         self._nodes: list[ir.Node] = []
 
@@ -49,11 +51,17 @@ class BodyBuilder:
         self, op_type: str, inputs: Sequence[ir.Value | None], attributes: Mapping[str, Any] | None = None
     ) -> ir.Value:
         """The output of a node of the default domain."""
+        return self.several(op_type, inputs, attributes or {}, 1)[0]
+
+    def several(
+        self, op_type: str, inputs: Sequence[ir.Value | None], attributes: Mapping[str, Any], outputs: int
+    ) -> Sequence[ir.Value]:
+        """The outputs of a node of the default domain."""
         attrs = [
             value if isinstance(value, ir.Attr) else ir.make_attribute(name, value)
-            for name, value in (attributes or {}).items()
+            for name, value in attributes.items()
         ]
-        return self._add(ir.Node("", op_type, inputs, attrs, num_outputs=1))[0]
+        return self._add(ir.Node("", op_type, inputs, attrs, num_outputs=outputs))
 
     def constant(self, array: np.ndarray | ir.TensorProtocol) -> ir.Value:
         """A Constant node that holds its own copy. Before opset 9 it makes floats alone; integers and booleans are cast from double."""
@@ -85,9 +93,10 @@ class BodyBuilder:
 
     def _add(self, node: ir.Node) -> Sequence[ir.Value]:
         number = len(self._nodes)
-        node.name = f"n{number}"
+        node.name = f"{self._prefix}n{number}"
         for index, output in enumerate(node.outputs):
-            output.name = f"v{number}" if len(node.outputs) == 1 else f"v{number}_{index}"
+            own = f"v{number}" if len(node.outputs) == 1 else f"v{number}_{index}"
+            output.name = f"{self._prefix}{own}"
         self._nodes.append(node)
         return node.outputs
 

@@ -1,0 +1,3 @@
+#include "kernels/cpu/simd/avx512.h"
+// The vectors come first.
+#include "kernels/cpu/recurrence/generic.h"

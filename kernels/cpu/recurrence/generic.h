@@ -1,0 +1,58 @@
+// The product of a step's rows with a matrix: one template, instantiated once per instruction set.
+#include "kernels/cpu/gemm/micro.h"
+#include "kernels/cpu/recurrence/recurrence.h"
+
+namespace onnxopt::recurrence {
+namespace {
+
+constexpr auto kPanelFloats = static_cast<std::int64_t>(gemm::kPanel);
+/// Panels that one row is multiplied with together: enough sums to hide the latency of an addition.
+constexpr int kTogether = 4;
+
+/// One row times whole panels. Each sum runs over k in order, as in the blocks of several rows.
+template <int P>
+inline void multiply_row(const float* x, std::int64_t depth, const float* weights, const float* bias, float* y) {
+  constexpr int kVectors = P * gemm::kVectorsOfPanel;
+  simd::V::F sums[kVectors];
+  for (int v = 0; v < kVectors; ++v)
+    sums[v] = bias ? simd::V::load(bias + v * static_cast<int>(simd::V::kWidth)) : simd::V::set1(0.0f);
+  for (std::int64_t k = 0; k < depth; ++k) {
+    const simd::V::F one = simd::V::set1(x[k]);
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) {
+      const float* const panel = weights + (v / gemm::kVectorsOfPanel * depth + k) * kPanelFloats;
+      sums[v] =
+          simd::V::accumulate(one, simd::V::load(panel + v % gemm::kVectorsOfPanel * static_cast<int>(simd::V::kWidth)), sums[v]);
+    }
+  }
+  for (int v = 0; v < kVectors; ++v) simd::V::store(y + v * static_cast<int>(simd::V::kWidth), sums[v]);
+}
+
+}  // namespace
+
+namespace ONNXOPT_VARIANT {
+
+void multiply(const float* x, std::int64_t rows, std::int64_t depth, const float* weights, const float* bias, std::int64_t columns,
+              float* y, std::int64_t y_step) {
+  std::int64_t j = 0;
+  if (rows == 1) {
+    for (; j + kTogether * kPanelFloats <= columns; j += kTogether * kPanelFloats)
+      multiply_row<kTogether>(x, depth, weights + j * depth, bias ? bias + j : nullptr, y + j);
+    for (; j + kPanelFloats <= columns; j += kPanelFloats)
+      multiply_row<1>(x, depth, weights + j * depth, bias ? bias + j : nullptr, y + j);
+  }
+  constexpr auto kBlock = static_cast<std::int64_t>(gemm::kColumns);
+  const std::int64_t panel = depth * kPanelFloats;
+  for (; j < columns; j += kBlock)
+    for (std::int64_t i = 0; i < rows; i += gemm::kRows) {
+      const std::int64_t some_rows = rows - i < gemm::kRows ? rows - i : gemm::kRows;
+      const std::int64_t some_columns = columns - j < kBlock ? columns - j : kBlock;
+      const gemm::Columns b{weights + j * depth, kPanelFloats, panel};
+      const gemm::Target target{y + i * y_step + j, y_step, static_cast<std::size_t>(some_columns), bias ? bias + j : nullptr};
+      gemm::multiply(static_cast<int>(some_rows), gemm::Strided{x + i * depth, depth}, 1, static_cast<std::size_t>(depth), b,
+                     target);
+    }
+}
+
+}  // namespace ONNXOPT_VARIANT
+}  // namespace onnxopt::recurrence

@@ -1,0 +1,122 @@
+"""FusedRecurrence: a Scan whose steps are element-wise expressions and products with constant matrices, as one node.
+
+Inputs: `carried` initial values, all of one shape [..., W]; `sequences` [T, ...], whose elements broadcast to that shape; `invariants`;
+`matrices` packed as [ceil(W / 16), W, 16] (see fused_gemm). Outputs: the final carried values, then for each number of `stacked` a tensor
+[T, ..., W]. All float32; a sequence that no program reads may be of any type.
+
+`step` is what each iteration computes (the language is described in kernels/cpu/recurrence/recurrence.h), `next` names the values that are
+carried on. `reverse` and `reverse_stacked` say of each sequence and stacked output whether it begins at the back. The function body is
+the Scan.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from onnxopt import ir
+from onnxopt.ir import DataType
+from onnxopt.ops.base import BodyBuilder, OpSpec, overload_of
+from onnxopt.ops.fused_gemm import unpack
+
+SPEC = OpSpec(
+    name="FusedRecurrence",
+    attributes=(
+        "carried",
+        "sequences",
+        "invariants",
+        "matrices",
+        "step",
+        "next",
+        "stacked",
+        "reverse",
+        "reverse_stacked",
+    ),
+    dtypes=(DataType.FLOAT,),
+    tolerance={DataType.FLOAT: 2e-5},
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Product:
+    """A node of a Scan's body that multiplies `x` with a constant matrix, transposed before where `transposed`, and adds a bias."""
+
+    node: ir.Node
+    x: ir.Value
+    matrix: ir.Value
+    bias: ir.Value | None
+    transposed: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Recurrence:
+    """What one node computes, in terms of the values of the Scan's body and around it, in the order of the node's inputs."""
+
+    carried: Sequence[ir.Value]
+    elements: Sequence[ir.Value]
+    invariants: Sequence[ir.Value]
+    products: Sequence[Product]
+    nodes: Sequence[ir.Node]
+    after: Sequence[ir.Value]
+    stacked: Sequence[ir.Value]
+    reverse: Sequence[bool]
+    reverse_stacked: Sequence[bool]
+    width: int
+
+
+def body(recurrence: Recurrence, overload: str, opset: int, element_types: Sequence[DataType]) -> ir.Function:
+    """The function: a Scan over copies of the nodes, whose matrices are unpacked before it."""
+    r = recurrence
+    counts = len(r.carried), len(r.elements), len(r.invariants), len(r.products)
+    builder = BodyBuilder(sum(counts), opset)
+    given = iter(builder.inputs)
+    initial = [next(given) for _ in r.carried]
+    sequences = [next(given) for _ in r.elements]
+    known = {value: next(given) for value in r.invariants}
+    matrices = {product.node: unpack(builder, next(given), r.width, r.width) for product in r.products}
+    inputs = [
+        ir.Value(name=f"s{index}", type=ir.TensorType(dtype))
+        for index, dtype in enumerate([*[DataType.FLOAT] * len(r.carried), *element_types])
+    ]
+    known.update(zip([*r.carried, *r.elements], inputs, strict=True))
+    step = _StepBuilder(builder)
+    products = {product.node: product for product in r.products}
+    for node in r.nodes:
+        product = products.get(node)
+        if product is None:
+            step.copy([node], known)
+            continue
+        result = step.op("MatMul", [known[product.x], matrices[node]])
+        if product.bias is not None:
+            result = step.op("Add", [result, known[product.bias]])
+        known[node.outputs[0]] = result
+    results = [step.op("Identity", [known[value]]) for value in (*r.after, *r.stacked)]
+    graph = ir.Graph(inputs, results, nodes=step.made, opset_imports={"": opset}, name="step")
+    attributes = {
+        "body": ir.Attr("body", ir.AttributeType.GRAPH, graph),
+        "num_scan_inputs": len(r.elements),
+        "scan_input_directions": [int(one) for one in r.reverse],
+    }
+    if r.stacked:
+        attributes["scan_output_directions"] = [int(one) for one in r.reverse_stacked]
+    outputs = builder.several("Scan", [*initial, *sequences], attributes, len(results))
+    return builder.function(SPEC, overload, outputs)
+
+
+class _StepBuilder(BodyBuilder):
+    """Builds the body of the Scan; constants go to the function around it."""
+
+    def __init__(self, outer: BodyBuilder) -> None:
+        super().__init__(0, outer.opset, prefix="s")
+        self._outer = outer
+
+    def constant(self, array):  # type: ignore[no-untyped-def]
+        return self._outer.constant(array)
+
+    @property
+    def made(self) -> list[ir.Node]:
+        return self._nodes
+
+
+def overload(text: str) -> str:
+    return overload_of(text)
