@@ -27,12 +27,15 @@ NUMBERS = {
     "small": 0.044715,
     "low": 0.0,
     "high": 6.0,
+    "top": 1.0,
+    "fifth": 0.2,
     "slope": math.sqrt(2 / math.pi),
 }
 ERF = "d = Div(x, root)\n e = Erf(d)\n f = Add(e, one)"
 TANH = "s = Mul(p, small)\n a = Add(x, s)\n i = Mul(a, slope)\n t = Tanh(i)\n f = Add(t, one)"
 CUBE = "p = Pow(x, three)"
 PRODUCTS = "q = Mul(x, x)\n p = Mul(q, x)"
+LINE = "m = Mul(x, fifth)\n a = Add(m, half)"
 CLIP = "a = Add(x, three)\n c = Clip(a, low, high)"
 GELU = {
     "torch": f"{ERF}\n m = Mul(x, f)\n y = Mul(m, half)",
@@ -58,6 +61,9 @@ HARD_SIGMOID = {
     "torch": f"{CLIP}\n y = Div(c, six)",
     "product": f"{CLIP}\n y = Mul(c, sixth)",
     "tensorflow": "a = Add(x, three)\n r = Relu(a)\n c = Min(r, six)\n y = Mul(c, sixth)",
+    "clipped line": f"{LINE}\n y = Clip(a, low, top)",
+    "clipped line of Relu": f"{LINE}\n r = Relu(a)\n y = Min(r, one)",
+    "clipped line of Max": f"{LINE}\n r = Max(a, zero)\n y = Min(r, one)",
 }
 SIGMOID = {
     "reciprocal": "n = Neg(x)\n e = Exp(n)\n a = Add(e, one)\n y = Reciprocal(a)",
@@ -107,7 +113,7 @@ def graph(
 ) -> onnx.ModelProto:
     used = {name: number for name, number in {**NUMBERS, **numbers}.items() if re.search(rf"\b{name}\b", body)}
     weights = {
-        name: np.full(() if name in ("low", "high") else constant_shape, number, TYPES[dtype])
+        name: np.full(() if name in ("low", "high", "top") else constant_shape, number, TYPES[dtype])
         for name, number in used.items()
     }
     return model(f"g ({dtype}[{shape}] x, bool flag) => ({outputs}) {{ {body} }}", opset=opset, **weights)
@@ -191,6 +197,16 @@ def test_refuses_integers(body: str) -> None:
     after, _ = run_passes(before, PASS)
     assert op_list(after) == op_list(before)
     assert_same(before, after, feeds("int64"))
+
+
+def test_refuses_a_slope_of_each_column() -> None:
+    before = graph(HARD_SIGMOID["clipped line"])
+    before.graph.initializer.extend(
+        [onnx.numpy_helper.from_array(np.linspace(0.1, 0.3, 7, dtype=np.float32), "slopes")]
+    )
+    before.graph.node[0].input[1] = "slopes"
+    after, _ = run_passes(before, PASS)
+    assert op_list(after) == op_list(before)
 
 
 @pytest.mark.parametrize("dtype", TYPES)

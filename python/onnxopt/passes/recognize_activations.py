@@ -110,6 +110,23 @@ def _hard_sigmoid(p, x):  # type: ignore[no-untyped-def]
     return [p.Div(clipped, 6.0), p.Mul(clipped, 1 / 6)]
 
 
+@pattern
+def _clipped_line(p, x):  # type: ignore[no-untyped-def]
+    line = p.Add(p.Mul(x, p.const("slope")), p.const("offset"))
+    return [p.Clip(line, 0.0, 1.0), p.Min(p.Max(line, 0.0), 1.0), p.Min(p.Relu(line), 1.0)]
+
+
+def _is_line(m: Match) -> bool | Refusal:
+    if m.scalar("slope") is None or m.scalar("offset") is None:
+        return Refusal("slope and offset are no scalars", culprit=m.root)
+    return _fits(m)
+
+
+def _build_hard_sigmoid(b: Builder, m: Match) -> ir.Value:
+    """Clip(slope x + offset, 0, 1), as Keras writes it, is HardSigmoid."""
+    return b.op("HardSigmoid", [m["x"]], {"alpha": m.scalar("slope"), "beta": m.scalar("offset")})[0]
+
+
 # --- smooth activations --------------------------------------------------------------------------------------------
 @pattern
 def _mish(p, x):  # type: ignore[no-untyped-def]
@@ -186,6 +203,7 @@ class RecognizeActivations(RulePass):
                 _fits,
                 benefit=2,
             ),
+            Rule("recognize_clipped_line", _clipped_line, _build_hard_sigmoid, _is_line, benefit=2),
             Rule("recognize_mish", _mish, _make("Mish"), _since(MISH_OPSET), benefit=2),
             Rule("recognize_softplus", _softplus, _make("Softplus"), _fits),
             Rule("recognize_sigmoid", _sigmoid, _make("Sigmoid"), _fits),
