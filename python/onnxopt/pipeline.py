@@ -75,6 +75,7 @@ PHASES: Mapping[str, tuple[str, ...]] = {
     ),
     "contrib": ("use_contrib_ops",),
     "fuse": (
+        "unfold_recurrent_ops",
         "fuse_recurrences",
         "convolutions_channels_last",
         "sink_transposes",

@@ -1,0 +1,281 @@
+"""LSTM, GRU and RNN as products of whole sequences and Scans of what is left, which become FusedRecurrence."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from onnxopt import ir
+from onnxopt.loops.view import SCAN_OPSET
+from onnxopt.passes.base import Context, Pass, PassResult, register_pass
+from onnxopt.rewrite.driver import discard
+from onnxopt.rewrite.patch import Builder
+from onnxopt.rewrite.rules import Refusal, attribute
+
+GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+"""How many products each op computes of its state: input, output, forget and cell; update, reset and hidden; one."""
+
+ACTIVATIONS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), "RNN": ("Tanh",)}
+"""What each direction of the op applies unless it says otherwise."""
+
+KNOWN_ACTIVATIONS = ("Sigmoid", "Tanh", "Relu")
+UNSQUEEZE_INPUT_OPSET = 13
+
+
+@register_pass
+class UnfoldRecurrentOps(Pass):
+    """Write LSTM, GRU and RNN as products of the whole sequence with W, and a Scan of the step with R.
+
+    Both directions of a bidirectional op become Scans of their own. Refused: sequences of different lengths, peepholes, clipping,
+    coupled gates, activations other than Sigmoid, Tanh and Relu, weights that are not constant or not float32, and layout 1.
+    """
+
+    name = "unfold_recurrent_ops"
+    phase = "fuse"
+
+    def run(self, model: ir.Model, ctx: Context) -> PassResult:
+        patches = 0
+        for node in ctx.nodes_of([("", name) for name in GATES]):
+            form = _form_of(node, ctx)
+            if isinstance(form, Refusal):
+                ctx.log.refused(self.name, node, form, 1)
+                continue
+            writer = _Writer(form, ctx)
+            if ctx.editor.apply(writer.builder.patch(self.name, writer.replacements())):
+                writer.learn_shapes()
+                ctx.editor.remove_unused([node])
+                ctx.has_subgraphs = True
+                patches += 1
+            else:
+                discard(writer.builder.nodes)
+        return PassResult(patches > 0, patches)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Form:
+    """A node that can be written so. `w` is [directions, gates, H, I], `r` [directions, gates, H, H], the biases [directions, gates, H]."""
+
+    node: ir.Node
+    hidden: int
+    reverse: tuple[bool, ...]
+    activations: tuple[tuple[str, ...], ...]
+    w: np.ndarray
+    r: np.ndarray
+    w_bias: np.ndarray
+    r_bias: np.ndarray
+
+
+def _form_of(node: ir.Node, ctx: Context) -> _Form | Refusal:
+    refusal = _refuse(node, ctx)
+    if refusal is not None:
+        return refusal
+    directions = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
+    direction = _text(attribute(node, "direction", "forward"))
+    if direction not in directions:
+        return Refusal("its direction '{}' is unknown", direction, culprit=node)
+    reverse, gates = directions[direction], GATES[node.op_type]
+    w, r = (_weights(node, index) for index in (1, 2))
+    if w is None or r is None or w.ndim != 3 or r.ndim != 3 or w.dtype != np.float32:
+        return Refusal("its weights are not constant float32", culprit=node)
+    hidden = r.shape[2]
+    if r.shape[1] != gates * hidden or w.shape[:2] != r.shape[:2] or r.shape[0] != len(reverse):
+        return Refusal("its weights do not fit each other", culprit=node)
+    activations = _activations(node, len(reverse))
+    if isinstance(activations, Refusal):
+        return activations
+    bias = _weights(node, 3)
+    if bias is None:
+        bias = np.zeros((len(reverse), 2 * gates * hidden), np.float32)
+    halves = bias.reshape(len(reverse), 2, gates, hidden)
+    return _Form(
+        node,
+        hidden,
+        reverse,
+        activations,
+        w.reshape(len(reverse), gates, hidden, w.shape[2]),
+        r.reshape(len(reverse), gates, hidden, hidden),
+        halves[:, 0],
+        halves[:, 1],
+    )
+
+
+def _refuse(node: ir.Node, ctx: Context) -> Refusal | None:
+    x = node.inputs[0]
+    if ctx.opset < SCAN_OPSET:
+        return Refusal("the model's opset {} has no Scan", ctx.opset, culprit=node)
+    if x is None or ctx.shapes.dtype(x) is not ir.DataType.FLOAT or ctx.shapes.rank(x) != 3:
+        return Refusal("its sequence is not float32 of three dims", culprit=node)
+    length = (ctx.shapes.shape(x) or (0,))[0]
+    if not ctx.shapes.bounds.prove_at_least(length, 1):
+        return Refusal("its sequence may be empty", culprit=node)
+    if _input(node, 4) is not None or _input(node, 7) is not None:
+        return Refusal("its sequences have lengths of their own, or it has peepholes", culprit=node)
+    if _input(node, 3) is not None and ir.constant(_input(node, 3)) is None:
+        return Refusal("its bias is not constant", culprit=node)
+    if attribute(node, "clip") is not None or attribute(node, "input_forget", 0) or attribute(node, "layout", 0):
+        return Refusal("it clips, couples gates or has the batch first", culprit=node)
+    return None
+
+
+def _input(node: ir.Node, index: int) -> ir.Value | None:
+    return node.inputs[index] if index < len(node.inputs) else None
+
+
+def _weights(node: ir.Node, index: int) -> np.ndarray | None:
+    tensor = ir.constant(_input(node, index))
+    return None if tensor is None else np.asarray(tensor.numpy())
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _activations(node: ir.Node, directions: int) -> tuple[tuple[str, ...], ...] | Refusal:
+    default = ACTIVATIONS[node.op_type]
+    given = [_text(one) for one in attribute(node, "activations") or default * directions]
+    if len(given) != len(default) * directions or any(one not in KNOWN_ACTIVATIONS for one in given):
+        return Refusal("its activations are {}", given, culprit=node)
+    return tuple(tuple(given[start : start + len(default)]) for start in range(0, len(given), len(default)))
+
+
+class _Writer:
+    """Builds the nodes that stand for one op."""
+
+    def __init__(self, form: _Form, ctx: Context) -> None:
+        self.form, self.ctx = form, ctx
+        self.builder = Builder(ctx, form.node)
+        self._initials: list[ir.Value] = []
+        self._scans: list[ir.Node] = []
+
+    def learn_shapes(self) -> None:
+        """Initial states have as many rows as the sequence has samples: the op says so, and the Scan needs to know it."""
+        shapes, x = self.ctx.shapes, self.form.node.inputs[0]
+        shape = None if x is None else shapes.shape(x)
+        if shape is not None:
+            for value in self._initials:
+                shapes.set(value, ir.DataType.FLOAT, (shape[1], self.form.hidden))
+            for scan in self._scans:
+                shapes.infer_node(scan)
+
+    def replacements(self) -> dict[ir.Value, ir.Value]:
+        form, b = self.form, self.builder
+        finals: list[list[ir.Value]] = []
+        stacks: list[ir.Value] = []
+        for direction in range(len(form.reverse)):
+            *states, stacked = self._direction(direction)
+            finals.append(states)
+            stacks.append(self._unsqueezed(stacked, 1))
+        made = [stacks[0] if len(stacks) == 1 else b.Concat(*stacks, axis=1)]
+        for same in zip(*finals, strict=True):
+            rows = [self._unsqueezed(state, 0) for state in same]
+            made.append(rows[0] if len(rows) == 1 else b.Concat(*rows, axis=0))
+        pairs = zip(form.node.outputs, made, strict=False)
+        return {old: new for old, new in pairs if ir.use_count(old) or old.is_graph_output()}
+
+    def _unsqueezed(self, value: ir.Value, axis: int) -> ir.Value:
+        if self.ctx.opset >= UNSQUEEZE_INPUT_OPSET:
+            return self.builder.Unsqueeze(value, self.builder.constant(np.array([axis], np.int64), "axes"))
+        return self.builder.Unsqueeze(value, axes=[axis])
+
+    def _direction(self, direction: int) -> tuple[ir.Value, ...]:
+        form, b = self.form, self.builder
+        x = form.node.inputs[0]
+        lbr = form.node.op_type == "GRU" and bool(attribute(form.node, "linear_before_reset", 0))
+        sequences = []
+        for gate in range(GATES[form.node.op_type]):
+            # The reset gate lies between the product and its bias when it is applied after the product.
+            apart = lbr and gate == 2
+            bias = form.w_bias[direction, gate] + (0 if apart else form.r_bias[direction, gate])
+            product = b.MatMul(x, b.constant(np.ascontiguousarray(form.w[direction, gate].T), "W"))
+            sequences.append(b.Add(product, b.constant(bias.astype(np.float32), "bias")))
+        step = _Step(form, direction, self.ctx, b)
+        initial = [self._initial(index, direction) for index in step.initial_inputs]
+        attributes = {
+            "body": ir.Attr("body", ir.AttributeType.GRAPH, step.graph()),
+            "num_scan_inputs": len(sequences),
+            "scan_input_directions": [int(form.reverse[direction])] * len(sequences),
+            "scan_output_directions": [int(form.reverse[direction])],
+        }
+        scanned = b.op("Scan", [*initial, *sequences], attributes, outputs=len(initial) + 1)
+        self._initials += initial
+        self._scans.append(b.nodes[-1])
+        return scanned
+
+    def _initial(self, index: int, direction: int) -> ir.Value:
+        given = _input(self.form.node, index)
+        b = self.builder
+        known = None if given is None else ir.constant(given)
+        if known is not None:
+            return b.constant(np.ascontiguousarray(known.numpy()[direction]), "initial")
+        if given is not None:
+            return b.Gather(given, b.constant(np.array(direction, np.int64), "direction"), axis=0)
+        x = self.form.node.inputs[0]
+        assert x is not None
+        shape = self.ctx.shapes.shape(x)
+        if shape is not None and isinstance(shape[1], int):
+            return b.constant(np.zeros((shape[1], self.form.hidden), np.float32), "initial")
+        batch = b.Gather(b.Shape(x), b.constant(np.array([1], np.int64), "axis"), axis=0)
+        size = b.Concat(batch, b.constant(np.array([self.form.hidden], np.int64), "hidden"), axis=0)
+        return b.Expand(b.constant(np.zeros((1, 1), np.float32), "zero"), size)
+
+
+class _Step:
+    """Builds the body of the Scan: the standard's equations, with what depends on the sequence alone given as elements."""
+
+    def __init__(self, form: _Form, direction: int, ctx: Context, builder: Builder) -> None:
+        self.form, self.direction, self.ctx, self.outer = form, direction, ctx, builder
+        self.initial_inputs = (5, 6) if form.node.op_type == "LSTM" else (5,)
+        self.activations = form.activations[direction]
+        self._nodes: list[ir.Node] = []
+        self._inputs: list[ir.Value] = []
+
+    def graph(self) -> ir.Graph:
+        states = [self._input() for _ in self.initial_inputs]
+        elements = [self._input() for _ in range(GATES[self.form.node.op_type])]
+        after = {"LSTM": self._lstm, "GRU": self._gru, "RNN": self._rnn}[self.form.node.op_type](states, elements)
+        results = [*after, self._op("Identity", after[0])]
+        imports = dict(self.ctx.model.graph.opset_imports)
+        return ir.Graph(self._inputs, results, nodes=self._nodes, opset_imports=imports, name="step")
+
+    def _lstm(self, states: Sequence[ir.Value], x: Sequence[ir.Value]) -> list[ir.Value]:
+        h, c = states
+        f, g, last = self.activations
+        i, o, forget, cell = (self._op("Add", x[gate], self._product(h, gate)) for gate in range(4))
+        kept = self._op("Mul", self._op(f, forget), c)
+        taken = self._op("Mul", self._op(f, i), self._op(g, cell))
+        state = self._op("Add", kept, taken)
+        return [self._op("Mul", self._op(f, o), self._op(last, state)), state]
+
+    def _gru(self, states: Sequence[ir.Value], x: Sequence[ir.Value]) -> list[ir.Value]:
+        (h,) = states
+        f, g = self.activations
+        z, r = (self._op(f, self._op("Add", x[gate], self._product(h, gate))) for gate in (0, 1))
+        if attribute(self.form.node, "linear_before_reset", 0):
+            bias = self.outer.constant(self.form.r_bias[self.direction, 2].copy(), "bias")
+            hidden = self._op("Mul", r, self._op("Add", self._product(h, 2), bias))
+        else:
+            hidden = self._product(self._op("Mul", r, h), 2)
+        n = self._op(g, self._op("Add", x[2], hidden))
+        one = self.outer.constant(np.array(1, np.float32), "one")
+        return [self._op("Add", self._op("Mul", self._op("Sub", one, z), n), self._op("Mul", z, h))]
+
+    def _rnn(self, states: Sequence[ir.Value], x: Sequence[ir.Value]) -> list[ir.Value]:
+        (h,) = states
+        return [self._op(self.activations[0], self._op("Add", x[0], self._product(h, 0)))]
+
+    def _product(self, h: ir.Value, gate: int) -> ir.Value:
+        weights = np.ascontiguousarray(self.form.r[self.direction, gate].T)
+        return self._op("MatMul", h, self.outer.constant(weights, "R"))
+
+    def _op(self, op_type: str, *inputs: ir.Value) -> ir.Value:
+        node = ir.Node("", op_type, inputs, name=self.ctx.names.node(op_type))
+        node.outputs[0].name = self.ctx.names.value("step")
+        self._nodes.append(node)
+        return node.outputs[0]
+
+    def _input(self) -> ir.Value:
+        value = ir.Value(name=self.ctx.names.value("step"), type=ir.TensorType(ir.DataType.FLOAT))
+        self._inputs.append(value)
+        return value
