@@ -20,6 +20,7 @@ from onnx import TensorProto, numpy_helper
 
 import corpus
 import onnxopt
+from onnxopt.errors import ModelError
 
 pytest.importorskip("onnxopt._native", reason="the native library is not built")
 
@@ -145,7 +146,10 @@ def test_numbers_that_are_not_finite(op: str, number: float) -> None:
 def test_half_precision(op: str) -> None:
     """The same model of float16 operands and weights."""
     half = to_half(corpus.load(MODELS[op]))
-    before = onnxopt.session(half, library=False, optimize=False, threads=1)
+    try:
+        before = onnxopt.session(half, library=False, optimize=False, threads=1)
+    except ModelError:
+        pytest.skip("onnxruntime does not run the original in float16")
     after = onnxopt.session(onnxopt.optimize(half, strict=True), threads=1)
     for feeds in corpus.draw_inputs(half):
         assert_close(run(before, feeds), run(after, feeds), 2e-2)
