@@ -348,6 +348,17 @@ class Worker {
     const std::int64_t together = plan_.rank > 1 ? plan_.dims[plan_.rank - 2] : 1;
     std::int64_t left = together - row % together;
     std::int64_t offset = offset_of(input, row);
+    const bool whole_vectors = plan_.row % static_cast<std::int64_t>(W) == 0 && within == 0 && stride <= 1;
+    if (whole_vectors && (input.type == DType::f32 || input.type == DType::i32)) {
+      gather_vectors(reinterpret_cast<float*>(copy), input, row, count / plan_.row);
+      const std::int64_t rows = count / plan_.row;
+      copy += static_cast<std::size_t>(rows * plan_.row) * width;
+      count -= rows * plan_.row;
+      row += rows;
+      if (count == 0) return;
+      left = together - row % together;
+      offset = offset_of(input, row);
+    }
     while (count > 0) {
       const std::int64_t part = count < plan_.row - within ? count : plan_.row - within;
       gather(copy, input, offset + within * stride, stride, part);
@@ -360,6 +371,22 @@ class Worker {
         left = together;
         offset = offset_of(input, row);
       }
+    }
+  }
+
+  /// Copies whole rows of whole vectors of four-byte elements, each row one value or one stretch.
+  void gather_vectors(float* target, const PlanInput& input, std::int64_t row, std::int64_t rows) {
+    const bool one_value = input.strides[plan_.rank - 1] == 0;
+    const std::int64_t step = plan_.rank > 1 ? input.strides[plan_.rank - 2] : 0;
+    const std::int64_t together = plan_.rank > 1 ? plan_.dims[plan_.rank - 2] : 1;
+    while (rows > 0) {
+      const std::int64_t some = rows < together - row % together ? rows : together - row % together;
+      const float* source = reinterpret_cast<const float*>(input.data) + offset_of(input, row);
+      for (std::int64_t i = 0; i < some; ++i, source += step)
+        for (std::int64_t j = 0; j < plan_.row; j += static_cast<std::int64_t>(W), target += W)
+          V::store(target, one_value ? V::set1(*source) : V::load(source + j));
+      row += some;
+      rows -= some;
     }
   }
 
