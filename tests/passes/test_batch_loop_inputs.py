@@ -99,3 +99,15 @@ def test_sequences_that_would_be_too_large_are_not_made(
     before = scan("p = MatMul(e, w) s2 = Add(p, s)", dim=dim)
     after, _ = run_passes(before, PASS)
     assert op_list(after) == ["Scan"]
+
+
+@pytest.mark.parametrize(("target", "ops"), [("cpu", ["Scan"]), ("generic", ["Add", "Exp", "Scan"])])
+def test_broadcast_to_more_than_is_read_stays_where_the_step_becomes_a_kernel(target: str, ops: list[str]) -> None:
+    text = (
+        "y = Scan <num_scan_inputs = 1, body = g1 (float[4,3] s, float[4,1] e) => (float[4,3] s2) "
+        "{ p = Add(e, b) q = Exp(p) s2 = Mul(q, s) }> (h, x)"
+    )
+    before = model(f"g (float[5,4,1] x, float[4,3] h) => (float[4,3] y) {{ {text} }}", b=np.ones(3, np.float32))
+    after, _ = run_passes(before, PASS, target=target)
+    assert op_list(after) == ops
+    assert_same(before, after, {"x": X[:, 0, :, None], "h": np.ones((4, 3), np.float32)})

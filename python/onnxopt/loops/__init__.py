@@ -1,6 +1,6 @@
 """Loops as the passes see them: one view of Loop and Scan, how often they run, what depends on what, and how they are rebuilt."""
 
-from onnxopt.loops.batching import Batch, can_batch
+from onnxopt.loops.batching import Batch, can_batch, is_elementwise
 from onnxopt.loops.dependences import can_fail, is_movable, varying_values
 from onnxopt.loops.trips import runs_at_least_once, trip_count
 from onnxopt.loops.view import Carry, Loop, ScanInput, ScanOutput, loops_of, view
@@ -13,6 +13,7 @@ __all__ = [
     "ScanOutput",
     "can_batch",
     "can_fail",
+    "is_elementwise",
     "is_movable",
     "loops_of",
     "runs_at_least_once",

@@ -108,6 +108,11 @@ def can_batch(node: ir.Node) -> bool:
     return not node.domain and node.op_type in RULES
 
 
+def is_elementwise(node: ir.Node) -> bool:
+    """Whether the op computes each element of its result from the elements at that place."""
+    return not node.domain and RULES.get(node.op_type) is _elementwise
+
+
 def _batched_first(operands: Sequence[Operand | None]) -> Operand | None:
     """The first input where it is batched and no other is: what most ops can do."""
     first, *others = operands

@@ -5,7 +5,17 @@ from __future__ import annotations
 import math
 
 from onnxopt import ir
-from onnxopt.loops import Batch, Loop, ScanInput, can_batch, is_movable, loops_of, runs_at_least_once, varying_values
+from onnxopt.loops import (
+    Batch,
+    Loop,
+    ScanInput,
+    can_batch,
+    is_elementwise,
+    is_movable,
+    loops_of,
+    runs_at_least_once,
+    varying_values,
+)
 from onnxopt.passes.base import Context, Pass, PassResult, register_pass
 from onnxopt.rewrite.driver import discard
 from onnxopt.rewrite.patch import Builder
@@ -20,7 +30,8 @@ MOST_GROWTH = 16
 class BatchLoopInputs(Pass):
     """Compute what depends on elements of a Scan's sequences, and on nothing that is carried, for all iterations at once.
 
-    A product of each element with the same matrix becomes one product of the sequence. Refused: random ops, ops that have no batched
+    A product of each element with the same matrix becomes one product of the sequence. Refused: element-wise ops that broadcast elements
+    to more than is read of sequences where the step may become one kernel, random ops, ops that have no batched
     form, sequences that are read in different directions, and results that would take too much memory.
     """
 
@@ -51,6 +62,7 @@ class BatchLoopInputs(Pass):
                 and can_batch(node)
                 and is_movable(node)
                 and not _is_result(node)
+                and not (loop.carries and _grows(node, batch, ctx))
                 and batch.add(node)
             ):
                 moved[node] = None
@@ -78,6 +90,14 @@ class BatchLoopInputs(Pass):
         for node in reversed(moved):
             loop.body.remove(node, safe=True)
         return True
+
+
+def _grows(node: ir.Node, batch: Batch, ctx: Context) -> bool:
+    """Whether an element-wise node makes more than it reads of sequences, by broadcasting: a kernel of the step then saves the memory."""
+    if not ctx.target.custom_ops or not is_elementwise(node):
+        return False
+    read = sum(_elements(value, ctx) for value in node.inputs if value is not None and value in batch.values)
+    return _elements(node.outputs[0], ctx) > read
 
 
 def _is_result(node: ir.Node) -> bool:
