@@ -111,6 +111,12 @@ def image(channels: int, side: int = 112) -> onnx.ModelProto:
     return model(text, w=(32, channels, 3, 3), v=(32, 32, 3, 3))
 
 
+def recurrent(op: str, gates: int, hidden: int, steps: int = 64) -> onnx.ModelProto:
+    text = f"(float[{steps}, 1, 64] x) => (float[{steps}, 1, 1, {hidden}] y) {{ y = {op} <hidden_size = {hidden}> (x, w, r, b) }}"
+    rows = gates * hidden
+    return model(text, w=(1, rows, 64), r=(1, rows, hidden), b=(1, 2 * rows))
+
+
 def first(size: int, _: int) -> float:
     return size
 
@@ -139,6 +145,16 @@ PROBES: Mapping[str, Probe] = {
     "planar_channels": Probe(
         [1, 3, 4, 5, 6, 7, 8, 12], image, {"planar_channels": NEVER, "border_cost": 0}, {"planar_channels": 0, "border_cost": 0},
         lambda size, before: before, pays_below=True,
+    ),
+    "recurrent_steps": Probe(
+        [1, 2, 4, 6, 8, 12, 16, 32, 64], lambda steps: recurrent("RNN", 1, 64, steps),
+        {"recurrent_steps": 0}, {"recurrent_steps": NEVER}, first,
+    ),
+    "lstm_hidden": Probe(
+        [32, 64, 128, 256, 512], functools.partial(recurrent, "LSTM", 4), {"lstm_hidden": 0}, {"lstm_hidden": NEVER}, first,
+    ),
+    "gru_hidden": Probe(
+        [32, 64, 128, 256, 512], functools.partial(recurrent, "GRU", 3), {"gru_hidden": 0}, {"gru_hidden": NEVER}, first,
     ),
 }  # fmt: skip
 

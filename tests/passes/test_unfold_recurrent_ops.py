@@ -10,11 +10,17 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from helpers import assert_same, op_list, run_passes
+from helpers import assert_same, op_list, run_passes, set_costs
 from onnxopt.passes.unfold_recurrent_ops import GATES
 
+
+@pytest.fixture(autouse=True)
+def any_size_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_costs(monkeypatch, lstm_hidden=0, gru_hidden=0)
+
+
 PASSES = ("unfold_recurrent_ops", "fuse_recurrences")
-STEPS, BATCH, WIDTH, HIDDEN = 5, 2, 3, 6
+STEPS, BATCH, WIDTH, HIDDEN = 9, 2, 3, 6
 DIRECTIONS = {"forward": 1, "reverse": 1, "bidirectional": 2}
 
 
@@ -126,6 +132,13 @@ def test_open_dims(op: str, initial: str) -> None:
 @pytest.mark.parametrize("outputs", [1, 2])
 def test_outputs_that_are_left_out(outputs: int) -> None:
     check(recurrent("LSTM", outputs=outputs))
+
+
+def test_lstm_of_several_samples_stays_where_the_target_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_costs(monkeypatch, lstm_hidden=HIDDEN)
+    for batch, found in ((1, "FusedRecurrence"), (BATCH, "LSTM")):
+        after, _ = run_passes(recurrent("LSTM", batch=batch), *PASSES, target="cpu")
+        assert found in op_list(after)
 
 
 REFUSED = {

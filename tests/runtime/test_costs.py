@@ -89,6 +89,11 @@ def separable(side: int) -> onnx.ModelProto:
     return helpers.model(text, w=normal(16, 1, 3, 3), v=normal(16, 16, 1, 1), u=normal(16, 16, 3, 3), b=normal(16))
 
 
+def recurrent(op: str, gates: int, hidden: int = 4, steps: int = 9) -> onnx.ModelProto:
+    text = f"g (float[{steps}, 1, 4] x) => (float[{steps}, 1, 1, {hidden}] y) {{ y = {op} <hidden_size = {hidden}> (x, w, r) }}"
+    return helpers.model(text, w=normal(1, gates * hidden, 4), r=normal(1, gates * hidden, hidden))
+
+
 @pytest.mark.parametrize(
     ("passes", "before", "cost", "applied", "not_applied"),
     [
@@ -97,6 +102,9 @@ def separable(side: int) -> onnx.ModelProto:
         ("fuse_gemms", product(4), "product_work", 4 * 16 * 16, 4 * 16 * 16 + 1),
         ("fuse_norms", norm(64), "norm_elements", 64, 65),
         ("fuse_softmax", softmax(16), "softmax_width", 16, 17),
+        ("unfold_recurrent_ops", recurrent("RNN", 1, steps=5), "recurrent_steps", 5, 6),
+        ("unfold_recurrent_ops", recurrent("LSTM", 4, 6), "lstm_hidden", 6, 7),
+        ("unfold_recurrent_ops", recurrent("GRU", 3, 6), "gru_hidden", 6, 7),
         ("convolutions_channels_last", image(32, 3), "border_cost", 1, 2),
         ("convolutions_channels_last fuse_separable_convs", separable(4), "separable_pixels", 16, 17),
     ],

@@ -29,7 +29,8 @@ class UnfoldRecurrentOps(Pass):
     """Write LSTM, GRU and RNN as products of the whole sequence with W, and a Scan of the step with R.
 
     Both directions of a bidirectional op become Scans of their own. Refused: sequences of different lengths, peepholes, clipping,
-    coupled gates, activations other than Sigmoid, Tanh and Relu, weights that are not constant or not float32, and layout 1.
+    coupled gates, activations other than Sigmoid, Tanh and Relu, weights that are not constant or not float32, layout 1, few steps, and sizes
+    at which onnxruntime's kernels are as fast.
     """
 
     name = "unfold_recurrent_ops"
@@ -82,6 +83,9 @@ def _form_of(node: ir.Node, ctx: Context) -> _Form | Refusal:
     hidden = r.shape[2]
     if r.shape[1] != gates * hidden or w.shape[:2] != r.shape[:2] or r.shape[0] != len(reverse):
         return Refusal("its weights do not fit each other", culprit=node)
+    slow = _is_slow(node, hidden, ctx)
+    if slow is not None:
+        return slow
     activations = _activations(node, len(reverse))
     if isinstance(activations, Refusal):
         return activations
@@ -110,12 +114,27 @@ def _refuse(node: ir.Node, ctx: Context) -> Refusal | None:
     length = (ctx.shapes.shape(x) or (0,))[0]
     if not ctx.shapes.bounds.prove_at_least(length, 1):
         return Refusal("its sequence may be empty", culprit=node)
+    if isinstance(length, int) and length < ctx.target.costs.recurrent_steps:
+        return Refusal("{} steps are too few", length, culprit=node)
     if _input(node, 4) is not None or _input(node, 7) is not None:
         return Refusal("its sequences have lengths of their own, or it has peepholes", culprit=node)
     if _input(node, 3) is not None and ir.constant(_input(node, 3)) is None:
         return Refusal("its bias is not constant", culprit=node)
     if attribute(node, "clip") is not None or attribute(node, "input_forget", 0) or attribute(node, "layout", 0):
         return Refusal("it clips, couples gates or has the batch first", culprit=node)
+    return None
+
+
+def _is_slow(node: ir.Node, hidden: int, ctx: Context) -> Refusal | None:
+    """Where onnxruntime's own kernel is as fast."""
+    costs = ctx.target.costs
+    least = {"LSTM": costs.lstm_hidden, "GRU": costs.gru_hidden}.get(node.op_type, 0)
+    if hidden < least:
+        return Refusal("{} hidden elements are too few", hidden, culprit=node)
+    x = node.inputs[0]
+    shape = None if x is None else ctx.shapes.shape(x)
+    if least and node.op_type == "LSTM" and (shape is None or shape[1] != 1):
+        return Refusal("it has several samples", culprit=node)
     return None
 
 

@@ -27,6 +27,9 @@ class Costs:
     border_cost: float
     separable_pixels: int
     planar_channels: int
+    recurrent_steps: int
+    lstm_hidden: int
+    gru_hidden: int
 
     @staticmethod
     @functools.cache
