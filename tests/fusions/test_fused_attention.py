@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -132,6 +133,22 @@ def test_boolean_mask(order: str, word: str, fill: str) -> None:
     mask = RNG.random((2, 1, 5, 7)) < 0.5
     mask[..., 0] = word == "keep"
     assert_same(proto, operands() | {"m": mask})
+
+
+def test_mask_of_scores_whose_batches_are_written_as_windows() -> None:
+    """Axes of size 1 that reshaped scores have, and the mask with them, are none of the op's."""
+    text = f"""g ({CORE}, float[1,2,1,S,T] m) => (float[B,2,S,6] y) {{
+        kt = Transpose<perm = [0, 1, 3, 2]>(k)  s = MatMul(q, kt)
+        deep = Constant<value_ints = [1, 2, 2, 5, 7]>()  r = Reshape(s, deep)
+        a = Add(r, m)
+        flat = Constant<value_ints = [2, 2, 5, 7]>()  back = Reshape(a, flat)
+        p = Softmax<axis = -1>(back)  y = MatMul(p, v)
+    }}"""
+    for name, size in {"B": 2, "S": 5, "T": 7}.items():
+        text = re.sub(rf"\b{name}\b", str(size), text)
+    proto = model(text)
+    assert fused(proto)["masks"] == "add"
+    assert_same(proto, operands() | {"m": normal(1, 2, 1, 5, 7)})
 
 
 def heads(layout: str = "[0, 0, 2, 8]") -> onnx.ModelProto:

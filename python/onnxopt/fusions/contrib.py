@@ -26,7 +26,7 @@ def build(node: ir.Node, ctx: Context) -> Patch | Refusal | None:
     found = fused_attention.find(node, ctx)
     if not isinstance(found, fused_attention.Found):
         return found
-    made, (q, k, v, *masks) = found.made, found.inputs
+    made, (q, k, v), masks = found.made, found.operands, [mask.value for mask in found.masks]
     if {made.q, made.k, made.v, made.y} != {LAYOUT} or made.heads != made.kv_heads:
         return Refusal("its heads are not side by side, or share keys", culprit=node)
     if found.rotation is not None or made.softcap or made.nan_to_zero or made.masks not in ((), ("add",)):

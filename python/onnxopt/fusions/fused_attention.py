@@ -49,6 +49,15 @@ class Weights:
     transposed: bool
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Mask:
+    """What is done to the scores by `value`, and its axes of size 1 that stand for no axis of the scores."""
+
+    kind: str
+    value: ir.Value
+    empty: tuple[int, ...] = ()
+
+
 @dataclasses.dataclass(slots=True)
 class Scores:
     """What is between the product of queries and keys and the Softmax."""
@@ -56,7 +65,7 @@ class Scores:
     placed: Placed
     scale: float = 1.0
     softcap: float = 0.0
-    masks: list[tuple[str, ir.Value]] = dataclasses.field(default_factory=list)
+    masks: list[Mask] = dataclasses.field(default_factory=list)
     scaled: ir.Node | None = None
 
 
@@ -71,10 +80,11 @@ class Operand:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Found:
-    """An attention in a graph: its description, queries, keys, values and masks, the rotation of queries or keys, and its result."""
+    """An attention in a graph: its description, queries, keys and values, masks, the rotation of queries or keys, and its result."""
 
     made: op.Attention
-    inputs: list[ir.Value]
+    operands: tuple[ir.Value, ...]
+    masks: list[Mask]
     rotation: Rotation | None
     result: ir.Value
 
@@ -226,8 +236,8 @@ def _where(scores: Scores, node: ir.Node, ctx: Context) -> None:
     scores.masks.insert(0, _mask(f"{kind}={_float32(float(fill))!r}", _input(node, 0), scores, ctx))
 
 
-def _mask(kind: str, mask: ir.Value, scores: Scores, ctx: Context) -> tuple[str, ir.Value]:
-    """A mask in the order and shape in which the op reads it."""
+def _mask(kind: str, mask: ir.Value, scores: Scores, ctx: Context) -> Mask:
+    """A mask that broadcasts to the scores as they are where it applies."""
     shape = ctx.shapes.shape(mask)
     labels, dims = scores.placed.labels, ctx.shapes.shape(scores.placed.value)
     if scores.scaled is not None:
@@ -239,7 +249,7 @@ def _mask(kind: str, mask: ir.Value, scores: Scores, ctx: Context) -> tuple[str,
         same = letter in ("b", "h", "q", "t") and _may_equal(dim, size, ctx)
         if dim != 1 and not same:
             raise Unfit("the mask '{}' of shape {} does not fit the scores", mask.name, shape, culprit=mask)
-    return kind, mask
+    return Mask(kind, mask, tuple(axis for axis, letters in enumerate(labels[first:]) if not letters))
 
 
 def _may_equal(dim: Dim, other: Dim, ctx: Context) -> bool:
@@ -368,13 +378,12 @@ def _describe(
         value_size=_agreed({places[2].sizes["d"]}, y.value),
         scale=_float32(scores.scale * q.scale * k.scale),
         softcap=_float32(scores.softcap),
-        masks=tuple(kind for kind, _ in scores.masks),
+        masks=tuple(mask.kind for mask in scores.masks),
         nan_to_zero=weights.guard is not None,
         rotary=rotary,
         width=rotation.width if rotation else 0,
     )
-    inputs = [*(one.value for one in places), *(mask for _, mask in scores.masks)]
-    return Found(made, inputs, rotation, y.value)
+    return Found(made, tuple(one.value for one in places), scores.masks, rotation, y.value)
 
 
 def _agreed(sizes: set[Dim], culprit: ir.Value) -> int:
@@ -398,10 +407,12 @@ def _float32(number: float) -> float:
 
 
 def _patch(node: ir.Node, found: Found, ctx: Context) -> Patch:
-    made, inputs, old = found.made, found.inputs, found.result
+    made, old = found.made, found.result
     anchor, spec = old.producer(), op.SPEC
     assert anchor is not None
     builder = Builder(ctx, anchor)
+    masks = (builder.squeeze(mask.value, *mask.empty) if mask.empty else mask.value for mask in found.masks)
+    inputs = [*found.operands, *masks]
     if found.rotation is not None:
         inputs = [*inputs, found.rotation.cos, found.rotation.signed_sines(builder)]
     overload = made.overload(ctx.opset)

@@ -13,14 +13,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onnxopt import ir
-from onnxopt.rewrite.patch import Builder
+from onnxopt.rewrite.patch import AXES_INPUT_OPSET, Builder
 from onnxopt.rewrite.rules import attribute
 
 if TYPE_CHECKING:
     from onnxopt.passes.base import Context
-
-AXES_INPUT_OPSET = 13
-"""The opset from which Unsqueeze, Squeeze and ReduceSum take their axes as an input, and Softmax has one axis."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -73,16 +70,11 @@ class Batch:
     def numbers(self, *numbers: int) -> ir.Value:
         return self.builder.constant(np.array(numbers, np.int64))
 
-    def unsqueeze(self, value: ir.Value, axes: Sequence[int]) -> ir.Value:
-        if self.opset >= AXES_INPUT_OPSET:
-            return self.builder.Unsqueeze(value, self.numbers(*axes))
-        return self.builder.Unsqueeze(value, axes=list(axes))
-
     def aligned(self, operand: Operand, rank: int) -> ir.Value:
         """The operand such that it broadcasts as it does inside against others of `rank`."""
         if not operand.batched or operand.rank == rank:
             return operand.value
-        return self.unsqueeze(operand.value, range(1, 1 + rank - operand.rank))
+        return self.builder.unsqueeze(operand.value, *range(1, 1 + rank - operand.rank))
 
     def copy(self, node: ir.Node, inputs: Sequence[ir.Value | None], **attributes: object) -> list[ir.Value]:
         return list(self.builder.copy_of(node, inputs, **attributes))

@@ -15,7 +15,6 @@ from onnxopt.passes.base import Context, Pass, PassResult, register_pass
 from onnxopt.rewrite.patch import Builder
 from onnxopt.rewrite.rules import Refusal, attribute
 
-AXES_INPUT_OPSET = 13
 """The opset from which Unsqueeze and Squeeze take their axes as an input."""
 
 
@@ -188,10 +187,7 @@ class _Conversion:
         if grown is None:
             return
         inner = Builder(self.ctx, grown.concat)
-        if self.ctx.opset >= AXES_INPUT_OPSET:
-            element = inner.Squeeze(grown.element, inner.constant(np.array([grown.axis], np.int64), "axes"))
-        else:
-            element = inner.Squeeze(grown.element, axes=[grown.axis])
+        element = inner.squeeze(grown.element, grown.axis)
         self.loop.body.insert_before(grown.concat, inner.nodes)
         self.ctx.shapes.infer_node(inner.nodes[-1])
         output = ScanOutput(element, None, grown.axis, grown.reverse)

@@ -18,7 +18,6 @@ INDEX_TYPES = frozenset({ir.DataType.INT32, ir.DataType.INT64})
 CLIP_OPSET = 12
 """Since then Clip takes integers."""
 
-AXES_INPUT_OPSET = 13
 """Since then Squeeze takes its axes as an input."""
 
 
@@ -53,18 +52,12 @@ def look_up_one_hot(b: Builder, m: Match) -> ir.Value | Refusal:
     shape = m.ctx.shapes.shape(m["x"])
     if shape is None or not shape or shape[-1] != 1 or classes.ndim > len(shape):
         return Refusal("'{}' has several indices in its last axis", m["x"].name, culprit=m["x"])
-    index = _drop_last_axis(b, m["x"], len(shape) - 1)
+    index = b.squeeze(m["x"], len(shape) - 1)
     bounds = [b.constant(classes.dtype.type(number), "bound") for number in (0, count - 1)]
     inside = b.Equal(b.Clip(index, *bounds), index)
     row = b.Where(inside, index, b.constant(classes.dtype.type(count), "no_row"))
     extended = np.concatenate([table, np.zeros((1, table.shape[1]), table.dtype)])
     return b.Gather(b.constant(extended, m["w"].name or "table"), row, axis=0)
-
-
-def _drop_last_axis(b: Builder, value: ir.Value, axis: int) -> ir.Value:
-    if b.ctx.opset < AXES_INPUT_OPSET:
-        return b.Squeeze(value, axes=[axis])
-    return b.Squeeze(value, b.constant(np.array([axis], np.int64), "axes"))
 
 
 COMPUTED = frozenset(LOWERINGS) - {"Cast"}

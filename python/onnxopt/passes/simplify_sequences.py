@@ -16,7 +16,6 @@ from onnxopt.rewrite.rules import attribute
 MAX_STEPS = 4096
 """Nodes that one question about a sequence looks back over, and elements that it may have: longer ones are lists of data."""
 
-AXES_INPUT_OPSET = 13
 """The opset from which Unsqueeze takes its axes as an input."""
 
 
@@ -183,14 +182,8 @@ def _concat(node: ir.Node, builder: Builder) -> ir.Value | None:
     axis = attribute(node, "axis")
     parts = [_built(one, builder) for one in elements]
     if attribute(node, "new_axis", 0):
-        parts = [_unsqueezed(one, axis, builder) for one in parts]
+        parts = [builder.unsqueeze(one, axis) for one in parts]
     return builder.Concat(*parts, axis=axis)
-
-
-def _unsqueezed(value: ir.Value, axis: int, builder: Builder) -> ir.Value:
-    if builder.ctx.opset >= AXES_INPUT_OPSET:
-        return builder.Unsqueeze(value, builder.constant(np.array([axis], np.int64), "axes"))
-    return builder.Unsqueeze(value, axes=[axis])
 
 
 def _built(element: Element, builder: Builder) -> ir.Value:

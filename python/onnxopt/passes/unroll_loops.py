@@ -13,7 +13,6 @@ from onnxopt.passes.base import Context, Pass, PassResult, register_pass
 from onnxopt.rewrite.patch import Builder, Patch
 from onnxopt.rewrite.rules import Refusal
 
-AXES_INPUT_OPSET = 13
 """The opset from which Unsqueeze takes its axes as an input."""
 
 PAYING_NODES = 64
@@ -167,15 +166,8 @@ def _inputs(loop: Loop, number: int, trips: int, carried: list[ir.Value], ctx: C
 def _stacked(elements: list[ir.Value], output: ScanOutput, builder: Builder) -> ir.Value:
     parts = []
     for element in reversed(elements) if output.reverse else elements:
-        parts.append(unsqueeze(element, output.axis, builder))
+        parts.append(builder.unsqueeze(element, output.axis))
     return parts[0] if len(parts) == 1 else builder.Concat(*parts, axis=output.axis)
-
-
-def unsqueeze(value: ir.Value, axis: int, builder: Builder) -> ir.Value:
-    """The value with a dim of 1 at `axis` of the result."""
-    if builder.ctx.opset >= AXES_INPUT_OPSET:
-        return builder.Unsqueeze(value, builder.constant(np.array([axis], np.int64), "axes"))
-    return builder.Unsqueeze(value, axes=[axis])
 
 
 def move_initializers(body: ir.Graph, ctx: Context) -> None:

@@ -9,7 +9,7 @@ from onnxopt.loops import Loop, loops_of, trip_count
 from onnxopt.loops.copies import copy_nodes
 from onnxopt.loops.trips import condition_is_true
 from onnxopt.passes.base import Context, Pass, PassResult, register_pass
-from onnxopt.passes.unroll_loops import move_initializers, unsqueeze
+from onnxopt.passes.unroll_loops import move_initializers
 from onnxopt.rewrite.patch import Builder
 from onnxopt.rewrite.rules import Refusal
 
@@ -141,7 +141,7 @@ class _Unrolling:
                 stack.append(stands_for.get(one.element, one.element))
         results = [inside.Identity(value) for value in (condition, *carried)]
         for stack in stacks:
-            results.append(inside.Concat(*(unsqueeze(one, 0, inside) for one in stack), axis=0))
+            results.append(inside.Concat(*(inside.unsqueeze(one, 0) for one in stack), axis=0))
         imports = dict(loop.body.opset_imports)
         body = ir.Graph(inputs, results, nodes=inside.nodes, opset_imports=imports, name=f"{loop.body.name}_unrolled")
         body.meta[UNROLLED] = True

@@ -28,6 +28,10 @@ class Patch:
     functions: list[ir.Function] = dataclasses.field(default_factory=list)
 
 
+AXES_INPUT_OPSET = 13
+"""Since which opset Squeeze, Unsqueeze and ReduceSum read their axes from an input, and Softmax has one axis."""
+
+
 class Builder:
     """Builds the nodes of a patch; constants become initializers of the main graph (Constant nodes inside a function).
 
@@ -96,6 +100,19 @@ class Builder:
     def constant(self, array: np.ndarray | np.generic | ir.TensorProtocol, name: str = "const") -> ir.Value:
         """A constant value that holds `array`: the same value for the same small content, so that it is stored once."""
         return self.ctx.constant(array, name, self.anchor)
+
+    def squeeze(self, value: ir.Value, *axes: int) -> ir.Value:
+        """`value` without these axes of size 1."""
+        return self._with_axes("Squeeze", value, axes)
+
+    def unsqueeze(self, value: ir.Value, *axes: int) -> ir.Value:
+        """`value` with axes of size 1 there in the result."""
+        return self._with_axes("Unsqueeze", value, axes)
+
+    def _with_axes(self, op_type: str, value: ir.Value, axes: Sequence[int]) -> ir.Value:
+        if self.ctx.opset < AXES_INPUT_OPSET:
+            return self.op(op_type, [value], {"axes": list(axes)})[0]
+        return self.op(op_type, [value, self.constant(np.array(axes, np.int64), "axes")])[0]
 
     def define(self, domain: str, op_type: str, overload: str, make: Callable[[], ir.Function]) -> None:
         """Bring the function that a custom op stands for, unless the model or the patch has it already."""
