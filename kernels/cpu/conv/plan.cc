@@ -116,13 +116,14 @@ Plan plan_winograd(const Convolution& convolution) {
   Plan plan = plan_product(convolution);
   plan.tiles[0] = ceil_div(g.output[0], kTileOutputs);
   plan.tiles[1] = ceil_div(g.output[1], kTileOutputs);
-  const std::int64_t tile_work = kTilePoints * g.channels * plan.panels;
+  const std::int64_t tile_work = kTilePoints * plan.group_channels * plan.panels;
   const std::int64_t wanted = std::max<std::int64_t>(kTaskWork / tile_work, kRowStep);
   plan.tile_row_tasks = ceil_div(plan.tiles[0], std::clamp<std::int64_t>(wanted / plan.tiles[1], 1, plan.tiles[0]));
   plan.task_tile_rows = ceil_div(plan.tiles[0], plan.tile_row_tasks);
   plan.tile_row_tasks = ceil_div(plan.tiles[0], plan.task_tile_rows);
-  cut_columns(plan, g.batch * plan.tile_row_tasks, g.batch * plan.tiles[0] * plan.tiles[1] * tile_work);
-  const std::int64_t most = std::max(kTileBlockFloats / (kTilePoints * (g.channels + kRowPadding)) / kRowStep * kRowStep, kRowStep);
+  cut_columns(plan, g.groups * g.batch * plan.tile_row_tasks, g.batch * plan.tiles[0] * plan.tiles[1] * tile_work);
+  const std::int64_t most =
+      std::max(kTileBlockFloats / (kTilePoints * (plan.group_channels + kRowPadding)) / kRowStep * kRowStep, kRowStep);
   const std::int64_t tiles = plan.task_tile_rows * plan.tiles[1];
   plan.block_tiles = ceil_div(tiles, ceil_div(tiles, most));
   return plan;
@@ -163,24 +164,25 @@ Plan plan_narrow(const Convolution& convolution) {
 bool prefers_winograd(const Geometry& g) {
   for (int axis = 0; axis < 2; ++axis)
     if (g.kernel[axis] != 3 || g.strides[axis] != 1 || g.dilations[axis] != 1 || g.output[axis] == 0) return false;
-  const std::int64_t panels = ceil_div(g.filters, kPanel), vectors = ceil_div(g.channels, kPanel);
-  if (g.groups != 1 || g.channels < kLeastWinogradChannels || g.filters < kLeastWinogradChannels) return false;
-  if (kTilePoints * panels * kPanel * g.channels > kMostTransformedFloats) return false;
+  const std::int64_t channels = g.channels / g.groups, filters = g.filters / g.groups;  // all groups take the same time
+  const std::int64_t panels = ceil_div(filters, kPanel), vectors = ceil_div(channels, kPanel);
+  if (channels < kLeastWinogradChannels || filters < kLeastWinogradChannels) return false;
+  if (kTilePoints * g.groups * panels * kPanel * channels > kMostTransformedFloats) return false;
   const std::int64_t tiles = g.batch * ceil_div(g.output[0], kTileOutputs) * ceil_div(g.output[1], kTileOutputs);
   const std::int64_t transforms =
-      tiles * (kInputTransform * vectors + kOutputTransform * panels) + kWeightTransform * g.channels * panels;
-  const std::int64_t work = tiles * kTilePoints * g.channels * panels + transforms;
-  return static_cast<double>(work) < kWinogradGain * static_cast<double>(g.pixels() * g.taps() * g.channels * panels);
+      tiles * (kInputTransform * vectors + kOutputTransform * panels) + kWeightTransform * channels * panels;
+  const std::int64_t work = tiles * kTilePoints * channels * panels + transforms;
+  return static_cast<double>(work) < kWinogradGain * static_cast<double>(g.pixels() * g.taps() * channels * panels);
 }
 
 void run_winograd(const Convolution& convolution, const Variant& variant, const ParallelFor& parallel_for) {
   const Geometry& g = convolution.geometry;
   Plan plan = plan_winograd(convolution);
-  const std::int64_t floats = kTilePoints * plan.panels * g.channels * kPanel;
+  const std::int64_t floats = kTilePoints * g.groups * plan.panels * plan.group_channels * kPanel;
   plan.transformed =
       reinterpret_cast<float*>(scratch(static_cast<std::size_t>(floats) * sizeof(float), ScratchOwner::kConvWeights));
-  run_tasks(plan, variant.transform_weights, plan.panels, parallel_for);
-  run_tasks(plan, variant.winograd, g.batch * plan.tile_row_tasks * plan.column_tasks, parallel_for);
+  run_tasks(plan, variant.transform_weights, g.groups * plan.panels, parallel_for);
+  run_tasks(plan, variant.winograd, g.groups * g.batch * plan.tile_row_tasks * plan.column_tasks, parallel_for);
 }
 
 }  // namespace

@@ -33,10 +33,10 @@ struct Plan {
   std::int64_t block_rows;  // rows whose operands and results stay in the cache
   std::int64_t block_taps;  // taps whose weights do
 
-  // Winograd: tasks are numbered by image, tile rows, columns.
+  // Winograd: tasks are numbered by group, image, tile rows, columns.
   std::int64_t tiles[2];
   std::int64_t task_tile_rows, tile_row_tasks, block_tiles;
-  float* transformed;  // weights [36, panels, channels, 16]
+  float* transformed;  // weights [36, groups, panels, channels of a group, 16]
 
   // Depthwise convolutions and those of few channels: a task is some lines of the output, of depthwise ones some channels of them,
   // the channels last. Windows of so many pixels and channels stay in the first-level cache from line to line.

@@ -52,13 +52,13 @@ inline void output_points(const F (&m)[kIn], F (&out)[kOut]) {
   out[3] = V::add(fused(8.0f, far_difference, difference), m[5]);
 }
 
-/// The weights of one panel, point by point.
+/// The weights of one panel, point by point; panels are numbered through all groups.
 inline void run_transform_weights(const Plan& plan, std::int64_t panel) {
-  const std::int64_t channels = plan.convolution->geometry.channels;
+  const std::int64_t channels = plan.group_channels;
   const auto width = static_cast<std::int64_t>(kPanel);
   const float* const source = plan.convolution->weights + panel * 9 * channels * width;
   float* const target = plan.transformed + panel * channels * width;
-  const std::int64_t tap = channels * width, point = plan.panels * channels * width;
+  const std::int64_t tap = channels * width, point = plan.convolution->geometry.groups * plan.panels * channels * width;
   for (std::int64_t i = 0; i < channels * width; i += kWidth) {
     F rows[3][kIn];
     for (int ky = 0; ky < 3; ++ky) {
@@ -75,15 +75,19 @@ inline void run_transform_weights(const Plan& plan, std::int64_t panel) {
   }
 }
 
-/// The tiles of one task, in blocks whose operands stay in the second-level cache.
+/// The tiles of one task, in blocks whose operands stay in the second-level cache. Columns are those of the task's group.
 class Tiles {
  public:
   Tiles(const Plan& plan, std::int64_t task)
-      : plan_(plan), g_(plan.convolution->geometry), ld_(round_up(g_.channels, kWidth) + kRowPadding) {
+      : plan_(plan),
+        g_(plan.convolution->geometry),
+        channels_(plan.group_channels),
+        ld_(round_up(channels_, kWidth) + kRowPadding) {
     const std::int64_t columns = task % plan.column_tasks;
     column_ = columns * plan.task_columns;
-    column_end_ = least(column_ + plan.task_columns, g_.filters);
-    image_ = task / plan.column_tasks / plan.tile_row_tasks;
+    column_end_ = least(column_ + plan.task_columns, plan.group_filters);
+    group_ = task / plan.column_tasks / plan.tile_row_tasks / g_.batch;
+    image_ = task / plan.column_tasks / plan.tile_row_tasks % g_.batch;
     tile_row_ = task / plan.column_tasks % plan.tile_row_tasks * plan.task_tile_rows;
     tile_row_end_ = least(tile_row_ + plan.task_tile_rows, plan.tiles[0]);
     const std::int64_t inputs = kTilePoints * plan.block_tiles * ld_;
@@ -111,9 +115,9 @@ class Tiles {
     const Rectangle done{(line + tile_row_ * kOut) * g_.output[1],
                          (line + least(tile_row_end_ * kOut, g_.output[0])) * g_.output[1], column_, column_end_};
     if (is_finite(doubt))
-      finish(plan_, done);
+      finish(plan_, {done.row, done.row_end, filter(column_), filter(column_end_)});
     else
-      multiply_rows(plan_, 0, done);
+      multiply_rows(plan_, group_, done);
   }
 
  private:
@@ -125,6 +129,8 @@ class Tiles {
     return true;
   }
 
+  std::int64_t filter(std::int64_t column) const { return group_ * plan_.group_filters + column; }
+
   struct Place {
     std::int64_t y, x;  // of the first output
   };
@@ -132,7 +138,7 @@ class Tiles {
 
   void transform_input(std::int64_t number, std::int64_t tile, std::int64_t count) {
     const Place at = place(number);
-    const float* const image = plan_.convolution->x + image_ * g_.input[0] * g_.input[1] * g_.channels;
+    const float* const image = plan_.convolution->x + image_ * g_.input[0] * g_.input[1] * g_.channels + group_ * channels_;
     const float* pointers[kTilePoints];
     for (int y = 0; y < kIn; ++y)
       for (int x = 0; x < kIn; ++x) {
@@ -141,8 +147,8 @@ class Tiles {
         pointers[y * kIn + x] = inside ? image + (iy * g_.input[1] + ix) * g_.channels : zeros_;
       }
     float* const target = inputs_ + tile * ld_;
-    for (std::int64_t channel = 0; channel < g_.channels; channel += kWidth) {
-      const auto left = static_cast<std::size_t>(g_.channels - channel);
+    for (std::int64_t channel = 0; channel < channels_; channel += kWidth) {
+      const auto left = static_cast<std::size_t>(channels_ - channel);
       const auto load = [&](const float* p) { return left >= V::kWidth ? V::load(p + channel) : V::load_first(p + channel, left); };
       F rows[kIn][kIn];
       for (int y = 0; y < kIn; ++y) {
@@ -162,15 +168,16 @@ class Tiles {
   }
 
   void multiply(std::int64_t column, std::int64_t columns, std::int64_t count) {
-    const auto panel_floats = static_cast<std::ptrdiff_t>(g_.channels) * static_cast<std::ptrdiff_t>(kPanel);
+    const auto panel_floats = static_cast<std::ptrdiff_t>(channels_) * static_cast<std::ptrdiff_t>(kPanel);
     for (std::int64_t point = 0; point < kTilePoints; ++point) {
-      const float* const weights = plan_.transformed + point * plan_.panels * panel_floats + column * g_.channels;
+      const float* const weights =
+          plan_.transformed + (point * g_.groups + group_) * plan_.panels * panel_floats + column * channels_;
       const gemm::Columns b{weights, kPanel, panel_floats};
       in_even_parts(count, kRows, [&](std::int64_t row, std::int64_t rows) {
         const gemm::Strided a{inputs_ + (point * count + row) * ld_, ld_};
         const gemm::Target target{products_ + (point * count + row) * static_cast<std::int64_t>(kColumns), kColumns,
                                   static_cast<std::size_t>(columns)};
-        gemm::multiply(static_cast<int>(rows), a, 1, static_cast<std::size_t>(g_.channels), b, target);
+        gemm::multiply(static_cast<int>(rows), a, 1, static_cast<std::size_t>(channels_), b, target);
       });
     }
   }
@@ -181,7 +188,7 @@ class Tiles {
     const Convolution& convolution = *plan_.convolution;
     const Place at = place(number);
     const std::int64_t lines = least(kOut, g_.output[0] - at.y), pixels = least(kOut, g_.output[1] - at.x);
-    const std::int64_t first = ((image_ * g_.output[0] + at.y) * g_.output[1] + at.x) * g_.filters + column;
+    const std::int64_t first = ((image_ * g_.output[0] + at.y) * g_.output[1] + at.x) * g_.filters + filter(column);
     const std::int64_t point = count * static_cast<std::int64_t>(kColumns);
     const F zero = V::set1(0.0f);
     for (std::int64_t i = 0; i < columns; i += kWidth) {
@@ -198,7 +205,7 @@ class Tiles {
         output_points(m, column_of);
         for (int k = 0; k < kOut; ++k) rows[k][x] = column_of[k];
       }
-      const float* const b = convolution.bias ? convolution.bias + column + i : nullptr;
+      const float* const b = convolution.bias ? convolution.bias + filter(column) + i : nullptr;
       const F bias = b == nullptr ? zero : whole ? V::load(b) : V::load_first(b, left);
       for (std::int64_t line = 0; line < lines; ++line) {
         F out[kOut];
@@ -223,8 +230,8 @@ class Tiles {
 
   const Plan& plan_;
   const Geometry& g_;
-  std::int64_t ld_;
-  std::int64_t image_, tile_row_, tile_row_end_, column_, column_end_;
+  std::int64_t channels_, ld_;
+  std::int64_t group_, image_, tile_row_, tile_row_end_, column_, column_end_;
   float *inputs_, *products_, *zeros_;
 };
 

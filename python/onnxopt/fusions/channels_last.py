@@ -27,7 +27,7 @@ IN_BLOCKS = frozenset(
 """Element-wise ops that onnxruntime computes in its blocked layout, most of them in the kernel of the Conv before them."""
 
 WINOGRAD_CHANNELS = 16
-"""The least channels on both sides of a convolution that is computed with fewer multiplications."""
+"""The least channels on both sides of a group of a convolution that is computed with fewer multiplications."""
 
 MAX_CONSTANT_BYTES = 1 << 20
 """Constants beside converted data are transposed too, up to this size."""
@@ -170,11 +170,11 @@ class Finder:
         if node.op_type != "Conv":
             return node.op_type in ("ConvTranspose", "Resize")
         filters = None if node.inputs[1] is None else self.ctx.shapes.static_shape(node.inputs[1])
-        alone = attribute(node, "group", 1) == 1
         steps = {*(attribute(node, "strides") or (1,)), *(attribute(node, "dilations") or (1,))}
-        if filters is None or not alone:
+        if filters is None:
             return False
-        return filters[2:] == (3, 3) and steps == {1} and min(filters[:2]) >= WINOGRAD_CHANNELS
+        per_group = min(filters[0] // attribute(node, "group", 1), filters[1])
+        return filters[2:] == (3, 3) and steps == {1} and per_group >= WINOGRAD_CHANNELS
 
     def _borders(self, nodes: list[ir.Node]) -> int:
         """How many Transposes stand at the border of a region."""
