@@ -74,6 +74,7 @@ PHASES: Mapping[str, tuple[str, ...]] = {
         "eliminate_dead_code",
     ),
     "contrib": ("use_contrib_ops",),
+    "quantize": ("quantize_products",),
     "fuse": (
         "unfold_recurrent_ops",
         "fuse_recurrences",
@@ -83,6 +84,7 @@ PHASES: Mapping[str, tuple[str, ...]] = {
         "fuse_conv_activations",
         "fuse_attention",
         "gather_moved_rows",
+        "fuse_qgemms",
         "fuse_gemms",
         "fuse_norms",
         "fuse_softmax",

@@ -10,7 +10,7 @@ import dataclasses
 
 from onnxopt import ir
 from onnxopt.fusions import fused_elementwise as regions
-from onnxopt.ops import fused_conv, fused_conv_transpose, fused_gemm, fused_norm, fused_resize, fused_softmax
+from onnxopt.ops import fused_conv, fused_conv_transpose, fused_gemm, fused_norm, fused_resize, fused_softmax, qgemm
 from onnxopt.ops import fused_elementwise as elementwise
 from onnxopt.ops.base import BodyBuilder, OpSpec, overload_of, prepare_model
 from onnxopt.passes.base import Context
@@ -26,6 +26,7 @@ OPS: dict[str, OpSpec] = {
         fused_norm.SPEC,
         fused_resize.SPEC,
         fused_softmax.SPEC,
+        qgemm.SPEC,
     )
 }
 """The ops with an attribute `epilogue`, whose first output is the raw result."""

@@ -16,12 +16,12 @@ MIN_DEPTH, MIN_COLUMNS = 8, 8
 
 
 @pattern
-def _product(p, x, w):  # type: ignore[no-untyped-def]
-    product = p.MatMul(x, p.const("w"), as_="product")
-    return [p.Add(product, p.const("bias")), product, p.Gemm(x, p.const("w"), p.optional("bias"), as_="product")]
+def product(p, x, w):  # type: ignore[no-untyped-def]
+    found = p.MatMul(x, p.const("w"), as_="product")
+    return [p.Add(found, p.const("bias")), found, p.Gemm(x, p.const("w"), p.optional("bias"), as_="product")]
 
 
-def _is_product_of_rows(m: Match) -> bool | Refusal:
+def is_product_of_rows(m: Match) -> bool | Refusal:
     shape, node = m.ctx.shapes.static_shape(m["w"]), m.node("product")
     if m.dtype("x") is not ir.DataType.FLOAT or m.dtype("w") is not ir.DataType.FLOAT:
         return Refusal("the kernel computes float32", culprit=node)
@@ -35,7 +35,7 @@ def _is_product_of_rows(m: Match) -> bool | Refusal:
 def _is_worthwhile(m: Match, node: ir.Node, shape: tuple[int, ...]) -> bool | Refusal:
     if node.graph is not m.ctx.model.graph:
         return Refusal("it is in a branch or body, where rows are few", culprit=node)
-    depth, columns = reversed(shape) if _is_transposed(node) else shape
+    depth, columns = reversed(shape) if is_transposed(node) else shape
     if depth < MIN_DEPTH or columns < MIN_COLUMNS:
         return Refusal("a matrix of {} is too narrow", shape, culprit=node)
     if ir.use_count(m["w"]) > 1:
@@ -58,18 +58,18 @@ def _awaits_bias(m: Match, columns: int) -> bool:
     return bias is not None and ir.constant(bias) is not None and m.ctx.shapes.static_shape(bias) == (columns,)
 
 
-def _is_transposed(node: ir.Node) -> bool:
+def is_transposed(node: ir.Node) -> bool:
     return node.op_type == "Gemm" and bool(attribute(node, "transB", 0))
 
 
-@rule(_product, where=_is_product_of_rows)
+@rule(product, where=is_product_of_rows)
 def fuse_gemm(b: Builder, m: Match) -> ir.Value | Refusal:
     """A product with a constant matrix reads packed weights and adds its bias on the way."""
     node = m.node("product")
     shape = m.ctx.shapes.static_shape(m["w"])
     tensor, bias = ir.constant(m["w"]), m.get("bias")
     assert shape is not None and tensor is not None
-    transposed = _is_transposed(node)
+    transposed = is_transposed(node)
     depth, columns = reversed(shape) if transposed else shape
     if bias is not None and m.ctx.shapes.static_shape(bias) != (columns,):
         return Refusal("its bias '{}' is no vector of its columns", bias.name, culprit=bias)

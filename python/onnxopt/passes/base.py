@@ -187,6 +187,7 @@ class Options:
         fast_math: allow rewrites that change rounding.
         allow_contrib: use onnxruntime's own contrib ops (domain com.microsoft) where no kernel of ours computes the same; the result needs
             onnxruntime.
+        quantize_products: let products with constant matrices multiply 8-bit integers; see `onnxopt.quantize`.
         unroll_nodes: write every loop out that takes at most so many nodes; None only those for which it pays.
         unroll_factor: let each iteration of a Loop do the work of so many; None leaves long loops as they are.
         without: names of passes to leave out of the pipeline.
@@ -202,6 +203,7 @@ class Options:
     opset: int | None = None
     fast_math: bool = False
     allow_contrib: bool = False
+    quantize_products: bool = False
     unroll_nodes: int | None = None
     unroll_factor: int | None = None
     without: frozenset[str] = frozenset()

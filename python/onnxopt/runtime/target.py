@@ -34,7 +34,7 @@ class Target:
         return TARGETS[name]
 
     def runs_phase(self, phase: str) -> bool:
-        return phase != "fuse" or self.custom_ops
+        return phase not in ("quantize", "fuse") or self.custom_ops
 
 
 TARGETS = {

@@ -1,0 +1,179 @@
+#include "csrc/ops/qgemm.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "csrc/ops/epilogue.h"
+#include "kernels/cpu/qgemm/qgemm.h"
+
+namespace onnxopt::ops {
+
+namespace {
+
+std::string number(std::int64_t value) { return std::to_string(value); }
+
+/// Inputs: X, the packed weights, their scales, the sums of their columns, X's scale and zero point (not `by_row`), the biases
+/// (`biased`), the epilogue's further inputs.
+struct Layout {
+  std::int64_t columns = 0;
+  bool by_row = false, biased = false;
+
+  static constexpr std::size_t kX = 0, kWeights = 1, kScales = 2, kSums = 3, kScale = 4, kZero = 5;
+  std::size_t bias() const { return by_row ? 4 : 6; }
+  std::size_t epilogue() const { return bias() + (biased ? 1 : 0); }
+};
+
+Result<Layout> read_layout(const Attributes& attributes) {
+  Layout layout;
+  layout.columns = attributes.integer("columns").value_or(0);
+  if (layout.columns < 1) return Result<Layout>::failure("It needs a positive attribute 'columns'.");
+  layout.by_row = attributes.integer("by_row").value_or(0) != 0;
+  layout.biased = attributes.integer("biased").value_or(0) != 0;
+  return layout;
+}
+
+class QGemm final : public Kernel {
+ public:
+  QGemm(Layout layout, EpilogueProgram epilogue, const qgemm::Variant& variant)
+      : layout_(layout), epilogue_(std::move(epilogue)), variant_(variant) {}
+
+  Result<std::vector<TensorType>> outputs(std::span<const Tensor> inputs) const override {
+    using Types = Result<std::vector<TensorType>>;
+    if (const std::string sentence = wrong_input(inputs); !sentence.empty()) return Types::failure(sentence);
+    return epilogue_.outputs(result_shape(inputs), inputs.subspan(layout_.epilogue()));
+  }
+
+  Result<bool> run(std::span<const Tensor> inputs, std::span<const TensorType> types, std::span<void* const> outputs,
+                   const Execution& execution) const override {
+    const Shape& x = inputs[0].shape;
+    qgemm::Problem problem{};
+    problem.a = inputs[0].data;
+    problem.rows = 1;
+    problem.depth = x.back();
+    problem.columns = layout_.columns;
+    for (std::size_t axis = 0; axis + 1 < x.size(); ++axis) problem.rows *= x[axis];
+    describe_rows(inputs, problem);
+    problem.weights = static_cast<const std::int8_t*>(inputs[Layout::kWeights].data);
+    problem.weight_scales = static_cast<const float*>(inputs[Layout::kScales].data);
+    problem.sums = static_cast<const std::int32_t*>(inputs[Layout::kSums].data);
+    problem.bias = layout_.biased ? static_cast<const float*>(inputs[layout_.bias()].data) : nullptr;
+    // A result that a single output is made of lies where that output goes.
+    const bool in_place = !epilogue_.present() || (types.size() == 1 && types[0].type == kFloat);
+    problem.c = in_place ? static_cast<float*>(outputs[0]) : nullptr;
+    problem.clip = epilogue_.clip();
+    std::optional<elementwise::Epilogue> epilogue;
+    const std::span<const Tensor> further = inputs.subspan(layout_.epilogue());
+    if (const auto sum = epilogue_.sum(result_shape(inputs), further)) {
+      problem.added = sum->added;
+      problem.clip = sum->clip;
+    } else if (epilogue_.present()) {
+      Result<elementwise::Epilogue> bound = epilogue_.bind(result_shape(inputs), further, types, outputs);
+      if (!bound) return Result<bool>::failure(bound.error());
+      epilogue = std::move(*bound);
+      problem.epilogue = &*epilogue;
+    }
+    qgemm::run(problem, variant_, execution.parallel_for);
+    return true;
+  }
+
+ private:
+  /// How X is quantized, or is to be.
+  void describe_rows(std::span<const Tensor> inputs, qgemm::Problem& problem) const {
+    const int type = inputs[0].type;
+    problem.source = type == kUint8   ? qgemm::Source::kUint8
+                     : type == kInt8  ? qgemm::Source::kInt8
+                     : layout_.by_row ? qgemm::Source::kFloatRows
+                                      : qgemm::Source::kFloat;
+    if (layout_.by_row) return;
+    problem.scale = *static_cast<const float*>(inputs[Layout::kScale].data);
+    const Tensor& zero = inputs[Layout::kZero];
+    problem.zero = zero.type == kInt8 ? 128 + *static_cast<const std::int8_t*>(zero.data)
+                                      : static_cast<int>(*static_cast<const std::uint8_t*>(zero.data));
+  }
+
+  Shape result_shape(std::span<const Tensor> inputs) const {
+    Shape shape = inputs[0].shape;
+    shape.back() = layout_.columns;
+    return shape;
+  }
+
+  /// A sentence that says which input does not fit; empty when all do.
+  std::string wrong_input(std::span<const Tensor> inputs) const {
+    if (inputs.size() < layout_.epilogue())
+      return "It got " + number(static_cast<std::int64_t>(inputs.size())) + " inputs and needs at least " +
+             number(static_cast<std::int64_t>(layout_.epilogue())) + ".";
+    const Tensor& x = inputs[0];
+    if (x.shape.empty()) return "Input 0 is a scalar and should have rows.";
+    const bool quantized = x.type == kUint8 || x.type == kInt8;
+    if (x.type != kFloat && (layout_.by_row || !quantized))
+      return "Input 0 is of type " + name_of(x.type) + " and should be float" + (layout_.by_row ? "." : ", uint8 or int8.");
+    const auto panel = static_cast<std::int64_t>(qgemm::kPanel), group = static_cast<std::int64_t>(qgemm::kGroup);
+    const Shape weights{(layout_.columns - 1) / panel + 1, (x.shape.back() + group - 1) / group, panel, group};
+    if (std::string s = wrong(inputs, Layout::kWeights, kInt8, weights); !s.empty()) return s;
+    if (std::string s = wrong(inputs, Layout::kScales, kFloat, {layout_.columns}); !s.empty()) return s;
+    if (std::string s = wrong(inputs, Layout::kSums, kInt32, {layout_.columns}); !s.empty()) return s;
+    if (layout_.biased)
+      if (std::string s = wrong(inputs, layout_.bias(), kFloat, {layout_.columns}); !s.empty()) return s;
+    if (layout_.by_row) return "";
+    if (std::string s = wrong(inputs, Layout::kScale, kFloat, {}); !s.empty()) return s;
+    const int type = inputs[Layout::kZero].type;
+    if (quantized ? type != x.type : type != kUint8 && type != kInt8)
+      return "Input " + number(Layout::kZero) + " is of type " + name_of(type) + " and should be " +
+             (quantized ? name_of(x.type) : std::string("uint8 or int8")) + ".";
+    return wrong(inputs, Layout::kZero, type, {});
+  }
+
+  static std::string wrong(std::span<const Tensor> inputs, std::size_t index, int type, const Shape& shape) {
+    const Tensor& tensor = inputs[index];
+    const std::string name = "Input " + number(static_cast<std::int64_t>(index));
+    if (tensor.type != type) return name + " is of type " + name_of(tensor.type) + " and should be " + name_of(type) + ".";
+    if (tensor.shape != shape) return name + " has the shape " + text_of(tensor.shape) + " and should have " + text_of(shape) + ".";
+    return "";
+  }
+
+  Layout layout_;
+  EpilogueProgram epilogue_;
+  const qgemm::Variant& variant_;
+};
+
+Result<std::unique_ptr<Kernel>> create(const Attributes& attributes, std::string_view name) {
+  using Made = Result<std::unique_ptr<Kernel>>;
+  const auto list = qgemm::variants();
+  const auto variant = std::find_if(list.begin(), list.end(), [&](const auto& one) { return name == one.name; });
+  if (variant == list.end()) return Made::failure("There is no variant '" + std::string(name) + "'.");
+  const Result<Layout> layout = read_layout(attributes);
+  if (!layout) return Made::failure(layout.error());
+  const std::string_view isa = variant->isa;
+  Result<EpilogueProgram> epilogue = EpilogueProgram::read(attributes, 1, isa == "avx512vnni" ? "avx512" : isa);
+  if (!epilogue) return Made::failure(epilogue.error());
+  return Made(std::make_unique<QGemm>(*layout, std::move(*epilogue), *variant));
+}
+
+std::vector<std::optional<InferredType>> infer(const Attributes& attributes, std::span<const InferredType> inputs) {
+  const Result<Layout> layout = read_layout(attributes);
+  if (!layout || inputs.empty() || inputs[0].shape.empty()) return {};
+  const Result<EpilogueProgram> epilogue = EpilogueProgram::read(attributes, 1, "scalar");
+  if (!epilogue) return {};
+  InferredType result{kFloat, inputs[0].shape};
+  result.shape.back() = {layout->columns, ""};
+  std::vector<std::optional<InferredType>> types;
+  for (const int type : epilogue->output_types()) types.push_back(InferredType{type, result.shape});
+  return types;
+}
+
+std::vector<Variant> list_variants() {
+  std::vector<Variant> list;
+  for (const qgemm::Variant& variant : qgemm::variants()) list.push_back({variant.name, variant.isa});
+  return list;
+}
+
+}  // namespace
+
+const Op& qgemm() {
+  static const char* const attributes[] = {"columns", "by_row", "biased", "epilogue"};
+  static const std::vector<Variant> list = list_variants();
+  static const Op op{"QGemm", attributes, list, create, infer};
+  return op;
+}
+
+}  // namespace onnxopt::ops

@@ -1,0 +1,54 @@
+// Sums of products of bytes with AVX2. The bytes are widened: sums of two products of bytes do not fit into 16 bits.
+#pragma once
+
+#include "kernels/cpu/simd/avx2.h"
+
+namespace onnxopt::qgemm {
+namespace {
+
+/// A vector of columns, as wide as one of floats.
+struct Dot {
+  /// Of columns 0 to 3 and of columns 4 to 7; two sums of each, side by side.
+  struct Sums {
+    __m256i low, high;
+  };
+  using A = __m256i;
+  struct B {
+    __m256i low, high;
+  };
+  static constexpr int kRows = 3, kPanels = 1;
+
+  static Sums zero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+  /// Four bytes of a row, for every column.
+  static A broadcast(const std::uint8_t* p) {
+    std::int32_t four;
+    __builtin_memcpy(&four, p, sizeof(four));
+    return _mm256_cvtepu8_epi16(_mm_set1_epi32(four));
+  }
+  static B load(const std::int8_t* p) {
+    return {_mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))),
+            _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 16)))};
+  }
+  static Sums add(Sums sums, A a, B b) {
+    return {_mm256_add_epi32(sums.low, _mm256_madd_epi16(a, b.low)), _mm256_add_epi32(sums.high, _mm256_madd_epi16(a, b.high))};
+  }
+  /// sums - zero * column_sums, as floats.
+  static __m256 shifted(Sums sums, std::int32_t zero, const std::int32_t* column_sums) {
+    // Pairs are added within halves of a register: columns 0 1 4 5 2 3 6 7.
+    const __m256i mixed = _mm256_hadd_epi32(sums.low, sums.high);
+    const __m256i whole = _mm256_permute4x64_epi64(mixed, _MM_SHUFFLE(3, 1, 2, 0));
+    const __m256i shift =
+        _mm256_mullo_epi32(_mm256_set1_epi32(zero), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(column_sums)));
+    return _mm256_cvtepi32_ps(_mm256_sub_epi32(whole, shift));
+  }
+  /// The integers nearest to numbers between 0 - zero and 255 - zero, and zero added; NaN gives zero.
+  static void store_bytes(std::uint8_t* p, __m256 x, std::int32_t zero) {
+    const __m256i numbers = _mm256_add_epi32(_mm256_cvtps_epi32(x), _mm256_set1_epi32(zero));
+    const __m256i bytes = _mm256_and_si256(numbers, _mm256_set1_epi32(0xff));
+    const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(words, words));
+  }
+};
+
+}  // namespace
+}  // namespace onnxopt::qgemm

@@ -1,0 +1,44 @@
+// Sums of products of bytes with AVX-512 VNNI.
+#pragma once
+
+#include "kernels/cpu/simd/avx512.h"
+#undef ONNXOPT_VARIANT
+#define ONNXOPT_VARIANT avx512vnni
+
+namespace onnxopt::qgemm {
+namespace {
+
+/// A vector of columns, as wide as one of floats.
+struct Dot {
+  using Sums = __m512i;
+  using A = __m512i;
+  using B = __m512i;
+  static constexpr int kRows = 12, kPanels = 2;
+
+  static Sums zero() { return _mm512_setzero_si512(); }
+  /// Four bytes of a row, for every column.
+  static A broadcast(const std::uint8_t* p) {
+    std::int32_t four;
+    __builtin_memcpy(&four, p, sizeof(four));
+    return _mm512_set1_epi32(four);
+  }
+  static B load(const std::int8_t* p) { return _mm512_loadu_si512(p); }
+  static Sums add(Sums sums, A a, B b) {
+    // GCC 12 moves what its own function sums to another register and back, which takes more time than the instruction.
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(a), "v"(b));
+    return sums;
+  }
+  /// sums - zero * column_sums, as floats.
+  static __m512 shifted(Sums sums, std::int32_t zero, const std::int32_t* column_sums) {
+    const __m512i shift = _mm512_mullo_epi32(_mm512_set1_epi32(zero), _mm512_loadu_si512(column_sums));
+    return _mm512_cvtepi32_ps(_mm512_sub_epi32(sums, shift));
+  }
+  /// The integers nearest to numbers between 0 - zero and 255 - zero, and zero added; NaN gives zero.
+  static void store_bytes(std::uint8_t* p, __m512 x, std::int32_t zero) {
+    const __m512i numbers = _mm512_add_epi32(_mm512_cvtps_epi32(x), _mm512_set1_epi32(zero));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(numbers));
+  }
+};
+
+}  // namespace
+}  // namespace onnxopt::qgemm

@@ -1,0 +1,48 @@
+// Sums of products of bytes, for any architecture.
+#pragma once
+
+#include "kernels/cpu/simd/portable.h"
+
+namespace onnxopt::qgemm {
+namespace {
+
+/// A vector of columns, as wide as one of floats.
+struct Dot {
+  using Sums = std::int32_t __attribute__((vector_size(16)));
+  struct A {
+    std::int32_t of[4];
+  };
+  /// Of each of four rows, the columns.
+  struct B {
+    Sums row[4];
+  };
+  static constexpr int kRows = 4, kPanels = 1;
+
+  static Sums zero() { return Sums{}; }
+  /// Four bytes of a row, for every column.
+  static A broadcast(const std::uint8_t* p) { return {{p[0], p[1], p[2], p[3]}}; }
+  static B load(const std::int8_t* p) {
+    B b;
+    for (int k = 0; k < 4; ++k) b.row[k] = Sums{p[k], p[4 + k], p[8 + k], p[12 + k]};
+    return b;
+  }
+  static Sums add(Sums sums, const A& a, const B& b) {
+    for (int k = 0; k < 4; ++k) sums += a.of[k] * b.row[k];
+    return sums;
+  }
+  /// sums - zero * column_sums, as floats.
+  static simd::V::F shifted(Sums sums, std::int32_t zero, const std::int32_t* column_sums) {
+    Sums of_columns;
+    std::memcpy(&of_columns, column_sums, sizeof of_columns);
+    return __builtin_convertvector(sums - zero * of_columns, simd::V::F);
+  }
+  /// The integers nearest to numbers between 0 - zero and 255 - zero, and zero added; NaN gives zero.
+  static void store_bytes(std::uint8_t* p, simd::V::F x, std::int32_t zero) {
+    const simd::V::F whole = simd::V::round(x);
+    for (int i = 0; i < 4; ++i)
+      p[i] = static_cast<std::uint8_t>((whole[i] == whole[i] ? static_cast<std::int32_t>(whole[i]) : 0) + zero);
+  }
+};
+
+}  // namespace
+}  // namespace onnxopt::qgemm

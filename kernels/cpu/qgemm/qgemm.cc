@@ -1,0 +1,130 @@
+#include "kernels/cpu/qgemm/qgemm.h"
+
+#include <algorithm>
+
+#include "kernels/cpu/scratch.h"
+
+namespace onnxopt::qgemm {
+
+#define QGEMM_VARIANT(name, isa)                                                                       \
+  namespace name {                                                                                     \
+  void quantize(const Problem&, std::int64_t row, std::uint8_t* to, float* scale, std::int32_t* zero); \
+  void run(const Problem&, const Operand&, const Blocking&, std::int64_t row, std::int64_t column);    \
+  }
+#include "kernels/cpu/qgemm/variants.inc"
+#undef QGEMM_VARIANT
+
+std::span<const Variant> variants() {
+  static constexpr Variant list[] = {
+#define QGEMM_VARIANT(name, isa) {"qgemm__" #name, isa, name::quantize, name::run},
+#include "kernels/cpu/qgemm/variants.inc"
+#undef QGEMM_VARIANT
+  };
+  return list;
+}
+
+namespace {
+
+/// A multiple of the micro-kernel's rows in every variant, and one of its columns.
+constexpr std::int64_t kRowStep = 12, kColumnStep = 32;
+/// Bytes of A that stay in the second-level cache while a block walks over its columns.
+constexpr std::int64_t kCachedRows = 384 << 10;
+/// Multiplications of a task: about 30 us of one core.
+constexpr double kTask = 6e6;
+constexpr double kMostTasks = 512;
+/// Multiplications below which a second thread costs more than it saves.
+constexpr double kGrain = 6e5;
+/// Floats that a task quantizes.
+constexpr std::int64_t kQuantized = 32 << 10;
+/// Rows of a power of two bytes would fall into few sets of the first-level cache.
+constexpr std::int64_t kSetDistance = 1024, kPadding = 64;
+
+std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+std::int64_t round_up(std::int64_t a, std::int64_t step) { return ceil_div(a, step) * step; }
+
+Blocking blocking_of(const Problem& problem) {
+  const double work = static_cast<double>(problem.rows) * static_cast<double>(problem.columns) * static_cast<double>(problem.depth);
+  const auto tasks = static_cast<std::int64_t>(std::clamp(work / kTask, work < kGrain ? 1.0 : 2.0, kMostTasks));
+  const std::int64_t most_rows = std::max(kCachedRows / std::max<std::int64_t>(problem.depth, 1) / kRowStep * kRowStep, kRowStep);
+  Blocking blocking{std::min(problem.rows, most_rows), problem.columns};
+  if (problem.rows > 4 * most_rows) blocking.rows = std::min(round_up(ceil_div(problem.rows, tasks), kRowStep), most_rows);
+  const std::int64_t row_blocks = ceil_div(problem.rows, blocking.rows);
+  if (row_blocks < tasks) blocking.columns = round_up(ceil_div(problem.columns, ceil_div(tasks, row_blocks)), kColumnStep);
+  return blocking;
+}
+
+/// The rows of A as bytes, in memory of the calling thread.
+struct Rows {
+  const Problem* problem;
+  const Variant* variant;
+  std::uint8_t* data;
+  std::int64_t row_step, together;
+  float* scales;
+  std::int32_t* zeros;
+
+  static void quantize(void* user, std::size_t index) {
+    const Rows& rows = *static_cast<const Rows*>(user);
+    const std::int64_t begin = static_cast<std::int64_t>(index) * rows.together;
+    for (std::int64_t row = begin; row < std::min(begin + rows.together, rows.problem->rows); ++row)
+      rows.variant->quantize(*rows.problem, row, rows.data + row * rows.row_step, rows.scales + row, rows.zeros + row);
+  }
+};
+
+Operand quantized(const Problem& problem, const Variant& variant, const ParallelFor& parallel_for) {
+  std::int64_t step = round_up(std::max<std::int64_t>(problem.depth, 1), kGroup);
+  if (step % kSetDistance == 0) step += kPadding;
+  const auto count = static_cast<std::size_t>(problem.rows);
+  const std::size_t numbers = static_cast<std::size_t>(round_up(problem.rows, 16)) * sizeof(float);
+  // A vector of bytes may be written behind the last row's end.
+  char* const memory = scratch(2 * numbers + count * static_cast<std::size_t>(step) + kPadding, ScratchOwner::kQgemm);
+  Rows rows{&problem,
+            &variant,
+            reinterpret_cast<std::uint8_t*>(memory + 2 * numbers),
+            step,
+            std::max<std::int64_t>(kQuantized / step, 1),
+            reinterpret_cast<float*>(memory),
+            reinterpret_cast<std::int32_t*>(memory + numbers)};
+  const auto tasks = static_cast<std::size_t>(ceil_div(problem.rows, rows.together));
+  if (tasks == 1)
+    Rows::quantize(&rows, 0);
+  else
+    parallel_for(tasks, Rows::quantize, &rows);
+  return {rows.data, step, rows.scales, rows.zeros};
+}
+
+struct Job {
+  const Problem* problem;
+  const Operand* a;
+  const Variant* variant;
+  Blocking blocking;
+  std::int64_t row_blocks_together, row_blocks, rows_together;
+};
+
+/// Neighbouring tasks share columns, whose weights are then still in a cache.
+void run_task(void* user, std::size_t index) {
+  const Job& job = *static_cast<const Job*>(user);
+  const auto task = static_cast<std::int64_t>(index);
+  const std::int64_t block = task % job.row_blocks;
+  const std::int64_t row =
+      block / job.row_blocks_together * job.rows_together + block % job.row_blocks_together * job.blocking.rows;
+  job.variant->run(*job.problem, *job.a, job.blocking, row, task / job.row_blocks * job.blocking.columns);
+}
+
+}  // namespace
+
+void run(const Problem& problem, const Variant& variant, const ParallelFor& parallel_for) {
+  if (problem.rows == 0 || problem.columns == 0) return;
+  const Operand a = quantized(problem, variant, parallel_for);
+  Job job{&problem, &a, &variant, blocking_of(problem), 1, 1, problem.rows};
+  if (problem.epilogue) job.rows_together = problem.epilogue->rows_together();
+  job.blocking.rows = std::min(job.blocking.rows, job.rows_together);
+  job.row_blocks_together = ceil_div(job.rows_together, job.blocking.rows);
+  job.row_blocks = problem.rows / job.rows_together * job.row_blocks_together;
+  const auto tasks = static_cast<std::size_t>(job.row_blocks * ceil_div(problem.columns, job.blocking.columns));
+  if (tasks == 1)
+    run_task(&job, 0);
+  else
+    parallel_for(tasks, run_task, &job);
+}
+
+}  // namespace onnxopt::qgemm

@@ -1,0 +1,66 @@
+// Rows of floats become rows of bytes. Included after the sums of an instruction set.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+#include "kernels/cpu/qgemm/micro.h"
+
+namespace onnxopt::qgemm {
+namespace {
+
+/// A scale and the zero point, as uint8.
+struct Quantization {
+  float scale;
+  std::int32_t zero;
+};
+
+/// The range of a row with 0 in it, cut into 255 steps. A row with what is not finite gets the scale NaN, and so its results.
+inline Quantization quantization_of(const float* x, std::int64_t count) {
+  constexpr auto kWidth = static_cast<std::int64_t>(V::kWidth);
+  const F nothing = V::set1(0.0f);
+  F low = nothing, high = nothing, doubt = nothing;
+  for (std::int64_t i = 0; i < count; i += kWidth) {
+    const F one = count - i >= kWidth ? V::load(x + i) : V::load_first(x + i, static_cast<std::size_t>(count - i), nothing);
+    low = V::min(low, one);
+    high = V::max(high, one);
+    doubt = V::add(doubt, V::mul(one, nothing));
+  }
+  float lows[V::kWidth], highs[V::kWidth], doubts[V::kWidth];
+  V::store(lows, low);
+  V::store(highs, high);
+  V::store(doubts, doubt);
+  float least = 0.0f, most = 0.0f;
+  bool finite = true;
+  for (std::size_t i = 0; i < V::kWidth; ++i) {
+    least = lows[i] < least ? lows[i] : least;
+    most = highs[i] > most ? highs[i] : most;
+    finite = finite && doubts[i] == 0.0f;
+  }
+  if (!finite) return {std::numeric_limits<float>::quiet_NaN(), 0};
+  // The range of large numbers may not be one itself.
+  const float scale = most / 255.0f - least / 255.0f;
+  if (scale < std::numeric_limits<float>::min()) return {0.0f, 0};
+  return {scale, static_cast<std::int32_t>(std::nearbyint(-least / scale))};
+}
+
+/// Writes `count` bytes, and zeros up to a multiple of `kGroup`.
+inline void quantize_floats(const float* x, std::int64_t count, const Quantization& with, std::uint8_t* to) {
+  constexpr auto kWidth = static_cast<std::int64_t>(V::kWidth);
+  const F inverse = V::set1(with.scale > 0.0f ? 1.0f / with.scale : 0.0f);
+  const F low = V::set1(static_cast<float>(-with.zero)), high = V::set1(static_cast<float>(255 - with.zero));
+  std::int64_t i = 0;
+  for (; i + kWidth <= count; i += kWidth)
+    Dot::store_bytes(to + i, V::min(high, V::max(low, V::mul(V::load(x + i), inverse))), with.zero);
+  if (i == count) return;
+  std::uint8_t bytes[V::kWidth];
+  const F last = V::load_first(x + i, static_cast<std::size_t>(count - i), V::set1(0.0f));
+  Dot::store_bytes(bytes, V::min(high, V::max(low, V::mul(last, inverse))), with.zero);
+  const std::int64_t padded =
+      (count + static_cast<std::int64_t>(kGroup) - 1) / static_cast<std::int64_t>(kGroup) * static_cast<std::int64_t>(kGroup);
+  std::memcpy(to + i, bytes, static_cast<std::size_t>((padded < i + kWidth ? padded : i + kWidth) - i));
+}
+
+}  // namespace
+}  // namespace onnxopt::qgemm

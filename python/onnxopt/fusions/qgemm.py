@@ -1,0 +1,87 @@
+"""Which products of quantized operands become QGemm, and how."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnxopt import ir
+from onnxopt.fusions import quantized
+from onnxopt.fusions.quantized import Operand, Weights
+from onnxopt.ops import qgemm as op
+from onnxopt.ops.base import prepare_model
+from onnxopt.passes.base import Context
+from onnxopt.rewrite.patch import Builder, Patch
+from onnxopt.rewrite.rules import Refusal, attribute
+
+RULE = "fuse_qgemm"
+
+
+def build(node: ir.Node, ctx: Context) -> Patch | Refusal | None:
+    """The patch for MatMul or Gemm `node`, and the bias after it; None where its operands are not quantized."""
+    matrix = quantized.weights(node.inputs[1])
+    x = None if matrix is None else quantized.operand(node.inputs[0], ctx)
+    if matrix is None or x is None:
+        return None
+    if ctx.opset < op.MIN_OPSET:
+        return Refusal("opset {} has no scales per column", ctx.opset, culprit=node)
+    if matrix.array.ndim != 2 or (ctx.shapes.rank(x.value) or 0) < 2:
+        return Refusal("it is no product of rows with a matrix", culprit=node)
+    if attribute(node, "transA", 0) or attribute(node, "alpha", 1.0) != 1.0 or attribute(node, "beta", 1.0) != 1.0:
+        return Refusal("its left operand is transposed, or it is scaled", culprit=node)
+    if attribute(node, "transB", 0):
+        matrix = matrix.transposed()
+    if matrix.axis == 0:
+        return Refusal("its weights have a scale for each row", culprit=node)
+    addend, last = _bias(node, matrix, ctx)
+    if isinstance(addend, Refusal):
+        return addend
+    return _patch(last, x, matrix, addend, ctx)
+
+
+def _bias(node: ir.Node, matrix: Weights, ctx: Context) -> tuple[np.ndarray | Refusal | None, ir.Node]:
+    """The bias of the columns, and the node whose result has it."""
+    columns = matrix.array.shape[1]
+    given = node.inputs[2] if len(node.inputs) > 2 else None
+    if given is not None:
+        vector = quantized.bias(given)
+        if vector is None or vector.shape not in ((columns,), (1, columns)):
+            return Refusal("its bias '{}' is no vector of its columns", given.name, culprit=given), node
+        return vector.reshape(columns), node
+    result = node.outputs[0]
+    uses = list(result.uses())
+    if len(uses) == 1 and not result.is_graph_output() and (user := uses[0][0]).op_type == "Add" and not user.domain:
+        vector = quantized.bias(user.inputs[1 - uses[0][1]])
+        if vector is not None and vector.shape == (columns,):
+            return vector, user
+    return None, node
+
+
+def _patch(last: ir.Node, x: Operand, matrix: Weights, bias: np.ndarray | None, ctx: Context) -> Patch:
+    old = last.outputs[0]
+    depth, columns = matrix.array.shape
+    variety = op.Variety(depth, columns, x.dtype, biased=bias is not None)
+    builder = Builder(ctx, last)
+    builder.define(op.SPEC.domain, op.SPEC.name, variety.overload(ctx.opset), lambda: variety.body(ctx.opset))
+    scales = np.broadcast_to(matrix.scale, (columns,)).astype(np.float32)
+    constants = {
+        "weights": op.pack(matrix.array),
+        "weight_scales": scales,
+        "weight_sums": op.column_sums(matrix.array),
+        "scale": x.scale.astype(np.float32),
+        "zero_point": x.zero,
+    }
+    if bias is not None:
+        constants["bias"] = bias.astype(np.float32)
+    inputs = [x.value, *(builder.constant(array, name) for name, array in constants.items())]
+    attributes = {"columns": columns, "biased": 1 if bias is not None else None}
+    prepare_model(ctx.model)
+    (result,) = builder.op(
+        op.SPEC.name,
+        inputs,
+        attributes,
+        domain=op.SPEC.domain,
+        overload=variety.overload(ctx.opset),
+        name=last.name or op.SPEC.name,
+    )
+    ctx.shapes.set(result, ir.DataType.FLOAT, ctx.shapes.shape(old))
+    return builder.patch(RULE, {old: result})

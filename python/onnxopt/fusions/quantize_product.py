@@ -1,0 +1,65 @@
+"""Which float products become QGemm with rows quantized on the way, and how."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnxopt import ir
+from onnxopt.fusions.fused_gemm import is_product_of_rows, is_transposed, product
+from onnxopt.ops import qgemm as op
+from onnxopt.ops.base import prepare_model
+from onnxopt.quant.weights import quantize_columns
+from onnxopt.rewrite.patch import Builder
+from onnxopt.rewrite.rules import Match, Refusal, rule
+
+MIN_DEPTH, MIN_COLUMNS = 32, 16
+"""The least size of a matrix: below, quantizing the rows takes as long as it saves."""
+
+
+def _is_worthwhile(m: Match) -> bool | Refusal:
+    fits = is_product_of_rows(m)
+    if not fits:
+        return fits
+    node = m.node("product")
+    if m.ctx.opset < op.MIN_OPSET:
+        return Refusal("opset {} has no scales per column", m.ctx.opset, culprit=node)
+    shape = m.ctx.shapes.static_shape(m["w"])
+    assert shape is not None
+    depth, columns = reversed(shape) if is_transposed(node) else shape
+    if depth < MIN_DEPTH or columns < MIN_COLUMNS:
+        return Refusal("a matrix of {} is too narrow", shape, culprit=node)
+    return True
+
+
+@rule(product, where=_is_worthwhile)
+def quantize_product(b: Builder, m: Match) -> ir.Value | Refusal:
+    """A product with a constant matrix multiplies 8-bit integers: the matrix column by column, each row over its own range."""
+    node, bias = m.node("product"), m.get("bias")
+    tensor = ir.constant(m["w"])
+    assert tensor is not None
+    matrix = np.asarray(tensor.numpy())
+    matrix = matrix.T if is_transposed(node) else matrix
+    depth, columns = matrix.shape
+    if bias is not None and m.ctx.shapes.static_shape(bias) != (columns,):
+        return Refusal("its bias '{}' is no vector of its columns", bias.name, culprit=bias)
+    if not np.isfinite(matrix).all():
+        return Refusal("its weights '{}' are not finite", m["w"].name, culprit=m["w"])
+    quantized, scales = quantize_columns(matrix)
+    name = m["w"].name or "weights"
+    inputs = [
+        m["x"],
+        b.constant(op.pack(quantized), name),
+        b.constant(scales, f"{name}_scales"),
+        b.constant(op.column_sums(quantized), f"{name}_sums"),
+        *([] if bias is None else [bias]),
+    ]
+    variety = op.Variety(depth, columns, by_row=True, biased=bias is not None)
+    overload = variety.overload(m.ctx.opset)
+    b.define(op.SPEC.domain, op.SPEC.name, overload, lambda: variety.body(m.ctx.opset))
+    attributes = {"columns": columns, "by_row": 1, "biased": 1 if bias is not None else None}
+    prepare_model(m.ctx.model)
+    (result,) = b.op(
+        op.SPEC.name, inputs, attributes, domain=op.SPEC.domain, overload=overload, name=node.name or op.SPEC.name
+    )
+    m.ctx.shapes.set(result, m.ctx.shapes.dtype(m.output), m.ctx.shapes.shape(m.output))
+    return result

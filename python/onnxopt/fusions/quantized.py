@@ -1,0 +1,124 @@
+"""Quantized operands as QuantizeLinear and DequantizeLinear write them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from onnxopt import ir
+from onnxopt.ir import DataType
+from onnxopt.passes.base import Context
+from onnxopt.rewrite.rules import attribute
+
+BYTES = (DataType.UINT8, DataType.INT8)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Operand:
+    """An activation: its bytes, or the float tensor that they are made of, and one scale and zero point."""
+
+    value: ir.Value
+    dtype: DataType
+    scale: np.ndarray
+    zero: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Weights:
+    """A constant: int8 around 0, and a scale for each index of `axis` (one for all where it is None)."""
+
+    array: np.ndarray
+    scale: np.ndarray
+    axis: int | None
+
+    def transposed(self) -> Weights:
+        return Weights(self.array.T, self.scale, None if self.axis is None else 1 - self.axis)
+
+
+def operand(value: ir.Value | None, ctx: Context) -> Operand | None:
+    """What a DequantizeLinear of bytes with one scale makes `value` of; None where none does."""
+    node = _dequantized(value)
+    if node is None:
+        return None
+    source = node.inputs[0]
+    scale, zero = _scale_and_zero(node)
+    if source is None or scale is None or zero is None or scale.size != 1 or zero.size != 1:
+        return None
+    if ir.constant(source) is not None or ctx.shapes.dtype(source) not in BYTES:
+        return None
+    maker = source.producer()
+    if maker is not None and maker.op_type == "QuantizeLinear" and maker.domain == "":
+        own_scale, own_zero = _scale_and_zero(maker)
+        data = maker.inputs[0]
+        same = own_scale is not None and own_zero is not None and own_scale.size == 1 and own_zero.size == 1
+        if (
+            same
+            and own_scale.item() == scale.item()  # type: ignore[union-attr]
+            and own_zero.item() == zero.item()  # type: ignore[union-attr]
+            and data is not None
+            and ctx.shapes.dtype(data) is DataType.FLOAT
+        ):
+            return Operand(data, DataType.FLOAT, scale.reshape(()), zero.reshape(()))
+    dtype = ctx.shapes.dtype(source)
+    assert dtype is not None
+    return Operand(source, dtype, scale.reshape(()), zero.reshape(()))
+
+
+def weights(value: ir.Value | None) -> Weights | None:
+    """The constant bytes that a DequantizeLinear, and perhaps a Transpose of a matrix, makes `value` of; None where they are not around 0."""
+    maker = None if value is None else value.producer()
+    if maker is not None and maker.op_type == "Transpose" and maker.domain == "":
+        inner = weights(maker.inputs[0])
+        swaps = list(attribute(maker, "perm", (1, 0))) == [1, 0]
+        return inner.transposed() if inner is not None and inner.array.ndim == 2 and swaps else None
+    node = _dequantized(value)
+    tensor = None if node is None else ir.constant(node.inputs[0])
+    if node is None or tensor is None or tensor.dtype not in BYTES or attribute(node, "block_size", 0):
+        return None
+    scale, zero = _scale_and_zero(node)
+    array = _around_zero(np.asarray(tensor.numpy()), zero)
+    if scale is None or array is None or scale.dtype != np.float32 or array.ndim == 0:
+        return None
+    axis = attribute(node, "axis", 1) % array.ndim
+    return Weights(array, scale.reshape(-1), None if scale.size == 1 else axis)
+
+
+def bias(value: ir.Value | None) -> np.ndarray | None:
+    """A constant vector of floats, also where it is held as int32 with a scale."""
+    if value is None:
+        return None
+    tensor = ir.constant(value)
+    if tensor is not None:
+        return np.asarray(tensor.numpy()) if tensor.dtype is DataType.FLOAT else None
+    node = _dequantized(value)
+    tensor = None if node is None else ir.constant(node.inputs[0])
+    if node is None or tensor is None:
+        return None
+    scale, zero = _scale_and_zero(node)
+    if scale is None or zero is None or zero.any():
+        return None
+    return np.asarray(np.asarray(tensor.numpy()) * scale.astype(np.float64), np.float32)
+
+
+def _dequantized(value: ir.Value | None) -> ir.Node | None:
+    node = None if value is None else value.producer()
+    return node if node is not None and node.op_type == "DequantizeLinear" and node.domain == "" else None
+
+
+def _scale_and_zero(node: ir.Node) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """The constants of a node; a zero point that is left out is 0 of uint8."""
+    scale = None if node.inputs[1] is None else ir.constant(node.inputs[1])
+    given = node.inputs[2] if len(node.inputs) > 2 else None
+    zero = None if given is None else ir.constant(given)
+    if scale is None or (given is not None and zero is None):
+        return None, None
+    return np.asarray(scale.numpy()), np.zeros((), np.uint8) if zero is None else np.asarray(zero.numpy())
+
+
+def _around_zero(array: np.ndarray, zero: np.ndarray | None) -> np.ndarray | None:
+    """The bytes as int8 around 0; None where that is not possible."""
+    middle = 0 if array.dtype == np.int8 else 128
+    if zero is None or (zero != middle).any():
+        return None
+    return np.asarray((array.astype(np.int16) - middle).astype(np.int8))

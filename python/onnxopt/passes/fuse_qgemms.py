@@ -1,0 +1,40 @@
+"""Products of quantized operands become QGemm nodes."""
+
+from __future__ import annotations
+
+from onnxopt import ir
+from onnxopt.fusions import qgemm
+from onnxopt.passes.base import Context, Pass, PassResult, register_pass
+from onnxopt.rewrite.rules import Refusal
+
+
+@register_pass
+class FuseQGemms(Pass):
+    """Turn MatMul and Gemm of a dequantized activation with dequantized constant weights, and the bias after them, into QGemm.
+
+    An activation that QuantizeLinear makes of floats with the same scale is quantized by the kernel. Refused: weights that are not
+    around 0 or have scales per row, activations with several scales, opsets below 13.
+    """
+
+    name = "fuse_qgemms"
+    phase = "fuse"
+
+    def run(self, model: ir.Model, ctx: Context) -> PassResult:
+        if ctx.target.name != "cpu":
+            return PassResult(False)
+        products = [node for node in model.graph if node.op_type in ("MatMul", "Gemm") and not node.domain]
+        fused = [self._fuse(node, ctx) for node in products]
+        return PassResult(any(fused), sum(fused))
+
+    def _fuse(self, node: ir.Node, ctx: Context) -> bool:
+        ctx.log.attempted(qgemm.RULE)
+        patch = qgemm.build(node, ctx)
+        if isinstance(patch, Refusal):
+            ctx.log.refused(qgemm.RULE, node, patch, 3)
+        if patch is None or isinstance(patch, Refusal) or not ctx.editor.apply(patch):
+            return False
+        ctx.editor.remove_unused([patch.anchor, node])
+        return True
+
+    def rule_names(self) -> list[str]:
+        return [qgemm.RULE]

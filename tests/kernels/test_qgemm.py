@@ -1,0 +1,196 @@
+"""The kernels of QGemm: every variant against exact integer arithmetic, and against each other bit for bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onnxopt.ops.qgemm import column_sums, pack
+
+native = pytest.importorskip("onnxopt._native", reason="the native module is not built")
+
+Array = np.ndarray[Any, Any]
+(OP,) = [op for op in native.ops() if op["op"] == "QGemm"]
+USABLE = [one["name"] for one in OP["variants"] if one["usable"]]
+GELU, ADD = "i0:f32 | t0=gelu(i0) | t0:f32", "i0:f32 i1:f32 | t0=add(i0,i1) | t0:f32"
+RELU = "i0:f32 | t0=relu(i0) | t0:f32"
+
+
+@pytest.fixture(params=[one["name"] for one in OP["variants"]])
+def variant(request: pytest.FixtureRequest) -> str:
+    for one in OP["variants"]:
+        if one["name"] == request.param and not one["usable"]:
+            pytest.skip(one["problem"])
+    return str(request.param)
+
+
+def product(
+    x: Array,
+    matrix: Array,
+    scales: Array,
+    quantization: tuple[float, Any] | None = None,
+    bias: Array | None = None,
+    extra: list[Array] | None = None,
+    *,
+    epilogue: str | None = None,
+    variant: str | None = None,
+    threads: int = 1,
+) -> Array:
+    """`quantization` is scale and zero point of x; without it rows are quantized over their own ranges."""
+    attributes: dict[str, Any] = {"columns": matrix.shape[1]}
+    inputs = [x, pack(matrix), scales, column_sums(matrix)]
+    if quantization is None:
+        attributes["by_row"] = 1
+    else:
+        inputs += [np.array(quantization[0], np.float32), np.asarray(quantization[1])]
+    if bias is not None:
+        attributes["biased"] = 1
+        inputs.append(bias)
+    if epilogue is not None:
+        attributes["epilogue"] = epilogue
+    (result,) = native.run("QGemm", [*inputs, *(extra or [])], attributes, variant=variant, threads=threads)
+    return np.asarray(result)
+
+
+def exact(x: Array, zero: int, matrix: Array, scale: float, scales: Array) -> Array:
+    """The sums in integers, scaled in float32 as the kernel does."""
+    sums = (x.astype(np.int64) - zero) @ matrix.astype(np.int64)
+    return sums.astype(np.float32) * (np.float32(scale) * scales)
+
+
+def draw(rng: np.random.Generator, rows: int, depth: int, columns: int, dtype: type) -> tuple[Array, Array, Array]:
+    limits = np.iinfo(dtype)
+    x = rng.integers(limits.min, limits.max + 1, (rows, depth)).astype(dtype)
+    matrix = rng.integers(-127, 128, (depth, columns)).astype(np.int8)
+    return x, matrix, rng.uniform(0.01, 1.0, columns).astype(np.float32)
+
+
+@pytest.mark.parametrize("columns", [1, 15, 16, 17, 32, 33, 100])
+@pytest.mark.parametrize("depth", [0, 1, 3, 4, 7, 64, 255, 1024])
+@pytest.mark.parametrize("rows", [0, 1, 3, 11, 12, 13, 50])
+def test_bytes_of_any_size(rows: int, depth: int, columns: int, variant: str) -> None:
+    rng = np.random.default_rng([rows, depth, columns])
+    for dtype, zero in ((np.uint8, np.uint8(77)), (np.int8, np.int8(-5))):
+        x, matrix, scales = draw(rng, rows, depth, columns, dtype)
+        found = product(x, matrix, scales, (0.5, zero), variant=variant)
+        np.testing.assert_array_equal(found, exact(x, int(zero), matrix, 0.5, scales))
+
+
+@pytest.mark.parametrize("value", [0, 255])
+@pytest.mark.parametrize("weight", [-128, 127])
+@pytest.mark.parametrize("zero", [0, 255])
+def test_extremes_do_not_saturate(value: int, weight: int, zero: int, variant: str) -> None:
+    x, matrix = np.full((7, 3000), value, np.uint8), np.full((3000, 40), weight, np.int8)
+    ones = np.ones(40, np.float32)
+    found = product(x, matrix, ones, (1.0, np.uint8(zero)), variant=variant)
+    np.testing.assert_array_equal(found, exact(x, zero, matrix, 1.0, ones))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8])
+def test_floats_are_quantized_to_nearest_even_and_saturate(dtype: type, variant: str) -> None:
+    x = np.array([[-1e9, -0.75, -0.5, -0.25, 0.0, 0.25, 0.5, 0.75, 1.25, 31.0, 1e9, np.inf, -np.inf]], np.float32)
+    zero, limits = dtype(3), np.iinfo(dtype)
+    wanted = np.clip(np.rint(x.astype(np.float64) / 0.5) + 3, limits.min, limits.max) - 3
+    identity = np.eye(x.shape[1], dtype=np.int8)
+    found = product(x, identity, np.ones(x.shape[1], np.float32), (0.5, zero), variant=variant)
+    np.testing.assert_array_equal(found, wanted * 0.5)
+
+
+def test_rows_over_their_own_ranges(variant: str) -> None:
+    rng = np.random.default_rng(1)
+    x = (rng.standard_normal((9, 200)) * np.logspace(-30, 30, 9)[:, None]).astype(np.float32)
+    matrix, scales = rng.integers(-127, 128, (200, 20)).astype(np.int8), rng.uniform(0.1, 1, 20).astype(np.float32)
+    found = product(x, matrix, scales, variant=variant).astype(np.float64)
+    wanted = x.astype(np.float64) @ (matrix * scales.astype(np.float64))
+    assert (np.abs(found - wanted).max(axis=1) < 0.02 * np.abs(wanted).max(axis=1)).all()
+
+
+def test_rows_that_are_zero_constant_or_not_finite(variant: str) -> None:
+    x = np.zeros((6, 33), np.float32)
+    x[1], x[2], x[3, 5], x[4, 32], x[5] = 2.0, -3.0, np.nan, np.inf, np.float32(1e-44)
+    matrix, ones = np.ones((33, 18), np.int8), np.ones(18, np.float32)
+    found = product(x, matrix, ones, variant=variant)
+    np.testing.assert_allclose(found[:3], np.outer([0, 66, -99], ones), rtol=1e-6)
+    assert np.isnan(found[3:5]).all()
+    np.testing.assert_array_equal(found[5], 0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_variants_and_threads_agree_bit_for_bit(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    rows, depth, columns = (int(rng.integers(1, most)) for most in (150, 400, 200))
+    _, matrix, scales = draw(rng, rows, depth, columns, np.uint8)
+    x = rng.standard_normal((rows, depth)).astype(np.float32)
+    quantization = (0.02, np.uint8(rng.integers(0, 256))) if seed % 2 else None
+    bias = rng.standard_normal(columns).astype(np.float32)
+    results = [
+        product(x, matrix, scales, quantization, bias, epilogue=RELU, variant=name, threads=threads)
+        for name in USABLE
+        for threads in (1, 2, 4)
+    ]
+    for one in results[1:]:
+        np.testing.assert_array_equal(one, results[0])
+
+
+def test_epilogues_read_biased_results(variant: str) -> None:
+    rng = np.random.default_rng(2)
+    x, matrix, scales = draw(rng, 30, 64, 70, np.uint8)
+    bias, residual = (rng.standard_normal(shape).astype(np.float32) for shape in ((70,), (30, 70)))
+    scales /= 1e4
+    plain = product(x, matrix, scales, (0.1, np.uint8(100)), variant=variant)
+    added = product(x, matrix, scales, (0.1, np.uint8(100)), bias, [residual], epilogue=ADD, variant=variant)
+    np.testing.assert_array_equal(added, plain + bias + residual)
+    (wanted,) = native.run("FusedElementwise", [plain + bias], {"expr": GELU})
+    found = product(x, matrix, scales, (0.1, np.uint8(100)), bias, epilogue=GELU, variant=variant)
+    np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("leading", [(), (2, 3), (0, 3), (2, 1, 3)])
+def test_any_number_of_leading_dims(leading: tuple[int, ...], variant: str) -> None:
+    rng = np.random.default_rng(3)
+    x = rng.integers(0, 256, (*leading, 9)).astype(np.uint8)
+    matrix, ones = rng.integers(-127, 128, (9, 21)).astype(np.int8), np.ones(21, np.float32)
+    np.testing.assert_array_equal(
+        product(x, matrix, ones, (1.0, np.uint8(9)), variant=variant), exact(x, 9, matrix, 1.0, ones)
+    )
+
+
+X, SCALES = np.zeros((2, 8), np.float32), np.ones(5, np.float32)
+MATRIX = np.zeros((8, 5), np.int8)
+WRONG: dict[str, tuple[int, Array, str]] = {
+    "x": (0, X.astype(np.float64), "Input 0 is of type double and should be float, uint8 or int8."),
+    "scalar": (0, np.array(1, np.float32), "Input 0 is a scalar and should have rows."),
+    "weights": (1, pack(MATRIX)[:, :1], r"Input 1 has the shape \[1,1,16,4\] and should have \[1,2,16,4\]."),
+    "weight type": (1, pack(MATRIX).astype(np.uint8), "Input 1 is of type uint8 and should be int8."),
+    "scales": (2, SCALES[:4], r"Input 2 has the shape \[4\] and should have \[5\]."),
+    "sums": (3, SCALES, "Input 3 is of type float and should be int32."),
+    "scale": (4, SCALES, r"Input 4 has the shape \[5\] and should have \[\]."),
+    "zero": (5, np.array(0, np.int32), "Input 5 is of type int32 and should be uint8 or int8."),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_inputs_get_a_sentence(case: str) -> None:
+    index, wrong, sentence = WRONG[case]
+    inputs = [X, pack(MATRIX), SCALES, column_sums(MATRIX), np.array(1, np.float32), np.array(0, np.uint8)]
+    inputs[index] = wrong
+    with pytest.raises(ValueError, match=sentence):
+        native.run("QGemm", inputs, {"columns": 5})
+
+
+def test_zero_point_has_the_type_of_bytes() -> None:
+    inputs = [
+        X.astype(np.int8),
+        pack(MATRIX),
+        SCALES,
+        column_sums(MATRIX),
+        np.array(1, np.float32),
+        np.array(0, np.uint8),
+    ]
+    with pytest.raises(ValueError, match="Input 5 is of type uint8 and should be int8"):
+        native.run("QGemm", inputs, {"columns": 5})
