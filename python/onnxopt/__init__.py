@@ -16,11 +16,20 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from onnxopt.errors import ModelError, OnnxOptError, OptionError, PassError, RuntimeMissingError, VerificationError
+    from onnxopt.errors import (
+        CalibrationError,
+        ModelError,
+        OnnxOptError,
+        OptionError,
+        PassError,
+        RuntimeMissingError,
+        VerificationError,
+    )
     from onnxopt.explanation import explain
     from onnxopt.inspection import diff, inspect
     from onnxopt.passes.base import Context, Options, Pass, PassResult, RulePass, register_pass
     from onnxopt.pipeline import PassManager, Report, graphsurgeon_pass, optimize
+    from onnxopt.quant import Quantization, quantize
     from onnxopt.rewrite.pattern import pattern
     from onnxopt.rewrite.rules import Match, Refusal, Rule, RuleSet, rule
     from onnxopt.runtime.library import library_path, register, session
@@ -30,12 +39,13 @@ if TYPE_CHECKING:
 
 _HOME = {
     "onnxopt.errors": (
-        "ModelError", "OnnxOptError", "OptionError", "PassError", "RuntimeMissingError", "VerificationError",
+        "CalibrationError", "ModelError", "OnnxOptError", "OptionError", "PassError", "RuntimeMissingError", "VerificationError",
     ),
     "onnxopt.explanation": ("explain",),
     "onnxopt.inspection": ("diff", "inspect"),
     "onnxopt.passes.base": ("Context", "Options", "Pass", "PassResult", "RulePass", "register_pass"),
     "onnxopt.pipeline": ("PassManager", "Report", "graphsurgeon_pass", "optimize"),
+    "onnxopt.quant": ("Quantization", "quantize"),
     "onnxopt.rewrite.pattern": ("pattern",),
     "onnxopt.rewrite.rules": ("Match", "Refusal", "Rule", "RuleSet", "rule"),
     "onnxopt.runtime.library": ("library_path", "register", "session"),
@@ -46,6 +56,7 @@ _HOME = {
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
+    "CalibrationError",
     "Context",
     "Match",
     "ModelError",
@@ -56,6 +67,7 @@ __all__ = [
     "PassError",
     "PassManager",
     "PassResult",
+    "Quantization",
     "Refusal",
     "Report",
     "Rule",
@@ -72,6 +84,7 @@ __all__ = [
     "library_path",
     "optimize",
     "pattern",
+    "quantize",
     "register",
     "register_pass",
     "rule",

@@ -13,13 +13,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from onnxopt.errors import ModelError, OnnxOptError, OptionError, PassError, RuntimeMissingError, VerificationError
+from onnxopt.errors import (
+    CalibrationError,
+    ModelError,
+    OnnxOptError,
+    OptionError,
+    PassError,
+    RuntimeMissingError,
+    VerificationError,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from onnxopt.inspection import Inspection
     from onnxopt.pipeline import Report
+    from onnxopt.quant import Quantization
 
 EXIT_CODES = {
     0: "success",
@@ -33,6 +42,7 @@ EXIT_CODES = {
 _CODE_OF: tuple[tuple[type[BaseException], int], ...] = (
     (VerificationError, 1),
     (OptionError, 2),
+    (CalibrationError, 2),
     (ModelError, 3),
     (PassError, 4),
     (RuntimeMissingError, 5),
@@ -322,6 +332,65 @@ def _print_summary(result: Report, source: Path, output: Path) -> None:
 def _warn(sentences: Iterable[str]) -> None:
     for sentence in sentences:
         typer.echo(f"warning: {sentence}", err=True)
+
+
+@app.command()
+def quantize(
+    model: Model,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Where to write the quantized model.")],
+    calib: Annotated[
+        Path | None,
+        typer.Option("--calib", help="A folder of samples: .npz files with an array per input, or .npy files."),
+    ] = None,
+    format: Annotated[
+        str,
+        typer.Option(
+            "--format", help="fused: our INT8 ops, then optimized; qdq: standard QuantizeLinear and DequantizeLinear."
+        ),
+    ] = "fused",
+    method: Annotated[
+        str,
+        typer.Option("--range", help="How ranges of activations are chosen: minmax, percentile, mse, entropy, auto."),
+    ] = "mse",
+    target: TargetName = "cpu",
+    dim: Dims = None,
+    external_data: Annotated[str | None, typer.Option(help="Weights: auto, inside or external.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Turn the float MODEL into one that multiplies 8-bit integers."""
+    import dataclasses
+
+    from onnxopt.quant import quantize as run
+
+    found: list[Quantization] = []
+    with _progress(f"Quantizing {model.name}") as tick:
+        run(
+            model,
+            output,
+            calibration=calib,
+            format=format,
+            method=method,
+            target=target,
+            dims=parse_dims(dim),
+            external_data=external_data,
+            tick=tick,
+            report=found.append,
+        )
+    (result,) = found
+    if as_json:
+        _print_json(dataclasses.asdict(result))
+    else:
+        _print_quantization(result, output)
+    _warn(result.warnings)
+
+
+def _print_quantization(result: Quantization, output: Path) -> None:
+    kinds = ", ".join(f"{count} {kind}" for kind, count in result.quantized.items()) or "nothing"
+    print(
+        f"{output}: {kinds} in 8 bits; weights {human_bytes(result.bytes_before)} -> {human_bytes(result.bytes_after)}"
+    )
+    for name, ratio in result.sqnr.items():
+        print(f"  {name}: {ratio:.1f} dB of signal to quantization noise")
 
 
 @app.command()

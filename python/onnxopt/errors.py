@@ -31,6 +31,10 @@ class VerificationError(OnnxOptError):
     """Outputs of the optimized model differ from the original's; the text names pass, rule and node when they are known."""
 
 
+class CalibrationError(OnnxOptError):
+    """Calibration data are missing or do not fit the model, or a tensor is not finite for a sample; the text names both."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of what another library says, for our own sentence; the kind of error where it says nothing."""
     return (str(error).splitlines() or [type(error).__name__])[0]

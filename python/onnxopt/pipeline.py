@@ -74,7 +74,7 @@ PHASES: Mapping[str, tuple[str, ...]] = {
         "eliminate_dead_code",
     ),
     "contrib": ("use_contrib_ops",),
-    "quantize": ("quantize_products",),
+    "quantize": ("write_qdq", "quantize_products"),
     "fuse": (
         "unfold_recurrent_ops",
         "fuse_recurrences",

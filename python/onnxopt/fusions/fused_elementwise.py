@@ -11,6 +11,7 @@ import dataclasses
 import math
 
 from onnxopt import ir
+from onnxopt.fusions import quantized
 from onnxopt.fusions.blocked_layout import BlockedLayout, is_convolution
 from onnxopt.ops import fused_elementwise as op
 from onnxopt.ops.base import overload_of, prepare_model
@@ -60,6 +61,7 @@ def all_regions(graph: ir.Graph, ctx: Context) -> list[list[ir.Node]]:
     """The maximal regions of one graph, single nodes too, each in topological order."""
     left = dict.fromkeys(_nodes_of_norms(graph, ctx), _WHOLE)
     left |= dict.fromkeys(BlockedLayout(graph, ctx).nodes_to_leave(), _BLOCKED)
+    left |= dict.fromkeys(filter(quantized.is_rounded, graph), _ROUNDED)
     finder = _Finder(ctx, left)
     for node in graph:
         finder.visit(node)
@@ -91,6 +93,7 @@ def _nodes_of_norms(graph: ir.Graph, ctx: Context) -> set[ir.Node]:
 
 
 _WHOLE = "it belongs to a normalization that onnxruntime runs as one kernel"
+_ROUNDED = "onnxruntime computes it in 8 bits"
 _BLOCKED = "it is between convolutions, in whose blocked layout onnxruntime computes it"
 
 

@@ -67,12 +67,11 @@ def fuse_gemm(b: Builder, m: Match) -> ir.Value | Refusal:
     """A product with a constant matrix reads packed weights and adds its bias on the way."""
     node = m.node("product")
     shape = m.ctx.shapes.static_shape(m["w"])
-    tensor, bias = ir.constant(m["w"]), m.get("bias")
+    tensor = ir.constant(m["w"])
     assert shape is not None and tensor is not None
     transposed = is_transposed(node)
     depth, columns = reversed(shape) if transposed else shape
-    if bias is not None and m.ctx.shapes.static_shape(bias) != (columns,):
-        return Refusal("its bias '{}' is no vector of its columns", bias.name, culprit=bias)
+    added, bias = split_bias(m, columns)
     name = m["w"].name or "weights"
     inputs = [m["x"], b.constant(ir.packed(tensor, name, transposed=transposed), name)]
     if bias is not None:
@@ -86,4 +85,12 @@ def fuse_gemm(b: Builder, m: Match) -> ir.Value | Refusal:
         op.SPEC.name, inputs, attributes, domain=op.SPEC.domain, overload=overload, name=node.name or op.SPEC.name
     )
     m.ctx.shapes.set(result, m.ctx.shapes.dtype(m.output), m.ctx.shapes.shape(m.output))
-    return result
+    return result if added is None else b.Add(result, added)
+
+
+def split_bias(m: Match, columns: int) -> tuple[ir.Value | None, ir.Value | None]:
+    """What is added to a product: a whole tensor, or a vector of its columns."""
+    bias = m.get("bias")
+    if bias is None or m.ctx.shapes.static_shape(bias) == (columns,):
+        return None, bias
+    return bias, None

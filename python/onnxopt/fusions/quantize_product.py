@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from onnxopt import ir
-from onnxopt.fusions.fused_gemm import is_product_of_rows, is_transposed, product
+from onnxopt.fusions.fused_gemm import is_product_of_rows, is_transposed, product, split_bias
 from onnxopt.ops import qgemm as op
 from onnxopt.ops.base import prepare_model
 from onnxopt.quant.weights import quantize_columns
@@ -34,14 +34,13 @@ def _is_worthwhile(m: Match) -> bool | Refusal:
 @rule(product, where=_is_worthwhile)
 def quantize_product(b: Builder, m: Match) -> ir.Value | Refusal:
     """A product with a constant matrix multiplies 8-bit integers: the matrix column by column, each row over its own range."""
-    node, bias = m.node("product"), m.get("bias")
+    node = m.node("product")
     tensor = ir.constant(m["w"])
     assert tensor is not None
     matrix = np.asarray(tensor.numpy())
     matrix = matrix.T if is_transposed(node) else matrix
     depth, columns = matrix.shape
-    if bias is not None and m.ctx.shapes.static_shape(bias) != (columns,):
-        return Refusal("its bias '{}' is no vector of its columns", bias.name, culprit=bias)
+    added, bias = split_bias(m, columns)
     if not np.isfinite(matrix).all():
         return Refusal("its weights '{}' are not finite", m["w"].name, culprit=m["w"])
     quantized, scales = quantize_columns(matrix)
@@ -62,4 +61,4 @@ def quantize_product(b: Builder, m: Match) -> ir.Value | Refusal:
         op.SPEC.name, inputs, attributes, domain=op.SPEC.domain, overload=overload, name=node.name or op.SPEC.name
     )
     m.ctx.shapes.set(result, m.ctx.shapes.dtype(m.output), m.ctx.shapes.shape(m.output))
-    return result
+    return result if added is None else b.Add(result, added)

@@ -101,6 +101,29 @@ def bias(value: ir.Value | None) -> np.ndarray | None:
     return np.asarray(np.asarray(tensor.numpy()) * scale.astype(np.float64), np.float32)
 
 
+def is_rounded(node: ir.Node) -> bool:
+    """Whether an op, or an op and what alone reads it, lies between DequantizeLinear and QuantizeLinear: engines that know the
+    op in 8 bits compute it there."""
+    reads = any(_dequantized(value) is not None or _is_rounded_product(value) for value in node.inputs)
+    return reads and bool(node.outputs) and all(map(_is_quantized, node.outputs))
+
+
+def _is_rounded_product(value: ir.Value | None) -> bool:
+    """Whether Conv or Add makes a value of dequantized operands."""
+    maker = None if value is None else value.producer()
+    return maker is not None and maker.op_type in ("Conv", "Add") and _dequantized(maker.inputs[0]) is not None
+
+
+def _is_quantized(value: ir.Value) -> bool:
+    """Whether a value is read to be quantized alone, perhaps behind one more op."""
+    users = [user for user, _ in value.uses()]
+    if not users or value.is_graph_output():
+        return False
+    if len(users) == 1 and users[0].op_type in ("Relu", "Clip"):
+        return _is_quantized(users[0].outputs[0])
+    return all(user.op_type == "QuantizeLinear" for user in users)
+
+
 def _dequantized(value: ir.Value | None) -> ir.Node | None:
     node = None if value is None else value.producer()
     return node if node is not None and node.op_type == "DequantizeLinear" and node.domain == "" else None

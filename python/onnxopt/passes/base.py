@@ -188,6 +188,7 @@ class Options:
         allow_contrib: use onnxruntime's own contrib ops (domain com.microsoft) where no kernel of ours computes the same; the result needs
             onnxruntime.
         quantize_products: let products with constant matrices multiply 8-bit integers; see `onnxopt.quantize`.
+        ranges: of activations by their names, which QuantizeLinear and DequantizeLinear are written for; see `onnxopt.quantize`.
         unroll_nodes: write every loop out that takes at most so many nodes; None only those for which it pays.
         unroll_factor: let each iteration of a Loop do the work of so many; None leaves long loops as they are.
         without: names of passes to leave out of the pipeline.
@@ -204,6 +205,7 @@ class Options:
     fast_math: bool = False
     allow_contrib: bool = False
     quantize_products: bool = False
+    ranges: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
     unroll_nodes: int | None = None
     unroll_factor: int | None = None
     without: frozenset[str] = frozenset()

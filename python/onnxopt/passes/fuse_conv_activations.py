@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from onnxopt import ir
+from onnxopt.fusions.quantized import is_rounded
 from onnxopt.ops.base import FUNCTIONS_IR_VERSION, overload_of
 from onnxopt.passes.base import Context, PassResult, RulePass, register_pass
 from onnxopt.rewrite.patch import Builder
@@ -51,6 +52,8 @@ def _activation_of_conv(p, x, w):  # type: ignore[no-untyped-def]
 def _in_kernel(m: Match) -> bool | Refusal:
     if m.ctx.target.name != "cpu":
         return Refusal("only onnxruntime's CPU provider has the kernel", culprit=m.root)
+    if is_rounded(m.node("conv")):
+        return Refusal("onnxruntime computes it in 8 bits", culprit=m.root)
     return m.dtype("x") is ir.DataType.FLOAT or Refusal("the kernel computes float32", culprit=m.root)
 
 

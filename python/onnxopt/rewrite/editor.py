@@ -50,6 +50,21 @@ class Editor:
             self.replace(old, new)
         return True
 
+    def wrap(self, rule: str, value: ir.Value, nodes: Sequence[ir.Node], result: ir.Value) -> bool:
+        """Let `result`, which `nodes` make of `value`, take over every other use of it but graph outputs."""
+        producer = value.producer()
+        users = [(user, index) for user, index in value.uses() if user not in nodes]
+        if not users or producer is None or producer.graph is None or not self.ctx.budget.take():
+            return False
+        self.ctx.forget_nodes()
+        producer.graph.insert_after(producer, nodes)
+        for node in nodes:
+            self.ctx.shapes.infer_node(node)
+        for user, index in users:
+            user.replace_input_with(index, result)
+        self.ctx.log.applied(Patch(rule, producer, list(nodes)))
+        return True
+
     def _problem(self, patch: Patch) -> str | None:
         shapes = self.ctx.shapes
         for old, new in patch.replacements.items():

@@ -1,0 +1,94 @@
+"""Calibration data: samples that are read one after the other, so that memory does not grow with their number."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from onnxopt import ir
+from onnxopt.errors import CalibrationError
+
+Sample = Mapping[str, np.ndarray]
+Source = str | Path | Iterable[Sample] | Callable[[], Iterable[Sample]]
+"""A folder of .npz files (an array per input) or .npy files (of a model with one input), samples, or a function that gives them."""
+
+
+def read(source: Source, model: ir.Model) -> Iterator[dict[str, np.ndarray]]:
+    """Samples that have an array of the right type for every input of the model.
+
+    Raises:
+        CalibrationError: there are none, a file cannot be read, or a sample does not fit the model's inputs.
+    """
+    inputs = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
+    empty = True
+    for origin, sample in _origins(source, inputs):
+        empty = False
+        yield _checked(sample, inputs, origin)
+    if empty:
+        raise CalibrationError(
+            f"There is no calibration sample in {source}." if _is_path(source) else "There is no calibration sample."
+        )
+
+
+def _is_path(source: Source) -> bool:
+    return isinstance(source, (str, Path))
+
+
+def _origins(source: Source, inputs: list[ir.Value]) -> Iterator[tuple[str, Sample]]:
+    if isinstance(source, (str, Path)):
+        for path in _files(Path(source)):
+            yield f"'{path}'", _load(path, inputs)
+        return
+    given = source() if callable(source) else source
+    for number, sample in enumerate(given):
+        if not isinstance(sample, Mapping):
+            raise CalibrationError(
+                f"Calibration sample {number} is of type {type(sample).__name__}; expected a dict of arrays."
+            )
+        yield f"calibration sample {number}", sample
+
+
+def _files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise CalibrationError(f"'{folder}' is no folder of calibration samples (.npz or .npy).")
+    return sorted(path for path in folder.iterdir() if path.suffix in (".npz", ".npy"))
+
+
+def _load(path: Path, inputs: list[ir.Value]) -> Sample:
+    try:
+        held = np.load(path, allow_pickle=False)
+        if isinstance(held, np.ndarray):
+            if len(inputs) != 1:
+                raise CalibrationError(
+                    f"'{path}' has one array, but the model has {len(inputs)} inputs: use .npz files."
+                )
+            return {str(inputs[0].name): held}
+        with held:
+            return dict(held)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise CalibrationError(f"The calibration sample '{path}' cannot be read: {error}") from error
+
+
+def _checked(sample: Sample, inputs: list[ir.Value], origin: str) -> dict[str, np.ndarray]:
+    checked = {}
+    for value in inputs:
+        name = str(value.name)
+        if name not in sample:
+            raise CalibrationError(f"{_capital(origin)} has no array '{name}'; it has {', '.join(sample) or 'none'}.")
+        array = np.asarray(sample[name])
+        wanted = None if value.dtype is None else value.dtype.numpy()
+        if wanted is not None and array.dtype != wanted:
+            raise CalibrationError(f"{_capital(origin)}: '{name}' is of type {array.dtype} and should be {wanted}.")
+        if value.shape is not None and len(value.shape) != array.ndim:
+            raise CalibrationError(
+                f"{_capital(origin)}: '{name}' has {array.ndim} dims and should have {len(value.shape)}."
+            )
+        checked[name] = array
+    return checked
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]

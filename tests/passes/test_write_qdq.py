@@ -1,0 +1,76 @@
+"""What is written for an activation with a range; whole models are in tests/quant."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from onnx import numpy_helper
+
+from helpers import model, op_list
+from onnxopt import ir
+from onnxopt.passes.base import Options
+from onnxopt.pipeline import PassManager
+
+RNG = np.random.default_rng(0)
+CONV = model(
+    "g (float[1,3,8,8] x) => (float[1,4,6,6] y) { z = Relu(x) y = Conv(z, w, b) }",
+    w=RNG.standard_normal((4, 3, 3, 3)).astype(np.float32),
+    b=RNG.standard_normal(4).astype(np.float32),
+)
+
+
+def write(ranges: dict[str, tuple[float, float]]) -> ir.Model:
+    loaded = ir.load(CONV)
+    PassManager("generic", ["write_qdq", "eliminate_dead_code"], options=Options(ranges=ranges), strict=True).run(
+        loaded
+    )
+    return loaded
+
+
+def test_nothing_without_ranges() -> None:
+    assert op_list(ir.to_proto(write({}))) == ["Relu", "Conv"]
+
+
+def test_nodes_whose_activation_has_no_range_stay() -> None:
+    assert op_list(ir.to_proto(write({"other": (0.0, 1.0)}))) == ["Relu", "Conv"]
+
+
+def test_activation_weights_and_bias() -> None:
+    proto = ir.to_proto(write({"z": (0.0, 2.55)}))
+    assert op_list(proto) == [
+        "Relu",
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "DequantizeLinear",
+        "DequantizeLinear",
+        "Conv",
+    ]
+    held = {one.name: numpy_helper.to_array(one) for one in proto.graph.initializer}
+    (weights,) = (array for array in held.values() if array.ndim == 4)
+    assert weights.dtype == np.int8
+    (bias,) = (array for array in held.values() if array.dtype == np.int32)
+    (steps,) = (array for name, array in held.items() if "_bias_scales" in name)
+    (original,) = (numpy_helper.to_array(one) for one in CONV.graph.initializer if one.name == "b")
+    np.testing.assert_allclose(bias * steps, original, atol=float(steps.max()))
+
+
+def test_a_second_run_changes_nothing() -> None:
+    loaded = write({"z": (0.0, 2.55)})
+    before = len(list(loaded.graph))
+    PassManager("generic", ["write_qdq"], options=Options(ranges={"z": (0.0, 2.55)})).run(loaded)
+    assert len(list(loaded.graph)) == before
+
+
+@pytest.mark.parametrize("shared", [1, 2])
+def test_what_reads_an_activation_of_convolutions_reads_the_bytes_too(shared: int) -> None:
+    users = (
+        "a = Conv(z, w) y = Add(a, a)" if shared == 1 else "a = Conv(z, w) c = Sigmoid(z) d = Conv(c, w) y = Add(a, d)"
+    )
+    proto = model(
+        f"g (float[1,3,8,8] x) => (float[1,4,6,6] y) {{ z = Relu(x) {users} }}",
+        w=RNG.standard_normal((4, 3, 3, 3)).astype(np.float32),
+    )
+    loaded = ir.load(proto)
+    PassManager("generic", ["write_qdq"], options=Options(ranges={"z": (0.0, 1.0), "c": (0.0, 1.0)})).run(loaded)
+    readers = [user.op_type for node in loaded.graph if node.op_type == "Relu" for user, _ in node.outputs[0].uses()]
+    assert readers == ["QuantizeLinear"]

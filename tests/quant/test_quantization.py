@@ -1,0 +1,150 @@
+"""Models that are quantized as a whole: what they compute, what they are made of, and what goes wrong with a sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import onnxopt
+from helpers import evaluate, model, op_list, set_costs
+from onnxopt.errors import CalibrationError, OptionError
+from onnxopt.quant import Quantization, quantize
+
+pytest.importorskip("onnxopt._native", reason="the native library is not built")
+
+Array = np.ndarray[Any, Any]
+RNG = np.random.default_rng(0)
+
+
+def normal(*shape: int) -> Array:
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+@pytest.fixture(autouse=True)
+def fuse_small_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests use few rows."""
+    set_costs(monkeypatch, product_work=1)
+
+
+PERCEPTRON = """g (float[N,32] x) => (float[N,32] y) {
+    a = MatMul(x, w) b = Add(a, c) d = Relu(b) e = MatMul(d, v) y = Add(e, x)
+}"""
+NETWORK = """g (float[1,8,9,9] x) => (float[1,16,9,9] y) {
+    a = Conv<pads=[1,1,1,1]>(x, w, b) r = Relu(a)
+    c = Conv<group=16, pads=[1,1,1,1]>(r, d) e = Conv(c, v, f) s = Add(e, r) t = Relu(s)
+    y = Conv(t, v)
+}"""
+
+
+def perceptron(opset: int = 17) -> onnx.ModelProto:
+    return model(PERCEPTRON, opset=opset, w=normal(32, 64), c=normal(64), v=normal(64, 32) / 8)
+
+
+def network() -> onnx.ModelProto:
+    constants = {"w": normal(16, 8, 3, 3) / 8, "b": normal(16), "d": normal(16, 1, 3, 3) / 3}
+    return model(NETWORK, **constants, v=normal(16, 16, 1, 1) / 4, f=normal(16))
+
+
+def samples(shape: tuple[int, ...], count: int = 5) -> list[dict[str, Array]]:
+    return [{"x": normal(*shape)} for _ in range(count)]
+
+
+def noise(wanted: Array, found: Array) -> float:
+    """In dB below the signal."""
+    return float(10 * np.log10(np.square(wanted).sum() / np.square(wanted - found).sum()))
+
+
+def test_products_need_no_calibration() -> None:
+    proto, feeds = perceptron(), {"x": normal(5, 32)}
+    after = quantize(proto)
+    assert op_list(after) == ["QGemm", "QGemm"]
+    (wanted,) = evaluate(proto, feeds)
+    for library in (True, False):
+        assert noise(wanted, evaluate(after, feeds, library=library)[0]) > 35
+
+
+@pytest.mark.parametrize("format", ["fused", "qdq"])
+@pytest.mark.parametrize("build", [perceptron, network])
+def test_quantized_models_come_near(build: Any, format: str) -> None:
+    proto = build()
+    shape = (5, 32) if build is perceptron else (1, 8, 9, 9)
+    found: list[Quantization] = []
+    after = quantize(proto, calibration=samples(shape), format=format, report=found.append)
+    (result,) = found
+    feeds = {"x": normal(*shape)}
+    (wanted,) = evaluate(proto, feeds)
+    for library in (True, False):
+        assert noise(wanted, evaluate(after, feeds, library=library)[0]) > 28
+    assert result.samples == 5 and result.sqnr["y"] > 28
+    assert build is network or result.bytes_after < 0.7 * result.bytes_before
+    if format == "qdq":
+        assert all(not node.domain for node in after.graph.node)
+
+
+def test_qdq_lets_regions_of_convolutions_stay_in_bytes() -> None:
+    after = quantize(network(), calibration=samples((1, 8, 9, 9)), format="qdq")
+    made = {output: node.op_type for node in after.graph.node for output in node.output}
+    for node in after.graph.node:
+        if node.op_type in ("Conv", "Add"):
+            assert made[node.input[0]] == made[node.input[1]] == "DequantizeLinear"
+    assert {one.data_type for one in after.graph.initializer if len(one.dims) == 4} == {onnx.TensorProto.INT8}
+
+
+def test_old_opsets_are_upgraded() -> None:
+    after = quantize(perceptron(opset=11), calibration=samples((5, 32)), format="qdq")
+    assert after.opset_import[0].version >= 13
+    assert op_list(after).count("DequantizeLinear") == 4
+
+
+def test_convolutions_without_samples_stay_in_float_and_say_so() -> None:
+    found: list[Quantization] = []
+    quantize(network(), report=found.append)
+    assert any(
+        "3 convolutions stay in float" in one or "convolutions stay in float" in one for one in found[0].warnings
+    )
+
+
+def test_a_file_stays_as_it_is_and_an_iterator_is_read_once(tmp_path: Path) -> None:
+    source, target = tmp_path / "in.onnx", tmp_path / "out.onnx"
+    onnx.save(perceptron(), source)
+    before = source.read_bytes()
+    assert onnxopt.quantize(source, target, calibration=iter(samples((5, 32))), format="qdq") == target
+    assert source.read_bytes() == before
+    onnx.checker.check_model(onnx.load(target))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_tensors_that_are_not_finite_are_named(bad: float) -> None:
+    data = samples((5, 32))
+    data[3]["x"][2, 2] = bad
+    with pytest.raises(CalibrationError, match="'x' is not finite for calibration sample 3"):
+        quantize(perceptron(), calibration=data, format="qdq")
+
+
+def test_samples_that_onnxruntime_cannot_run() -> None:
+    with pytest.raises(CalibrationError, match="Calibration sample 0 cannot be run"):
+        quantize(perceptron(), calibration=[{"x": normal(5, 31)}], format="qdq")
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"format": "int4"}, "There is no format 'int4'"),
+        ({"method": "best"}, "There is no method 'best'"),
+        ({"format": "qdq"}, "needs calibration samples"),
+    ],
+)
+def test_wrong_options(options: dict[str, str], sentence: str) -> None:
+    with pytest.raises(OptionError, match=sentence):
+        quantize(perceptron(), **options)  # type: ignore[arg-type]
+
+
+def test_constant_and_zero_activations() -> None:
+    data = [{"x": np.zeros((5, 32), np.float32)}] * 2
+    after = quantize(perceptron(), calibration=data, format="qdq")
+    (found,) = evaluate(after, {"x": np.zeros((5, 32), np.float32)})
+    assert np.isfinite(found).all()
