@@ -60,6 +60,9 @@ struct Op {
   Result<std::unique_ptr<Kernel>> (*create)(const Attributes&, std::string_view variant);
   /// Types and shapes of the outputs, as far as they are known before the run. May be null.
   std::vector<std::optional<InferredType>> (*infer)(const Attributes&, std::span<const InferredType> inputs);
+  /// Multiplies registers alone with the instructions of a variant, and returns the number of products (0 where that says nothing):
+  /// over its time, the ceiling of the kernel. May be null.
+  std::int64_t (*occupy)(std::string_view variant, std::int64_t rounds) = nullptr;
 };
 
 /// Every op, in the order of their names.

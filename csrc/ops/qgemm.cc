@@ -161,6 +161,12 @@ std::vector<std::optional<InferredType>> infer(const Attributes& attributes, std
   return types;
 }
 
+std::int64_t occupy(std::string_view name, std::int64_t rounds) {
+  for (const qgemm::Variant& variant : qgemm::variants())
+    if (name == variant.name) return variant.occupy(rounds);
+  return 0;
+}
+
 std::vector<Variant> list_variants() {
   std::vector<Variant> list;
   for (const qgemm::Variant& variant : qgemm::variants()) list.push_back({variant.name, variant.isa});
@@ -172,7 +178,7 @@ std::vector<Variant> list_variants() {
 const Op& qgemm() {
   static const char* const attributes[] = {"columns", "by_row", "biased", "epilogue"};
   static const std::vector<Variant> list = list_variants();
-  static const Op op{"QGemm", attributes, list, create, infer};
+  static const Op op{"QGemm", attributes, list, create, infer, occupy};
   return op;
 }
 

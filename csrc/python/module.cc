@@ -203,6 +203,15 @@ py::list run(const std::string& op, const std::vector<std::optional<py::array>>&
   return results;
 }
 
+std::int64_t occupy(const std::string& op, std::int64_t rounds, const std::optional<std::string>& variant) {
+  if (rounds < 1) throw py::value_error("rounds should be positive.");
+  const ops::Op& found = find_op(op);
+  if (found.occupy == nullptr) throw py::value_error(op + " has no loop of registers alone.");
+  const std::string name = find_variant(found, variant);
+  const py::gil_scoped_release release;
+  return found.occupy(name, rounds);
+}
+
 /// A tensor of the device that another library owns, by the protocol `__cuda_array_interface__`.
 ops::Tensor device_tensor(const py::handle& object, bool written, const std::string& name) {
   if (!py::hasattr(object, "__cuda_array_interface__")) throw py::value_error(name + " has no __cuda_array_interface__.");
@@ -259,6 +268,9 @@ PYBIND11_MODULE(_native, module) {
   module.def("elementwise_ops", &elementwise_ops, "The operations of expressions: name, operands, literals, domain, result.");
   module.def("run", &run, py::arg("op"), py::arg("inputs"), py::arg("attributes"), py::arg("variant") = py::none(),
              py::arg("threads") = 1, "Run one kernel on numpy arrays (None leaves an input out) and return its outputs.");
+  module.def("occupy", &occupy, py::arg("op"), py::arg("rounds"), py::arg("variant") = py::none(),
+             "Multiply registers alone with a variant's instructions and return the number of products, 0 where that says nothing: "
+             "over its time, the ceiling of the op's kernel.");
   module.def(
       "cuda_problem", [] { return onnxopt_registry()->cuda_problem(); },
       "Why the CUDA kernels cannot run here; empty when they can.");

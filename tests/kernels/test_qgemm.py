@@ -160,6 +160,18 @@ def test_any_number_of_leading_dims(leading: tuple[int, ...], variant: str) -> N
     )
 
 
+def test_loop_of_registers_counts_products(variant: str) -> None:
+    assert native.occupy("QGemm", 3, variant) == 3 * native.occupy("QGemm", 1, variant)
+    assert (native.occupy("QGemm", 1, variant) > 0) == variant.endswith("vnni")
+    with pytest.raises(ValueError, match="rounds should be positive"):
+        native.occupy("QGemm", 0, variant)
+
+
+def test_ops_without_a_loop_of_registers_say_so() -> None:
+    with pytest.raises(ValueError, match="FusedGemm has no loop of registers alone"):
+        native.occupy("FusedGemm", 1)
+
+
 X, SCALES = np.zeros((2, 8), np.float32), np.ones(5, np.float32)
 MATRIX = np.zeros((8, 5), np.int8)
 WRONG: dict[str, tuple[int, Array, str]] = {

@@ -237,6 +237,17 @@ def test_compressed_weights_stay(body: str, dtype: type) -> None:
     assert_same(before, after, FEEDS)
 
 
+@pytest.mark.parametrize("shape", [(4, 5), (5,)], ids=["weights", "bias"])
+def test_dequantized_constants_of_any_size_stay(shape: tuple[int, ...]) -> None:
+    dtype = np.int8 if len(shape) == 2 else np.int32
+    constants = {"w": RNG.integers(0, 99, shape).astype(dtype), "scale": np.array(0.1, np.float32)}
+    before = graph("b = DequantizeLinear(w, scale)\n y = Add(x, b)", outputs="float[?,?] y", **constants)
+    before.graph.input[0].type.tensor_type.shape.dim[-1].dim_value = 5
+    before.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 4
+    after, _ = run_passes(before, PASS)
+    assert op_list(after) == ["DequantizeLinear", "Add"]
+
+
 @pytest.mark.parametrize("kind", ["INT4", "UINT4"])
 def test_weights_of_four_bits_stay(kind: str) -> None:
     before = graph(

@@ -32,6 +32,8 @@ struct Dot {
   static Sums add(Sums sums, A a, B b) {
     return {_mm256_add_epi32(sums.low, _mm256_madd_epi16(a, b.low)), _mm256_add_epi32(sums.high, _mm256_madd_epi16(a, b.high))};
   }
+  /// A product takes several instructions here, so their rate has no one loop.
+  static std::int64_t occupy(std::int64_t) { return 0; }
   /// sums - zero * column_sums, as floats.
   static __m256 shifted(Sums sums, std::int32_t zero, const std::int32_t* column_sums) {
     // Pairs are added within halves of a register: columns 0 1 4 5 2 3 6 7.

@@ -28,6 +28,25 @@ struct Dot {
     __asm__("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(a), "v"(b));
     return sums;
   }
+  /// Multiplies registers alone, `rounds` (at least 1) times, and says how many products of bytes that were: what no kernel
+  /// exceeds.
+  static std::int64_t occupy(std::int64_t rounds) {
+    constexpr std::int64_t kSums = 24, kProducts = 64;
+    std::int64_t left = rounds;
+    // In one piece, so that no sum goes through memory.
+    __asm__ volatile(
+        "1:\n"
+        ".irp r,0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23\n"
+        "vpdpbusd %%zmm25, %%zmm24, %%zmm\\r\n"
+        ".endr\n"
+        "dec %0\n"
+        "jnz 1b\n"
+        : "+r"(left)
+        :
+        : "cc", "zmm0", "zmm1", "zmm2", "zmm3", "zmm4", "zmm5", "zmm6", "zmm7", "zmm8", "zmm9", "zmm10", "zmm11", "zmm12", "zmm13",
+          "zmm14", "zmm15", "zmm16", "zmm17", "zmm18", "zmm19", "zmm20", "zmm21", "zmm22", "zmm23");
+    return rounds * kSums * kProducts;
+  }
   /// sums - zero * column_sums, as floats.
   static __m512 shifted(Sums sums, std::int32_t zero, const std::int32_t* column_sums) {
     const __m512i shift = _mm512_mullo_epi32(_mm512_set1_epi32(zero), _mm512_loadu_si512(column_sums));

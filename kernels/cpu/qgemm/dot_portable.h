@@ -30,6 +30,8 @@ struct Dot {
     for (int k = 0; k < 4; ++k) sums += a.of[k] * b.row[k];
     return sums;
   }
+  /// A product takes several instructions here, so their rate has no one loop.
+  static std::int64_t occupy(std::int64_t) { return 0; }
   /// sums - zero * column_sums, as floats.
   static simd::V::F shifted(Sums sums, std::int32_t zero, const std::int32_t* column_sums) {
     Sums of_columns;

@@ -20,7 +20,8 @@ void quantize(const Problem& problem, std::int64_t row, std::uint8_t* to, float*
   if (problem.source == Source::kUint8 || problem.source == Source::kInt8) {
     const std::uint8_t flip = problem.source == Source::kInt8 ? 0x80 : 0;
     const auto* const from = static_cast<const std::uint8_t*>(problem.a) + first;
-    for (std::int64_t i = 0; i < problem.depth; ++i) to[i] = from[i] ^ flip;
+    const std::int64_t count = problem.depth;  // held here: what is written are bytes, which might be the problem's own
+    for (std::int64_t i = 0; i < count; ++i) to[i] = from[i] ^ flip;
     return;
   }
   const auto* const from = static_cast<const float*>(problem.a) + first;
@@ -31,6 +32,8 @@ void quantize(const Problem& problem, std::int64_t row, std::uint8_t* to, float*
   }
   quantize_floats(from, problem.depth, {*scale, *zero}, to);
 }
+
+std::int64_t occupy(std::int64_t rounds) { return Dot::occupy(rounds); }
 
 void run(const Problem& problem, const Operand& a, const Blocking& blocking, std::int64_t row, std::int64_t column) {
   // Rows that the epilogue takes together may end before the block does.

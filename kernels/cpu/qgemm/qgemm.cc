@@ -10,13 +10,14 @@ namespace onnxopt::qgemm {
   namespace name {                                                                                     \
   void quantize(const Problem&, std::int64_t row, std::uint8_t* to, float* scale, std::int32_t* zero); \
   void run(const Problem&, const Operand&, const Blocking&, std::int64_t row, std::int64_t column);    \
+  std::int64_t occupy(std::int64_t rounds);                                                            \
   }
 #include "kernels/cpu/qgemm/variants.inc"
 #undef QGEMM_VARIANT
 
 std::span<const Variant> variants() {
   static constexpr Variant list[] = {
-#define QGEMM_VARIANT(name, isa) {"qgemm__" #name, isa, name::quantize, name::run},
+#define QGEMM_VARIANT(name, isa) {"qgemm__" #name, isa, name::quantize, name::run, name::occupy},
 #include "kernels/cpu/qgemm/variants.inc"
 #undef QGEMM_VARIANT
   };
@@ -62,6 +63,12 @@ struct Rows {
   float* scales;
   std::int32_t* zeros;
 
+  /// Whether A is what the products read, as it is.
+  static bool as_they_are(const Problem& problem) {
+    const auto group = static_cast<std::int64_t>(kGroup);
+    return problem.source == Source::kUint8 && problem.depth % group == 0 && problem.depth % kSetDistance != 0;
+  }
+
   static void quantize(void* user, std::size_t index) {
     const Rows& rows = *static_cast<const Rows*>(user);
     const std::int64_t begin = static_cast<std::int64_t>(index) * rows.together;
@@ -70,7 +77,18 @@ struct Rows {
   }
 };
 
+/// A without a copy, and the same scale and zero point for every row.
+Operand in_place(const Problem& problem) {
+  const auto count = static_cast<std::size_t>(problem.rows);
+  auto* const scales = reinterpret_cast<float*>(scratch(2 * count * sizeof(float), ScratchOwner::kQgemm));
+  auto* const zeros = reinterpret_cast<std::int32_t*>(scales + count);
+  std::fill_n(scales, count, problem.scale);
+  std::fill_n(zeros, count, problem.zero);
+  return {static_cast<const std::uint8_t*>(problem.a), problem.depth, scales, zeros};
+}
+
 Operand quantized(const Problem& problem, const Variant& variant, const ParallelFor& parallel_for) {
+  if (Rows::as_they_are(problem)) return in_place(problem);
   std::int64_t step = round_up(std::max<std::int64_t>(problem.depth, 1), kGroup);
   if (step % kSetDistance == 0) step += kPadding;
   const auto count = static_cast<std::size_t>(problem.rows);

@@ -53,12 +53,14 @@ struct Blocking {
 };
 
 /// One implementation, for one instruction set. `quantize` makes rows of an operand; `run` computes the block of C that begins at
-/// `row` and `column`.
+/// `row` and `column`; `occupy` multiplies registers alone and returns the number of products, the ceiling of `run` (0 where it has
+/// none).
 struct Variant {
   const char* name;
   const char* isa;
   void (*quantize)(const Problem&, std::int64_t row, std::uint8_t* to, float* scale, std::int32_t* zero);
   void (*run)(const Problem&, const Operand&, const Blocking&, std::int64_t row, std::int64_t column);
+  std::int64_t (*occupy)(std::int64_t rounds);
 };
 
 /// The variants that were built, best first; the portable one is last.

@@ -21,6 +21,9 @@ RANDOM = frozenset(
 EXPANDING_BYTES = 4096
 """A fold may make a tensor larger than what it replaces up to this size: below a page nothing is lost on disk or in memory."""
 
+KEPT = frozenset({"DequantizeLinear"})
+"""Ops that belong to what reads their results: an engine multiplies the integers, and cannot where they were made floats."""
+
 LOW_BITS = 8
 """Constants of at most this many bits per element were compressed on purpose; folding must not turn them into wide ones."""
 
@@ -38,7 +41,7 @@ class FoldConstants(Pass):
     All foldable nodes are found first and evaluated by onnxruntime in one session, of which only the results that others use are kept.
 
     Refused: random ops, ops of other domains, strings, results larger than both their constant inputs and the folding budget (a model must not
-    grow), and results that would blow up deliberately compressed weights (INT8 or narrower behind Cast, Mul or DequantizeLinear).
+    grow), DequantizeLinear, and results that would blow up deliberately compressed weights (INT8 or narrower behind Cast or Mul).
     """
 
     name = "fold_constants"
@@ -112,7 +115,7 @@ class _Region:
 
     def consider(self, node: ir.Node) -> None:
         """Add the node if its inputs are constant and its result is worth keeping."""
-        if node.domain or node.op_type in RANDOM or not node.outputs or node in self.ctx.not_foldable:
+        if node.domain or node.op_type in RANDOM | KEPT or not node.outputs or node in self.ctx.not_foldable:
             return
         made = self._made
         inputs = node.inputs
