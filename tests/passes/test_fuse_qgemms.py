@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 
+import onnxopt
 from helpers import evaluate, model, op_list, ops, run_passes
 from onnxopt import ir
 from onnxopt.pipeline import PassManager
@@ -77,6 +79,58 @@ def test_fuses(case: str) -> None:
         assert np.abs(found - wanted).max() <= 0.02 * 127 * 0.02 + 1e-4
 
 
+DYNAMIC = "q, qs, qz = DynamicQuantizeLinear(x)"
+SUMS = {
+    "scale of all": "f = Mul(qs, one) m = MatMulInteger(q, w, qz) c = Cast<to=1>(m) y = Mul(c, f)",
+    "scales of columns": "f = Mul(s, qs) m = MatMulInteger(q, w, qz, none) c = Cast<to=1>(m) y = Mul(f, c)",
+    "scale after scale": "m = MatMulInteger(q, w, qz) c = Cast<to=1>(m) d = Mul(c, qs) y = Mul(d, s)",
+    "uint8 weights": "f = Mul(qs, one) m = MatMulInteger(q, u, qz, middle) c = Cast<to=1>(m) y = Mul(c, f)",
+    "bias": "f = Mul(qs, s) m = MatMulInteger(q, w, qz) c = Cast<to=1>(m) p = Mul(c, f) y = Add(p, b)",
+    "no scale of columns": "m = MatMulInteger(q, w, qz) c = Cast<to=1>(m) y = Mul(c, qs)",
+    "constant scales": "z = QuantizeLinear(x, xs, xz) m = MatMulInteger(z, w, xz) c = Cast<to=1>(m) y = Mul(c, s)",
+    "no zero point": "m = MatMulInteger(q, w) c = Cast<to=1>(m) y = Mul(c, s)",
+}
+
+
+@pytest.mark.parametrize("case", SUMS)
+def test_scaled_sums_fuse_exactly(case: str) -> None:
+    proto = build(f"g ({X}) => ({Y}) {{ {DYNAMIC} {SUMS[case]} }}")
+    after = fuse(proto)
+    assert "QGemm" in ops(after)
+    assert not {"MatMulInteger", "Cast"} & set(ops(after))
+    feeds = {"x": RNG.standard_normal((2, 3, 20)).astype(np.float32)}
+    (wanted,) = evaluate(proto, feeds)
+    for library in (True, False):
+        np.testing.assert_allclose(evaluate(after, feeds, library=library)[0], wanted, rtol=1e-5, atol=1e-4)
+
+
+def test_products_share_what_is_quantized_dynamically() -> None:
+    text = f"""g ({X}) => ({Y}, float[N,3,24] z) {{
+        {DYNAMIC} f = Mul(qs, one) m = MatMulInteger(q, w, qz) c = Cast<to=1>(m) y = Mul(c, f)
+        n = MatMulInteger(q, u, qz, middle) d = Cast<to=1>(n) z = Mul(d, f)
+    }}"""
+    assert sorted(op_list(fuse(build(text)))) == ["DynamicQuantizeLinear", "QGemm", "QGemm"]
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_what_onnxruntime_quantizes_dynamically(per_channel: bool, tmp_path: Path) -> None:
+    tool = pytest.importorskip("onnxruntime.quantization", reason="onnxruntime's quantization needs more packages")
+    shapes = {"w1": (64, 48), "b1": (48,), "w2": (48, 40), "b2": (40,)}
+    constants = {name: RNG.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    text = """g (float[N,3,64] x) => (float[N,3,40] y) {
+        p = MatMul(x, w1) a = Add(p, b1) c = Relu(a) d = MatMul(c, w2) y = Add(d, b2)
+    }"""
+    onnx.save(model(text, **constants), tmp_path / "float.onnx")
+    tool.quantize_dynamic(
+        tmp_path / "float.onnx", tmp_path / "int8.onnx", per_channel=per_channel, weight_type=tool.QuantType.QInt8
+    )
+    proto = onnx.load(tmp_path / "int8.onnx")
+    after = onnxopt.optimize(proto, target="cpu")
+    assert sorted(op_list(after)) == ["DynamicQuantizeLinear"] * 2 + ["QGemm"] * 2
+    feeds = {"x": RNG.standard_normal((2, 3, 64)).astype(np.float32)}
+    np.testing.assert_allclose(evaluate(after, feeds)[0], evaluate(proto, feeds)[0], rtol=1e-4, atol=1e-3)
+
+
 def test_one_quantized_tensor_for_several_products() -> None:
     text = f"""g ({X}) => (float[N,3,24] y, float[N,3,24] z) {{
         {ROWS} m = DequantizeLinear<axis=1>(w, s) n = DequantizeLinear(u, one, middle) y = MatMul(d, m) z = MatMul(d, n)
@@ -98,6 +152,18 @@ LEFT = {
         "g (float[N,24] x) => (float[N,20] y) { q = QuantizeLinear(x, xs, xz) d = DequantizeLinear(q, xs, xz) "
         "m = DequantizeLinear<axis=0>(t, s) y = MatMul(d, m) }",
         "a scale for each row",
+    ),
+    "sums with weights not around zero": (
+        f"g ({X}) => ({Y}) {{ {DYNAMIC} m = MatMulInteger(q, u, qz, xz) c = Cast<to=1>(m) y = Mul(c, qs) }}",
+        "not around zero",
+    ),
+    "sums that stay integers": (
+        f"g ({X}) => (int32[N,3,24] y) {{ {DYNAMIC} y = MatMulInteger(q, w, qz) }}",
+        "not scaled to float32",
+    ),
+    "weights that are computed": (
+        f"g ({X}, int8[20,24] v) => ({Y}) {{ {DYNAMIC} m = MatMulInteger(q, v, qz) c = Cast<to=1>(m) y = Mul(c, qs) }}",
+        "its weights are computed",
     ),
     "float rows": (f"g ({X}) => ({Y}) {{ m = DequantizeLinear<axis=1>(w, s) y = MatMul(x, m) }}", ""),
 }

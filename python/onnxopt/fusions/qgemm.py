@@ -17,7 +17,9 @@ RULE = "fuse_qgemm"
 
 
 def build(node: ir.Node, ctx: Context) -> Patch | Refusal | None:
-    """The patch for MatMul or Gemm `node`, and the bias after it; None where its operands are not quantized."""
+    """The patch for MatMul, Gemm or MatMulInteger `node`, and the bias after it; None where its operands are not quantized."""
+    if node.op_type == "MatMulInteger":
+        return _build_from_sums(node, ctx)
     matrix = quantized.weights(node.inputs[1])
     x = None if matrix is None else quantized.operand(node.inputs[0], ctx)
     if matrix is None or x is None:
@@ -32,21 +34,32 @@ def build(node: ir.Node, ctx: Context) -> Patch | Refusal | None:
         matrix = matrix.transposed()
     if matrix.axis == 0:
         return Refusal("its weights have a scale for each row", culprit=node)
-    addend, last = _bias(node, matrix, ctx)
-    if isinstance(addend, Refusal):
-        return addend
-    return _patch(last, x, matrix, addend, ctx)
-
-
-def _bias(node: ir.Node, matrix: Weights, ctx: Context) -> tuple[np.ndarray | Refusal | None, ir.Node]:
-    """The bias of the columns, and the node whose result has it."""
     columns = matrix.array.shape[1]
     given = node.inputs[2] if len(node.inputs) > 2 else None
-    if given is not None:
-        vector = quantized.bias(given)
-        if vector is None or vector.shape not in ((columns,), (1, columns)):
-            return Refusal("its bias '{}' is no vector of its columns", given.name, culprit=given), node
-        return vector.reshape(columns), node
+    if given is None:
+        addend, last = _added_bias(node, columns)
+        return _patch(last, x, matrix, addend, ctx)
+    vector = quantized.bias(given)
+    if vector is None or vector.shape not in ((columns,), (1, columns)):
+        return Refusal("its bias '{}' is no vector of its columns", given.name, culprit=given)
+    return _patch(node, x, matrix, vector.reshape(columns), ctx)
+
+
+def _build_from_sums(node: ir.Node, ctx: Context) -> Patch | Refusal:
+    """The patch for a MatMulInteger, the scales of its sums and the bias after them. What quantizes X stays, for all that read it."""
+    found = quantized.scaled(node, ctx)
+    if isinstance(found, Refusal):
+        return found
+    if ctx.opset < op.MIN_OPSET:
+        return Refusal("opset {} has no scales per column", ctx.opset, culprit=node)
+    if found.matrix.array.ndim != 2 or (ctx.shapes.rank(found.x.value) or 0) < 2:
+        return Refusal("it is no product of rows with a matrix", culprit=node)
+    addend, last = _added_bias(found.last, found.matrix.array.shape[1])
+    return _patch(last, found.x, found.matrix, addend, ctx)
+
+
+def _added_bias(node: ir.Node, columns: int) -> tuple[np.ndarray | None, ir.Node]:
+    """The bias of the columns that is added to a node's result, and the node whose result has it."""
     result = node.outputs[0]
     uses = list(result.uses())
     if len(uses) == 1 and not result.is_graph_output() and (user := uses[0][0]).op_type == "Add" and not user.domain:
@@ -63,16 +76,18 @@ def _patch(last: ir.Node, x: Operand, matrix: Weights, bias: np.ndarray | None, 
     builder = Builder(ctx, last)
     builder.define(op.SPEC.domain, op.SPEC.name, variety.overload(ctx.opset), lambda: variety.body(ctx.opset))
     scales = np.broadcast_to(matrix.scale, (columns,)).astype(np.float32)
-    constants = {
+    operands: dict[str, np.ndarray | ir.Value] = {
         "weights": op.pack(matrix.array),
         "weight_scales": scales,
         "weight_sums": op.column_sums(matrix.array),
-        "scale": x.scale.astype(np.float32),
+        "scale": x.scale,
         "zero_point": x.zero,
     }
     if bias is not None:
-        constants["bias"] = bias.astype(np.float32)
-    inputs = [x.value, *(builder.constant(array, name) for name, array in constants.items())]
+        operands["bias"] = bias.astype(np.float32)
+    inputs = [x.value]
+    for name, one in operands.items():
+        inputs.append(one if isinstance(one, ir.Value) else builder.constant(one, name))
     attributes = {"columns": columns, "biased": 1 if bias is not None else None}
     prepare_model(ctx.model)
     (result,) = builder.op(

@@ -9,7 +9,7 @@ import numpy as np
 from onnxopt import ir
 from onnxopt.ir import DataType
 from onnxopt.passes.base import Context
-from onnxopt.rewrite.rules import attribute
+from onnxopt.rewrite.rules import Refusal, attribute
 
 BYTES = (DataType.UINT8, DataType.INT8)
 
@@ -20,8 +20,8 @@ class Operand:
 
     value: ir.Value
     dtype: DataType
-    scale: np.ndarray
-    zero: np.ndarray
+    scale: np.ndarray | ir.Value
+    zero: np.ndarray | ir.Value
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -43,7 +43,14 @@ def operand(value: ir.Value | None, ctx: Context) -> Operand | None:
         return None
     source = node.inputs[0]
     scale, zero = _scale_and_zero(node)
-    if source is None or scale is None or zero is None or scale.size != 1 or zero.size != 1:
+    if (
+        source is None
+        or scale is None
+        or zero is None
+        or scale.size != 1
+        or zero.size != 1
+        or scale.dtype != np.float32
+    ):
         return None
     if ir.constant(source) is not None or ctx.shapes.dtype(source) not in BYTES:
         return None
@@ -82,6 +89,90 @@ def weights(value: ir.Value | None) -> Weights | None:
         return None
     axis = attribute(node, "axis", 1) % array.ndim
     return Weights(array, scale.reshape(-1), None if scale.size == 1 else axis)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Scaled:
+    """What a MatMulInteger computes once its sums are scaled: its operands, and the node that makes the floats."""
+
+    x: Operand
+    matrix: Weights
+    last: ir.Node
+
+
+def scaled(node: ir.Node, ctx: Context) -> Scaled | Refusal:
+    """A MatMulInteger and what makes floats of its sums: Cast, and Mul by scales, at most one of which is computed by the model."""
+    tensor = ir.constant(node.inputs[1])
+    array = None if tensor is None else np.asarray(tensor.numpy())
+    if array is None:
+        return Refusal("its weights are computed", culprit=node)
+    given = node.inputs[3] if len(node.inputs) > 3 else None
+    middle = None if given is None else ir.constant(given)
+    if given is not None and middle is None:
+        return Refusal("the zero points of its weights are computed", culprit=node)
+    matrix = _around_zero(array, np.zeros((), array.dtype) if middle is None else np.asarray(middle.numpy()))
+    if matrix is None:
+        return Refusal("its weights are not around zero", culprit=node)
+    cast = _only_user(node.outputs[0], "Cast")
+    if cast is None or attribute(cast, "to", 0) != DataType.FLOAT.value:
+        return Refusal("its sums are not scaled to float32", culprit=node)
+    last = cast
+    factors: list[np.ndarray | ir.Value] = []
+    while (scaling := _only_user(last.outputs[0], "Mul")) is not None:
+        found = _factors(next(one for one in scaling.inputs if one is not last.outputs[0]), ctx)
+        if found is None:
+            break
+        last, factors = scaling, [*factors, *found]
+    return _scaled(node, matrix, last, factors, ctx)
+
+
+def _scaled(
+    node: ir.Node, matrix: np.ndarray, last: ir.Node, factors: list[np.ndarray | ir.Value], ctx: Context
+) -> Scaled | Refusal:
+    computed = [one for one in factors if isinstance(one, ir.Value)]
+    scale = np.ones((), np.float32)
+    for one in factors:
+        if not isinstance(one, ir.Value):
+            scale = scale * one.reshape(-1)
+    columns = matrix.shape[-1]
+    if len(computed) > 1 or scale.size not in (1, columns) or (scale.size > 1 and matrix.ndim != 2):
+        return Refusal("its scales are not those of a tensor and of columns", culprit=node)
+    source = node.inputs[0]
+    dtype = None if source is None else ctx.shapes.dtype(source)
+    zero = node.inputs[2] if len(node.inputs) > 2 else None
+    if source is None or dtype not in BYTES or (zero is not None and ctx.shapes.static_shape(zero) not in ((), (1,))):
+        return Refusal("its left operand has several zero points", culprit=node)
+    held = None if zero is None else ir.constant(zero)
+    if zero is not None and held is None and ctx.shapes.static_shape(zero) != ():
+        return Refusal("its zero point is no scalar", culprit=node)
+    middle = np.zeros((), dtype.numpy()) if zero is None else zero if held is None else held.numpy().reshape(())
+    x = Operand(source, dtype, computed[0] if computed else np.ones((), np.float32), middle)
+    return Scaled(x, Weights(matrix, scale.reshape(-1), None if scale.size == 1 else 1), last)
+
+
+def _only_user(value: ir.Value, op_type: str) -> ir.Node | None:
+    """The one node that reads a value, where it is of that kind."""
+    uses = list(value.uses())
+    if len(uses) != 1 or value.is_graph_output():
+        return None
+    user = uses[0][0]
+    return user if user.op_type == op_type and not user.domain else None
+
+
+def _factors(value: ir.Value | None, ctx: Context) -> list[np.ndarray | ir.Value] | None:
+    """Scales whose product a value is: constants (one number, or a vector of columns), and scalars that the model computes."""
+    if value is None:
+        return None
+    tensor = ir.constant(value)
+    if tensor is not None:
+        array = np.asarray(tensor.numpy())
+        return [array] if tensor.dtype is DataType.FLOAT and array.size in (1, *array.shape[-1:]) else None
+    maker = value.producer()
+    if maker is not None and maker.op_type == "Mul" and not maker.domain:
+        parts = [_factors(one, ctx) for one in maker.inputs]
+        if all(part is not None for part in parts):
+            return [one for part in parts for one in part or []]
+    return [value] if ctx.shapes.static_shape(value) == () and ctx.shapes.dtype(value) is DataType.FLOAT else None
 
 
 def bias(value: ir.Value | None) -> np.ndarray | None:

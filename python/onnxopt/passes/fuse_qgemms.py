@@ -10,9 +10,11 @@ from onnxopt.rewrite.rules import Refusal
 
 @register_pass
 class FuseQGemms(Pass):
-    """Turn MatMul and Gemm of a dequantized activation with dequantized constant weights, and the bias after them, into QGemm.
+    """Turn MatMul and Gemm of a dequantized activation with dequantized constant weights, and MatMulInteger with the scales of its sums, and
+    the bias after them, into QGemm.
 
-    An activation that QuantizeLinear makes of floats with the same scale is quantized by the kernel. Refused: weights that are not
+    An activation that QuantizeLinear makes of floats with the same scale is quantized by the kernel. DynamicQuantizeLinear stays: the range
+    of a whole tensor is known only after all of it was read, and several products may share its result. Refused: weights that are not
     around 0 or have scales per row, activations with several scales, opsets below 13.
     """
 
@@ -22,7 +24,9 @@ class FuseQGemms(Pass):
     def run(self, model: ir.Model, ctx: Context) -> PassResult:
         if ctx.target.name != "cpu":
             return PassResult(False)
-        products = [node for node in model.graph if node.op_type in ("MatMul", "Gemm") and not node.domain]
+        products = [
+            node for node in model.graph if node.op_type in ("MatMul", "Gemm", "MatMulInteger") and not node.domain
+        ]
         fused = [self._fuse(node, ctx) for node in products]
         return PassResult(any(fused), sum(fused))
 
