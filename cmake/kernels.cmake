@@ -37,6 +37,7 @@ onnxopt_kernel_family(qgemm qgemm.cc)
 onnxopt_kernel_family(attention attention.cc)
 onnxopt_kernel_family(norm norm.cc)
 onnxopt_kernel_family(conv plan.cc)
+onnxopt_kernel_family(qconv qconv.cc)
 onnxopt_kernel_family(recurrence recurrence.cc)
 
 if(ONNXOPT_SANITIZE)

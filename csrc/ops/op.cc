@@ -14,6 +14,7 @@
 #include "csrc/ops/fused_recurrence.h"
 #include "csrc/ops/fused_separable_conv.h"
 #include "csrc/ops/fused_softmax.h"
+#include "csrc/ops/qconv.h"
 #include "csrc/ops/qgemm.h"
 #if defined(ONNXOPT_HAVE_CUDA)
 #include "kernels/cuda/elementwise/elementwise.h"
@@ -24,7 +25,7 @@ namespace onnxopt::ops {
 std::span<const Op* const> all() {
   static const Op* const list[] = {&fused_attention(), &fused_conv(),           &fused_conv_transpose(), &fused_elementwise(),
                                    &fused_gemm(),      &fused_norm(),           &fused_pool(),           &fused_recurrence(),
-                                   &fused_resize(),    &fused_separable_conv(), &fused_softmax(),        &qgemm()};
+                                   &fused_resize(),    &fused_separable_conv(), &fused_softmax(),        &qconv(), &qgemm()};
   return list;
 }
 

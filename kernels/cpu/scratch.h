@@ -18,6 +18,9 @@ enum class ScratchOwner {
   kNorm,
   kRecurrence,
   kQgemm,
+  kQconv,
+  kQconvWindows,
+  kQconvResults,
   kCount
 };
 

@@ -78,8 +78,10 @@ PHASES: Mapping[str, tuple[str, ...]] = {
     "fuse": (
         "unfold_recurrent_ops",
         "fuse_recurrences",
+        "fuse_qconvs",
         "convolutions_channels_last",
         "sink_transposes",
+        "fuse_qconv_sums",
         "keep_blocked_layout",
         "fuse_conv_activations",
         "fuse_attention",
@@ -89,6 +91,7 @@ PHASES: Mapping[str, tuple[str, ...]] = {
         "fuse_norms",
         "fuse_softmax",
         "fuse_epilogues",
+        "fuse_requantization",
         "fuse_separable_convs",
         "merge_gemms",
         "fuse_prologues",

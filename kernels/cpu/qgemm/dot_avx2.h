@@ -50,6 +50,11 @@ struct Dot {
     const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1));
     _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(words, words));
   }
+  /// Bytes as floats, the highest bit of each inverted where `flip` says so.
+  static __m256 load_bytes(const std::uint8_t* p, std::int32_t flip) {
+    const __m256i numbers = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+    return _mm256_cvtepi32_ps(_mm256_xor_si256(numbers, _mm256_set1_epi32(flip)));
+  }
 };
 
 }  // namespace

@@ -57,6 +57,11 @@ struct Dot {
     const __m512i numbers = _mm512_add_epi32(_mm512_cvtps_epi32(x), _mm512_set1_epi32(zero));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(numbers));
   }
+  /// Bytes as floats, the highest bit of each inverted where `flip` says so.
+  static __m512 load_bytes(const std::uint8_t* p, std::int32_t flip) {
+    const __m512i numbers = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    return _mm512_cvtepi32_ps(_mm512_xor_si512(numbers, _mm512_set1_epi32(flip)));
+  }
 };
 
 }  // namespace

@@ -44,6 +44,12 @@ struct Dot {
     for (int i = 0; i < 4; ++i)
       p[i] = static_cast<std::uint8_t>((whole[i] == whole[i] ? static_cast<std::int32_t>(whole[i]) : 0) + zero);
   }
+  /// Bytes as floats, the highest bit of each inverted where `flip` says so.
+  static simd::V::F load_bytes(const std::uint8_t* p, std::int32_t flip) {
+    simd::V::F numbers;
+    for (int i = 0; i < 4; ++i) numbers[i] = static_cast<float>(p[i] ^ flip);
+    return numbers;
+  }
 };
 
 }  // namespace

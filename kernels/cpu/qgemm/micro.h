@@ -44,6 +44,27 @@ struct Strided {
   }
 };
 
+/// Rows of A whose addresses are given, for each tap in turn.
+struct Indirect {
+  const std::uint8_t* const* pointers;
+  std::size_t stride;  // pointers from one tap to the next
+
+  template <int R>
+  struct Rows {
+    const std::uint8_t* at[R];
+    std::ptrdiff_t k;
+    Dot::A operator()(int r) const { return Dot::broadcast(at[r] + k); }
+    void advance() { k += kGroup; }
+  };
+
+  template <int R>
+  Rows<R> rows(std::size_t tap) const {
+    Rows<R> rows{{}, 0};
+    for (int r = 0; r < R; ++r) rows.at[r] = pointers[tap * stride + static_cast<std::size_t>(r)];
+    return rows;
+  }
+};
+
 /// Rows of B: group g of four rows is at `data + g * kPanelBytes`, the next panel's `panel` bytes after it. Whole panels are read.
 struct Columns {
   const std::int8_t* data;
@@ -91,7 +112,8 @@ inline void finish_block(const Dot::Sums (&sums)[R][N], const Target& t) {
   }
 }
 
-template <int R, int N, class Source>
+/// `finish_block` for this kind of target takes the sums.
+template <int R, int N, class Source, class Target>
 inline void run_block(Source source, std::size_t taps, std::size_t groups, Columns b, const Target& target) {
   Dot::Sums sums[R][N];
 #pragma GCC unroll 12
@@ -120,7 +142,7 @@ inline void run_block(Source source, std::size_t taps, std::size_t groups, Colum
   finish_block<R, N>(sums, target);
 }
 
-template <int R, class Source>
+template <int R, class Source, class Target>
 inline void choose_width(Source source, std::size_t taps, std::size_t groups, Columns b, const Target& target) {
   constexpr int kMost = Dot::kPanels * kVectorsOfPanel;
   const int vectors = static_cast<int>((target.columns + V::kWidth - 1) / V::kWidth);
@@ -133,10 +155,10 @@ inline void choose_width(Source source, std::size_t taps, std::size_t groups, Co
 }
 
 /// Computes `rows` (1 to Dot::kRows) rows of C by up to kColumns columns.
-template <class Source, int R = Dot::kRows>
+template <class Source, class Target, int R = Dot::kRows>
 inline void multiply(int rows, Source source, std::size_t taps, std::size_t groups, Columns b, const Target& target) {
   if constexpr (R > 1)
-    if (rows < R) return multiply<Source, R - 1>(rows, source, taps, groups, b, target);
+    if (rows < R) return multiply<Source, Target, R - 1>(rows, source, taps, groups, b, target);
   choose_width<R>(source, taps, groups, b, target);
 }
 

@@ -150,12 +150,13 @@ class Finder:
 
     def _is_worthwhile(self, nodes: list[ir.Node]) -> bool:
         gain = sum(KERNELS[node.op_type].gain for node in nodes if node.op_type in KERNELS and node not in self.moves)
-        cost = self.ctx.target.costs.border_cost * self._borders(nodes)
+        freed = self._freed(nodes)
+        cost = self.ctx.target.costs.border_cost * (self._borders(nodes) - freed)
         if not any(map(self._is_slow_in_blocks, nodes)):
             refusal = Refusal("onnxruntime computes all of it in its blocked layout", culprit=nodes[0])
             self.ctx.log.refused(RULE, nodes[0], refusal, len(nodes))
             return False
-        if gain > cost:
+        if gain > cost or (freed and gain == cost):
             return True
         refusal = Refusal("{} convolutions are not worth {} Transposes", int(gain), int(cost), culprit=nodes[0])
         self.ctx.log.refused(RULE, nodes[0], refusal, len(nodes))
@@ -188,6 +189,17 @@ class Finder:
             if self._is_inside(value) and not _is_flat(value, self.ctx) and self._leaves(value, inside)
         ]
         return len(entering) + len(leaving)
+
+    def _freed(self, nodes: list[ir.Node]) -> int:
+        """How many Transposes to the old layout a region alone reads."""
+        inside = set(nodes)
+        entering = {value: None for node in nodes for value in self.data_of(node)}
+        return sum(
+            source_of(value, self.ctx) is not None
+            and not value.is_graph_output()
+            and all(user in inside for user, _ in value.uses())
+            for value in entering
+        )
 
     def data_of(self, node: ir.Node) -> list[ir.Value]:
         """The inputs of a node that have the layout."""

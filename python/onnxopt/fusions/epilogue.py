@@ -10,7 +10,16 @@ import dataclasses
 
 from onnxopt import ir
 from onnxopt.fusions import fused_elementwise as regions
-from onnxopt.ops import fused_conv, fused_conv_transpose, fused_gemm, fused_norm, fused_resize, fused_softmax, qgemm
+from onnxopt.ops import (
+    fused_conv,
+    fused_conv_transpose,
+    fused_gemm,
+    fused_norm,
+    fused_resize,
+    fused_softmax,
+    qconv,
+    qgemm,
+)
 from onnxopt.ops import fused_elementwise as elementwise
 from onnxopt.ops.base import BodyBuilder, OpSpec, overload_of, prepare_model
 from onnxopt.passes.base import Context
@@ -26,12 +35,13 @@ OPS: dict[str, OpSpec] = {
         fused_norm.SPEC,
         fused_resize.SPEC,
         fused_softmax.SPEC,
+        qconv.SPEC,
         qgemm.SPEC,
     )
 }
 """The ops with an attribute `epilogue`, whose first output is the raw result."""
 
-ONE_OUTPUT = (fused_conv.SPEC, fused_conv_transpose.SPEC, fused_resize.SPEC)
+ONE_OUTPUT = (fused_conv.SPEC, fused_conv_transpose.SPEC, fused_resize.SPEC, qconv.SPEC)
 """Those whose epilogue has to make one tensor of float32, since its memory holds the raw result."""
 
 
@@ -66,7 +76,7 @@ def find_host(nodes: list[ir.Node], ctx: Context) -> Host | None:
 def _refuse(node: ir.Node, nodes: list[ir.Node], inside: set[ir.Node], ctx: Context) -> Refusal | None:
     if node.op_type not in OPS or node.op_identifier() not in ctx.model.functions:
         return Refusal("{} takes no epilogue", node.op_type, culprit=node)
-    if "epilogue" in node.attributes or len(node.outputs) != 1:
+    if node.attributes.keys() & {"epilogue", "output_dtype"} or len(node.outputs) != 1:
         return Refusal("{} has an epilogue already", node.op_type, culprit=node)
     result = node.outputs[0]
     if result.is_graph_output() or any(user not in inside for user, _ in result.uses()):

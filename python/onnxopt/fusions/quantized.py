@@ -25,6 +25,16 @@ class Operand:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Bytes:
+    """An activation of bytes with one constant scale and zero point."""
+
+    value: ir.Value
+    dtype: DataType
+    scale: np.ndarray
+    zero: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Weights:
     """A constant: int8 around 0, and a scale for each index of `axis` (one for all where it is None)."""
 
@@ -36,8 +46,8 @@ class Weights:
         return Weights(self.array.T, self.scale, None if self.axis is None else 1 - self.axis)
 
 
-def operand(value: ir.Value | None, ctx: Context) -> Operand | None:
-    """What a DequantizeLinear of bytes with one scale makes `value` of; None where none does."""
+def dequantized(value: ir.Value | None, ctx: Context) -> Bytes | None:
+    """The bytes that a DequantizeLinear with one scale makes `value` of; None where none does."""
     node = _dequantized(value)
     if node is None:
         return None
@@ -52,24 +62,34 @@ def operand(value: ir.Value | None, ctx: Context) -> Operand | None:
         or scale.dtype != np.float32
     ):
         return None
-    if ir.constant(source) is not None or ctx.shapes.dtype(source) not in BYTES:
-        return None
-    maker = source.producer()
-    if maker is not None and maker.op_type == "QuantizeLinear" and maker.domain == "":
-        own_scale, own_zero = _scale_and_zero(maker)
-        data = maker.inputs[0]
-        same = own_scale is not None and own_zero is not None and own_scale.size == 1 and own_zero.size == 1
-        if (
-            same
-            and own_scale.item() == scale.item()  # type: ignore[union-attr]
-            and own_zero.item() == zero.item()  # type: ignore[union-attr]
-            and data is not None
-            and ctx.shapes.dtype(data) is DataType.FLOAT
-        ):
-            return Operand(data, DataType.FLOAT, scale.reshape(()), zero.reshape(()))
     dtype = ctx.shapes.dtype(source)
-    assert dtype is not None
-    return Operand(source, dtype, scale.reshape(()), zero.reshape(()))
+    if ir.constant(source) is not None or dtype is None or dtype not in BYTES or scale.dtype != np.float32:
+        return None
+    return Bytes(source, dtype, scale.reshape(()), zero.reshape(()))
+
+
+def quantization(node: ir.Node | None) -> tuple[np.ndarray, np.ndarray] | None:
+    """The single scale and zero point of a QuantizeLinear of float32 to bytes; None where it is something else."""
+    if node is None or node.op_type != "QuantizeLinear" or node.domain:
+        return None
+    scale, zero = _scale_and_zero(node)
+    if scale is None or zero is None or scale.size != 1 or zero.size != 1 or scale.dtype != np.float32:
+        return None
+    return (scale.reshape(()), zero.reshape(())) if zero.dtype in (np.uint8, np.int8) else None
+
+
+def operand(value: ir.Value | None, ctx: Context) -> Operand | None:
+    """What a DequantizeLinear of bytes with one scale makes `value` of, before a QuantizeLinear that fits it; None where none does."""
+    found = dequantized(value, ctx)
+    if found is None:
+        return None
+    value, dtype, maker = found.value, found.dtype, found.value.producer()
+    own = quantization(maker)
+    data = None if maker is None else maker.inputs[0]
+    fits = own is not None and own[0] == found.scale and own[1] == found.zero
+    if data is not None and fits and ctx.shapes.dtype(data) is DataType.FLOAT:
+        value, dtype = data, DataType.FLOAT
+    return Operand(value, dtype, found.scale, found.zero)
 
 
 def weights(value: ir.Value | None) -> Weights | None:

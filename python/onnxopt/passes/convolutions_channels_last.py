@@ -21,7 +21,7 @@ class ConvolutionsChannelsLast(Pass):
     phase = "fuse"
 
     def run(self, model: ir.Model, ctx: Context) -> PassResult:
-        if ctx.target.name != "cpu" or not any(node.op_type == "Conv" for node in model.graph):
+        if ctx.target.name != "cpu" or not any(node.op_type in ("Conv", "QConv") for node in model.graph):
             return PassResult(False)
         finder = Finder(model.graph, ctx)
         applied = sum(self._convert(finder, nodes, ctx) for nodes in finder.regions())

@@ -1,0 +1,222 @@
+#include "csrc/ops/qconv.h"
+
+#include <algorithm>
+
+#include "csrc/ops/epilogue.h"
+#include "csrc/ops/window.h"
+#include "kernels/cpu/qconv/qconv.h"
+
+namespace onnxopt::ops {
+
+namespace {
+
+std::string number(std::int64_t value) { return std::to_string(value); }
+
+/// Inputs: X, the packed weights, their scales and sums, X's scale and zero point, the biases (`biased`), scale and
+/// zero point that the results are rounded to (`rounded`), a tensor that is added
+/// with its scale and zero point (`added`), scale and zero point of a result of bytes, the epilogue's further inputs.
+struct Layout {
+  std::int64_t filters = 0, groups = 1;
+  int type = kFloat;  // of the result
+  bool biased = false, rounded = false, added = false;
+
+  static constexpr std::size_t kX = 0, kWeights = 1, kScales = 2, kSums = 3, kScale = 4, kZero = 5, kBias = 6;
+  bool quantized() const { return type != kFloat; }
+  std::size_t rounding() const { return kBias + (biased ? 1 : 0); }
+  std::size_t addend() const { return rounding() + (rounded ? 2 : 0); }
+  std::size_t result() const { return addend() + (added ? 3 : 0); }
+  std::size_t epilogue() const { return result() + (quantized() ? 2 : 0); }
+};
+
+Result<Layout> read_layout(const Attributes& attributes) {
+  using Made = Result<Layout>;
+  Layout layout;
+  layout.filters = attributes.integer("filters").value_or(0);
+  layout.groups = attributes.integer("group").value_or(1);
+  layout.type = static_cast<int>(attributes.integer("output_dtype").value_or(kFloat));
+  layout.biased = attributes.integer("biased").value_or(0) != 0;
+  layout.rounded = attributes.integer("rounded").value_or(0) != 0;
+  layout.added = attributes.integer("added").value_or(0) != 0;
+  if (layout.filters < 1) return Made::failure("It needs a positive attribute 'filters'.");
+  if (layout.groups < 1 || layout.filters % layout.groups != 0)
+    return Made::failure("Its attribute 'group' is " + number(layout.groups) + " and should divide its " + number(layout.filters) +
+                         " filters.");
+  if (layout.type != kFloat && layout.type != kUint8 && layout.type != kInt8)
+    return Made::failure("Its attribute 'output_dtype' should be that of float, uint8 or int8.");
+  return layout;
+}
+
+bool is_byte(int type) { return type == kUint8 || type == kInt8; }
+
+qconv::Type type_of(int type) {
+  return type == kUint8 ? qconv::Type::kUint8 : type == kInt8 ? qconv::Type::kInt8 : qconv::Type::kFloat;
+}
+
+/// A tensor of bytes; its scale and zero point follow at `scale`.
+qconv::Tensor tensor(std::span<const Tensor> inputs, const void* data, int type, std::size_t scale) {
+  const void* const zero = inputs[scale + 1].data;
+  return {data, type_of(type), *static_cast<const float*>(inputs[scale].data),
+          type == kInt8 ? *static_cast<const std::int8_t*>(zero) : *static_cast<const std::uint8_t*>(zero)};
+}
+
+class QConv final : public Kernel {
+ public:
+  QConv(WindowAttributes window, Layout layout, EpilogueProgram epilogue, const qconv::Variant& variant)
+      : window_(std::move(window)), layout_(layout), epilogue_(std::move(epilogue)), variant_(variant) {}
+
+  Result<std::vector<TensorType>> outputs(std::span<const Tensor> inputs) const override {
+    using Types = Result<std::vector<TensorType>>;
+    if (inputs.size() < layout_.epilogue())
+      return Types::failure("It got " + number(static_cast<std::int64_t>(inputs.size())) + " inputs and needs at least " +
+                            number(static_cast<std::int64_t>(layout_.epilogue())) + ".");
+    const Result<conv::Geometry> geometry = geometry_of(inputs);
+    if (!geometry) return Types::failure(geometry.error());
+    if (const std::string sentence = wrong_input(inputs, *geometry); !sentence.empty()) return Types::failure(sentence);
+    Result<std::vector<TensorType>> types =
+        epilogue_.outputs(shape_of(*geometry, window_.rank()), inputs.subspan(layout_.epilogue()));
+    if (types) types->front().type = layout_.type;
+    return types;
+  }
+
+  Result<bool> run(std::span<const Tensor> inputs, std::span<const TensorType> types, std::span<void* const> outputs,
+                   const Execution& execution) const override {
+    qconv::Convolution convolution{};
+    convolution.geometry = *geometry_of(inputs);
+    convolution.x = tensor(inputs, inputs[Layout::kX].data, inputs[Layout::kX].type, Layout::kScale);
+    convolution.weights = static_cast<const std::int8_t*>(inputs[Layout::kWeights].data);
+    convolution.weight_scales = static_cast<const float*>(inputs[Layout::kScales].data);
+    convolution.sums = static_cast<const std::int32_t*>(inputs[Layout::kSums].data);
+    convolution.bias = layout_.biased ? static_cast<const float*>(inputs[Layout::kBias].data) : nullptr;
+    convolution.y = outputs[0];
+    convolution.result.type = type_of(layout_.type);
+    if (layout_.quantized()) convolution.result = tensor(inputs, nullptr, layout_.type, layout_.result());
+    if (layout_.rounded) convolution.rounded = tensor(inputs, nullptr, inputs[layout_.rounding() + 1].type, layout_.rounding());
+    if (layout_.added) {
+      const Tensor& added = inputs[layout_.addend()];
+      convolution.added = tensor(inputs, added.data, added.type, layout_.addend() + 1);
+    }
+    const Shape raw = shape_of(convolution.geometry, window_.rank());
+    const std::span<const Tensor> further = inputs.subspan(layout_.epilogue());
+    convolution.clip = epilogue_.clip();
+    std::optional<elementwise::Epilogue> epilogue;
+    if (const auto sum = epilogue_.sum(raw, further); sum && !layout_.added) {
+      convolution.added = {sum->added, qconv::Type::kFloat};
+      convolution.clip = sum->clip;
+    } else if (epilogue_.gate()) {
+      convolution.gate = epilogue_.gate();
+    } else if (epilogue_.present()) {
+      const std::vector<TensorType> floats(1, TensorType{kFloat, types[0].shape});
+      Result<elementwise::Epilogue> bound = epilogue_.bind(raw, further, floats, outputs);
+      if (!bound) return Result<bool>::failure(bound.error());
+      epilogue = std::move(*bound);
+      convolution.epilogue = &*epilogue;
+    }
+    qconv::run(convolution, variant_, execution.parallel_for);
+    return true;
+  }
+
+ private:
+  Result<conv::Geometry> geometry_of(std::span<const Tensor> inputs) const {
+    Result<conv::Geometry> geometry = window_.over(inputs[0].shape);
+    if (!geometry) return geometry;
+    geometry->filters = layout_.filters;
+    geometry->groups = layout_.groups;
+    return geometry;
+  }
+
+  /// A sentence that says which input does not fit; empty when all do.
+  std::string wrong_input(std::span<const Tensor> inputs, const conv::Geometry& geometry) const {
+    if (!is_byte(inputs[0].type)) return "Input 0 is of type " + name_of(inputs[0].type) + " and should be uint8 or int8.";
+    if (geometry.channels % geometry.groups != 0)
+      return "Input 0 has " + number(geometry.channels) + " channels, which " + number(geometry.groups) + " groups cannot share.";
+    const Shape filters{layout_.filters};
+    if (std::string s = wrong(inputs, Layout::kWeights, kInt8, packed(geometry)); !s.empty()) return s;
+    if (std::string s = wrong(inputs, Layout::kScales, kFloat, filters); !s.empty()) return s;
+    if (std::string s = wrong(inputs, Layout::kSums, kInt32, filters); !s.empty()) return s;
+    if (std::string s = wrong_quantization(inputs, Layout::kScale, inputs[0].type); !s.empty()) return s;
+    if (layout_.biased)
+      if (std::string s = wrong(inputs, Layout::kBias, kFloat, filters); !s.empty()) return s;
+    if (layout_.rounded) {
+      const int type = inputs[layout_.rounding() + 1].type;
+      if (std::string s = wrong_quantization(inputs, layout_.rounding(), type == kInt8 ? kInt8 : kUint8); !s.empty()) return s;
+    }
+    if (layout_.added) {
+      const std::size_t at = layout_.addend();
+      if (!is_byte(inputs[at].type))
+        return "Input " + number(static_cast<std::int64_t>(at)) + " is of type " + name_of(inputs[at].type) +
+               " and should be uint8 or int8.";
+      if (std::string s = wrong(inputs, at, inputs[at].type, shape_of(geometry, window_.rank())); !s.empty()) return s;
+      if (std::string s = wrong_quantization(inputs, at + 1, inputs[at].type); !s.empty()) return s;
+    }
+    return layout_.quantized() ? wrong_quantization(inputs, layout_.result(), layout_.type) : "";
+  }
+
+  static Shape packed(const conv::Geometry& g) {
+    const auto panel = static_cast<std::int64_t>(qgemm::kPanel), group = static_cast<std::int64_t>(qgemm::kGroup);
+    if (g.is_depthwise()) return {g.kernel[1], (g.kernel[0] + group - 1) / group, g.channels, group};
+    const std::int64_t panels = (g.filters / g.groups + panel - 1) / panel;
+    return {g.groups, panels, qconv::stretches(g) * ((qconv::stretch(g) + group - 1) / group), panel, group};
+  }
+
+  static std::string wrong_quantization(std::span<const Tensor> inputs, std::size_t scale, int type) {
+    if (std::string s = wrong(inputs, scale, kFloat, {}); !s.empty()) return s;
+    return wrong(inputs, scale + 1, type, {});
+  }
+
+  static std::string wrong(std::span<const Tensor> inputs, std::size_t index, int type, const Shape& shape) {
+    const Tensor& tensor = inputs[index];
+    const std::string name = "Input " + number(static_cast<std::int64_t>(index));
+    if (tensor.type != type) return name + " is of type " + name_of(tensor.type) + " and should be " + name_of(type) + ".";
+    if (tensor.shape != shape) return name + " has the shape " + text_of(tensor.shape) + " and should have " + text_of(shape) + ".";
+    return "";
+  }
+
+  WindowAttributes window_;
+  Layout layout_;
+  EpilogueProgram epilogue_;
+  const qconv::Variant& variant_;
+};
+
+Result<std::unique_ptr<Kernel>> create(const Attributes& attributes, std::string_view name) {
+  using Made = Result<std::unique_ptr<Kernel>>;
+  const auto list = qconv::variants();
+  const auto variant = std::find_if(list.begin(), list.end(), [&](const auto& one) { return name == one.name; });
+  if (variant == list.end()) return Made::failure("There is no variant '" + std::string(name) + "'.");
+  Result<WindowAttributes> window = WindowAttributes::read(attributes);
+  if (!window) return Made::failure(window.error());
+  const Result<Layout> layout = read_layout(attributes);
+  if (!layout) return Made::failure(layout.error());
+  const std::string_view isa = variant->isa;
+  Result<EpilogueProgram> epilogue = EpilogueProgram::read(attributes, 1, isa == "avx512vnni" ? "avx512" : isa);
+  if (!epilogue) return Made::failure(epilogue.error());
+  if (epilogue->output_types() != std::vector<int>{kFloat})
+    return Made::failure("Its epilogue should have one output, of type f32.");
+  return Made(std::make_unique<QConv>(std::move(*window), *layout, std::move(*epilogue), *variant));
+}
+
+std::vector<std::optional<InferredType>> infer(const Attributes& attributes, std::span<const InferredType> inputs) {
+  const Result<WindowAttributes> window = WindowAttributes::read(attributes);
+  const Result<Layout> layout = read_layout(attributes);
+  if (!window || !layout || inputs.empty()) return {};
+  std::optional<std::vector<Dim>> shape = infer_shape(*window, inputs[0].shape, layout->filters);
+  if (!shape) return {};
+  return {InferredType{layout->type, std::move(*shape)}};
+}
+
+std::vector<Variant> list_variants() {
+  std::vector<Variant> list;
+  for (const qconv::Variant& variant : qconv::variants()) list.push_back({variant.name, variant.isa});
+  return list;
+}
+
+}  // namespace
+
+const Op& qconv() {
+  static const char* const attributes[] = {"kernel_shape", "strides", "pads",    "dilations", "auto_pad", "filters",
+                                           "group",        "biased",  "rounded", "added",     "epilogue", "output_dtype"};
+  static const std::vector<Variant> list = list_variants();
+  static const Op op{"QConv", attributes, list, create, infer};
+  return op;
+}
+
+}  // namespace onnxopt::ops

@@ -1,0 +1,3 @@
+#include "kernels/cpu/qconv/quads_avx512vnni.h"
+// The vectors come first.
+#include "kernels/cpu/qconv/generic.h"

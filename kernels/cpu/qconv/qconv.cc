@@ -1,0 +1,201 @@
+#include "kernels/cpu/qconv/qconv.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "kernels/cpu/scratch.h"
+
+namespace onnxopt::qconv {
+
+#define QCONV_VARIANT(name, isa)                  \
+  namespace name {                                \
+  void dense(const Plan&, std::int64_t task);     \
+  void depthwise(const Plan&, std::int64_t task); \
+  }
+#include "kernels/cpu/qconv/variants.inc"
+#undef QCONV_VARIANT
+
+std::span<const Variant> variants() {
+  static constexpr Variant list[] = {
+#define QCONV_VARIANT(name, isa) {"qconv__" #name, isa, name::dense, name::depthwise},
+#include "kernels/cpu/qconv/variants.inc"
+#undef QCONV_VARIANT
+  };
+  return list;
+}
+
+namespace {
+
+using conv::Geometry;
+
+constexpr auto kGroup = static_cast<std::int64_t>(qgemm::kGroup), kPanel = static_cast<std::int64_t>(qgemm::kPanel);
+/// A multiple of the micro-kernel's rows in every variant, and one of its columns.
+constexpr std::int64_t kRowStep = 12, kColumnStep = 32;
+/// Multiplications of a task: about 30 us of one core; below the second, threads cost more than they save.
+constexpr std::int64_t kTask = 4'000'000, kGrain = 600'000;
+/// So many tasks at least, if they are large enough: with fewer, a thread waits for the other's last one.
+constexpr std::int64_t kFewTasks = 8;
+/// Bytes of x that stay in the second-level cache while a task walks over its columns.
+constexpr std::int64_t kCachedBytes = 256 << 10;
+/// Multiplications of a depthwise task: they take more time each.
+constexpr std::int64_t kDepthwiseTask = 800'000;
+/// Bytes that a task copies.
+constexpr std::int64_t kCopied = 64 << 10;
+/// Channels that depthwise kernels read at once.
+constexpr std::int64_t kChannels = 32;
+
+std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * b; }
+
+/// A copy of x, line by line.
+struct Copy {
+  const Convolution* convolution;
+  std::uint8_t* to;
+  std::int64_t step;  // bytes of a group of a pixel, or of a line
+  std::int64_t lines_together;
+  bool lines;
+  std::uint8_t zero, flip;
+
+  void copy(const std::uint8_t* from, std::int64_t count, std::uint8_t* target) const {
+    for (std::int64_t i = 0; i < count; ++i) target[i] = from[i] ^ flip;
+  }
+
+  void line(std::int64_t number) const {
+    const Geometry& g = convolution->geometry;
+    const std::int64_t width = g.input[1] * g.channels;
+    const std::uint8_t* const from = static_cast<const std::uint8_t*>(convolution->x.data) + number * width;
+    if (lines) {
+      std::uint8_t* const target = to + number * step;
+      const std::int64_t before = g.pads[1] * g.channels, taken = std::clamp<std::int64_t>(step - before, 0, width);
+      std::memset(target, zero, static_cast<std::size_t>(step));
+      return copy(from, taken, target + before);
+    }
+    const std::int64_t channels = g.is_depthwise() ? g.channels : g.channels / g.groups;
+    if (step == channels) return copy(from, width, to + number * width);
+    const std::int64_t parts = width / channels;
+    for (std::int64_t part = 0; part < parts; ++part) {
+      std::uint8_t* const target = to + (number * parts + part) * step;
+      copy(from + part * channels, channels, target);
+      std::memset(target + channels, zero, static_cast<std::size_t>(step - channels));
+    }
+  }
+
+  static void run(void* user, std::size_t index) {
+    const Copy& copy = *static_cast<const Copy*>(user);
+    const Geometry& g = copy.convolution->geometry;
+    const std::int64_t begin = static_cast<std::int64_t>(index) * copy.lines_together;
+    for (std::int64_t at = begin; at < std::min(begin + copy.lines_together, g.batch * g.input[0]); ++at) copy.line(at);
+  }
+};
+
+Operand as_it_is(const Convolution& convolution, std::int32_t zero) {
+  const Geometry& g = convolution.geometry;
+  return {static_cast<const std::uint8_t*>(convolution.x.data),
+          g.channels / g.groups,
+          g.channels,
+          g.input[1] * g.channels,
+          false,
+          zero};
+}
+
+/// Rows are read in fours of bytes, of depthwise convolutions in whole vectors, and as uint8.
+Operand operand_of(const Convolution& convolution, const ParallelFor& parallel_for) {
+  const Geometry& g = convolution.geometry;
+  const bool is_signed = convolution.x.type == Type::kInt8, depthwise = g.is_depthwise();
+  const std::int32_t zero = convolution.x.zero + (is_signed ? 128 : 0);
+  const std::int64_t channels = depthwise ? g.channels : g.channels / g.groups;
+  const bool fits = depthwise ? channels >= kChannels : channels % kGroup == 0;
+  if (fits && !is_signed) return as_it_is(convolution, zero);
+  const bool lines = !fits && !depthwise && in_lines(g);
+  std::int64_t step = depthwise ? std::max(channels, kChannels) : round_up(channels, kGroup);
+  const std::int64_t read = (g.output[1] - 1) * g.strides[1] + g.kernel[1];
+  if (lines) step = std::max(g.pads[1] + g.input[1], read) * channels;
+  const std::int64_t parts = lines ? 1 : g.input[1] * g.channels / channels;  // of a line
+  const std::int64_t all = g.batch * g.input[0];
+  Copy copy{&convolution,
+            nullptr,
+            step,
+            std::max<std::int64_t>(kCopied / std::max<std::int64_t>(parts * step, 1), 1),
+            lines,
+            static_cast<std::uint8_t>(zero),
+            static_cast<std::uint8_t>(is_signed ? 0x80 : 0)};
+  // The last group of bytes of a line may end behind it.
+  const std::int64_t bytes = all * parts * step + kGroup;
+  copy.to = reinterpret_cast<std::uint8_t*>(scratch(static_cast<std::size_t>(bytes), ScratchOwner::kQconv));
+  std::memset(copy.to + bytes - kGroup, 0, static_cast<std::size_t>(kGroup));
+  const std::int64_t tasks = ceil_div(all, copy.lines_together);
+  if (tasks == 1)
+    Copy::run(&copy, 0);
+  else
+    parallel_for(static_cast<std::size_t>(tasks), Copy::run, &copy);
+  const std::int64_t pixel = lines ? channels : step * g.channels / channels;
+  return {copy.to, step, pixel, parts * step, lines, zero};
+}
+
+void plan_product(Plan& plan) {
+  const Geometry& g = plan.convolution->geometry;
+  const std::int64_t channels = g.channels / g.groups, filters = g.filters / g.groups, rows = g.pixels();
+  plan.taps = plan.x.lines ? g.kernel[0] : g.taps();
+  plan.depth = round_up(plan.x.lines ? stretch(g) : channels, kGroup);
+  const std::int64_t row_work = plan.taps * std::max<std::int64_t>(plan.depth, 32) * round_up(filters, kPanel);
+  const std::int64_t work = rows * row_work * g.groups;
+  const std::int64_t most = std::max(kCachedBytes / (std::max<std::int64_t>(channels, 1) * g.strides[0] * g.strides[1]), kRowStep);
+  const std::int64_t tasks = std::max(work / kTask, std::clamp<std::int64_t>(work / kGrain, 1, kFewTasks));
+  // Weights that do not fit into the cache are read once, by all rows that do.
+  const bool cuts_rows = plan.taps * plan.depth * filters <= kCachedBytes || rows > 4 * most;
+  plan.task_rows = std::min(cuts_rows ? round_up(ceil_div(rows * g.groups, tasks), kRowStep) : rows, round_up(most, kRowStep));
+  plan.row_tasks = ceil_div(rows, plan.task_rows);
+  const std::int64_t row_tasks = plan.row_tasks * g.groups;
+  plan.task_columns = round_up(ceil_div(filters, row_tasks < tasks ? ceil_div(tasks, row_tasks) : 1), kColumnStep);
+  plan.column_tasks = ceil_div(filters, plan.task_columns);
+}
+
+struct Job {
+  const Plan* plan;
+  void (*task)(const Plan&, std::int64_t);
+
+  static void run(void* user, std::size_t index) {
+    const Job& job = *static_cast<const Job*>(user);
+    job.task(*job.plan, static_cast<std::int64_t>(index));
+  }
+};
+
+}  // namespace
+
+void run(const Convolution& convolution, const Variant& variant, const ParallelFor& parallel_for) {
+  const Geometry& g = convolution.geometry;
+  if (g.pixels() == 0) return;
+  Plan plan{};
+  plan.convolution = &convolution;
+  plan.x = operand_of(convolution, parallel_for);
+  std::int64_t tasks = 1;
+  if (g.is_depthwise()) {
+    const std::int64_t lines = g.batch * g.output[0], line_work = g.output[1] * round_up(g.channels, kChannels) * (g.taps() + 4);
+    const bool small = line_work * lines < kGrain;
+    plan.task_lines = small ? lines : std::clamp<std::int64_t>(kDepthwiseTask / line_work, 1, lines);
+    tasks = ceil_div(lines, plan.task_lines);
+  } else {
+    plan_product(plan);
+    tasks = g.groups * plan.row_tasks * plan.column_tasks;
+  }
+  Job job{&plan, g.is_depthwise() ? variant.depthwise : variant.dense};
+  if (tasks == 1)
+    Job::run(&job, 0);
+  else
+    parallel_for(static_cast<std::size_t>(tasks), Job::run, &job);
+}
+
+void apply_epilogue(const Convolution& convolution, const Results& results) {
+  const elementwise::Epilogue& epilogue = *convolution.epilogue;
+  const std::int64_t width = results.column_end - results.column;
+  for (std::int64_t row = results.row; row < results.row_end;) {
+    const std::int64_t together = epilogue.rows_together(), end = std::min(results.row_end, row - row % together + together);
+    float* const data = results.data + (row - results.row) * width;
+    const elementwise::RawBlock block{data, width};
+    const bool in_place = convolution.result.type != Type::kFloat;
+    epilogue.apply(row, end - row, results.column, width, {&block, 1}, in_place ? data : nullptr);
+    row = end;
+  }
+}
+
+}  // namespace onnxopt::qconv

@@ -1,0 +1,40 @@
+"""Convolutions of quantized operands become QConv nodes."""
+
+from __future__ import annotations
+
+from onnxopt import ir
+from onnxopt.fusions import qconv
+from onnxopt.passes.base import Context, Pass, PassResult, register_pass
+from onnxopt.rewrite.rules import Refusal
+
+
+@register_pass
+class FuseQConvs(Pass):
+    """Turn Conv of a dequantized activation with dequantized constant filters into QConv, between Transposes to channels-last and back.
+
+    Refused: filters that are not around 0 or have scales along other axes, activations with several scales, biases that are not
+    constant, three spatial dims, opsets below 13.
+    """
+
+    name = "fuse_qconvs"
+    phase = "fuse"
+
+    def run(self, model: ir.Model, ctx: Context) -> PassResult:
+        if ctx.target.name != "cpu":
+            return PassResult(False)
+        nodes = [node for node in model.graph if node.op_type == "Conv" and not node.domain]
+        fused = sum(self._fuse(node, ctx) for node in nodes)
+        return PassResult(fused > 0, fused)
+
+    def _fuse(self, node: ir.Node, ctx: Context) -> bool:
+        ctx.log.attempted(qconv.CONVOLUTION)
+        patch = qconv.build(node, ctx)
+        if isinstance(patch, Refusal):
+            ctx.log.refused(qconv.CONVOLUTION, node, patch, 3)
+        if patch is None or isinstance(patch, Refusal) or not ctx.editor.apply(patch):
+            return False
+        ctx.editor.remove_unused([node])
+        return True
+
+    def rule_names(self) -> list[str]:
+        return [qconv.CONVOLUTION]
