@@ -19,6 +19,7 @@ enum class ScratchOwner {
   kRecurrence,
   kQgemm,
   kQconv,
+  kQconvColumns,
   kQconvWindows,
   kQconvResults,
   kCount

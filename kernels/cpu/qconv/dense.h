@@ -29,8 +29,8 @@ inline void finish_block(const Dot::Sums (&sums)[R][N], const Block& block) {
 #pragma GCC unroll 12
     for (int r = 0; r < R; ++r) V::store(numbers[r] + column, Dot::shifted(sums[r][v], block.plan->x.zero, weight_sums.of));
   }
-  for (int r = 0; r < R; ++r)
-    block.finisher->row(numbers[r], block.row + r, block.column, static_cast<std::int64_t>(block.columns), *block.results);
+  block.finisher->template rows<R>(numbers[0], N * V::kWidth, block.row, block.column, static_cast<std::int64_t>(block.columns),
+                                   *block.results);
 }
 
 /// Fills in a pointer for each stretch and row of a group; what lies in the padding is a row of zero points.
@@ -79,7 +79,7 @@ inline void run_dense(const Plan& plan, std::int64_t task) {
   const bool plain = is_plain(plan);
   const std::uint8_t* const x = plan.x.data + group * plan.x.group_step;
   const std::uint8_t** const pointers = plain ? nullptr : place(plan, group, begin, end - begin);
-  const Finisher finisher(c);
+  const Finisher finisher(plan);
   const Results results = results_of(c, begin, end, offset + first, offset + last);
   for (std::int64_t column = first; column < last; column += kColumns) {
     const qgemm::Columns b{weights + column / kPanel * panel, static_cast<std::ptrdiff_t>(panel)};

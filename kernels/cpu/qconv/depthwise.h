@@ -99,11 +99,9 @@ class Strip {
         }
       }
     }
-    for (int p = 0; p < P; ++p) {
-      float numbers[Quads::kChannels];
-      Quads::store(numbers, sums[p]);
-      finisher_.row(numbers, number * g_.output[1] + ox + p, channel_, count_, results_);
-    }
+    float numbers[P][Quads::kChannels];
+    for (int p = 0; p < P; ++p) Quads::store(numbers[p], sums[p]);
+    finisher_.rows<P>(numbers[0], Quads::kChannels, number * g_.output[1] + ox, channel_, count_, results_);
   }
 
   const Plan& plan_;
@@ -121,7 +119,7 @@ inline void run_depthwise(const Plan& plan, std::int64_t task) {
   const Convolution& c = *plan.convolution;
   const conv::Geometry& g = c.geometry;
   const std::int64_t begin = task * plan.task_lines, end = least(begin + plan.task_lines, g.batch * g.output[0]);
-  const Finisher finisher(c);
+  const Finisher finisher(plan);
   const Results results = results_of(c, begin * g.output[1], end * g.output[1], 0, g.channels);
   auto* const arranged = reinterpret_cast<std::int8_t*>(scratch(Strip::weight_bytes(g), ScratchOwner::kQconvWindows));
   // The last channels are computed with those before them, some twice.

@@ -48,29 +48,33 @@ struct Steps {
 /// What the results of one tensor become, one row after the other.
 class Finisher {
  public:
-  explicit Finisher(const Convolution& c)
-      : c_(c),
-        scale_(V::set1(c.x.scale)),
-        steps_(c.result),
-        rounding_(c.rounded),
-        added_scale_(V::set1(c.added.scale)),
-        added_flip_(c.added.type == Type::kInt8 ? 0x80 : 0),
-        added_zero_(V::set1(static_cast<float>(c.added.zero + added_flip_))) {
-    if (c.clip) {
-      low_ = V::set1(c.clip->low);
-      high_ = V::set1(c.clip->high);
+  explicit Finisher(const Plan& plan)
+      : c_(*plan.convolution),
+        direct_(plan.direct),
+        scale_(V::set1(c_.x.scale)),
+        steps_(c_.result),
+        rounding_(c_.rounded),
+        added_scale_(V::set1(c_.added.scale)),
+        added_flip_(c_.added.type == Type::kInt8 ? 0x80 : 0),
+        added_zero_(V::set1(static_cast<float>(c_.added.zero + added_flip_))) {
+    if (c_.clip) {
+      low_ = V::set1(c_.clip->low);
+      high_ = V::set1(c_.clip->high);
     }
   }
 
-  /// Sums of filters from `column` on, of one row.
-  void row(const float* sums, std::int64_t row, std::int64_t column, std::int64_t count, const Results& results) const {
-    const std::int64_t at = row * c_.geometry.filters + column;
-    float* const block = results.data
-                             ? results.data + (row - results.row) * (results.column_end - results.column) + column - results.column
-                             : nullptr;
-    std::int64_t i = 0;
-    for (; i + kWidth <= count; i += kWidth) vector<true>(sums + i, at + i, column + i, V::kWidth, block ? block + i : nullptr);
-    if (i < count) vector<false>(sums + i, at + i, column + i, static_cast<std::size_t>(count - i), block ? block + i : nullptr);
+  /// Sums of `count` filters from `column` on, of R rows from `row` on, which lie `ld` apart.
+  template <int R>
+  void rows(const float* sums, std::int64_t ld, std::int64_t row, std::int64_t column, std::int64_t count,
+            const Results& results) const {
+    if (direct_.multipliers == nullptr) {
+      for (int r = 0; r < R; ++r) one_row(sums + r * ld, row + r, column, count, results);
+      return;
+    }
+    const bool rounded = c_.rounded.type != Type::kNone, added = c_.added.data != nullptr;
+    if (rounded)
+      return added ? direct<R, true, true>(sums, ld, row, column, count) : direct<R, true, false>(sums, ld, row, column, count);
+    added ? direct<R, false, true>(sums, ld, row, column, count) : direct<R, false, false>(sums, ld, row, column, count);
   }
 
   /// Writes results to y.
@@ -80,14 +84,70 @@ class Finisher {
       float* const to = static_cast<float*>(c_.y) + at;
       return Whole ? V::store(to, x) : V::store_first(to, x, count);
     }
-    auto* const to = static_cast<std::uint8_t*>(c_.y) + at;
-    if constexpr (Whole) return Dot::store_bytes(to, steps_(x), c_.result.zero);
-    std::uint8_t bytes[V::kWidth];
-    Dot::store_bytes(bytes, steps_(x), c_.result.zero);
-    for (std::size_t i = 0; i < count; ++i) to[i] = bytes[i];
+    store_bytes<Whole>(static_cast<std::uint8_t*>(c_.y) + at, steps_(x), c_.result.zero, count);
   }
 
  private:
+  template <int R, bool Rounded, bool Added>
+  void direct(const float* sums, std::int64_t ld, std::int64_t row, std::int64_t column, std::int64_t count) const {
+    const std::int64_t filters = c_.geometry.filters;
+    std::int64_t i = 0;
+    for (; i + kWidth <= count; i += kWidth)
+      direct_column<R, Rounded, Added, true>(sums + i, ld, row * filters + column + i, column + i, V::kWidth);
+    if (i < count)
+      direct_column<R, Rounded, Added, false>(sums + i, ld, row * filters + column + i, column + i,
+                                              static_cast<std::size_t>(count - i));
+  }
+
+  /// One vector of each row.
+  template <int R, bool Rounded, bool Added, bool Whole>
+  void direct_column(const float* sums, std::int64_t ld, std::int64_t at, std::int64_t column, std::size_t count) const {
+    const Direct& d = direct_;
+    const F multiplier = load_floats<Whole>(d.multipliers + column, count), offset = load_floats<Whole>(d.offsets + column, count);
+    const F first_low = V::set1(d.first_low), first_high = V::set1(d.first_high), ratio = V::set1(d.ratio);
+    const F added_step = V::set1(d.added_step), added_zero = added_zero_, low = V::set1(d.low), high = V::set1(d.high);
+    const std::int64_t filters = c_.geometry.filters;
+    const std::int32_t zero = c_.result.zero, flip = added_flip_;
+    auto* to = static_cast<std::uint8_t*>(c_.y) + at;
+    const auto* other = static_cast<const std::uint8_t*>(c_.added.data) + (Added ? at : 0);
+    for (int r = 0; r < R; ++r, to += filters) {
+      F y = V::add(V::mul(V::load(sums + r * ld), multiplier), offset);
+      if constexpr (Rounded) y = V::mul(V::round(V::min(first_high, V::max(first_low, y))), ratio);
+      if constexpr (Added) {
+        y = V::add(y, V::mul(V::sub(bytes<Whole>(other, flip, count), added_zero), added_step));
+        other += filters;
+      }
+      y = V::min(high, V::max(low, y));
+      store_bytes<Whole>(to, y, zero, count);
+    }
+  }
+
+  template <bool Whole>
+  static F bytes(const std::uint8_t* from, std::int32_t flip, std::size_t count) {
+    if constexpr (Whole) return Dot::load_bytes(from, flip);
+    std::uint8_t some[V::kWidth] = {};
+    for (std::size_t i = 0; i < count; ++i) some[i] = from[i];
+    return Dot::load_bytes(some, flip);
+  }
+
+  template <bool Whole>
+  static void store_bytes(std::uint8_t* to, F steps, std::int32_t zero, std::size_t count) {
+    if constexpr (Whole) return Dot::store_bytes(to, steps, zero);
+    std::uint8_t some[V::kWidth];
+    Dot::store_bytes(some, steps, zero);
+    for (std::size_t i = 0; i < count; ++i) to[i] = some[i];
+  }
+
+  void one_row(const float* sums, std::int64_t row, std::int64_t column, std::int64_t count, const Results& results) const {
+    const std::int64_t at = row * c_.geometry.filters + column;
+    float* const block = results.data
+                             ? results.data + (row - results.row) * (results.column_end - results.column) + column - results.column
+                             : nullptr;
+    std::int64_t i = 0;
+    for (; i + kWidth <= count; i += kWidth) vector<true>(sums + i, at + i, column + i, V::kWidth, block ? block + i : nullptr);
+    if (i < count) vector<false>(sums + i, at + i, column + i, static_cast<std::size_t>(count - i), block ? block + i : nullptr);
+  }
+
   template <bool Whole>
   void vector(const float* sums, std::int64_t at, std::int64_t column, std::size_t count, float* block) const {
     F y = V::mul(V::load(sums), V::mul(scale_, load_floats<Whole>(c_.weight_scales + column, count)));
@@ -104,13 +164,11 @@ class Finisher {
   F added(std::int64_t at, std::size_t count) const {
     if (c_.added.type == Type::kFloat) return load_floats<Whole>(static_cast<const float*>(c_.added.data) + at, count);
     const auto* const from = static_cast<const std::uint8_t*>(c_.added.data) + at;
-    if constexpr (Whole) return V::mul(V::sub(Dot::load_bytes(from, added_flip_), added_zero_), added_scale_);
-    std::uint8_t bytes[V::kWidth] = {};
-    for (std::size_t i = 0; i < count; ++i) bytes[i] = from[i];
-    return V::mul(V::sub(Dot::load_bytes(bytes, added_flip_), added_zero_), added_scale_);
+    return V::mul(V::sub(bytes<Whole>(from, added_flip_, count), added_zero_), added_scale_);
   }
 
   const Convolution& c_;
+  const Direct& direct_;
   F scale_;
   Steps steps_, rounding_;
   F added_scale_;

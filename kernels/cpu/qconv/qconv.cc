@@ -132,6 +132,40 @@ Operand operand_of(const Convolution& convolution, const ParallelFor& parallel_f
   return {copy.to, step, pixel, parts * step, lines, zero};
 }
 
+/// The range of a quantization in its steps.
+gemm::Bounds bounds_of(const Tensor& to) {
+  const int first = to.type == Type::kInt8 ? -128 : 0;
+  return {static_cast<float>(first - to.zero), static_cast<float>(first + 255 - to.zero)};
+}
+
+Direct direct_of(const Convolution& c) {
+  Direct direct{};
+  const bool bytes = c.result.type != Type::kFloat && (c.added.data == nullptr || c.added.type != Type::kFloat);
+  if (!bytes || c.gate || c.epilogue) return direct;
+  const bool rounded = c.rounded.type != Type::kNone;
+  const std::int64_t filters = c.geometry.filters;
+  auto* const columns =
+      reinterpret_cast<float*>(scratch(static_cast<std::size_t>(2 * filters) * sizeof(float), ScratchOwner::kQconvColumns));
+  const float inverse = 1.0f / c.result.scale, first = rounded ? 1.0f / c.rounded.scale : inverse;
+  for (std::int64_t i = 0; i < filters; ++i) {
+    columns[i] = c.x.scale * c.weight_scales[i] * first;
+    columns[filters + i] = c.bias ? c.bias[i] * first : 0.0f;
+  }
+  direct.multipliers = columns;
+  direct.offsets = columns + filters;
+  if (rounded) {
+    const gemm::Bounds range = bounds_of(c.rounded);
+    direct.first_low = range.low;
+    direct.first_high = range.high;
+    direct.ratio = c.rounded.scale * inverse;
+  }
+  direct.added_step = c.added.scale * inverse;
+  const gemm::Bounds range = bounds_of(c.result);
+  direct.low = c.clip ? std::clamp(c.clip->low * inverse, range.low, range.high) : range.low;
+  direct.high = c.clip ? std::clamp(c.clip->high * inverse, range.low, range.high) : range.high;
+  return direct;
+}
+
 void plan_product(Plan& plan) {
   const Geometry& g = plan.convolution->geometry;
   const std::int64_t channels = g.channels / g.groups, filters = g.filters / g.groups, rows = g.pixels();
@@ -168,6 +202,7 @@ void run(const Convolution& convolution, const Variant& variant, const ParallelF
   Plan plan{};
   plan.convolution = &convolution;
   plan.x = operand_of(convolution, parallel_for);
+  plan.direct = direct_of(convolution);
   std::int64_t tasks = 1;
   if (g.is_depthwise()) {
     const std::int64_t lines = g.batch * g.output[0], line_work = g.output[1] * round_up(g.channels, kChannels) * (g.taps() + 4);

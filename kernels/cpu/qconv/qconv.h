@@ -59,10 +59,20 @@ struct Operand {
   std::int32_t zero;
 };
 
+/// What sums become in the end where only bytes are added and made, in steps of a quantization: sum * multiplier + offset, rounded
+/// in its range and multiplied by `ratio` where they pass through another one first; then what is added, in steps of the last one.
+struct Direct {
+  const float *multipliers = nullptr, *offsets = nullptr;  // of the filters; null where it is not that simple
+  float first_low, first_high, ratio;
+  float added_step;
+  float low, high;
+};
+
 /// How the work is cut into tasks. It depends on the sizes alone, not on the number of threads.
 struct Plan {
   const Convolution* convolution;
   Operand x;
+  Direct direct;
   std::int64_t taps, depth;                                       // stretches of a window as they are read, bytes of each
   std::int64_t task_rows, row_tasks, task_columns, column_tasks;  // of products
   std::int64_t task_lines;                                        // of depthwise convolutions
