@@ -13,14 +13,21 @@ namespace {
 std::string number(std::int64_t value) { return std::to_string(value); }
 
 /// Inputs: X, the packed weights, their scales, the sums of their columns, X's scale and zero point (not `by_row`), the biases
-/// (`biased`), the epilogue's further inputs.
+/// (`biased`), the epilogue's further inputs, the result's scale and zero point (`output_dtype`).
 struct Layout {
   std::int64_t columns = 0;
   bool by_row = false, biased = false;
+  int output = kFloat;
 
   static constexpr std::size_t kX = 0, kWeights = 1, kScales = 2, kSums = 3, kScale = 4, kZero = 5;
   std::size_t bias() const { return by_row ? 4 : 6; }
   std::size_t epilogue() const { return bias() + (biased ? 1 : 0); }
+  bool requantized() const { return output != kFloat; }
+  /// The inputs at the end that are not the epilogue's.
+  std::size_t at_end() const { return requantized() ? 2 : 0; }
+  std::span<const Tensor> further(std::span<const Tensor> inputs) const {
+    return inputs.subspan(epilogue(), inputs.size() - epilogue() - at_end());
+  }
 };
 
 Result<Layout> read_layout(const Attributes& attributes) {
@@ -29,6 +36,10 @@ Result<Layout> read_layout(const Attributes& attributes) {
   if (layout.columns < 1) return Result<Layout>::failure("It needs a positive attribute 'columns'.");
   layout.by_row = attributes.integer("by_row").value_or(0) != 0;
   layout.biased = attributes.integer("biased").value_or(0) != 0;
+  layout.output = static_cast<int>(attributes.integer("output_dtype").value_or(kFloat));
+  if (layout.output != kFloat && layout.output != kUint8 && layout.output != kInt8)
+    return Result<Layout>::failure("Its attribute 'output_dtype' is " + number(layout.output) + " and should be " + number(kUint8) +
+                                   " (uint8) or " + number(kInt8) + " (int8).");
   return layout;
 }
 
@@ -40,7 +51,9 @@ class QGemm final : public Kernel {
   Result<std::vector<TensorType>> outputs(std::span<const Tensor> inputs) const override {
     using Types = Result<std::vector<TensorType>>;
     if (const std::string sentence = wrong_input(inputs); !sentence.empty()) return Types::failure(sentence);
-    return epilogue_.outputs(result_shape(inputs), inputs.subspan(layout_.epilogue()));
+    Types types = epilogue_.outputs(result_shape(inputs), layout_.further(inputs));
+    if (types && layout_.requantized()) (*types)[0].type = layout_.output;
+    return types;
   }
 
   Result<bool> run(std::span<const Tensor> inputs, std::span<const TensorType> types, std::span<void* const> outputs,
@@ -58,11 +71,12 @@ class QGemm final : public Kernel {
     problem.sums = static_cast<const std::int32_t*>(inputs[Layout::kSums].data);
     problem.bias = layout_.biased ? static_cast<const float*>(inputs[layout_.bias()].data) : nullptr;
     // A result that a single output is made of lies where that output goes.
-    const bool in_place = !epilogue_.present() || (types.size() == 1 && types[0].type == kFloat);
+    const bool in_place = !layout_.requantized() && (!epilogue_.present() || (types.size() == 1 && types[0].type == kFloat));
+    if (layout_.requantized()) describe_bytes(inputs, static_cast<std::uint8_t*>(outputs[0]), problem);
     problem.c = in_place ? static_cast<float*>(outputs[0]) : nullptr;
     problem.clip = epilogue_.clip();
     std::optional<elementwise::Epilogue> epilogue;
-    const std::span<const Tensor> further = inputs.subspan(layout_.epilogue());
+    const std::span<const Tensor> further = layout_.further(inputs);
     if (const auto sum = epilogue_.sum(result_shape(inputs), further)) {
       problem.added = sum->added;
       problem.clip = sum->clip;
@@ -91,6 +105,17 @@ class QGemm final : public Kernel {
                                       : static_cast<int>(*static_cast<const std::uint8_t*>(zero.data));
   }
 
+  /// How results are quantized.
+  void describe_bytes(std::span<const Tensor> inputs, std::uint8_t* to, qgemm::Problem& problem) const {
+    const Tensor &scale = inputs[inputs.size() - 2], &zero = inputs[inputs.size() - 1];
+    const bool is_signed = layout_.output == kInt8;
+    problem.bytes = to;
+    problem.bytes_scale = *static_cast<const float*>(scale.data);
+    problem.bytes_zero =
+        is_signed ? static_cast<int>(*static_cast<const std::int8_t*>(zero.data)) : *static_cast<const std::uint8_t*>(zero.data);
+    problem.bytes_lowest = is_signed ? -128 : 0;
+  }
+
   Shape result_shape(std::span<const Tensor> inputs) const {
     Shape shape = inputs[0].shape;
     shape.back() = layout_.columns;
@@ -99,9 +124,10 @@ class QGemm final : public Kernel {
 
   /// A sentence that says which input does not fit; empty when all do.
   std::string wrong_input(std::span<const Tensor> inputs) const {
-    if (inputs.size() < layout_.epilogue())
+    const std::size_t least = layout_.epilogue() + layout_.at_end();
+    if (inputs.size() < least)
       return "It got " + number(static_cast<std::int64_t>(inputs.size())) + " inputs and needs at least " +
-             number(static_cast<std::int64_t>(layout_.epilogue())) + ".";
+             number(static_cast<std::int64_t>(least)) + ".";
     const Tensor& x = inputs[0];
     if (x.shape.empty()) return "Input 0 is a scalar and should have rows.";
     const bool quantized = x.type == kUint8 || x.type == kInt8;
@@ -114,6 +140,10 @@ class QGemm final : public Kernel {
     if (std::string s = wrong(inputs, Layout::kSums, kInt32, {layout_.columns}); !s.empty()) return s;
     if (layout_.biased)
       if (std::string s = wrong(inputs, layout_.bias(), kFloat, {layout_.columns}); !s.empty()) return s;
+    if (layout_.requantized()) {
+      if (std::string s = wrong(inputs, inputs.size() - 2, kFloat, {}); !s.empty()) return s;
+      if (std::string s = wrong(inputs, inputs.size() - 1, layout_.output, {}); !s.empty()) return s;
+    }
     if (layout_.by_row) return "";
     if (std::string s = wrong(inputs, Layout::kScale, kFloat, {}); !s.empty()) return s;
     const int type = inputs[Layout::kZero].type;
@@ -146,6 +176,8 @@ Result<std::unique_ptr<Kernel>> create(const Attributes& attributes, std::string
   const std::string_view isa = variant->isa;
   Result<EpilogueProgram> epilogue = EpilogueProgram::read(attributes, 1, isa == "avx512vnni" ? "avx512" : isa);
   if (!epilogue) return Made::failure(epilogue.error());
+  if (layout->requantized() && epilogue->output_types() != std::vector<int>{kFloat})
+    return Made::failure("Its epilogue makes other results than one float, which cannot be quantized.");
   return Made(std::make_unique<QGemm>(*layout, std::move(*epilogue), *variant));
 }
 
@@ -157,7 +189,8 @@ std::vector<std::optional<InferredType>> infer(const Attributes& attributes, std
   InferredType result{kFloat, inputs[0].shape};
   result.shape.back() = {layout->columns, ""};
   std::vector<std::optional<InferredType>> types;
-  for (const int type : epilogue->output_types()) types.push_back(InferredType{type, result.shape});
+  for (const int type : epilogue->output_types())
+    types.push_back(InferredType{layout->requantized() ? layout->output : type, result.shape});
   return types;
 }
 
@@ -176,7 +209,7 @@ std::vector<Variant> list_variants() {
 }  // namespace
 
 const Op& qgemm() {
-  static const char* const attributes[] = {"columns", "by_row", "biased", "epilogue"};
+  static const char* const attributes[] = {"columns", "by_row", "biased", "epilogue", "output_dtype"};
   static const std::vector<Variant> list = list_variants();
   static const Op op{"QGemm", attributes, list, create, infer, occupy};
   return op;

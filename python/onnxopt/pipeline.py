@@ -92,6 +92,7 @@ PHASES: Mapping[str, tuple[str, ...]] = {
         "fuse_softmax",
         "fuse_epilogues",
         "fuse_requantization",
+        "requantize_qgemms",
         "fuse_separable_convs",
         "merge_gemms",
         "fuse_prologues",

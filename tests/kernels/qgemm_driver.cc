@@ -2,6 +2,8 @@
 // allows. Sums are exact, so results must be equal to those of plain loops.
 //
 //     onnxopt_qgemm_driver [problems] [seed]
+#include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
@@ -87,6 +89,20 @@ bool run_problem(Random& random) {
           return false;
         }
       }
+    Memory<std::uint8_t> made(rows * columns);
+    problem.c = nullptr;
+    problem.bytes = made.data.get();
+    qgemm::run(problem, variant, ParallelFor::inline_loop());
+    problem.c = c.data.get();
+    problem.bytes = nullptr;
+    for (std::int64_t i = 0; i < made.count; ++i) {
+      const float kept = std::nearbyint(std::min(std::max(c[i], 0.0f), 255.0f));
+      if (made[i] != static_cast<std::uint8_t>(kept)) {
+        std::printf("%s: element %lld is the byte %d and should be %g\n", variant.name, static_cast<long long>(i), made[i],
+                    static_cast<double>(kept));
+        return false;
+      }
+    }
     problem.source = floats ? qgemm::Source::kFloatRows : problem.source;  // of which only memory is watched
     qgemm::run(problem, variant, ParallelFor::inline_loop());
     problem.source = floats ? qgemm::Source::kFloat : problem.source;

@@ -37,10 +37,12 @@ def product(
     extra: list[Array] | None = None,
     *,
     epilogue: str | None = None,
+    output: tuple[float, Any] | None = None,
     variant: str | None = None,
     threads: int = 1,
 ) -> Array:
-    """`quantization` is scale and zero point of x; without it rows are quantized over their own ranges."""
+    """`quantization` is scale and zero point of x; without it rows are quantized over their own ranges.
+    `output` is scale and zero point of the result, where that is bytes."""
     attributes: dict[str, Any] = {"columns": matrix.shape[1]}
     inputs = [x, pack(matrix), scales, column_sums(matrix)]
     if quantization is None:
@@ -52,7 +54,11 @@ def product(
         inputs.append(bias)
     if epilogue is not None:
         attributes["epilogue"] = epilogue
-    (result,) = native.run("QGemm", [*inputs, *(extra or [])], attributes, variant=variant, threads=threads)
+    inputs += extra or []
+    if output is not None:
+        attributes["output_dtype"] = {np.dtype(np.uint8): 2, np.dtype(np.int8): 3}[np.asarray(output[1]).dtype]
+        inputs += [np.array(output[0], np.float32), np.asarray(output[1])]
+    (result,) = native.run("QGemm", inputs, attributes, variant=variant, threads=threads)
     return np.asarray(result)
 
 
@@ -137,6 +143,53 @@ def test_variants_and_threads_agree_bit_for_bit(seed: int) -> None:
         np.testing.assert_array_equal(one, results[0])
 
 
+def quantized(y: Array, scale: float, zero: Any) -> Array:
+    """As QuantizeLinear, by the reciprocal of the scale as the kernel does."""
+    limits = np.iinfo(zero.dtype)
+    whole = np.rint(y * (np.float32(1) / np.float32(scale))) + np.float32(zero)
+    return np.clip(whole, limits.min, limits.max).astype(zero.dtype)
+
+
+PROGRAMS = {"none": None, "relu": RELU, "gelu": GELU, "residual": ADD}
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("zero", [np.uint8(0), np.uint8(131), np.uint8(255), np.int8(-128), np.int8(7), np.int8(127)])
+@pytest.mark.parametrize("columns", [1, 7, 16, 33, 100])
+def test_results_as_bytes(columns: int, zero: Any, program: str, variant: str) -> None:
+    """Of results of every size, to beyond the range of bytes, exactly what is made of the float result."""
+    rng = np.random.default_rng(columns)
+    for rows, depth, threads in ((0, 3, 1), (1, 9, 1), (30, 64, 2), (130, 20, 4)):
+        x, matrix, scales = draw(rng, rows, depth, columns, np.uint8)
+        extra = [rng.standard_normal((rows, columns)).astype(np.float32)] if program == "residual" else []
+        bias = rng.standard_normal(columns).astype(np.float32)
+        arguments = (x, matrix, scales * 1e-3, (0.1, np.uint8(99)), bias, extra)
+        floats = product(*arguments, epilogue=PROGRAMS[program], variant=variant)
+        found = product(*arguments, epilogue=PROGRAMS[program], output=(0.11, zero), variant=variant, threads=threads)
+        assert found.dtype == zero.dtype
+        np.testing.assert_array_equal(found, quantized(floats, 0.11, zero))
+
+
+@pytest.mark.parametrize("zero", [np.uint8(3), np.int8(3)])
+def test_results_as_bytes_round_half_to_even_and_saturate(zero: Any, variant: str) -> None:
+    sums = np.array([[-1e4, -5, -3, -1, 0, 1, 3, 5, 7, 1e4]], np.float32)
+    x, identity = np.ones((1, 1), np.uint8), np.ones((1, sums.size), np.int8)
+    none = np.zeros(sums.size, np.float32)
+    found = product(x, identity, none, (1.0, np.uint8(0)), sums[0], output=(2.0, zero), variant=variant)
+    limits = np.iinfo(zero.dtype)
+    wanted = np.clip(np.array([[-5e3, -2, -2, 0, 0, 0, 2, 2, 4, 5e3]]) + 3, limits.min, limits.max)
+    np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("special", [np.nan, np.inf, -np.inf])
+def test_results_that_are_not_finite_become_bytes(special: float, variant: str) -> None:
+    x, ones = np.ones((3, 4), np.uint8), np.ones(20, np.float32)
+    bias = np.full(20, special, np.float32)
+    output = (0.5, np.uint8(10))
+    found = product(x, np.ones((4, 20), np.int8), ones, (1.0, np.uint8(0)), bias, output=output, variant=variant)
+    np.testing.assert_array_equal(found, 10 if np.isnan(special) else 255 if special > 0 else 0)
+
+
 def test_epilogues_read_biased_results(variant: str) -> None:
     rng = np.random.default_rng(2)
     x, matrix, scales = draw(rng, 30, 64, 70, np.uint8)
@@ -193,6 +246,30 @@ def test_wrong_inputs_get_a_sentence(case: str) -> None:
     inputs[index] = wrong
     with pytest.raises(ValueError, match=sentence):
         native.run("QGemm", inputs, {"columns": 5})
+
+
+WRONG_OUTPUTS: dict[str, tuple[dict[str, Any], list[Array], str]] = {
+    "type": ({"output_dtype": 6}, [], r"'output_dtype' is 6 and should be 2 \(uint8\) or 3 \(int8\)"),
+    "missing": ({"output_dtype": 2}, [], "It got 6 inputs and needs at least 8."),
+    "zero": (
+        {"output_dtype": 3},
+        [np.array(1, np.float32), np.array(0, np.uint8)],
+        "Input 7 is of type uint8 and should be int8.",
+    ),
+    "two results": (
+        {"output_dtype": 2, "epilogue": "i0:f32 | t0=relu(i0) t1=neg(i0) | t0:f32 t1:f32"},
+        [np.array(1, np.float32), np.array(0, np.uint8)],
+        "other results than one float",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_OUTPUTS)
+def test_wrong_outputs_get_a_sentence(case: str) -> None:
+    attributes, more, sentence = WRONG_OUTPUTS[case]
+    inputs = [X, pack(MATRIX), SCALES, column_sums(MATRIX), np.array(1, np.float32), np.array(0, np.uint8)]
+    with pytest.raises(ValueError, match=sentence):
+        native.run("QGemm", [*inputs, *more], {"columns": 5} | attributes)
 
 
 def test_zero_point_has_the_type_of_bytes() -> None:

@@ -59,14 +59,18 @@ void run(const Problem& problem, const Operand& a, const Blocking& blocking, std
           a.scales + at,       a.zeros + at, problem.weight_scales + first,
           problem.sums + first};
       target.bias = problem.bias ? problem.bias + first : nullptr;
-      target.clip = problem.c ? problem.clip : nullptr;
+      target.clip = problem.clip;
       target.added = problem.added ? problem.added + at * problem.columns + first : nullptr;
       target.added_ld = problem.columns;
       multiply(static_cast<int>(least(Dot::kRows, rows - i)), Strided{a.data + at * a.row_step, a.row_step}, 1, groups, b, target);
     }
   }
   const elementwise::RawBlock raw{c, ld};
-  if (problem.epilogue) problem.epilogue->apply(row, rows, column, columns, {&raw, 1});
+  if (problem.epilogue) problem.epilogue->apply(row, rows, column, columns, {&raw, 1}, problem.bytes ? c : nullptr);
+  if (problem.bytes == nullptr) return;
+  const Quantization of_bytes{problem.bytes_scale, problem.bytes_zero, problem.bytes_lowest};
+  for (std::int64_t i = 0; i < rows; ++i)
+    quantize_exactly(c + i * ld, columns, of_bytes, problem.bytes + (row + i) * problem.columns + column);
 }
 
 }  // namespace ONNXOPT_VARIANT

@@ -33,10 +33,13 @@ struct Problem {
   const float* weight_scales;                       // of the columns
   const std::int32_t* sums;                         // of the columns of B
   const float* bias;                                // of the columns, or null
-  float* c;                                         // null where only the epilogue reads it
-  const gemm::Bounds* clip = nullptr;               // of what goes to `c`
+  float* c;                                         // null where only the epilogue reads it, or bytes are made of it
+  const gemm::Bounds* clip = nullptr;               // of the results, where there is no epilogue
   const float* added = nullptr;                     // [rows, columns], added to the results before they are clipped
   const elementwise::Epilogue* epilogue = nullptr;  // of all results
+  std::uint8_t* bytes = nullptr;                    // the results, or what the epilogue makes of them, quantized; then `c` is null
+  float bytes_scale = 1.0f;
+  std::int32_t bytes_zero = 0, bytes_lowest = 0;  // `bytes_lowest` is that of the type: 0 or -128
 };
 
 /// A as the products read it: rows of uint8, a multiple of `kGroup` long, and the scale and zero point of each.

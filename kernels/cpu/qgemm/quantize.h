@@ -10,10 +10,11 @@
 namespace onnxopt::qgemm {
 namespace {
 
-/// A scale and the zero point, as uint8.
+/// A scale and the zero point, of bytes that begin at `lowest`: 0 or -128.
 struct Quantization {
   float scale;
   std::int32_t zero;
+  std::int32_t lowest = 0;
 };
 
 /// The range of a row with 0 in it, cut into 255 steps. A row with what is not finite gets the scale NaN, and so its results.
@@ -45,11 +46,12 @@ inline Quantization quantization_of(const float* x, std::int64_t count) {
   return {scale, static_cast<std::int32_t>(std::nearbyint(-least / scale))};
 }
 
-/// Writes `count` bytes, and zeros up to a multiple of `kGroup`.
-inline void quantize_floats(const float* x, std::int64_t count, const Quantization& with, std::uint8_t* to) {
+/// Writes `count` bytes.
+inline void quantize_exactly(const float* x, std::int64_t count, const Quantization& with, std::uint8_t* to) {
   constexpr auto kWidth = static_cast<std::int64_t>(V::kWidth);
   const F inverse = V::set1(with.scale > 0.0f ? 1.0f / with.scale : 0.0f);
-  const F low = V::set1(static_cast<float>(-with.zero)), high = V::set1(static_cast<float>(255 - with.zero));
+  const F low = V::set1(static_cast<float>(with.lowest - with.zero));
+  const F high = V::set1(static_cast<float>(with.lowest + 255 - with.zero));
   std::int64_t i = 0;
   for (; i + kWidth <= count; i += kWidth)
     Dot::store_bytes(to + i, V::min(high, V::max(low, V::mul(V::load(x + i), inverse))), with.zero);
@@ -57,9 +59,13 @@ inline void quantize_floats(const float* x, std::int64_t count, const Quantizati
   std::uint8_t bytes[V::kWidth];
   const F last = V::load_first(x + i, static_cast<std::size_t>(count - i), V::set1(0.0f));
   Dot::store_bytes(bytes, V::min(high, V::max(low, V::mul(last, inverse))), with.zero);
-  const std::int64_t padded =
-      (count + static_cast<std::int64_t>(kGroup) - 1) / static_cast<std::int64_t>(kGroup) * static_cast<std::int64_t>(kGroup);
-  std::memcpy(to + i, bytes, static_cast<std::size_t>((padded < i + kWidth ? padded : i + kWidth) - i));
+  std::memcpy(to + i, bytes, static_cast<std::size_t>(count - i));
+}
+
+/// Writes `count` bytes, and zeros up to a multiple of `kGroup`.
+inline void quantize_floats(const float* x, std::int64_t count, const Quantization& with, std::uint8_t* to) {
+  quantize_exactly(x, count, with, to);
+  for (std::int64_t i = count; i % static_cast<std::int64_t>(kGroup) != 0; ++i) to[i] = 0;
 }
 
 }  // namespace

@@ -2,9 +2,10 @@
 
 Inputs: X [..., K]; the packed weights [ceil(N / 16), ceil(K / 4), 16, 4] of int8, zero where there are none; their scales [N]; the sums of their
 columns [N] of int32, which the kernel needs and the body does not; unless `by_row`, X's scale and zero point (scalars); with `biased` the biases
-[N]; what else the epilogue reads. X is uint8 or int8, or float32 that is quantized on the way: with that scale and zero point (uint8 or int8),
+[N]; what else the epilogue reads; with `output_dtype` the scale and the zero point of the result (scalars). X is uint8 or int8, or float32 that is quantized on the way: with that scale and zero point (uint8 or int8),
 or, `by_row`, each row to uint8 over its own range, which includes 0. Attributes: `columns` (N), `by_row`, `biased`, `epilogue` (an expression,
-see fused_elementwise, whose first input is the product [..., N]; without it that is the output).
+see fused_elementwise, whose first input is the product [..., N]; without it that is the output), `output_dtype` (uint8 or int8, as ONNX numbers
+them: the output, one tensor, is quantized: rounded half to even, saturated).
 
 The packing lets one instruction sum the products of four rows (VNNI), one layout for all instruction sets.
 """
@@ -21,7 +22,7 @@ from onnxopt.ops.base import BodyBuilder, OpSpec, overload_of
 
 SPEC = OpSpec(
     name="QGemm",
-    attributes=("columns", "by_row", "biased", "epilogue"),
+    attributes=("columns", "by_row", "biased", "epilogue", "output_dtype"),
     dtypes=(DataType.FLOAT,),
     tolerance={DataType.FLOAT: 2e-2},  # a number between two integers may become either
 )
