@@ -67,6 +67,8 @@ FUSED = {
     "activation": f"g ({X}) => ({BYTES}) {{ {CONV} r = Relu(c) y = QuantizeLinear(r, ss, xz) }}",
     "gated activation": f"g ({X}) => ({BYTES}) {{ {CONV} h = HardSigmoid(c) r = Mul(c, h) y = QuantizeLinear(r, ss, xz) }}",
     "scaled channels": f"g ({X}) => ({BYTES}) {{ {CONV} r = Mul(c, f) t = Tanh(r) y = QuantizeLinear(t, ss, xz) }}",
+    "activation of a rounded result": f"""g ({X}) => ({BYTES}) {{ {CONV} q = QuantizeLinear(c, xs, xz) p = DequantizeLinear(q, xs, xz)
+        h = HardSigmoid(p) r = Mul(h, p) y = QuantizeLinear(r, ss, xz) }}""",
 }
 
 

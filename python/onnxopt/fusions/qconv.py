@@ -18,11 +18,13 @@ from onnxopt.fusions.fused_conv import RANKS, windows_of
 from onnxopt.ops import qconv as op
 from onnxopt.ops.base import BodyBuilder, overload_of, prepare_model
 from onnxopt.ops.fused_conv import channels_first, channels_last
+from onnxopt.ops.fused_elementwise import refuse_node
 from onnxopt.passes.base import Context
 from onnxopt.rewrite.patch import Builder, Patch
 from onnxopt.rewrite.rules import Refusal, attribute
 
-CONVOLUTION, SUM, REQUANTIZATION = "fuse_qconv", "fuse_qconv_sum", "fuse_requantization"
+CONVOLUTION, SUM, ROUNDING = "fuse_qconv", "fuse_qconv_sum", "fuse_qconv_rounding"
+REQUANTIZATION = "fuse_requantization"
 
 
 def build(node: ir.Node, ctx: Context) -> Patch | Refusal | None:
@@ -107,6 +109,8 @@ def build_sum(node: ir.Node, ctx: Context) -> Patch | None:
             continue
         if other is not None and _depends(other, host):
             continue
+        if rounding is not None and ir.use_count(result) != 1:  # type: ignore[arg-type]
+            continue
         inside = [] if rounding is None else list(rounding)
         constants: dict[str, np.ndarray] = {}
         if rounding is not None:
@@ -123,7 +127,7 @@ def build_sum(node: ir.Node, ctx: Context) -> Patch | None:
 def _rounding(value: ir.Value | None, ctx: Context) -> tuple[ir.Node, ir.Node] | None:
     """The QuantizeLinear and the DequantizeLinear that a value passed through, if nothing else reads what is between."""
     found = quantized.dequantized(value, ctx)
-    if value is None or found is None or ir.use_count(value) != 1 or value.is_graph_output():
+    if value is None or found is None or value.is_graph_output():
         return None
     first, second = found.value.producer(), value.producer()
     own = quantized.quantization(first)
@@ -131,6 +135,20 @@ def _rounding(value: ir.Value | None, ctx: Context) -> tuple[ir.Node, ir.Node] |
         return None
     fits = own[0] == found.scale and own[1] == found.zero and own[1].dtype == found.zero.dtype
     return (first, second) if fits and not found.value.is_graph_output() else None
+
+
+def build_rounding(node: ir.Node, ctx: Context) -> Patch | None:
+    """The patch for DequantizeLinear `node`, where a convolution's result passed through bytes that nothing but element-wise ops reads."""
+    value = node.outputs[0]
+    pair = _rounding(value, ctx)
+    host = None if pair is None else host_of(pair[0].inputs[0], ctx)
+    if pair is None or host is None or host.attributes.keys() & {"epilogue", "added", "rounded"}:
+        return None
+    if any(refuse_node(user, ctx.shapes) is not None for user, _ in value.uses()):
+        return None
+    found = quantized.quantization(pair[0])
+    assert found is not None
+    return _grown(ROUNDING, host, list(pair), list(found), {"rounded": 1}, ctx)
 
 
 SEARCH_LIMIT = 256
@@ -206,9 +224,10 @@ def _body(function: ir.Function, rule: str, at: int, count: int, overload: str, 
     result = known[function.outputs[0]]
     if rule == REQUANTIZATION:
         return builder.function(op.SPEC, overload, [builder.op("QuantizeLinear", [result, *given])])
-    *rounding, added, scale, zero = given
+    rounding, rest = (given, []) if rule == ROUNDING else (given[:-3], given[-3:])
     if rounding:
         result = builder.op("QuantizeLinear", [result, *rounding])
         result = builder.op("DequantizeLinear", [result, *rounding])
-    other = builder.op("DequantizeLinear", [added, scale, zero])
-    return builder.function(op.SPEC, overload, [builder.op("Add", [result, other])])
+    if rest:
+        result = builder.op("Add", [result, builder.op("DequantizeLinear", rest)])
+    return builder.function(op.SPEC, overload, [result])
