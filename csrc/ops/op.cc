@@ -23,9 +23,19 @@
 namespace onnxopt::ops {
 
 std::span<const Op* const> all() {
-  static const Op* const list[] = {&fused_attention(), &fused_conv(),           &fused_conv_transpose(), &fused_elementwise(),
-                                   &fused_gemm(),      &fused_norm(),           &fused_pool(),           &fused_recurrence(),
-                                   &fused_resize(),    &fused_separable_conv(), &fused_softmax(),        &qconv(), &qgemm()};
+  static const Op* const list[] = {&fused_attention(),
+                                   &fused_conv(),
+                                   &fused_conv_transpose(),
+                                   &fused_elementwise(),
+                                   &fused_gemm(),
+                                   &fused_norm(),
+                                   &fused_pool(),
+                                   &fused_recurrence(),
+                                   &fused_resize(),
+                                   &fused_separable_conv(),
+                                   &fused_softmax(),
+                                   &qconv(),
+                                   &qgemm()};
   return list;
 }
 

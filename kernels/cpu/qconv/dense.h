@@ -29,8 +29,8 @@ inline void finish_block(const Dot::Sums (&sums)[R][N], const Block& block) {
 #pragma GCC unroll 12
     for (int r = 0; r < R; ++r) V::store(numbers[r] + column, Dot::shifted(sums[r][v], block.plan->x.zero, weight_sums.of));
   }
-  block.finisher->template rows<R>(numbers[0], N * V::kWidth, block.row, block.column, static_cast<std::int64_t>(block.columns),
-                                   *block.results);
+  block.finisher->rows(numbers[0], N * V::kWidth, R, block.row, block.column, static_cast<std::int64_t>(block.columns),
+                       *block.results);
 }
 
 /// Fills in a pointer for each stretch and row of a group; what lies in the padding is a row of zero points.

@@ -101,7 +101,7 @@ class Strip {
     }
     float numbers[P][Quads::kChannels];
     for (int p = 0; p < P; ++p) Quads::store(numbers[p], sums[p]);
-    finisher_.rows<P>(numbers[0], Quads::kChannels, number * g_.output[1] + ox, channel_, count_, results_);
+    finisher_.rows(numbers[0], Quads::kChannels, P, number * g_.output[1] + ox, channel_, count_, results_);
   }
 
   const Plan& plan_;

@@ -63,18 +63,21 @@ class Finisher {
     }
   }
 
-  /// Sums of `count` filters from `column` on, of R rows from `row` on, which lie `ld` apart.
-  template <int R>
-  void rows(const float* sums, std::int64_t ld, std::int64_t row, std::int64_t column, std::int64_t count,
+  /// Sums of `count` filters from `column` on, of some rows from `row` on, which lie `ld` apart.
+  void rows(const float* sums, std::int64_t ld, int rows, std::int64_t row, std::int64_t column, std::int64_t count,
             const Results& results) const {
     if (direct_.multipliers == nullptr) {
-      for (int r = 0; r < R; ++r) one_row(sums + r * ld, row + r, column, count, results);
+      for (int r = 0; r < rows; ++r) one_row(sums + r * ld, row + r, column, count, results);
       return;
     }
-    const bool rounded = c_.rounded.type != Type::kNone, added = c_.added.data != nullptr;
-    if (rounded)
-      return added ? direct<R, true, true>(sums, ld, row, column, count) : direct<R, true, false>(sums, ld, row, column, count);
-    added ? direct<R, false, true>(sums, ld, row, column, count) : direct<R, false, false>(sums, ld, row, column, count);
+    const auto run = [&]<bool Rounded, bool Added>() {
+      c_.gate ? direct<Rounded, Added, true>(sums, ld, rows, row, column, count)
+              : direct<Rounded, Added, false>(sums, ld, rows, row, column, count);
+    };
+    const bool added = c_.added.data != nullptr;
+    if (c_.rounded.type != Type::kNone)
+      return added ? run.template operator()<true, true>() : run.template operator()<true, false>();
+    added ? run.template operator()<false, true>() : run.template operator()<false, false>();
   }
 
   /// Writes results to y.
@@ -88,35 +91,38 @@ class Finisher {
   }
 
  private:
-  template <int R, bool Rounded, bool Added>
-  void direct(const float* sums, std::int64_t ld, std::int64_t row, std::int64_t column, std::int64_t count) const {
+  template <bool Rounded, bool Added, bool Gated>
+  void direct(const float* sums, std::int64_t ld, int rows, std::int64_t row, std::int64_t column, std::int64_t count) const {
     const std::int64_t filters = c_.geometry.filters;
     std::int64_t i = 0;
     for (; i + kWidth <= count; i += kWidth)
-      direct_column<R, Rounded, Added, true>(sums + i, ld, row * filters + column + i, column + i, V::kWidth);
+      direct_column<Rounded, Added, Gated, true>(sums + i, ld, rows, row * filters + column + i, column + i, V::kWidth);
     if (i < count)
-      direct_column<R, Rounded, Added, false>(sums + i, ld, row * filters + column + i, column + i,
-                                              static_cast<std::size_t>(count - i));
+      direct_column<Rounded, Added, Gated, false>(sums + i, ld, rows, row * filters + column + i, column + i,
+                                                  static_cast<std::size_t>(count - i));
   }
 
   /// One vector of each row.
-  template <int R, bool Rounded, bool Added, bool Whole>
-  void direct_column(const float* sums, std::int64_t ld, std::int64_t at, std::int64_t column, std::size_t count) const {
+  template <bool Rounded, bool Added, bool Gated, bool Whole>
+  void direct_column(const float* sums, std::int64_t ld, int rows, std::int64_t at, std::int64_t column, std::size_t count) const {
     const Direct& d = direct_;
     const F multiplier = load_floats<Whole>(d.multipliers + column, count), offset = load_floats<Whole>(d.offsets + column, count);
     const F first_low = V::set1(d.first_low), first_high = V::set1(d.first_high), ratio = V::set1(d.ratio);
     const F added_step = V::set1(d.added_step), added_zero = added_zero_, low = V::set1(d.low), high = V::set1(d.high);
+    const F last = V::set1(d.last);
+    const gemm::Gate gate = Gated ? *c_.gate : gemm::Gate{};
     const std::int64_t filters = c_.geometry.filters;
     const std::int32_t zero = c_.result.zero, flip = added_flip_;
     auto* to = static_cast<std::uint8_t*>(c_.y) + at;
     const auto* other = static_cast<const std::uint8_t*>(c_.added.data) + (Added ? at : 0);
-    for (int r = 0; r < R; ++r, to += filters) {
+    for (int r = 0; r < rows; ++r, to += filters) {
       F y = V::add(V::mul(V::load(sums + r * ld), multiplier), offset);
       if constexpr (Rounded) y = V::mul(V::round(V::min(first_high, V::max(first_low, y))), ratio);
       if constexpr (Added) {
         y = V::add(y, V::mul(V::sub(bytes<Whole>(other, flip, count), added_zero), added_step));
         other += filters;
       }
+      if constexpr (Gated) y = V::mul(gated(gate, y), last);
       y = V::min(high, V::max(low, y));
       store_bytes<Whole>(to, y, zero, count);
     }

@@ -141,12 +141,13 @@ gemm::Bounds bounds_of(const Tensor& to) {
 Direct direct_of(const Convolution& c) {
   Direct direct{};
   const bool bytes = c.result.type != Type::kFloat && (c.added.data == nullptr || c.added.type != Type::kFloat);
-  if (!bytes || c.gate || c.epilogue) return direct;
+  if (!bytes || c.epilogue) return direct;
   const bool rounded = c.rounded.type != Type::kNone;
   const std::int64_t filters = c.geometry.filters;
   auto* const columns =
       reinterpret_cast<float*>(scratch(static_cast<std::size_t>(2 * filters) * sizeof(float), ScratchOwner::kQconvColumns));
-  const float inverse = 1.0f / c.result.scale, first = rounded ? 1.0f / c.rounded.scale : inverse;
+  const float inverse = 1.0f / c.result.scale, unit = c.gate ? 1.0f : inverse;
+  const float first = rounded ? 1.0f / c.rounded.scale : unit;
   for (std::int64_t i = 0; i < filters; ++i) {
     columns[i] = c.x.scale * c.weight_scales[i] * first;
     columns[filters + i] = c.bias ? c.bias[i] * first : 0.0f;
@@ -157,9 +158,10 @@ Direct direct_of(const Convolution& c) {
     const gemm::Bounds range = bounds_of(c.rounded);
     direct.first_low = range.low;
     direct.first_high = range.high;
-    direct.ratio = c.rounded.scale * inverse;
+    direct.ratio = c.rounded.scale * unit;
   }
-  direct.added_step = c.added.scale * inverse;
+  direct.added_step = c.added.scale * unit;
+  direct.last = inverse;
   const gemm::Bounds range = bounds_of(c.result);
   direct.low = c.clip ? std::clamp(c.clip->low * inverse, range.low, range.high) : range.low;
   direct.high = c.clip ? std::clamp(c.clip->high * inverse, range.low, range.high) : range.high;

@@ -59,12 +59,13 @@ struct Operand {
   std::int32_t zero;
 };
 
-/// What sums become in the end where only bytes are added and made, in steps of a quantization: sum * multiplier + offset, rounded
-/// in its range and multiplied by `ratio` where they pass through another one first; then what is added, in steps of the last one.
+/// What sums become where only bytes are added and made: sum * multiplier + offset; where that passes through another quantization,
+/// it is rounded in its range and multiplied by `ratio`; then what is added. All this is in steps of the last quantization, unless
+/// there is a gate, whose results are multiplied by `last`.
 struct Direct {
   const float *multipliers = nullptr, *offsets = nullptr;  // of the filters; null where it is not that simple
   float first_low, first_high, ratio;
-  float added_step;
+  float added_step, last;
   float low, high;
 };
 
