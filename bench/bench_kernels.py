@@ -1,4 +1,4 @@
-"""Kernels beside their ceilings: the memory bandwidth, the rate of onnxruntime's matrix product, and for products of bytes the rate of a loop
+"""Kernels beside their ceilings: the memory bandwidth (of copying, or of reading where that is all there is to do), the rate of onnxruntime's matrix product, and for products of bytes the rate of a loop
 that multiplies registers alone, measured in the same run.
 
     python bench/bench_kernels.py [NAME ...] [--threads 2] [--json out.json]
@@ -46,7 +46,7 @@ class Case:
     outputs: str = "y"
     moved: int = 0
     operations: int = 0
-    ceiling: str = "gemm"
+    ceiling: str = ""  # of `ceilings`; by default the bandwidth for bytes, and the rate of products for operations
     largest_error: float = LARGEST_ERROR
 
 
@@ -165,8 +165,9 @@ def qgemm_case(rows: int, depth: int, columns: int) -> Case:
         expected,
         "QGemm",
         constants={"w": (depth, columns), "s": (columns,)},
+        moved=depth * columns if rows == 1 else 0,  # one row: every weight is read once, and multiplied once
         operations=2 * rows * depth * columns,
-        ceiling="bytes",
+        ceiling="reading" if rows == 1 else "bytes",
         largest_error=1e-3,  # a number between two integers may become either
     )
 
@@ -192,21 +193,32 @@ CASES = {
         for rows in (128, 197)
         for depth, columns in ((768, 768), (768, 3072), (3072, 768))
     },
+    "qgemm 1 x 4096 x 14336": qgemm_case(1, 4096, 14336),  # more weights than caches hold
 }
 
 
 # --- ceilings ------------------------------------------------------------------------------------------------------
-def bandwidth(threads: int, size: int = 64 << 20) -> float:
-    """Bytes per second that copying moves (read and written), each thread copying a part of its own."""
-    parts = [(np.ones(size // threads, np.uint8), np.empty(size // threads, np.uint8)) for _ in range(threads)]
-    repeats, rates = 6, []
+def copy(source: np.ndarray, target: np.ndarray) -> None:
+    np.copyto(target, source)
+
+
+def read(source: np.ndarray, _target: np.ndarray) -> None:
+    np.bitwise_or.reduce(source)
+
+
+def bandwidth(threads: int, move: Callable[[np.ndarray, np.ndarray], None], size: int = 128 << 20) -> float:
+    """Bytes per second of `move`, each thread having a part of its own; what it reads, caches do not hold."""
+    parts = [
+        (np.ones(size // threads // 8, np.uint64), np.empty(size // threads // 8, np.uint64)) for _ in range(threads)
+    ]
+    repeats, rates = 3, []
     for _ in range(5):
         gate = threading.Barrier(threads + 1)
 
         def work(source: np.ndarray, target: np.ndarray, gate: threading.Barrier = gate) -> None:
             gate.wait()
             for _ in range(repeats):
-                np.copyto(target, source)
+                move(source, target)
 
         workers = [threading.Thread(target=work, args=part) for part in parts]
         for worker in workers:
@@ -215,7 +227,7 @@ def bandwidth(threads: int, size: int = 64 << 20) -> float:
         start = time.perf_counter()
         for worker in workers:
             worker.join()
-        rates.append(2 * size * repeats / (time.perf_counter() - start))
+        rates.append(size * repeats / (time.perf_counter() - start))
     return max(rates)
 
 
@@ -234,11 +246,10 @@ def byte_rate(threads: int, rounds: int = 4_000_000) -> float:
     native = importlib.import_module("onnxopt._native")
     rates = []
     for _ in range(5):
-        products = 0
+        products: list[int] = []  # one of each thread
 
-        def work() -> None:
-            nonlocal products
-            products += native.occupy("QGemm", rounds)
+        def work(products: list[int] = products) -> None:
+            products.append(native.occupy("QGemm", rounds))
 
         workers = [threading.Thread(target=work) for _ in range(threads)]
         start = time.perf_counter()
@@ -246,7 +257,7 @@ def byte_rate(threads: int, rounds: int = 4_000_000) -> float:
             worker.start()
         for worker in workers:
             worker.join()
-        rates.append(2 * products / (time.perf_counter() - start))
+        rates.append(2 * sum(products) / (time.perf_counter() - start))
     return max(rates) or math.inf
 
 
@@ -284,7 +295,7 @@ def run(name: str, case: Case, threads: int, ceilings: dict[str, float]) -> dict
         raise SystemExit(f"{name}: off by {error:.1e}")
     found = compare([("onnxopt", lambda: ours.run(None, feeds)), ("onnxruntime", lambda: theirs.run(None, feeds))], 5)
     seconds = found[0].median_ms / 1e3
-    ceiling = case.moved / ceilings["bandwidth"] if case.moved else case.operations / ceilings[case.ceiling]
+    ceiling = (case.moved or case.operations) / ceilings[case.ceiling or ("bandwidth" if case.moved else "gemm")]
     return {
         "ops": ops,
         "fused": case.op in ops,
@@ -303,10 +314,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    ceilings = {"bandwidth": bandwidth(options.threads), "gemm": gemm_rate(options.threads)}
+    ceilings = {
+        "bandwidth": 2 * bandwidth(options.threads, copy),  # what is read, and what is written
+        "reading": bandwidth(options.threads, read),
+        "gemm": gemm_rate(options.threads),
+    }
     ceilings["bytes"] = byte_rate(options.threads)
     print(
-        f"copy {ceilings['bandwidth'] / 1e9:.1f} GB/s   gemm {ceilings['gemm'] / 1e9:.0f} GFLOP/s   bytes {ceilings['bytes'] / 1e9:.0f} GOP/s"
+        f"copy {ceilings['bandwidth'] / 1e9:.1f} GB/s   read {ceilings['reading'] / 1e9:.1f} GB/s   gemm {ceilings['gemm'] / 1e9:.0f} GFLOP/s   bytes {ceilings['bytes'] / 1e9:.0f} GOP/s"
     )
     results = {}
     for name, case in CASES.items():
