@@ -191,7 +191,9 @@ class Finder:
         return len(entering) + len(leaving)
 
     def _freed(self, nodes: list[ir.Node]) -> int:
-        """How many Transposes to the old layout a region alone reads."""
+        """How many Transposes to the old layout a region of quantized tensors alone reads: beyond it, they move bytes at most."""
+        if not any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in nodes):
+            return 0
         inside = set(nodes)
         entering = {value: None for node in nodes for value in self.data_of(node)}
         return sum(
