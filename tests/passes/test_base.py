@@ -23,6 +23,7 @@ FUSIONS = HERE.parent / "fusions"
 TESTED_ELSEWHERE = {
     "fuse_elementwise": FUSIONS / "test_fused_elementwise.py",
     **dict.fromkeys(("fuse_norms", "fuse_prologues", "fuse_softmax"), FUSIONS / "test_fused_norm.py"),
+    **dict.fromkeys(("fuse_qconv_sums", "fuse_requantization"), HERE / "test_fuse_qconvs.py"),
 }
 """Passes whose tests are those of the ops that they make."""
 
