@@ -39,9 +39,8 @@ class Editor:
         if problem is not None:
             self._take_back(graph, patch)
             ctx.budget.give_back()
-            ctx.defect(
-                PatchError(f"Rule {patch.rule} at {patch.anchor.op_type} node '{patch.anchor.name}': {problem}.")
-            )
+            where = f"{patch.anchor.op_type} node '{ir.node_name(patch.anchor)}'"
+            ctx.defect(PatchError(f"Rule {patch.rule} at {where}: {problem}."))
             return False
         for function in patch.functions:
             ctx.model.functions.setdefault(function.identifier(), function)
