@@ -206,7 +206,7 @@ def test_an_inlined_graph_gets_new_names_and_its_constants_move() -> None:
     x = np.array([1, -2, 0], np.float32)
     proto = ir.to_proto(ctx.model)
     (y,) = helpers.evaluate(proto, {"x": x, "f": np.array(True)})
-    np.testing.assert_array_equal(y, -(x + [1, 2, 3]) * np.abs(x))
+    np.testing.assert_array_equal(y, -np.add(x, [1, 2, 3]) * np.abs(x))
 
 
 def test_nothing_is_inlined_after_the_budget() -> None:
