@@ -25,9 +25,10 @@ inline void finish_block(const Dot::Sums (&sums)[R][N], const Block& block) {
 #pragma GCC unroll 4
   for (int v = 0; v < N; ++v) {
     const std::size_t column = static_cast<std::size_t>(v) * V::kWidth;
-    const qgemm::ColumnNumbers weight_sums(c.sums + block.column + column, v + 1 < N ? V::kWidth : block.columns - column);
+    const Dot::Numbers weight_sums =
+        Dot::load_numbers(c.sums + block.column + column, v + 1 < N ? V::kWidth : block.columns - column);
 #pragma GCC unroll 12
-    for (int r = 0; r < R; ++r) V::store(numbers[r] + column, Dot::shifted(sums[r][v], block.plan->x.zero, weight_sums.of));
+    for (int r = 0; r < R; ++r) V::store(numbers[r] + column, Dot::shifted(sums[r][v], block.plan->x.zero, weight_sums));
   }
   block.finisher->rows(numbers[0], N * V::kWidth, R, block.row, block.column, static_cast<std::int64_t>(block.columns),
                        *block.results);

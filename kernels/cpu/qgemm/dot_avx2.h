@@ -16,6 +16,7 @@ struct Dot {
   struct B {
     __m256i low, high;
   };
+  using Numbers = __m256i;
   static constexpr int kRows = 3, kPanels = 1;
 
   static Sums zero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
@@ -34,14 +35,17 @@ struct Dot {
   }
   /// A product takes several instructions here, so their rate has no one loop.
   static std::int64_t occupy(std::int64_t) { return 0; }
+  /// The first `count` (1 to V::kWidth) of the columns' numbers.
+  static Numbers load_numbers(const std::int32_t* p, std::size_t count) {
+    const __m256i places = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_maskload_epi32(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), places));
+  }
   /// sums - zero * column_sums, as floats.
-  static __m256 shifted(Sums sums, std::int32_t zero, const std::int32_t* column_sums) {
+  static __m256 shifted(Sums sums, std::int32_t zero, Numbers column_sums) {
     // Pairs are added within halves of a register: columns 0 1 4 5 2 3 6 7.
     const __m256i mixed = _mm256_hadd_epi32(sums.low, sums.high);
     const __m256i whole = _mm256_permute4x64_epi64(mixed, _MM_SHUFFLE(3, 1, 2, 0));
-    const __m256i shift =
-        _mm256_mullo_epi32(_mm256_set1_epi32(zero), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(column_sums)));
-    return _mm256_cvtepi32_ps(_mm256_sub_epi32(whole, shift));
+    return _mm256_cvtepi32_ps(_mm256_sub_epi32(whole, _mm256_mullo_epi32(_mm256_set1_epi32(zero), column_sums)));
   }
   /// The integers nearest to numbers between 0 - zero and 255 - zero, and zero added; NaN gives zero.
   static void store_bytes(std::uint8_t* p, __m256 x, std::int32_t zero) {

@@ -13,6 +13,7 @@ struct Dot {
   using Sums = __m512i;
   using A = __m512i;
   using B = __m512i;
+  using Numbers = __m512i;
   static constexpr int kRows = 12, kPanels = 2;
 
   static Sums zero() { return _mm512_setzero_si512(); }
@@ -47,10 +48,13 @@ struct Dot {
           "zmm14", "zmm15", "zmm16", "zmm17", "zmm18", "zmm19", "zmm20", "zmm21", "zmm22", "zmm23");
     return rounds * kSums * kProducts;
   }
+  /// The first `count` (1 to V::kWidth) of the columns' numbers.
+  static Numbers load_numbers(const std::int32_t* p, std::size_t count) {
+    return _mm512_maskz_loadu_epi32(static_cast<__mmask16>(0xffffu >> (16 - count)), p);
+  }
   /// sums - zero * column_sums, as floats.
-  static __m512 shifted(Sums sums, std::int32_t zero, const std::int32_t* column_sums) {
-    const __m512i shift = _mm512_mullo_epi32(_mm512_set1_epi32(zero), _mm512_loadu_si512(column_sums));
-    return _mm512_cvtepi32_ps(_mm512_sub_epi32(sums, shift));
+  static __m512 shifted(Sums sums, std::int32_t zero, Numbers column_sums) {
+    return _mm512_cvtepi32_ps(_mm512_sub_epi32(sums, _mm512_mullo_epi32(_mm512_set1_epi32(zero), column_sums)));
   }
   /// The integers nearest to numbers between 0 - zero and 255 - zero, and zero added; NaN gives zero.
   static void store_bytes(std::uint8_t* p, __m512 x, std::int32_t zero) {

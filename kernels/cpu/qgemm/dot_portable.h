@@ -9,6 +9,7 @@ namespace {
 /// A vector of columns, as wide as one of floats.
 struct Dot {
   using Sums = std::int32_t __attribute__((vector_size(16)));
+  using Numbers = Sums;
   struct A {
     std::int32_t of[4];
   };
@@ -32,11 +33,15 @@ struct Dot {
   }
   /// A product takes several instructions here, so their rate has no one loop.
   static std::int64_t occupy(std::int64_t) { return 0; }
+  /// The first `count` (1 to V::kWidth) of the columns' numbers.
+  static Numbers load_numbers(const std::int32_t* p, std::size_t count) {
+    Numbers numbers{};
+    std::memcpy(&numbers, p, count * sizeof(std::int32_t));
+    return numbers;
+  }
   /// sums - zero * column_sums, as floats.
-  static simd::V::F shifted(Sums sums, std::int32_t zero, const std::int32_t* column_sums) {
-    Sums of_columns;
-    std::memcpy(&of_columns, column_sums, sizeof of_columns);
-    return __builtin_convertvector(sums - zero * of_columns, simd::V::F);
+  static simd::V::F shifted(Sums sums, std::int32_t zero, Numbers column_sums) {
+    return __builtin_convertvector(sums - zero * column_sums, simd::V::F);
   }
   /// The integers nearest to numbers between 0 - zero and 255 - zero, and zero added; NaN gives zero.
   static void store_bytes(std::uint8_t* p, simd::V::F x, std::int32_t zero) {

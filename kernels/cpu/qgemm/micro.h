@@ -86,24 +86,18 @@ struct Target {
   const gemm::Bounds* clip = nullptr;
 };
 
-/// The first `count` numbers of a vector of columns.
-struct ColumnNumbers {
-  std::int32_t of[V::kWidth] = {};
-  ColumnNumbers(const std::int32_t* from, std::size_t count) { std::memcpy(of, from, count * sizeof(std::int32_t)); }
-};
-
 template <int R, int N>
 inline void finish_block(const Dot::Sums (&sums)[R][N], const Target& t) {
 #pragma GCC unroll 4
   for (int v = 0; v < N; ++v) {
     const std::size_t column = static_cast<std::size_t>(v) * V::kWidth;
     const std::size_t count = v + 1 < N ? V::kWidth : t.columns - column;
-    const ColumnNumbers of_columns(t.sums + column, count);
+    const Dot::Numbers of_columns = Dot::load_numbers(t.sums + column, count);
     const F scales = V::load_first(t.column_scales + column, count);
     const F bias = t.bias ? V::load_first(t.bias + column, count) : V::set1(0.0f);
 #pragma GCC unroll 12
     for (int r = 0; r < R; ++r) {
-      F y = V::mul(Dot::shifted(sums[r][v], t.zeros[r], of_columns.of), V::mul(V::set1(t.row_scales[r]), scales));
+      F y = V::mul(Dot::shifted(sums[r][v], t.zeros[r], of_columns), V::mul(V::set1(t.row_scales[r]), scales));
       y = V::add(y, bias);
       if (t.added) y = V::add(y, V::load_first(t.added + r * t.added_ld + column, count));
       if (t.clip) y = V::min(V::set1(t.clip->high), V::max(V::set1(t.clip->low), y));

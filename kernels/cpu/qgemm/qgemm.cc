@@ -30,6 +30,8 @@ namespace {
 constexpr std::int64_t kRowStep = 12, kColumnStep = 32;
 /// Bytes of A that stay in the second-level cache while a block walks over its columns.
 constexpr std::int64_t kCachedRows = 384 << 10;
+/// Bytes of B that stay there while blocks of rows walk past.
+constexpr std::int64_t kCachedColumns = 384 << 10;
 /// Multiplications of a task: about 30 us of one core.
 constexpr double kTask = 6e6;
 constexpr double kMostTasks = 512;
@@ -48,7 +50,9 @@ Blocking blocking_of(const Problem& problem) {
   const auto tasks = static_cast<std::int64_t>(std::clamp(work / kTask, work < kGrain ? 1.0 : 2.0, kMostTasks));
   const std::int64_t most_rows = std::max(kCachedRows / std::max<std::int64_t>(problem.depth, 1) / kRowStep * kRowStep, kRowStep);
   Blocking blocking{std::min(problem.rows, most_rows), problem.columns};
-  if (problem.rows > 4 * most_rows) blocking.rows = std::min(round_up(ceil_div(problem.rows, tasks), kRowStep), most_rows);
+  const bool weights_fit = problem.columns * problem.depth <= kCachedColumns;
+  if (weights_fit || problem.rows > 4 * most_rows)
+    blocking.rows = std::min(round_up(ceil_div(problem.rows, tasks), kRowStep), most_rows);
   const std::int64_t row_blocks = ceil_div(problem.rows, blocking.rows);
   if (row_blocks < tasks) blocking.columns = round_up(ceil_div(problem.columns, ceil_div(tasks, row_blocks)), kColumnStep);
   return blocking;

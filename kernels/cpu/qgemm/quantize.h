@@ -28,18 +28,8 @@ inline Quantization quantization_of(const float* x, std::int64_t count) {
     high = V::max(high, one);
     doubt = V::add(doubt, V::mul(one, nothing));
   }
-  float lows[V::kWidth], highs[V::kWidth], doubts[V::kWidth];
-  V::store(lows, low);
-  V::store(highs, high);
-  V::store(doubts, doubt);
-  float least = 0.0f, most = 0.0f;
-  bool finite = true;
-  for (std::size_t i = 0; i < V::kWidth; ++i) {
-    least = lows[i] < least ? lows[i] : least;
-    most = highs[i] > most ? highs[i] : most;
-    finite = finite && doubts[i] == 0.0f;
-  }
-  if (!finite) return {std::numeric_limits<float>::quiet_NaN(), 0};
+  const float least = -V::largest(V::negate(low)), most = V::largest(high);
+  if (V::sum(doubt) != 0.0f) return {std::numeric_limits<float>::quiet_NaN(), 0};
   // The range of large numbers may not be one itself.
   const float scale = most / 255.0f - least / 255.0f;
   if (scale < std::numeric_limits<float>::min()) return {0.0f, 0};
