@@ -25,10 +25,14 @@ constexpr float kLog2E = simd::kLog2E;
 constexpr float kUntouched = -1.0f;
 /// Floats at whose distance rows fall into one set of the first-level cache.
 constexpr std::int64_t kSetDistance = 1024;
+/// Rows of a task that read the values where they are.
+constexpr std::int64_t kFewRows = 64;
 /// Bytes of a group that are fetched while the one before is computed.
 constexpr std::int64_t kMostFetched = 1 << 16;
 /// Keys of a tile.
 constexpr std::int64_t kTile = 256;
+/// Rows that become weights together, so that the processor always finds independent work.
+constexpr int kTogether = 4;
 /// Floats of the scores of a block of rows.
 constexpr std::int64_t kScores = 6656;
 /// A mask hides a tile if it is nowhere above `kHidden`, as long as the row sees a score above `kSeen` elsewhere: beside that, what
@@ -111,7 +115,9 @@ void copy_row(const Rotary* rotary, const View& view, const Place& at, std::int6
 class Group {
  public:
   Group(const Problem& problem, const Workspace& work, std::int64_t group, std::int64_t row, std::int64_t rows)
-      : p_(problem), w_(work), batch_(group / problem.kv_heads), kv_head_(group % problem.kv_heads), first_(row), rows_(rows) {}
+      : p_(problem), w_(work), batch_(group / problem.kv_heads), kv_head_(group % problem.kv_heads), first_(row), rows_(rows) {
+    for (std::size_t i = 0; i < p_.mask_count; ++i) mask_offsets_[i] = batch_ % p_.masks[i].batches * p_.masks[i].steps.batch;
+  }
 
   /// Asks for the operands, where they are few.
   void fetch() const {
@@ -138,6 +144,7 @@ class Group {
 
   Place place(std::int64_t r) const {
     const std::int64_t row = first_ + r;
+    if (p_.heads == p_.kv_heads) return {batch_, kv_head_, row};
     return {batch_, kv_head_ * (p_.heads / p_.kv_heads) + row / p_.rows, row % p_.rows};
   }
 
@@ -175,7 +182,9 @@ class Group {
         packed = true;
         const bool first = w_.sums[r] == kUntouched;
         multiply_keys(tile, r, rows);
-        for (std::int64_t i = 0; i < rows; ++i) soften(tile, r + i, w_.scores + i * w_.score_step, first);
+        std::int64_t i = 0;
+        for (; i + kTogether <= rows; i += kTogether) soften<kTogether>(tile, r + i, w_.scores + i * w_.score_step, first);
+        for (; i < rows; ++i) soften<1>(tile, r + i, w_.scores + i * w_.score_step, first);
         multiply_values(tile, r, rows, !first);
       }
     }
@@ -194,7 +203,7 @@ class Group {
         fetch_row(p_.k, {batch_, kv_head_, key}, p_.depth);
       pack_panel(tile.begin + j, least(tile.size - j, signed_of(kPanel)), w_.keys + j * p_.depth);
     }
-    pack_values(tile);
+    if (!reads_values_in_place()) pack_values(tile);
   }
 
   /// Up to 16 keys as columns, scaled; the missing ones are zero.
@@ -230,6 +239,11 @@ class Group {
     }
   }
 
+  /// Few rows do not pay for a copy of the values. The micro-kernel reads whole panels.
+  bool reads_values_in_place() const {
+    return rows_ <= kFewRows && p_.v.steps.column == 1 && p_.width % signed_of(kPanel) == 0 && p_.v.steps.row % kSetDistance != 0;
+  }
+
   /// Values in strips of as many columns as the micro-kernel takes at once; the missing ones are zero.
   void pack_values(const Tile& tile) const {
     for (std::int64_t j = 0; j < tile.size; ++j) {
@@ -259,8 +273,11 @@ class Group {
   }
 
   void multiply_values(const Tile& tile, std::int64_t r, std::int64_t rows, bool accumulate) const {
+    const bool in_place = reads_values_in_place();
+    const float* const first = in_place ? row_of(p_.v, {batch_, kv_head_, tile.begin}) : w_.values;
+    const std::int64_t step = in_place ? p_.v.steps.row : signed_of(kColumns);
     for (std::int64_t j = 0; j < p_.width; j += signed_of(kColumns))
-      multiply_strip(w_.scores, w_.score_step, rows, tile.size, {w_.values + j * tile.size, signed_of(kColumns), signed_of(kPanel)},
+      multiply_strip(w_.scores, w_.score_step, rows, tile.size, {first + (in_place ? j : j * tile.size), step, signed_of(kPanel)},
                      w_.results + r * w_.result_step + j, w_.result_step, least(p_.width - j, signed_of(kColumns)), accumulate);
   }
 
@@ -279,51 +296,76 @@ class Group {
 
   /// Where a mask has the first key of a tile, for a row.
   template <class T>
-  const T* mask_row(const Mask& mask, const Tile& tile, const Place& at) const {
-    return static_cast<const T*>(mask.data) + at.batch % mask.batches * mask.steps.batch + at.head * mask.steps.head +
-           at.row * mask.steps.row + tile.begin * mask.steps.column;
+  const T* mask_row(std::size_t index, const Tile& tile, const Place& at) const {
+    const Mask& mask = p_.masks[index];
+    return static_cast<const T*>(mask.data) + mask_offsets_[index] + at.head * mask.steps.head + at.row * mask.steps.row +
+           tile.begin * mask.steps.column;
   }
 
   /// Whether one of the masks hides a tile from all of some rows.
   bool hidden(const Tile& tile, std::int64_t r, std::int64_t rows) const {
     for (std::size_t i = 0; i < p_.mask_count; ++i) {
-      const Mask& mask = p_.masks[i];
       bool all = true;
-      for (std::int64_t row = r; row < r + rows && all; ++row) all = hides_row(mask, tile, place(row));
+      for (std::int64_t row = r; row < r + rows && all; ++row) all = hides_row(i, tile, place(row));
       if (all) return true;
     }
     return false;
   }
 
-  bool hides_row(const Mask& mask, const Tile& tile, const Place& at) const {
+  bool hides_row(std::size_t index, const Tile& tile, const Place& at) const {
+    const Mask& mask = p_.masks[index];
     const std::int64_t step = mask.steps.column, size = step == 0 ? 1 : tile.size;
     bool all = true;
     if (mask.kind != MaskKind::kAdd) {
       if (!(mask.fill <= kHidden)) return false;
       const bool hides = mask.kind == MaskKind::kHide;
-      const auto* const row = mask_row<std::uint8_t>(mask, tile, at);
+      const auto* const row = mask_row<std::uint8_t>(index, tile, at);
       for (std::int64_t j = 0; j < size; ++j) all &= (row[j] != 0) == hides;
     } else {
-      const auto* const row = mask_row<float>(mask, tile, at);
+      const auto* const row = mask_row<float>(index, tile, at);
       for (std::int64_t j = 0; j < size; ++j) all &= row[j] <= kHidden;
     }
     return all;
   }
 
-  /// The scores of a row become weights; what the row has seen before is brought to their scale.
+  /// The scores of N rows become weights; what the rows have seen before is brought to their scale.
+  template <int N>
   void soften(const Tile& tile, std::int64_t r, float* scores, bool first) const {
+    using F = Pack<N>;
     const std::int64_t padded = tile.padded();
-    if (p_.cap != 0.0f) cap(scores, padded);
+    const auto step = static_cast<std::size_t>(w_.score_step);
+    for (int i = 0; i < N; ++i) change(tile, r + i, scores + static_cast<std::size_t>(i) * step);
+    F largest, shift, sum = simd::splat<F>(0.0f);
+    for (int i = 0; i < N; ++i) largest.v[i] = V::set1(w_.largest[r + i]);
+    // NaNs are left out.
+    for (std::int64_t j = 0; j < padded; j += signed_of(W)) largest = simd::max(simd::load<F>(scores + j, step), largest);
+#pragma GCC unroll 4
+    for (int i = 0; i < N; ++i) shift.v[i] = V::set1(raise(r + i, V::largest(largest.v[i])));
+    for (std::int64_t j = 0; j < padded; j += signed_of(W)) {
+      const F weights = power((simd::load<F>(scores + j, step) - shift) * simd::splat<F>(kLog2E));
+      for (int i = 0; i < N; ++i) V::store(scores + j + static_cast<std::size_t>(i) * step, weights.v[i]);
+      sum = sum + weights;
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < N; ++i) w_.sums[r + i] = (first ? 0.0f : w_.sums[r + i]) + V::sum(sum.v[i]);
+  }
+
+  /// What cap and masks make of the scores of a row.
+  void change(const Tile& tile, std::int64_t r, float* scores) const {
+    if (p_.cap != 0.0f) cap(scores, tile.padded());
     if (p_.mask_count > 0) {
       const Place at = place(r);
-      for (std::size_t i = 0; i < p_.mask_count; ++i) apply(p_.masks[i], tile, at, scores);
+      for (std::size_t i = 0; i < p_.mask_count; ++i) apply(i, tile, at, scores);
     }
-    hide_padding(scores, tile.size, padded);
-    const float before = w_.largest[r], largest = largest_of(scores, padded, before);
-    const float shift = largest == -kInfinity ? 0.0f : largest;
+    hide_padding(scores, tile.size, tile.padded());
+  }
+
+  /// Notes the largest score of a row; what to subtract from its scores.
+  float raise(std::int64_t r, float largest) const {
+    const float before = w_.largest[r];
     if (largest > before && before > -kInfinity) rescale(r, before - largest);
     w_.largest[r] = largest;
-    w_.sums[r] = (first ? 0.0f : w_.sums[r]) + weigh(scores, padded, shift);
+    return largest == -kInfinity ? 0.0f : largest;
   }
 
   static void hide_padding(float* scores, std::int64_t size, std::int64_t padded) {
@@ -340,17 +382,18 @@ class Group {
       simd::store(scores + j, most * simd::tanh(simd::load<F>(scores + j, W) * inverse));
   }
 
-  void apply(const Mask& mask, const Tile& tile, const Place& at, float* scores) const {
+  void apply(std::size_t index, const Tile& tile, const Place& at, float* scores) const {
+    const Mask& mask = p_.masks[index];
     if (mask.kind != MaskKind::kAdd) {
       const bool hides = mask.kind == MaskKind::kHide;
-      const auto* const row = mask_row<std::uint8_t>(mask, tile, at);
+      const auto* const row = mask_row<std::uint8_t>(index, tile, at);
       const std::int64_t step = mask.steps.column;
       for (std::int64_t j = 0; j < tile.size; ++j) scores[j] = (row[j * step] != 0) == hides ? mask.fill : scores[j];
     } else if (mask.steps.column == 0) {
-      const float term = *mask_row<float>(mask, tile, at);
+      const float term = *mask_row<float>(index, tile, at);
       for (std::int64_t j = 0; j < tile.size; ++j) scores[j] += term;
     } else {
-      const auto* const row = mask_row<float>(mask, tile, at);
+      const auto* const row = mask_row<float>(index, tile, at);
       for (std::int64_t j = 0; j < tile.size; j += signed_of(W)) {
         const std::int64_t left = tile.size - j;
         const V::F term = left >= signed_of(W) ? V::load(row + j) : V::load_first(row + j, static_cast<std::size_t>(left));
@@ -359,38 +402,11 @@ class Group {
     }
   }
 
-  /// NaNs are left out.
-  static float largest_of(const float* scores, std::int64_t count, float before) {
-    V::F largest = V::set1(before);
-    for (std::int64_t j = 0; j < count; j += signed_of(W)) largest = V::max(V::load(scores + j), largest);
-    return V::largest(largest);
-  }
-
   /// 2^x; what would be subnormal is 0.
   template <class F>
   static F power(F x) {
     const F lowest = simd::splat<F>(-126.0f), n = simd::round(simd::max(lowest, x));
     return simd::select(x < lowest, simd::splat<F>(0.0f), simd::short_power<F>({n, x - n}));
-  }
-
-  /// Scores become weights e^(score - shift), whose sum is returned. A multiple of 16 scores.
-  static float weigh(float* scores, std::int64_t count, float shift) {
-    constexpr int kMost = 4;
-    V::F sum = V::set1(0.0f);
-    std::int64_t j = 0;
-    for (; j + kMost * signed_of(W) <= count; j += kMost * signed_of(W)) {
-      const auto e = weigh_at<Pack<kMost>>(scores + j, shift);
-      sum = V::add(sum, V::add(V::add(e.v[0], e.v[1]), V::add(e.v[2], e.v[3])));
-    }
-    for (; j < count; j += signed_of(W)) sum = V::add(sum, weigh_at<Pack<1>>(scores + j, shift).v[0]);
-    return V::sum(sum);
-  }
-
-  template <class F>
-  static F weigh_at(float* scores, float shift) {
-    const F e = power((simd::load<F>(scores, W) - simd::splat<F>(shift)) * simd::splat<F>(kLog2E));
-    simd::store(scores, e);
-    return e;
   }
 
   void rescale(std::int64_t r, float exponent) const {
@@ -411,10 +427,14 @@ class Group {
     float* const y = p_.y + at.batch * p_.y_steps.batch + at.head * p_.y_steps.head + at.row * p_.y_steps.row;
     const float inverse = 1.0f / sum;
     const std::int64_t step = p_.y_steps.column;
-    if (step == 1)
-      for (std::int64_t d = 0; d < p_.width; ++d) y[d] = nothing ? 0.0f : result[d] * inverse;
-    else
+    if (step != 1 || nothing) {
       for (std::int64_t d = 0; d < p_.width; ++d) y[d * step] = nothing ? 0.0f : result[d] * inverse;
+      return;
+    }
+    const V::F factor = V::set1(inverse);
+    std::int64_t d = 0;
+    for (; d + signed_of(W) <= p_.width; d += signed_of(W)) V::store(y + d, V::mul(V::load(result + d), factor));
+    if (d < p_.width) V::store_first(y + d, V::mul(V::load(result + d), factor), static_cast<std::size_t>(p_.width - d));
   }
 
   const Problem& p_;
@@ -422,6 +442,7 @@ class Group {
   std::int64_t batch_, kv_head_, first_, rows_;
   const float* queries_ = nullptr;
   std::int64_t query_step_ = 0;
+  std::int64_t mask_offsets_[kMostMasks];  // of the batch
 };
 
 }  // namespace
