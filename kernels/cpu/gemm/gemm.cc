@@ -27,6 +27,8 @@ namespace {
 
 /// Multiples of the micro-kernel's block in every variant.
 constexpr std::int64_t kRowStep = 12, kColumnStep = 32;
+/// Columns from which on a program runs along the rows of a block, without a copy of them.
+constexpr std::int64_t kLeastFinishedColumns = 128;
 /// Floats of A that stay in the second-level cache while a block walks over its columns.
 constexpr std::int64_t kCachedRows = 96 << 10;
 /// Floats of B that stay there while blocks of rows walk past.
@@ -105,7 +107,10 @@ Blocking blocking_of(const Problem& problem) {
   else
     blocking.rows = std::min(problem.rows, most_rows);
   const std::int64_t row_blocks = std::max<std::int64_t>(ceil_div(problem.rows, blocking.rows), 1);
-  if (row_blocks < tasks) blocking.columns = round_up(ceil_div(problem.columns, ceil_div(tasks, row_blocks)), kColumnStep);
+  if (row_blocks < tasks) {
+    const std::int64_t columns = ceil_div(problem.columns, ceil_div(tasks, row_blocks));
+    blocking.columns = round_up(problem.epilogue ? std::max(columns, kLeastFinishedColumns) : columns, kColumnStep);
+  }
   return blocking;
 }
 

@@ -6,6 +6,10 @@
 namespace onnxopt::gemm {
 namespace {
 
+/// Results that are still in the first-level cache when the epilogue takes them, and rows of them that the weights are read for at
+/// least.
+constexpr std::int64_t kFinished = 6 << 10, kLeastFinished = 2 * kRows;
+
 std::int64_t least(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 
 /// A block of C, and the rows and columns of it.
@@ -41,15 +45,8 @@ void multiply_block(const Problem& problem, const Product& product, const Blocki
   } while (begin < problem.depth);
 }
 
-}  // namespace
-
-namespace ONNXOPT_VARIANT {
-
-void run(const Problem& problem, const Blocking& blocking, std::int64_t row, std::int64_t column) {
-  // Rows that the epilogue takes together may end before the block does.
-  const std::int64_t together = problem.epilogue ? problem.epilogue->rows_together() : problem.rows;
-  const Block block{row, least(blocking.rows, together - row % together), column,
-                    least(blocking.columns, problem.columns - column)};
+/// Computes a block whose results the epilogue takes.
+void finish_block(const Problem& problem, const Blocking& blocking, const Block& block) {
   elementwise::RawBlock raw[kMostProducts];
   std::size_t held = 0;
   for (std::size_t i = 0; i < problem.product_count; ++i) held += problem.products[i].c == nullptr;
@@ -59,12 +56,34 @@ void run(const Problem& problem, const Blocking& blocking, std::int64_t row, std
                 : reinterpret_cast<float*>(scratch(held * static_cast<std::size_t>(size) * sizeof(float), ScratchOwner::kGemm));
   for (std::size_t i = 0; i < problem.product_count; ++i) {
     const Product& product = problem.products[i];
-    float* const c = product.c ? product.c + row * problem.columns + column : memory;
+    float* const c = product.c ? product.c + block.row * problem.columns + block.column : memory;
     raw[i] = {c, product.c ? problem.columns : block.columns};
     multiply_block(problem, product, blocking, block, c, raw[i].row_step);
     if (product.c == nullptr) memory += size;
   }
-  if (problem.epilogue) problem.epilogue->apply(block.row, block.rows, block.column, block.columns, {raw, problem.product_count});
+  problem.epilogue->apply(block.row, block.rows, block.column, block.columns, {raw, problem.product_count});
+}
+
+}  // namespace
+
+namespace ONNXOPT_VARIANT {
+
+void run(const Problem& problem, const Blocking& blocking, std::int64_t row, std::int64_t column) {
+  const std::int64_t columns = least(blocking.columns, problem.columns - column);
+  if (problem.epilogue == nullptr) {
+    const Block block{row, least(blocking.rows, problem.rows - row), column, columns};
+    for (std::size_t i = 0; i < problem.product_count; ++i) {
+      const Product& product = problem.products[i];
+      multiply_block(problem, product, blocking, block, product.c + row * problem.columns + column, problem.columns);
+    }
+    return;
+  }
+  // Rows that the epilogue takes together may end before the block does.
+  const std::int64_t together = problem.epilogue->rows_together();
+  const std::int64_t end = row + least(blocking.rows, together - row % together);
+  const std::int64_t fit = kFinished / columns / kRows * kRows;
+  const std::int64_t step = fit < kLeastFinished ? kLeastFinished : fit;
+  for (; row < end; row += step) finish_block(problem, blocking, {row, least(step, end - row), column, columns});
 }
 
 }  // namespace ONNXOPT_VARIANT

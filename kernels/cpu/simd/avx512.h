@@ -15,7 +15,7 @@ struct V {
   using F = __m512;
   using M = __mmask16;
   static constexpr std::size_t kWidth = 16;
-  static constexpr int kPack = 6;
+  static constexpr int kPack = 8;
   static constexpr int kMatrixRows = 12, kMatrixPanels = 2;
 
   static F set1(float x) { return _mm512_set1_ps(x); }

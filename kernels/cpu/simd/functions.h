@@ -26,6 +26,28 @@ inline F clamp_keep_nan(F x, float low, float high) {
   return min(splat<F>(high), max(splat<F>(low), x));
 }
 
+/// Added to a number of at most 2^22 and taken off again, it leaves the nearest integer (D. Knuth's trick with the unit in the last
+/// place): half the work of the processor's own rounding.
+constexpr float kRounding = 12582912.0f;
+
+/// The integer nearest to x, |x| <= 2^22.
+template <class F>
+inline F round_small(F x) {
+  return x + splat<F>(kRounding) - splat<F>(kRounding);
+}
+
+/// The integer nearest to x y, |x y| <= 2^22.
+template <class F>
+inline F round_product(F x, F y) {
+  return fma(x, y, splat<F>(kRounding)) - splat<F>(kRounding);
+}
+
+/// -|x|
+template <class F>
+inline F negative_abs(F x) {
+  return copysign(x, splat<F>(-1.0f));
+}
+
 constexpr float kLog2E = 1.44269504f, kLog2ELow = 1.92596303e-08f;
 /// 2^f = 1 + f q(f) for |f| <= 1/2; the shorter one is good to an ulp.
 constexpr float kPower[] = {0.693147182f, 0.240226477f, 0.0555033199f, 0.00961843878f, 0.00133990031f, 0.000153532572f};
@@ -39,7 +61,7 @@ struct Reduced {
 
 template <class F>
 inline Reduced<F> reduce(F x) {
-  const F n = round(x * splat<F>(kLog2E));
+  const F n = round_product(x, splat<F>(kLog2E));
   return {n, fma(x, splat<F>(kLog2ELow), fms(x, splat<F>(kLog2E), n))};
 }
 
@@ -87,7 +109,7 @@ inline F divide_exactly(F a, F b, F b_lost) {
 template <class F>
 inline F sigmoid(F x) {
   const F one = splat<F>(1.0f);
-  const F e = exp_in_range(max(splat<F>(-104.0f), -abs(x)));
+  const F e = exp_in_range(max(splat<F>(-104.0f), negative_abs(x)));
   const F u = e + one;
   return divide_exactly(select(x < splat<F>(0.0f), e, one), u, e - (u - one));
 }
@@ -95,7 +117,7 @@ inline F sigmoid(F x) {
 /// x sigmoid(x), as x e / (1 + e) with e = e^-|x| for negative x, so that nothing overflows.
 template <class F>
 inline F silu(F x) {
-  const F e = short_exp(max(splat<F>(-104.0f), -abs(x)));
+  const F e = short_exp(max(splat<F>(-104.0f), negative_abs(x)));
   return select(x < splat<F>(0.0f), x * e, x) * inverse(e + splat<F>(1.0f));
 }
 
@@ -108,7 +130,7 @@ inline F tanh(F x) {
   const F one = splat<F>(1.0f);
   const F t = abs(x), square = t * t;
   const F small = fma(t * square, polynomial(square, kTanh), t);
-  const F doubled = min(splat<F>(20.0f), t + t), n = round(doubled * splat<F>(kLog2E));
+  const F doubled = min(splat<F>(20.0f), t + t), n = round_product(doubled, splat<F>(kLog2E));
   const F e = short_power<F>({n, fms(doubled, splat<F>(kLog2E), n)});
   const F large = fnma(splat<F>(2.0f), inverse(e + one), one);
   return copysign(select(t > splat<F>(0.75f), large, small), x);
@@ -123,7 +145,7 @@ inline F erf(F x) {
   const F t = abs(x);
   const F small = fma(polynomial(t * t, kErfSmall), t, t);
   const F power = polynomial(min(splat<F>(4.0f), t), kErfLarge);
-  const F n = round(power);
+  const F n = round_small(power);
   const F large = splat<F>(1.0f) - short_power<F>({n, power - n});
   return copysign(select(t > splat<F>(0.8f), large, small), x);
 }
@@ -165,7 +187,7 @@ inline F log1p_unit(F e) {
 
 template <class F>
 inline F softplus(F x) {
-  const F y = max(splat<F>(0.0f), x) + log1p_unit(exp_in_range(max(splat<F>(-104.0f), -abs(x))));
+  const F y = max(splat<F>(0.0f), x) + log1p_unit(exp_in_range(max(splat<F>(-104.0f), negative_abs(x))));
   return select(unordered(x), x, y);
 }
 
@@ -187,7 +209,7 @@ constexpr float kTail[] = {-1.0f,           -1.15110791f,     -0.459178388f,    
 template <class F>
 inline F gelu(F x) {
   const F power = polynomial(min(splat<F>(11.2f), abs(x)), kTail);
-  const F n = round(power);
+  const F n = round_small(power);
   const F tail = short_power<F>({n, power - n});
   return x * select(x < splat<F>(0.0f), tail, splat<F>(1.0f) - tail);
 }
@@ -196,7 +218,7 @@ inline F gelu(F x) {
 template <class F>
 inline F gelu_tanh(F x) {
   const F doubled = x * fma(x * x, splat<F>(2 * 0.797884583f * 0.044715f), splat<F>(2 * 0.797884583f));
-  const F e = short_exp(max(splat<F>(-104.0f), -abs(doubled)));
+  const F e = short_exp(max(splat<F>(-104.0f), negative_abs(doubled)));
   return select(x < splat<F>(0.0f), x * e, x) * inverse(e + splat<F>(1.0f));
 }
 
