@@ -405,8 +405,9 @@ class Group {
   /// 2^x; what would be subnormal is 0.
   template <class F>
   static F power(F x) {
-    const F lowest = simd::splat<F>(-126.0f), n = simd::round(simd::max(lowest, x));
-    return simd::select(x < lowest, simd::splat<F>(0.0f), simd::short_power<F>({n, x - n}));
+    const auto gone = x < simd::splat<F>(-126.0f);
+    const F kept = simd::without(gone, x), n = simd::round_small(kept);
+    return simd::without(gone, simd::short_power<F>({n, kept - n}));
   }
 
   void rescale(std::int64_t r, float exponent) const {

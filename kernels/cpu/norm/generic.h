@@ -233,12 +233,6 @@ void find_largest(const Block& block, PerRow& largest) {
   }
 }
 
-/// e^x for x <= 0, good to two ulps.
-template <class F>
-inline F power_of(F x) {
-  return short_exp(max(splat<F>(-104.0f), x));
-}
-
 [[gnu::flatten]] void softmax(const Block& block) {
   PerRow largest, factor;
   find_largest(block, largest);
@@ -248,7 +242,7 @@ inline F power_of(F x) {
     float* const y = block.target(r);
     factor[r] = static_cast<float>(sum_of(block.width, [=](auto part, std::int64_t begin) {
       auto v = part.load(x + begin, kLowest);
-      const auto power = power_of(v - splat<decltype(v)>(top));
+      const auto power = short_exp(v - splat<decltype(v)>(top));
       part.store(y + begin, power);
       return power;
     }));
@@ -265,7 +259,7 @@ inline F power_of(F x) {
     const float* const x = block.source(r);
     rest[r] = static_cast<float>(sum_of(block.width, [x, top = largest[r]](auto part, std::int64_t begin) {
       auto v = part.load(x + begin, kLowest);
-      return power_of(v - splat<decltype(v)>(top));
+      return short_exp(v - splat<decltype(v)>(top));
     }));
   }
   update(rest, block.rows, [](Narrow v, std::int64_t) { return log(v); });
@@ -400,7 +394,7 @@ template <class Part>
   for (std::int64_t k = 0; k < c.width; ++k) largest = max(largest, part.load(c.source(k)));
   const bool log_wanted = p.kind == Kind::kLogSoftmax;
   const F total = sum_columns<F>(c.width, [&](std::int64_t k) {
-    const F power = power_of(part.load(c.source(k)) - largest);
+    const F power = short_exp(part.load(c.source(k)) - largest);
     if (!log_wanted) part.store(c.target(k), power);
     return power;
   });

@@ -71,26 +71,40 @@ inline F short_power(Reduced<F> t) {
   return scale(fma(t.f, polynomial(t.f, kShortPower), splat<F>(1.0f)), t.n);
 }
 
-template <class F>
-inline F short_exp(F x) {
-  return short_power(reduce(x));
+/// x, but 0 where `gone` says so. What underflows takes many times as long as other numbers, so elements whose result is 0 anyway are
+/// computed of 0, and their result is replaced.
+template <class Mask, class F>
+inline F without(Mask gone, F x) {
+  return select(gone, splat<F>(0.0f), x);
 }
 
+/// e^x is a normal number from the first on, and not 0 from the second on.
+constexpr float kLeastNormalPower = -87.0f, kLeastPower = -104.0f;
+
+/// e^x for x <= 88, good to two ulps; it is 0 below `least`.
 template <class F>
-inline F exp_in_range(F x) {
-  const Reduced<F> t = reduce(x);
-  return scale(fma(t.f, polynomial(t.f, kPower), splat<F>(1.0f)), t.n);
+inline F short_exp(F x, float least = kLeastNormalPower) {
+  const auto gone = x < splat<F>(least);
+  return without(gone, short_power(reduce(without(gone, x))));
+}
+
+/// e^x for x <= 89.
+template <class F>
+inline F bounded_exp(F x) {
+  const auto gone = x < splat<F>(kLeastPower);
+  const Reduced<F> t = reduce(without(gone, x));
+  return without(gone, scale(fma(t.f, polynomial(t.f, kPower), splat<F>(1.0f)), t.n));
 }
 
 template <class F>
 inline F exp(F x) {
-  return exp_in_range(clamp_keep_nan(x, -104.0f, 89.0f));
+  return bounded_exp(min(splat<F>(89.0f), x));
 }
 
 /// e^x - 1, accurate near 0.
 template <class F>
 inline F expm1(F x) {
-  const Reduced<F> t = reduce(clamp_keep_nan(x, -104.0f, 60.0f));
+  const Reduced<F> t = reduce(clamp_keep_nan(x, -20.0f, 60.0f));
   const F s = scale(splat<F>(1.0f), t.n);
   const F y = fma(s, t.f * polynomial(t.f, kPower), s - splat<F>(1.0f));
   return select(x > splat<F>(60.0f), exp(x), y);
@@ -109,7 +123,7 @@ inline F divide_exactly(F a, F b, F b_lost) {
 template <class F>
 inline F sigmoid(F x) {
   const F one = splat<F>(1.0f);
-  const F e = exp_in_range(max(splat<F>(-104.0f), negative_abs(x)));
+  const F e = bounded_exp(negative_abs(x));
   const F u = e + one;
   return divide_exactly(select(x < splat<F>(0.0f), e, one), u, e - (u - one));
 }
@@ -117,7 +131,7 @@ inline F sigmoid(F x) {
 /// x sigmoid(x), as x e / (1 + e) with e = e^-|x| for negative x, so that nothing overflows.
 template <class F>
 inline F silu(F x) {
-  const F e = short_exp(max(splat<F>(-104.0f), negative_abs(x)));
+  const F e = short_exp(negative_abs(x), kLeastPower);
   return select(x < splat<F>(0.0f), x * e, x) * inverse(e + splat<F>(1.0f));
 }
 
@@ -187,20 +201,20 @@ inline F log1p_unit(F e) {
 
 template <class F>
 inline F softplus(F x) {
-  const F y = max(splat<F>(0.0f), x) + log1p_unit(exp_in_range(max(splat<F>(-104.0f), negative_abs(x))));
+  const F y = max(splat<F>(0.0f), x) + log1p_unit(bounded_exp(negative_abs(x)));
   return select(unordered(x), x, y);
 }
 
 /// x tanh(softplus(x)) = x n / (n + 2) with n = e^x (e^x + 2).
 template <class F>
 inline F mish(F x) {
-  const F e = exp(min(splat<F>(20.0f), x));
+  const F e = bounded_exp(min(splat<F>(20.0f), x));
   const F n = e * (e + splat<F>(2.0f));
   const F ratio = n * inverse(n + splat<F>(2.0f));
   return x * select(x > splat<F>(20.0f), splat<F>(1.0f), ratio);
 }
 
-/// The normal distribution's tail is 2^p(t) for t >= 0; beyond 5.6 it is too small to matter, and p falls on: below -150 at 11.2.
+/// The normal distribution's tail is 2^p(t) for t >= 0; beyond 5.6 it is too small to matter, and p falls on: to -123 at 10.5.
 constexpr float kTail[] = {-1.0f,           -1.15110791f,     -0.459178388f,    -0.0526014902f,
                            0.00723234005f,  -0.000276206847f, -0.000125356644f, 2.60746401e-05f,
                            -1.69359464e-06f};
@@ -208,9 +222,11 @@ constexpr float kTail[] = {-1.0f,           -1.15110791f,     -0.459178388f,    
 /// x (1 + erf(x / sqrt 2)) / 2, which is x times the tail beyond -x.
 template <class F>
 inline F gelu(F x) {
-  const F power = polynomial(min(splat<F>(11.2f), abs(x)), kTail);
+  const F t = abs(x);
+  const auto gone = t > splat<F>(10.5f);
+  const F power = polynomial(without(gone, t), kTail);
   const F n = round_small(power);
-  const F tail = short_power<F>({n, power - n});
+  const F tail = without(gone, short_power<F>({n, power - n}));
   return x * select(x < splat<F>(0.0f), tail, splat<F>(1.0f) - tail);
 }
 
@@ -218,7 +234,7 @@ inline F gelu(F x) {
 template <class F>
 inline F gelu_tanh(F x) {
   const F doubled = x * fma(x * x, splat<F>(2 * 0.797884583f * 0.044715f), splat<F>(2 * 0.797884583f));
-  const F e = short_exp(max(splat<F>(-104.0f), negative_abs(doubled)));
+  const F e = short_exp(negative_abs(doubled));
   return select(x < splat<F>(0.0f), x * e, x) * inverse(e + splat<F>(1.0f));
 }
 
