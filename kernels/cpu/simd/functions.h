@@ -71,8 +71,8 @@ inline F short_power(Reduced<F> t) {
   return scale(fma(t.f, polynomial(t.f, kShortPower), splat<F>(1.0f)), t.n);
 }
 
-/// x, but 0 where `gone` says so. What underflows takes many times as long as other numbers, so elements whose result is 0 anyway are
-/// computed of 0, and their result is replaced.
+/// x, but 0 where `gone` says so. What underflows takes many times as long as other numbers, so elements whose result is 0 anyway
+/// are computed of 0, and their result is replaced.
 template <class Mask, class F>
 inline F without(Mask gone, F x) {
   return select(gone, splat<F>(0.0f), x);
