@@ -33,6 +33,9 @@ constexpr std::size_t kLineFloats = 16;
 /// prefetching.
 constexpr std::size_t kAhead = 24 * kPanel;
 
+/// Keeps a pointer in a register of its own: the compiler would make a vector of several, in memory, and add to it there.
+inline void keep(const char*& pointer) { asm("" : "+r"(pointer)); }
+
 /// Rows of A at a constant distance. Three rows share a pointer: x86 addresses reach base, base + ld and base + 2 ld.
 struct Strided {
   const float* base;
@@ -44,7 +47,11 @@ struct Strided {
     std::ptrdiff_t ld;
     F operator()(int r) const { return V::set1(*reinterpret_cast<const float*>(at[r / 3] + r % 3 * ld)); }
     void advance() {
-      for (const char*& one : at) one += sizeof(float);
+#pragma GCC unroll 8
+      for (const char*& one : at) {
+        one += sizeof(float);
+        keep(one);
+      }
     }
   };
 
@@ -52,6 +59,7 @@ struct Strided {
   Rows<R> rows(std::size_t) const {
     const std::ptrdiff_t bytes = ld * static_cast<std::ptrdiff_t>(sizeof(float));
     Rows<R> rows{{}, bytes};
+#pragma GCC unroll 8
     for (int i = 0; i < (R + 2) / 3; ++i) rows.at[i] = reinterpret_cast<const char*>(base) + 3 * i * bytes;
     return rows;
   }
@@ -97,7 +105,7 @@ struct Target {
 };
 
 template <int R, int N, class Source>
-inline void run_block(Source source, std::size_t taps, std::size_t depth, Columns b, const Target& target) {
+[[gnu::noinline]] void run_block(Source source, std::size_t taps, std::size_t depth, Columns b, const Target& target) {
   F sums[R][N];
   const std::size_t last = target.columns - (N - 1) * V::kWidth;  // columns of the last vector
   const auto read = [&](const float* from, int v) {
