@@ -38,7 +38,7 @@ onnxopt_kernel_family(attention attention.cc)
 onnxopt_kernel_family(norm norm.cc)
 onnxopt_kernel_family(conv plan.cc)
 onnxopt_kernel_family(qconv qconv.cc)
-onnxopt_kernel_family(recurrence recurrence.cc)
+onnxopt_kernel_family(recurrence recurrence.cc blocks.cc)
 
 if(ONNXOPT_SANITIZE)
   add_compile_options(-g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer)

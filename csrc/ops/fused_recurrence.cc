@@ -69,7 +69,10 @@ Result<Form> read_form(const Attributes& attributes) {
   if (counts.sequences == 0) return Made::failure("Its attribute 'sequences' should be at least 1.");
   const std::optional<std::string> text = attributes.string("step");
   if (!text) return Made::failure("It has no attribute 'step'.");
-  Result<recurrence::Step> step = recurrence::parse(*text, counts, numbers(attributes, "next"), numbers(attributes, "stacked"));
+  std::vector<std::size_t> stacked = numbers(attributes, "stacked");
+  std::vector<bool> summed = flags(attributes, "summed", stacked.size());
+  Result<recurrence::Step> step =
+      recurrence::parse(*text, counts, numbers(attributes, "next"), std::move(stacked), std::move(summed));
   if (!step) return Made::failure(step.error());
   Form form{std::move(*step), flags(attributes, "reverse", counts.sequences), {}, {}};
   form.reverse_stacked = flags(attributes, "reverse_stacked", form.step.stacked.size());
@@ -87,9 +90,12 @@ class FusedRecurrence final : public Kernel {
     if (const std::string sentence = wrong_input(inputs); !sentence.empty()) return Types::failure(sentence);
     const recurrence::Counts& counts = form_.step.counts;
     std::vector<TensorType> types(counts.carried, TensorType{kFloat, inputs[0].shape});
-    Shape stacked = inputs[0].shape;
-    stacked.insert(stacked.begin(), inputs[counts.carried].shape[0]);
-    types.resize(counts.carried + form_.step.stacked.size(), TensorType{kFloat, stacked});
+    for (const bool summed : form_.step.summed) {
+      Shape stacked = inputs[0].shape;
+      if (summed) stacked.pop_back();
+      stacked.insert(stacked.begin(), inputs[counts.carried].shape[0]);
+      types.push_back({kFloat, stacked});
+    }
     return types;
   }
 
@@ -114,9 +120,11 @@ class FusedRecurrence final : public Kernel {
     for (std::size_t i = 0; i < counts.matrices; ++i) matrices.push_back(static_cast<const float*>(inputs[at++].data));
     std::vector<float*> finals;
     for (std::size_t i = 0; i < counts.carried; ++i) finals.push_back(static_cast<float*>(outputs[i]));
-    for (std::size_t i = 0; i < form_.step.stacked.size(); ++i)
-      stacked.push_back(
-          {static_cast<const char*>(outputs[counts.carried + i]), bytes_of(inputs[0].shape), form_.reverse_stacked[i]});
+    for (std::size_t i = 0; i < form_.step.stacked.size(); ++i) {
+      Shape shape = inputs[0].shape;
+      if (form_.step.summed[i]) shape.pop_back();
+      stacked.push_back({static_cast<const char*>(outputs[counts.carried + i]), bytes_of(shape), form_.reverse_stacked[i]});
+    }
     problem.initial = initial;
     problem.sequences = sequences;
     problem.invariants = invariants;
@@ -141,6 +149,7 @@ class FusedRecurrence final : public Kernel {
       return "It got " + number(inputs.size()) + " inputs and needs " + number(form_.inputs()) + ".";
     const Shape& domain = inputs[0].shape;
     if (form_.step.has_products && domain.empty()) return "Input 0 is a scalar, which cannot be multiplied with a matrix.";
+    if (form_.step.has_sums && domain.empty()) return "Input 0 is a scalar, which has no last dim to sum over.";
     for (std::size_t i = 0; i < inputs.size(); ++i) {
       const bool outer = i >= counts.carried && i - counts.carried < form_.read.size();
       const bool sequence = outer && i < counts.carried + counts.sequences;
@@ -229,7 +238,10 @@ std::vector<std::optional<InferredType>> infer(const Attributes& attributes, std
   const InferredType& sequence = inputs[counts.carried];
   InferredType stacked{kFloat, inputs[0].shape};
   stacked.shape.insert(stacked.shape.begin(), sequence.shape.empty() ? Dim{-1, fresh_dim()} : sequence.shape[0]);
-  for (std::size_t i = 0; i < form->step.stacked.size(); ++i) types.push_back(stacked);
+  for (const bool summed : form->step.summed) {
+    types.push_back(stacked);
+    if (summed) types.back()->shape.pop_back();
+  }
   return types;
 }
 
@@ -242,8 +254,8 @@ std::vector<Variant> list_variants() {
 }  // namespace
 
 const Op& fused_recurrence() {
-  static const char* const attributes[] = {"carried", "sequences", "invariants", "matrices",       "step",
-                                           "next",    "stacked",   "reverse",    "reverse_stacked"};
+  static const char* const attributes[] = {"carried", "sequences", "invariants", "matrices", "step",
+                                           "next",    "stacked",   "summed",     "reverse",  "reverse_stacked"};
   static const std::vector<Variant> list = list_variants();
   static const Op op{"FusedRecurrence", attributes, list, create, infer};
   return op;

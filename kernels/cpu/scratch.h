@@ -17,6 +17,7 @@ enum class ScratchOwner {
   kAttention,
   kNorm,
   kRecurrence,
+  kRecurrenceTiles,
   kQgemm,
   kQconv,
   kQconvColumns,

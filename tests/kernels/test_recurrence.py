@@ -105,6 +105,98 @@ def test_broadcast_elements_and_invariants(variant: str) -> None:
     np.testing.assert_allclose(stacked, made, rtol=2e-5, atol=1e-5)
 
 
+STATE_SPACE = {
+    "sequences": 4,
+    "invariants": 1,
+    "step": " ! 0 1 2 3 4 5 ! i0:f32 i1:f32 i2:f32 i3:f32 i4:f32 i5:f32 | t0=mul(i1,i5) t1=exp(t0) t2=mul(t1,i0) t3=mul(i1,i2) t4=mul(t3,i3) "
+    "t5=add(t2,t4) t6=mul(t5,i4) | t5:f32 t6:f32",
+    "next": [6],
+    "stacked": [7, 6],
+    "summed": [1, 0],
+}
+"""h = exp(d a) h + d b x, and the sums of h c over the states; h is stacked as well."""
+
+
+def state_space(steps: int, batch: tuple[int, ...], channels: int, states: int) -> list[Array]:
+    d = np.abs(normal(steps, *batch, channels, 1))
+    b, c = (normal(steps, *batch, 1, states, seed=seed) for seed in (1, 2))
+    x, a = normal(steps, *batch, channels, 1, seed=3), -np.abs(normal(channels, states, seed=4))
+    return [normal(*batch, channels, states, seed=5), d, b, x, c, a]
+
+
+def state_space_results(inputs: list[Array]) -> tuple[Array, Array, Array]:
+    h, d, b, x, c, a = (one.astype(np.float64) for one in inputs)
+    sums, states = [], []
+    for t in range(len(d)):
+        h = np.exp(d[t] * a) * h + d[t] * b[t] * x[t]
+        sums.append((h * c[t]).sum(-1))
+        states.append(h)
+    return h, np.array(sums).reshape(len(d), *h.shape[:-1]), np.array(states).reshape(len(d), *h.shape)
+
+
+@pytest.mark.parametrize("states", [1, 3, 16, 30, 130])
+@pytest.mark.parametrize("channels", [1, 5, 16, 70])
+@pytest.mark.parametrize("batch", [(), (1,), (3,), (2, 2)])
+def test_sums_over_the_last_dim(batch: tuple[int, ...], channels: int, states: int, variant: str) -> None:
+    inputs = state_space(5, batch, channels, states)
+    results = run(inputs, STATE_SPACE, variant)
+    for result, expected in zip(results, state_space_results(inputs), strict=True):
+        np.testing.assert_allclose(result, expected, rtol=5e-5, atol=5e-5)
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_sums_of_few_steps(steps: int, variant: str) -> None:
+    inputs = state_space(steps, (2,), 20, 16)
+    for result, expected in zip(run(inputs, STATE_SPACE, variant), state_space_results(inputs), strict=True):
+        np.testing.assert_allclose(result, expected, rtol=5e-5, atol=5e-5)
+
+
+def test_sums_of_no_elements_are_zero(variant: str) -> None:
+    inputs = state_space(3, (2,), 20, 0)
+    final, sums, _ = run(inputs, STATE_SPACE, variant)
+    assert final.shape == (2, 20, 0)
+    np.testing.assert_array_equal(sums, np.zeros((3, 2, 20), np.float32))
+
+
+def test_sums_of_steps_from_the_back(variant: str) -> None:
+    inputs = state_space(6, (), 33, 8)
+    backwards = {"reverse": [1, 1, 1, 1], "reverse_stacked": [1, 0]}
+    _, sums, states = run(inputs, {**STATE_SPACE, **backwards}, variant)
+    _, expected, expected_states = state_space_results([one[::-1] if one.ndim == 3 else one for one in inputs])
+    np.testing.assert_allclose(sums, expected[::-1], rtol=5e-5, atol=5e-5)
+    np.testing.assert_allclose(states, expected_states, rtol=5e-5, atol=5e-5)
+
+
+def test_sums_of_values_that_are_not_finite_concern_their_rows_alone(variant: str) -> None:
+    inputs = state_space(6, (), 40, 8)
+    inputs[3][2, 7], inputs[3][1, 39], inputs[0][4, 3] = math.nan, math.inf, -math.inf
+    _, sums, _ = run(inputs, STATE_SPACE, variant)
+    _, expected, _ = state_space_results(inputs)
+    np.testing.assert_allclose(sums, expected, rtol=5e-5, atol=5e-5)
+
+
+def test_sums_of_values_that_go_on_as_they_are(variant: str) -> None:
+    """a gets the element, which has one number a row, and b what a was; sums of b and of the elements come out."""
+    step = " ! 0 2 ! i0:f32 i1:f32 | t0=add(i0,i1) | t0:f32"
+    x, a, b = normal(5, 21, 6), normal(21, 6), normal(21, 6, seed=1)
+    attributes = {"carried": 2, "step": step, "next": [2, 0], "stacked": [1, 2, 3], "summed": [1, 1, 1]}
+    *finals, of_b, of_x, of_both = run([a, b, x], attributes, variant)
+    for t in range(5):
+        for result, value in ((of_b, b), (of_x, x[t]), (of_both, a + x[t])):
+            np.testing.assert_allclose(result[t], value.sum(-1), rtol=1e-5, atol=1e-5)
+        a, b = x[t], a
+    for final, expected in zip(finals, (a, b), strict=True):
+        np.testing.assert_array_equal(final, expected)
+
+
+@pytest.mark.parametrize("threads", [2, 4])
+def test_same_sums_for_any_number_of_threads(threads: int, variant: str) -> None:
+    inputs = state_space(30, (2,), 150, 16)
+    results = (run(inputs, STATE_SPACE, variant, count) for count in (1, threads))
+    for first, second in zip(*results, strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
 def tanh_cell(x: Array, h: Array, w: Array, b: Array) -> Array:
     state, made = h.astype(np.float64), []
     for element in x:
@@ -195,6 +287,8 @@ WRONG = {
     "got 3 inputs and needs 2": ([H, X, X], {}),
     "is of type double": ([H, X.astype(np.float64)], {}),
     "cannot be broadcast to [2,8]": ([H, normal(3, 3, 8)], {}),
+    "has no last dim to sum over": ([normal(), normal(3)], {"summed": [1]}),
+    "has sums, and products": ([H, X, B, W], {**CELL, "summed": [1]}),
     "Input 1 is a scalar": ([H, np.array(1, np.float32)], {}),
     "and should have [1,8,16]": ([H, X, B, normal(1, 8, 8)], CELL),
     "and should have [8]": ([H, X, normal(1), W], CELL),

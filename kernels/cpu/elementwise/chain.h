@@ -13,12 +13,6 @@ namespace {
 
 using namespace simd;
 
-/// An operand or result of a tile: one element after the other, or a scalar stored once per lane.
-struct Place {
-  void* data;
-  bool scalar;
-};
-
 template <class F>
 inline F read(const Place& source, std::size_t i) {
   const auto* data = static_cast<const float*>(source.data);
@@ -116,6 +110,11 @@ void run_chain(const Step* begin, const Step* end, const Place* table, std::size
   constexpr std::size_t pack = V::kPack * W;
   std::size_t i = 0;
   for (; i + pack <= n; i += pack) run_batch<Pack<V::kPack>, 1>(begin, end, table, i);
+  // What is left goes as few packs as well: vectors one by one would each wait for their own results.
+  if constexpr (V::kPack > 4)
+    if (i + 4 * W <= n) run_batch<Pack<4>, 1>(begin, end, table, i), i += 4 * W;
+  if constexpr (V::kPack > 2)
+    if (i + 2 * W <= n) run_batch<Pack<2>, 1>(begin, end, table, i), i += 2 * W;
   for (; i < n; i += W) run_batch<Pack<1>, 1>(begin, end, table, i);
 }
 

@@ -107,12 +107,15 @@ class Program {
 Result<std::vector<Shape>> output_shapes(const Program& program, std::span<const std::span<const std::int64_t>> inputs);
 
 struct Plan;
+struct Place;
 
-/// One implementation of the executor, for one instruction set. `run` computes elements [begin, end) of a plan's domain.
+/// One implementation of the executor, for one instruction set. `run` computes elements [begin, end) of a plan's domain, `run_tile`
+/// the first `n` elements, whole vectors of 16, of a tile whose places the caller sets (see tile.h).
 struct Variant {
   const char* name;
   const char* isa;
   void (*run)(const Plan&, std::int64_t begin, std::int64_t end);
+  void (*run_tile)(const Schedule&, const Place* table, std::size_t n);
 };
 
 /// The variants that were built, best first; the portable one is last.

@@ -18,10 +18,6 @@ namespace {
 
 /// Elements of a row from which on tiles do not cross rows, so that broadcast operands need no copy.
 constexpr std::size_t kLongRow = 64;
-/// Bytes from one register to the next: a tile of the widest type, and a few cache lines, so that registers do not share the low
-/// bits of their addresses (a load would wait for a store 4 KiB away, and all would fall into the same sets of the cache).
-constexpr std::size_t kSlot = kTile * 8 + 5 * 64;
-
 /// Bytes of an element in a tensor.
 constexpr std::size_t stored_size(DType type) {
   return type == DType::f16 ? 2 : type == DType::i64 ? 8 : type == DType::boolean ? 1 : 4;
@@ -210,6 +206,22 @@ void execute(const Step& step, const Call& call, std::size_t n) {
   }
 }
 
+/// Runs `n` elements, whole vectors, through all statements of a schedule.
+void run_statements(const Schedule& schedule, const Place* table, std::size_t n) {
+  const Step* const end = schedule.steps + schedule.step_count;
+  for (const Step* step = schedule.steps; step != end;) {
+    if (step->chain > 0) {
+      run_chain(step, step + step->chain, table, n);
+      step += step->chain;
+      continue;
+    }
+    Call call{table[step->target].data, {}};
+    for (int k = 0; k < 3; ++k)
+      if (step->operands[k] != Step::kAtHand) call.sources[k] = table[step->operands[k]];
+    execute(*step++, call, n);
+  }
+}
+
 /// float16 to float and back; what is left after whole vectors goes one by one.
 inline void widen(const std::uint16_t* source, float* target, std::size_t n) {
   std::size_t i = 0;
@@ -282,28 +294,13 @@ class Worker {
     const bool in_place = whole && !apart;
     for (std::size_t i = 0; i < plan_.output_count; ++i)
       if (plan_.outputs[i].direct) table_[plan_.outputs[i].place].data = in_place ? target(i, begin) : slot(plan_.outputs[i].place);
-    const Step* const end = schedule_.steps + schedule_.step_count;
-    for (const Step* step = schedule_.steps; step != end;) {
-      if (step->chain > 0) {
-        run_chain(step, step + step->chain, table_, padded);
-        step += step->chain;
-      } else {
-        run_step(*step++, padded);
-      }
-    }
+    run_statements(schedule_, table_, padded);
     for (std::size_t i = 0; i < plan_.output_count; ++i) {
       if (apart)
         store_across(i, begin, count);
       else
         store_output(i, table_[plan_.outputs[i].place].data, begin, count);
     }
-  }
-
-  void run_step(const Step& step, std::size_t padded) {
-    Call call{table_[step.target].data, {}};
-    for (int k = 0; k < 3; ++k)
-      if (step.operands[k] != Step::kAtHand) call.sources[k] = table_[step.operands[k]];
-    execute(step, call, padded);
   }
 
   char* target(std::size_t output, std::int64_t begin) const {
@@ -458,6 +455,8 @@ class Worker {
 namespace ONNXOPT_VARIANT {
 
 void run(const Plan& plan, std::int64_t begin, std::int64_t end) { Worker(plan).run(begin, end); }
+
+void run_tile(const Schedule& schedule, const Place* table, std::size_t n) { run_statements(schedule, table, n); }
 
 }  // namespace ONNXOPT_VARIANT
 }  // namespace onnxopt::elementwise

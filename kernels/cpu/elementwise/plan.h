@@ -15,6 +15,19 @@ namespace onnxopt::elementwise {
 /// Elements of a tile: eight registers of floats fill half of a 32 KiB first-level cache.
 constexpr std::size_t kTile = 384;
 
+/// Bytes from one register to the next: a tile of the widest type, and a few cache lines, so that registers do not share the low
+/// bits of their addresses (a load would wait for a store 4 KiB away, and all would fall into the same sets of the cache).
+constexpr std::size_t kSlot = kTile * 8 + 5 * 64;
+
+/// Lanes of the widest vectors. A scalar is stored as often.
+constexpr std::size_t kMostLanes = 16;
+
+/// An operand or result of a tile: one element after the other, or as many as a vector has, which are repeated.
+struct Place {
+  void* data;
+  bool scalar;
+};
+
 /// Dims after neighbours that no operand tells apart were merged.
 constexpr std::size_t kMaxRank = 16;
 

@@ -286,16 +286,17 @@ Result<std::vector<Shape>> output_shapes(const Program& program, std::span<const
   return shapes;
 }
 
-#define ELEMENTWISE_VARIANT(space, isa)                        \
-  namespace space {                                            \
-  void run(const Plan&, std::int64_t begin, std::int64_t end); \
+#define ELEMENTWISE_VARIANT(space, isa)                              \
+  namespace space {                                                  \
+  void run(const Plan&, std::int64_t begin, std::int64_t end);       \
+  void run_tile(const Schedule&, const Place* table, std::size_t n); \
   }
 #include "kernels/cpu/elementwise/variants.inc"
 #undef ELEMENTWISE_VARIANT
 
 std::span<const Variant> variants() {
   static constexpr Variant kVariants[] = {
-#define ELEMENTWISE_VARIANT(space, isa) {"elementwise__" #space, isa, &space::run},
+#define ELEMENTWISE_VARIANT(space, isa) {"elementwise__" #space, isa, &space::run, &space::run_tile},
 #include "kernels/cpu/elementwise/variants.inc"
 #undef ELEMENTWISE_VARIANT
   };

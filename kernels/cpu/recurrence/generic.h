@@ -1,4 +1,5 @@
-// The product of a step's rows with a matrix: one template, instantiated once per instruction set.
+// The product of a step's rows with a matrix, and sums over the columns of blocks: one template, instantiated once per instruction
+// set.
 #include "kernels/cpu/gemm/micro.h"
 #include "kernels/cpu/recurrence/recurrence.h"
 
@@ -52,6 +53,22 @@ void multiply(const float* x, std::int64_t rows, std::int64_t depth, const float
       gemm::multiply(static_cast<int>(some_rows), gemm::Strided{x + i * depth, depth}, 1, static_cast<std::size_t>(depth), b,
                      target);
     }
+}
+
+void spread(const float* from, std::int64_t count, float* to) {
+  for (std::int64_t i = 0; i < count; ++i, to += simd::V::kWidth) simd::V::store(to, simd::V::set1(from[i]));
+}
+
+void sum(const float* vectors, std::int64_t distance, std::int64_t count, bool more, float* to) {
+  // Four sums hide the latency of an addition.
+  simd::V::F sums[4];
+  for (auto& one : sums) one = simd::V::set1(0.0f);
+  if (more) sums[0] = simd::V::load(to);
+  std::int64_t i = 0;
+  for (; i + 4 <= count; i += 4, vectors += 4 * distance)
+    for (int k = 0; k < 4; ++k) sums[k] = simd::V::add(sums[k], simd::V::load(vectors + k * distance));
+  for (; i < count; ++i, vectors += distance) sums[0] = simd::V::add(sums[0], simd::V::load(vectors));
+  simd::V::store(to, simd::V::add(simd::V::add(sums[0], sums[1]), simd::V::add(sums[2], sums[3])));
 }
 
 }  // namespace ONNXOPT_VARIANT

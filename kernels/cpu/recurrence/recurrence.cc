@@ -7,21 +7,25 @@
 #include <thread>
 
 #include "kernels/cpu/elementwise/plan.h"
+#include "kernels/cpu/elementwise/tile.h"
 #include "kernels/cpu/gemm/panel.h"
+#include "kernels/cpu/recurrence/blocks.h"
 #include "kernels/cpu/scratch.h"
 
 namespace onnxopt::recurrence {
 
-#define RECURRENCE_VARIANT(name, isa)                                                                                      \
+#define RECURRENCE_VARIANT(name, isa, lanes)                                                                               \
   namespace name {                                                                                                         \
   void multiply(const float*, std::int64_t, std::int64_t, const float*, const float*, std::int64_t, float*, std::int64_t); \
+  void spread(const float*, std::int64_t, float*);                                                                         \
+  void sum(const float*, std::int64_t, std::int64_t, bool, float*);                                                        \
   }
 #include "kernels/cpu/recurrence/variants.inc"
 #undef RECURRENCE_VARIANT
 
 std::span<const Variant> variants() {
   static constexpr Variant list[] = {
-#define RECURRENCE_VARIANT(name, isa) {"recurrence__" #name, isa, name::multiply},
+#define RECURRENCE_VARIANT(name, isa, lanes) {"recurrence__" #name, isa, lanes, name::multiply, name::spread, name::sum},
 #include "kernels/cpu/recurrence/variants.inc"
 #undef RECURRENCE_VARIANT
   };
@@ -85,9 +89,13 @@ std::string read_phase(std::string_view text, const Counts& counts, std::size_t 
 
 }  // namespace
 
-Result<Step> parse(std::string_view text, const Counts& counts, std::vector<std::size_t> next, std::vector<std::size_t> stacked) {
+Result<Step> parse(std::string_view text, const Counts& counts, std::vector<std::size_t> next, std::vector<std::size_t> stacked,
+                   std::vector<bool> summed) {
   using Made = Result<Step>;
-  Step step{counts, {}, std::move(next), std::move(stacked), counts.carried + counts.sequences + counts.invariants};
+  Step step{counts, {}, std::move(next), std::move(stacked), std::move(summed), 0};
+  step.values = step.outer();
+  step.summed.resize(step.stacked.size(), false);
+  step.has_sums = std::find(step.summed.begin(), step.summed.end(), true) != step.summed.end();
   for (const std::string_view one : split(text, ';')) {
     Phase phase;
     if (const std::string sentence = read_phase(one, counts, step.values, phase); !sentence.empty()) return Made::failure(sentence);
@@ -95,6 +103,8 @@ Result<Step> parse(std::string_view text, const Counts& counts, std::vector<std:
     step.values += phase.products.size() + phase.program.outputs().size();
     step.phases.push_back(std::move(phase));
   }
+  if (step.has_sums && (step.has_products || step.phases.size() > 1))
+    return Made::failure("Its step has sums, and products or several phases.");
   if (step.next.size() != counts.carried)
     return Made::failure("Its attribute 'next' has " + std::to_string(step.next.size()) + " numbers for " +
                          std::to_string(counts.carried) + " carried values.");
@@ -142,9 +152,7 @@ class Layout {
     parity_ = slot;
   }
 
-  bool is_computed(std::size_t value) const {
-    return value >= step_.counts.carried + step_.counts.sequences + step_.counts.invariants;
-  }
+  bool is_computed(std::size_t value) const { return step_.is_computed(value); }
 
   /// Where a value is, or is written, in step `t`.
   char* at(std::size_t value, std::int64_t t) const {
@@ -379,15 +387,30 @@ std::string make_plans(const Problem& problem, std::vector<elementwise::Plan>& p
   return "";
 }
 
+/// Sums of no elements.
+void clear_sums(const Problem& problem) {
+  for (std::size_t i = 0; i < problem.stacked.size(); ++i)
+    if (problem.step->summed[i])
+      std::memset(const_cast<char*>(problem.stacked[i].data), 0,
+                  static_cast<std::size_t>(problem.stacked[i].bytes * problem.steps));
+}
+
 }  // namespace
 
 Result<bool> run(const Problem& problem, const Variant& variant, const elementwise::Variant& elementwise,
                  const ParallelFor& parallel_for) {
   const Step& step = *problem.step;
-  const Layout layout(problem);
-  if (layout.bytes == 0) return true;
+  if (std::find(problem.domain.begin(), problem.domain.end(), 0) != problem.domain.end()) {
+    clear_sums(problem);
+    return true;
+  }
   std::vector<elementwise::Plan> plans;
   if (const std::string sentence = make_plans(problem, plans); !sentence.empty()) return Result<bool>::failure(sentence);
+  if (step.has_sums) {
+    run_in_blocks(problem, plans[0], variant, elementwise, parallel_for);
+    return true;
+  }
+  const Layout layout(problem);
   Shared shared{&problem, &variant, &elementwise, &layout, std::move(plans), {}, nullptr, 0};
   double cost = 0;  // of an element, over all steps
   std::int64_t matrices = 0;

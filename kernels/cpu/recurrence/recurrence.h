@@ -8,6 +8,9 @@
 //
 // value 0 (carried) times matrices 0 and 1 makes values 3 and 4, and the program reads 1 2 3 4. `0@1+2` adds the invariant 2 to
 // each row. Phases are parted by ';'.
+//
+// Stacked values may be summed over the last dim: a step of one phase without products then runs in blocks of as many rows as a
+// vector has lanes (blocks.h), so that a sum adds whole vectors and values of a row are read as they lie.
 #pragma once
 
 #include <cstdint>
@@ -43,13 +46,18 @@ struct Step {
   std::vector<Phase> phases;
   std::vector<std::size_t> next;     // of each carried value, what it is in the next step
   std::vector<std::size_t> stacked;  // the values that are stacked
+  std::vector<bool> summed;          // of each of those, whether it is summed over the last dim
   std::size_t values = 0;
 
-  bool has_products = false;
+  bool has_products = false, has_sums = false;
+
+  std::size_t outer() const { return counts.carried + counts.sequences + counts.invariants; }
+  bool is_computed(std::size_t value) const { return value >= outer(); }
 };
 
 /// Reads a step, or says what is wrong with it.
-Result<Step> parse(std::string_view text, const Counts& counts, std::vector<std::size_t> next, std::vector<std::size_t> stacked);
+Result<Step> parse(std::string_view text, const Counts& counts, std::vector<std::size_t> next, std::vector<std::size_t> stacked,
+                   std::vector<bool> summed = {});
 
 /// A tensor whose first dim counts the steps.
 struct Sequence {
@@ -72,12 +80,18 @@ struct Problem {
   std::span<const Sequence> stacked;  // written to
 };
 
-/// One implementation, for one instruction set: columns of rows times a packed matrix.
+/// One implementation, for one instruction set: columns of rows times a packed matrix, and what blocks of as many rows as a vector
+/// has lanes are made of and reduced by.
 struct Variant {
   const char* name;
   const char* isa;
+  std::int64_t lanes;
   void (*multiply)(const float* x, std::int64_t rows, std::int64_t depth, const float* weights, const float* bias,
                    std::int64_t columns, float* y, std::int64_t y_step);
+  /// Each of `count` numbers as one vector.
+  void (*spread)(const float* from, std::int64_t count, float* to);
+  /// Adds `count` vectors, and `to` as well where there were `more` before, into `to`.
+  void (*sum)(const float* vectors, std::int64_t distance, std::int64_t count, bool more, float* to);
 };
 
 /// The variants that were built, best first; the portable one is last.
