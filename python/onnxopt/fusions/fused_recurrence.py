@@ -25,6 +25,15 @@ class _Phase:
     outputs: list[ir.Value] = dataclasses.field(default_factory=list)
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Sum:
+    """A stacked output that is summed over the last dim: what is summed, and the node around or in the loop that does it."""
+
+    element: ir.Value
+    node: ir.Node
+    result: ir.Value
+
+
 class _Analysis:
     """Sorts the nodes of a Scan's body into phases; `refusal` says why that cannot be done."""
 
@@ -35,6 +44,7 @@ class _Analysis:
         self.elements = [one.element for one in loop.scan_inputs]
         self.phases: list[_Phase] = []
         self.aliases: dict[ir.Value, ir.Value] = {}
+        self.sums: dict[int, _Sum] = {}
         self._phase_of: dict[ir.Value, int] = {}
         self._made: dict[ir.Value, ir.Node] = {}
 
@@ -75,6 +85,8 @@ class _Analysis:
         inputs = [self.source(value) for value in node.inputs if value is not None]
         if node.op_type in ("MatMul", "Gemm") and not node.domain:
             return self._place_product(node, inputs)
+        if _sums_last_dim(node, self.ctx) and not ir.use_count(node.outputs[0]):
+            return None  # a stacked output, which the kernel sums
         refusal = elementwise.refuse_node(node, self.ctx.shapes)
         if refusal is not None:
             return refusal
@@ -109,11 +121,32 @@ class _Analysis:
             self.phases.append(_Phase())
         return self.phases[index]
 
+    def _find_sums(self) -> None:
+        """Outputs that the loop sums over the last dim, or that are read by nothing but a node that does."""
+        if len(self.phases) != 1 or self.phases[0].products:
+            return
+        for index, one in enumerate(self.loop.scan_outputs):
+            inner = self.source(one.element).producer()
+            users = [] if one.stacked is None else [user for user, _ in one.stacked.uses()]
+            if inner is not None and inner.graph is self.loop.body and _sums_last_dim(inner, self.ctx):
+                if inner.inputs[0] is not None and one.stacked is not None:
+                    self.sums[index] = _Sum(self.source(inner.inputs[0]), inner, one.stacked)
+            elif len(users) == 1 and one.stacked is not None and not one.stacked.is_graph_output():
+                if _sums_last_dim(users[0], self.ctx) and users[0].graph is self.loop.node.graph:
+                    self.sums[index] = _Sum(self.source(one.element), users[0], users[0].outputs[0])
+
+    def stacked(self, index: int) -> ir.Value:
+        """What an output stacks, or stacks the sums of."""
+        if index in self.sums:
+            return self.sums[index].element
+        return self.source(self.loop.scan_outputs[index].element)
+
     def _find_outputs(self) -> Refusal | None:
         """What later phases, the next step and the outputs need."""
         shapes, first = self.ctx.shapes, self.carried[0]
+        self._find_sums()
         results = [self.source(carry.after) for carry in self.loop.carries]
-        results += [self.source(one.element) for one in self.loop.scan_outputs]
+        results += [self.stacked(index) for index in range(len(self.loop.scan_outputs))]
         needed = dict.fromkeys(results)
         for index, phase in enumerate(self.phases):
             for product in phase.products:
@@ -132,6 +165,16 @@ class _Analysis:
         if not self.phases or not all(phase.outputs for phase in self.phases):
             return Refusal("a part of it computes nothing that is needed")
         return None
+
+
+def _sums_last_dim(node: ir.Node, ctx: Context) -> bool:
+    if node.op_type != "ReduceSum" or node.domain or node.inputs[0] is None or attribute(node, "keepdims", 1):
+        return False
+    if ctx.shapes.dtype(node.inputs[0]) is not ir.DataType.FLOAT:
+        return False
+    axes = ir.integers(node.inputs[1]) if len(node.inputs) > 1 else attribute(node, "axes")
+    rank = ctx.shapes.rank(node.inputs[0])
+    return rank is not None and axes is not None and [axis % rank for axis in axes] == [rank - 1]
 
 
 def build(loop: Loop, ctx: Context) -> Patch | Refusal:
@@ -215,14 +258,21 @@ class _Writer:
             analysis.elements,
             self.invariants,
             self.products,
-            [node for node in loop.body if node.op_type != "Identity" or node.domain],
+            self._nodes(),
             [analysis.source(carry.after) for carry in loop.carries],
-            [analysis.source(one.element) for one in loop.scan_outputs],
+            [analysis.stacked(index) for index in range(len(loop.scan_outputs))],
+            [index in analysis.sums for index in range(len(loop.scan_outputs))],
             [one.reverse for one in loop.scan_inputs],
             [one.reverse for one in loop.scan_outputs],
             shape[-1] if self.products and isinstance(shape[-1], int) else 0,
         )
         return self._patch(recurrence, ";".join(texts), numbers)
+
+    def _nodes(self) -> list[ir.Node]:
+        """What the body of the function copies."""
+        sums = {one.node for one in self.analysis.sums.values()}
+        body = self.loop.body
+        return [node for node in body if (node.op_type != "Identity" or node.domain) and node not in sums]
 
     def _patch(self, r: op.Recurrence, text: str, numbers: dict[ir.Value, int]) -> Patch:
         loop, ctx = self.loop, self.ctx
@@ -234,6 +284,7 @@ class _Writer:
             "step": text,
             "next": [numbers[value] for value in r.after],
             "stacked": [numbers[value] for value in r.stacked] or None,
+            "summed": [int(one) for one in r.summed] if any(r.summed) else None,
             "reverse": [int(one) for one in r.reverse] if any(r.reverse) else None,
             "reverse_stacked": [int(one) for one in r.reverse_stacked] if any(r.reverse_stacked) else None,
         }
@@ -259,10 +310,13 @@ class _Writer:
             overload=overload,
             name=loop.node.name or op.SPEC.name,
         )
-        for old, new in zip(loop.node.outputs, results, strict=True):
+        replaced = list(loop.node.outputs)
+        for index, one in self.analysis.sums.items():
+            replaced[len(r.carried) + index] = one.result
+        for old, new in zip(replaced, results, strict=True):
             ctx.shapes.set(new, ctx.shapes.dtype(old), ctx.shapes.shape(old))
             new.type = old.type or ir.TensorType(ir.DataType.FLOAT)
-        return builder.patch(RULE, dict(zip(loop.node.outputs, results, strict=True)))
+        return builder.patch(RULE, dict(zip(replaced, results, strict=True)))
 
 
 def _body_text(r: op.Recurrence) -> str:

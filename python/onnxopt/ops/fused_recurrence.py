@@ -2,7 +2,7 @@
 
 Inputs: `carried` initial values, all of one shape [..., W]; `sequences` [T, ...], whose elements broadcast to that shape; `invariants`;
 `matrices` packed as [ceil(W / 16), W, 16] (see fused_gemm). Outputs: the final carried values, then for each number of `stacked` a tensor
-[T, ..., W]. All float32; a sequence that no program reads may be of any type.
+[T, ..., W], or [T, ...] where `summed` says that it is summed over the last dim. All float32; a sequence that no program reads may be of any type.
 
 `step` is what each iteration computes (the language is described in kernels/cpu/recurrence/recurrence.h), `next` names the values that are
 carried on. `reverse` and `reverse_stacked` say of each sequence and stacked output whether it begins at the back. The function body is
@@ -29,12 +29,17 @@ SPEC = OpSpec(
         "step",
         "next",
         "stacked",
+        "summed",
         "reverse",
         "reverse_stacked",
     ),
     dtypes=(DataType.FLOAT,),
     tolerance={DataType.FLOAT: 2e-5},
 )
+
+
+AXES_INPUT_OPSET = 13
+"""The opset from which ReduceSum takes its axes as an input."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -59,6 +64,7 @@ class Recurrence:
     nodes: Sequence[ir.Node]
     after: Sequence[ir.Value]
     stacked: Sequence[ir.Value]
+    summed: Sequence[bool]
     reverse: Sequence[bool]
     reverse_stacked: Sequence[bool]
     width: int
@@ -90,7 +96,9 @@ def body(recurrence: Recurrence, overload: str, opset: int, element_types: Seque
         if product.bias is not None:
             result = step.op("Add", [result, known[product.bias]])
         known[node.outputs[0]] = result
-    results = [step.op("Identity", [known[value]]) for value in (*r.after, *r.stacked)]
+    results = [step.op("Identity", [known[value]]) for value in r.after]
+    for value, summed in zip(r.stacked, r.summed, strict=True):
+        results.append(step.sum_of_rows(known[value]) if summed else step.op("Identity", [known[value]]))
     graph = ir.Graph(inputs, results, nodes=step.made, opset_imports={"": opset}, name="step")
     attributes = {
         "body": ir.Attr("body", ir.AttributeType.GRAPH, graph),
@@ -112,6 +120,11 @@ class _StepBuilder(BodyBuilder):
 
     def constant(self, array):  # type: ignore[no-untyped-def]
         return self._outer.constant(array)
+
+    def sum_of_rows(self, value: ir.Value) -> ir.Value:
+        if self.opset < AXES_INPUT_OPSET:
+            return self.op("ReduceSum", [value], {"axes": [-1], "keepdims": 0})
+        return self.op("ReduceSum", [value, self._outer.integers(-1)], {"keepdims": 0})
 
     @property
     def made(self) -> list[ir.Node]:
