@@ -77,6 +77,7 @@ PHASES: Mapping[str, tuple[str, ...]] = {
     "quantize": ("write_qdq", "quantize_products"),
     "fuse": (
         "unfold_recurrent_ops",
+        "split_gates",
         "fuse_recurrences",
         "fuse_qconvs",
         "convolutions_channels_last",

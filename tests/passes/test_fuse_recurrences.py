@@ -125,6 +125,40 @@ def test_steps_that_differ_in_an_attribute_have_bodies_of_their_own() -> None:
         assert_same(before, after, {"x": X, "h": H}, library=library)
 
 
+SUM = "m2 = Mul(s2, e) z = ReduceSum<keepdims = 0>(m2, axis)"
+
+
+@pytest.mark.parametrize("attributes", ["", ", scan_input_directions = [1], scan_output_directions = [1]"])
+def test_sums_in_the_loop(attributes: str) -> None:
+    before = scan(
+        f"p = Mul(s, k) s2 = Add(p, e) {SUM}",
+        results="float[2,8] s2, float[2] z",
+        outputs="float[2,8] y, float[t,2] u1",
+        attributes=attributes,
+    )
+    after, _ = run_passes(before, PASS, target="cpu")
+    assert op_list(after) == ["FusedRecurrence"]
+    for library in (False, True):
+        assert_same(before, after, {"x": X, "h": H}, library=library)
+
+
+@pytest.mark.parametrize("opset", [11, 17])
+def test_sums_behind_the_loop(opset: int) -> None:
+    axes, given = ("axes = [-1], ", "") if opset < 13 else ("", ", last")
+    text = (
+        f"y, u = Scan <num_scan_inputs = 1, body = g1 (float[2,8] s, float[2,8] e) => (float[2,8] s2, float[2,8] z) "
+        f"{{ {FUSED['output that is computed besides']} }}> (h, x) u1 = ReduceSum<{axes}keepdims = 0>(u{given})"
+    )
+    inputs = "float[T,2,8] x, float[2,8] h"
+    before = model(
+        f"g ({inputs}) => (float[2,8] y, float[T,2] u1) {{ {text} }}", opset=opset, **WEIGHTS, last=np.array([2])
+    )
+    after, _ = run_passes(before, PASS, target="cpu")
+    assert op_list(after) == ["FusedRecurrence"]
+    for library in (False, True):
+        assert_same(before, after, {"x": X, "h": H}, library=library)
+
+
 REFUSED = {
     "a matrix that is not square": "p = MatMul(s, narrow) q = MatMul(p, back) s2 = Add(q, e) z = Identity(s2)",
     "another op": "p = Softmax(s) s2 = Add(p, e) z = Identity(s2)",

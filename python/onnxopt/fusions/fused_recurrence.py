@@ -127,13 +127,16 @@ class _Analysis:
             return
         for index, one in enumerate(self.loop.scan_outputs):
             inner = self.source(one.element).producer()
-            users = [] if one.stacked is None else [user for user, _ in one.stacked.uses()]
+            if one.stacked is None:
+                continue
             if inner is not None and inner.graph is self.loop.body and _sums_last_dim(inner, self.ctx):
-                if inner.inputs[0] is not None and one.stacked is not None:
-                    self.sums[index] = _Sum(self.source(inner.inputs[0]), inner, one.stacked)
-            elif len(users) == 1 and one.stacked is not None and not one.stacked.is_graph_output():
-                if _sums_last_dim(users[0], self.ctx) and users[0].graph is self.loop.node.graph:
-                    self.sums[index] = _Sum(self.source(one.element), users[0], users[0].outputs[0])
+                assert inner.inputs[0] is not None
+                self.sums[index] = _Sum(self.source(inner.inputs[0]), inner, one.stacked)
+                continue
+            users = [user for user, _ in one.stacked.uses()]
+            alone = len(users) == 1 and not one.stacked.is_graph_output() and users[0].graph is self.loop.node.graph
+            if alone and _sums_last_dim(users[0], self.ctx):
+                self.sums[index] = _Sum(self.source(one.element), users[0], users[0].outputs[0])
 
     def stacked(self, index: int) -> ir.Value:
         """What an output stacks, or stacks the sums of."""
