@@ -146,8 +146,8 @@ def test_sums_in_the_loop(attributes: str) -> None:
 def test_sums_behind_the_loop(opset: int) -> None:
     axes, given = ("axes = [-1], ", "") if opset < 13 else ("", ", last")
     text = (
-        f"y, u = Scan <num_scan_inputs = 1, body = g1 (float[2,8] s, float[2,8] e) => (float[2,8] s2, float[2,8] z) "
-        f"{{ {FUSED['output that is computed besides']} }}> (h, x) u1 = ReduceSum<{axes}keepdims = 0>(u{given})"
+        f"y, all = Scan <num_scan_inputs = 1, body = g1 (float[2,8] s, float[2,8] e) => (float[2,8] s2, float[2,8] z) "
+        f"{{ {FUSED['output that is computed besides']} }}> (h, x) u1 = ReduceSum<{axes}keepdims = 0>(all{given})"
     )
     inputs = "float[T,2,8] x, float[2,8] h"
     before = model(
