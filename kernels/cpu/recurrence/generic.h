@@ -37,6 +37,8 @@ void multiply(const float* x, std::int64_t rows, std::int64_t depth, const float
               float* y, std::int64_t y_step) {
   std::int64_t j = 0;
   if (rows == 1) {
+    // Another core may have written the row: its lines are asked for together, not one after the other.
+    for (std::int64_t k = 0; k < depth; k += kPanelFloats) __builtin_prefetch(x + k);
     for (; j + kTogether * kPanelFloats <= columns; j += kTogether * kPanelFloats)
       multiply_row<kTogether>(x, depth, weights + j * depth, bias ? bias + j : nullptr, y + j);
     for (; j + kPanelFloats <= columns; j += kPanelFloats)

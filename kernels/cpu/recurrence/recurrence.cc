@@ -126,6 +126,7 @@ constexpr std::int64_t kMostShares = 2;
 constexpr double kGrain = 40e3;
 /// Looks at a counter before a thread does what another one might be about to begin.
 constexpr int kPatience = 2000;
+constexpr int kNoPause = 200;
 
 /// Rows and columns of the domain, seen as rows of one width.
 struct Part {
@@ -192,9 +193,10 @@ class Layout {
   std::int64_t parity_ = 0;
 };
 
-/// How many phases a part was claimed for, in a cache line of its own.
-struct alignas(64) Claim {
-  std::atomic<std::int64_t> phases{0};
+/// How many phases a part was claimed for and has behind it, in cache lines of their own: other threads look at the second alone.
+struct Progress {
+  alignas(64) std::atomic<std::int64_t> claimed{0};
+  alignas(64) std::atomic<std::int64_t> done{0};
 };
 
 /// What the threads of a run share.
@@ -205,17 +207,40 @@ struct Shared {
   const Layout* layout;
   std::vector<elementwise::Plan> plans;  // of each phase, without data
   std::vector<Part> parts;
-  // Of a run whose steps are shared: how many phases each part was claimed for, and how many parts are done in all.
-  std::vector<Claim>* claimed = nullptr;
-  alignas(64) std::atomic<std::int64_t> done{0};
-  std::atomic<int> present{0};
+  // Of a run whose steps are shared: how far each part is, and how many threads have come.
+  std::vector<Progress>* progress = nullptr;
+  alignas(64) std::atomic<int> present{0};
 };
+
+/// How the elements of an operand lie beside those of the domain, seen as rows of one width.
+enum class Walk : std::uint8_t { kElement, kColumn, kScalar, kAny };
+
+Walk walk_of(const Problem& problem, const Layout& layout, std::size_t value) {
+  const Counts& counts = problem.step->counts;
+  if (value < counts.carried || problem.step->is_computed(value)) return Walk::kElement;
+  std::int64_t elements = 1;
+  const elementwise::Shape& shape = problem.shapes[value - counts.carried];
+  for (const std::int64_t dim : shape) elements *= dim;
+  if (elements == layout.rows * layout.width) return Walk::kElement;
+  if (elements == 1) return Walk::kScalar;
+  return elements == layout.width && shape.back() == layout.width ? Walk::kColumn : Walk::kAny;
+}
 
 /// Runs phases of parts; each thread has one.
 class Worker {
  public:
   explicit Worker(const Shared& shared)
-      : shared_(shared), problem_(*shared.problem), step_(*shared.problem->step), layout_(*shared.layout), plans_(shared.plans) {}
+      : shared_(shared), problem_(*shared.problem), step_(*shared.problem->step), layout_(*shared.layout), plans_(shared.plans) {
+    std::size_t bytes = 0;
+    for (const elementwise::Plan& plan : plans_) bytes += elementwise::Tile::bytes(plan);
+    char* memory = scratch(bytes, ScratchOwner::kRecurrenceTiles);
+    for (std::size_t i = 0; i < plans_.size(); ++i) {
+      tiles_.emplace_back(plans_[i], memory);
+      memory += elementwise::Tile::bytes(plans_[i]);
+      std::vector<Walk>& walks = walks_.emplace_back();
+      for (const std::size_t value : step_.phases[i].operands) walks.push_back(walk_of(problem_, layout_, value));
+    }
+  }
 
   void run_phase(std::size_t index, std::int64_t t, const Part& part) {
     const Phase& phase = step_.phases[index];
@@ -242,6 +267,63 @@ class Worker {
   }
 
   void compute(std::size_t index, std::int64_t t, const Part& part) {
+    const std::vector<Walk>& walks = walks_[index];
+    if (std::find(walks.begin(), walks.end(), Walk::kAny) != walks.end()) {
+      compute_by_plan(index, t, part);
+      return;
+    }
+    addresses_.clear();
+    for (const std::size_t value : step_.phases[index].operands) addresses_.push_back(layout_.at(value, t));
+    for (std::size_t i = 0; i < walks.size(); ++i)
+      if (walks[i] == Walk::kScalar) {
+        float* const copy = tiles_[index].copy_of(i);
+        std::fill_n(copy, elementwise::kMostLanes, *reinterpret_cast<const float*>(addresses_[i]));
+        tiles_[index].read(i, copy, true);
+      }
+    const bool columns = std::find(walks.begin(), walks.end(), Walk::kColumn) != walks.end();
+    if (part.columns == layout_.width && !columns) {
+      compute_stretch(index, t, part.row * layout_.width, part.rows * layout_.width, 0);
+      return;
+    }
+    for (std::int64_t row = part.row; row < part.row + part.rows; ++row)
+      compute_stretch(index, t, row * layout_.width + part.column, part.columns, part.column);
+  }
+
+  /// `count` elements from `begin` on, which lie in one row, from its `column` on, where an operand is the same in all rows.
+  void compute_stretch(std::size_t index, std::int64_t t, std::int64_t begin, std::int64_t count, std::int64_t column) {
+    constexpr auto lanes = static_cast<std::int64_t>(elementwise::kMostLanes);
+    while (count > 0) {
+      const std::int64_t most = std::min(count, static_cast<std::int64_t>(elementwise::kTile));
+      const std::int64_t some = most < lanes ? most : most / lanes * lanes;
+      compute_tile(index, t, begin, some, column);
+      begin += some;
+      column += some;
+      count -= some;
+    }
+  }
+
+  /// Elements of whole vectors where they lie, or less than one vector in copies.
+  void compute_tile(std::size_t index, std::int64_t t, std::int64_t begin, std::int64_t count, std::int64_t column) {
+    const Phase& phase = step_.phases[index];
+    elementwise::Tile& tile = tiles_[index];
+    const bool whole = count % static_cast<std::int64_t>(elementwise::kMostLanes) == 0;
+    const auto size = static_cast<std::size_t>(count) * sizeof(float);
+    for (std::size_t i = 0; i < addresses_.size(); ++i) {
+      const Walk walk = walks_[index][i];
+      if (walk == Walk::kScalar) continue;
+      const char* from = addresses_[i] + (walk == Walk::kElement ? begin : column) * static_cast<std::int64_t>(sizeof(float));
+      if (!whole) from = static_cast<const char*>(std::memcpy(tile.copy_of(i), from, size));
+      tile.read(i, from, false);
+    }
+    const std::size_t outputs = phase.program.outputs().size(), first = phase.first + phase.products.size();
+    const auto target = [&](std::size_t i) { return layout_.at(first + i, t) + begin * static_cast<std::int64_t>(sizeof(float)); };
+    for (std::size_t i = 0; i < outputs; ++i) tile.write(i, whole ? target(i) : nullptr);
+    tile.run(*shared_.elementwise, whole ? static_cast<std::size_t>(count) : elementwise::kMostLanes);
+    for (std::size_t i = 0; i < outputs; ++i)
+      if (tile.made(i).data != target(i)) std::memcpy(target(i), tile.made(i).data, size);
+  }
+
+  void compute_by_plan(std::size_t index, std::int64_t t, const Part& part) {
     const Phase& phase = step_.phases[index];
     elementwise::Plan& plan = plans_[index];
     for (std::size_t i = 0; i < phase.operands.size(); ++i) plan.inputs[i].data = layout_.at(phase.operands[i], t);
@@ -280,6 +362,9 @@ class Worker {
   const Step& step_;
   const Layout& layout_;
   std::vector<elementwise::Plan> plans_;
+  std::vector<elementwise::Tile> tiles_;  // of each phase
+  std::vector<std::vector<Walk>> walks_;  // of each phase's operands
+  std::vector<const char*> addresses_;    // of the operands in this step
 };
 
 /// All steps of one part, which depends on no other part.
@@ -293,13 +378,14 @@ void run_alone(void* user, std::size_t index) {
 }
 
 void pause_briefly(int looked) {
+  // A pause takes longer than what is waited for takes to come from another core.
+  if (looked < kNoPause) return;
 #if defined(__x86_64__)
   if (looked < 16 * kPatience) {
     __builtin_ia32_pause();
     return;
   }
 #endif
-  (void)looked;
   std::this_thread::yield();
 }
 
@@ -309,27 +395,29 @@ void pause_briefly(int looked) {
 void run_together(void* user, std::size_t index) {
   Shared& shared = *static_cast<Shared*>(user);
   Worker worker(shared);
-  std::vector<Claim>& claimed = *shared.claimed;
+  std::vector<Progress>& progress = *shared.progress;
   shared.present.fetch_add(1);
-  const auto parts = static_cast<std::int64_t>(shared.parts.size());
+  const std::size_t parts = shared.parts.size();
   const auto phases = static_cast<std::int64_t>(shared.problem->step->phases.size());
   const std::int64_t all = shared.problem->steps * phases;
-  const auto claim = [&](std::int64_t part, std::int64_t phase) {
+  const auto take = [&](std::size_t part, std::int64_t phase) {
     std::int64_t expected = phase;
-    return claimed[static_cast<std::size_t>(part)].phases.compare_exchange_strong(expected, phase + 1);
+    if (!progress[part].claimed.compare_exchange_strong(expected, phase + 1)) return;
+    worker.run_phase(static_cast<std::size_t>(phase % phases), phase / phases, shared.parts[part]);
+    progress[part].done.store(phase + 1, std::memory_order_release);
   };
-  const auto take = [&](std::int64_t part, std::int64_t phase) {
-    if (!claim(part, phase)) return;
-    worker.run_phase(static_cast<std::size_t>(phase % phases), phase / phases, shared.parts[static_cast<std::size_t>(part)]);
-    shared.done.fetch_add(1, std::memory_order_acq_rel);
+  const auto is_done = [&](std::int64_t phase) {
+    return std::all_of(progress.begin(), progress.end(),
+                       [&](const Progress& one) { return one.done.load(std::memory_order_acquire) > phase; });
   };
-  const auto share = static_cast<std::int64_t>(index);
-  for (std::int64_t phase = shared.done.load(std::memory_order_acquire) / parts; phase < all; ++phase) {
+  std::int64_t first = all;
+  for (const Progress& one : progress) first = std::min(first, one.done.load(std::memory_order_acquire));
+  for (std::int64_t phase = first; phase < all; ++phase) {
     // Half of the parts are the first thread's, the others the second one's, and so on where there are more.
-    for (std::int64_t part = share; part < parts; part += 2) take(part, phase);
-    for (int looked = 0; shared.done.load(std::memory_order_acquire) < (phase + 1) * parts; ++looked) {
+    for (std::size_t part = index; part < parts; part += 2) take(part, phase);
+    for (int looked = 0; !is_done(phase); ++looked) {
       if (looked == kPatience || shared.present.load(std::memory_order_relaxed) < 2)
-        for (std::int64_t part = 0; part < parts; ++part) take(part, phase);
+        for (std::size_t part = 0; part < parts; ++part) take(part, phase);
       pause_briefly(looked);
     }
   }
@@ -411,7 +499,7 @@ Result<bool> run(const Problem& problem, const Variant& variant, const elementwi
     return true;
   }
   const Layout layout(problem);
-  Shared shared{&problem, &variant, &elementwise, &layout, std::move(plans), {}, nullptr, 0};
+  Shared shared{&problem, &variant, &elementwise, &layout, std::move(plans), {}};
   double cost = 0;  // of an element, over all steps
   std::int64_t matrices = 0;
   for (const Phase& phase : step.phases) {
@@ -426,8 +514,8 @@ Result<bool> run(const Problem& problem, const Variant& variant, const elementwi
     return true;
   }
   shared.parts = parts_together(layout);
-  std::vector<Claim> claimed(shared.parts.size());
-  shared.claimed = &claimed;
+  std::vector<Progress> progress(shared.parts.size());
+  shared.progress = &progress;
   parallel_for(2, run_together, &shared);
   Worker(shared).finish({0, layout.rows, 0, layout.width});
   return true;

@@ -32,7 +32,8 @@ class FuseRecurrences(Pass):
             if isinstance(built, Refusal):
                 ctx.log.refused(fused_recurrence.RULE, loop.node, built, 1)
                 continue
+            readers = [user for value in loop.node.outputs for user, _ in value.uses()]
             if ctx.editor.apply(built):
-                ctx.editor.remove_unused([loop.node])
+                ctx.editor.remove_unused([*readers, loop.node])
                 patches += 1
         return PassResult(patches > 0, patches)
