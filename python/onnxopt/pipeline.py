@@ -88,6 +88,7 @@ PHASES: Mapping[str, tuple[str, ...]] = {
         "fuse_attention",
         "gather_moved_rows",
         "fuse_qgemms",
+        "split_products",
         "fuse_gemms",
         "fuse_norms",
         "fuse_softmax",

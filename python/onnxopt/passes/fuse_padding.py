@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from onnxopt import ir
+from onnxopt.ir import shape_rules
 from onnxopt.passes.base import RulePass, register_pass
 from onnxopt.rewrite.patch import Builder
 from onnxopt.rewrite.pattern import pattern
@@ -190,9 +191,40 @@ def merge_pads(b: Builder, m: Match) -> ir.Value | Refusal:
     return b.copy_of(m.root, [m["x"], b.constant(np.array(amounts, np.int64), "pads"), *value])[0]
 
 
+@pattern
+def _cropped(p, x):  # type: ignore[no-untyped-def]
+    return p.Slice(p.Conv(x, open_inputs=True, as_="conv"), open_inputs=True)
+
+
+@rule(_cropped)
+def drop_cropped_padding(b: Builder, m: Match) -> ir.Value | Refusal | None:
+    """A convolution need not pad for results that a Slice leaves out, as causal convolutions do."""
+    conv, shapes = m.node("conv"), m.ctx.shapes
+    shape, kept = shapes.shape(conv.outputs[0]), shapes.shape(m.output)
+    if m.root.inputs[0] is not conv.outputs[0] or shape is None or kept is None:
+        return None
+    bounds = shape_rules.slice_bounds(shapes, m.root, len(shape))
+    pads = _own_pads(conv, len(shape) - FIRST_SPATIAL)
+    if pads is None or bounds is None or ir.use_count(conv.outputs[0]) != 1:
+        return Refusal("its padding or the Slice is not constant, or others read all of it", culprit=conv)
+    left = list(pads)
+    for axis, start, _, step in bounds:
+        behind = shape[axis] - kept[axis]
+        place, end = axis - FIRST_SPATIAL, axis - FIRST_SPATIAL + len(pads) // 2
+        if place < 0 or step != 1 or not isinstance(start, int) or not isinstance(behind, int):
+            return Refusal("the Slice takes no stretch of positions", culprit=m.root)
+        stride = (attribute(conv, "strides") or [1] * (len(pads) // 2))[place]
+        if stride != 1 or not 0 <= start <= left[place] or not 0 <= behind - start <= left[end]:
+            return Refusal("the Slice leaves out more than padding", culprit=m.root)
+        left[place] -= start
+        left[end] -= behind - start
+    return b.copy_of(conv, conv.inputs, auto_pad=None, pads=left)[0]
+
+
 @register_pass
 class FusePadding(RulePass):
-    """Let Conv, AveragePool and MaxPool do the padding of a Pad before them, and merge chains of Pads.
+    """Let Conv, AveragePool and MaxPool do the padding of a Pad before them, merge chains of Pads, and drop padding of convolutions
+    that is cropped.
 
     Refused: modes other than constant; amounts that are not constant, or negative; padded batch or channels; values
     other than 0 (other than minus infinity for MaxPool, where 0 will do for what is never negative); auto_pad SAME;
@@ -202,4 +234,4 @@ class FusePadding(RulePass):
 
     name = "fuse_padding"
     phase = "simplify"
-    rules = RuleSet([fuse_pad, merge_pads])
+    rules = RuleSet([fuse_pad, merge_pads, drop_cropped_padding])
