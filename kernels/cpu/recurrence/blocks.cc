@@ -99,14 +99,18 @@ class Worker {
     copies_ = take(outer * size_);
     sums_ = take(lanes_);
     held_.assign(step_.outer(), -1);
+    held_step_.assign(step_.outer(), -1);
   }
 
   void run() {
     for (std::size_t i = 0; i < step_.counts.carried; ++i)
       for (std::int64_t block = 0; block < count_; ++block) gather(problem_.initial[i], shared_.rows[i], block, state(i, block, 0));
     place_invariants();
-    for (std::int64_t t = 0; t < problem_.steps; ++t)
-      for (std::int64_t block = 0; block < count_; ++block) run_block(t, block);
+    const std::int64_t plain = plain_blocks();
+    for (std::int64_t t = 0; t < problem_.steps; ++t) {
+      if (plain > 0) run_plain(t, plain);
+      for (std::int64_t block = plain; block < count_; ++block) run_block(t, block);
+    }
     for (std::size_t i = 0; i < step_.counts.carried; ++i)
       for (std::int64_t block = 0; block < count_; ++block)
         scatter({state(i, block, problem_.steps), false}, block, 0, width_, problem_.finals[i]);
@@ -177,8 +181,86 @@ class Worker {
     const Sequence& sequence = problem_.sequences[value - counts.carried];
     const std::int64_t at = sequence.reverse ? problem_.steps - 1 - t : t;
     const auto* data = reinterpret_cast<const float*>(sequence.data + at * sequence.bytes);
-    if (block == 0) held_[value] = -1;
+    if (held_step_[value] != t) held_[value] = -1;
+    held_step_[value] = t;
     return bring(data, shared_.rows[value], block, copies_ + static_cast<std::int64_t>(value) * size_, held_[value]);
+  }
+
+  /// An input or output of the tile that moves by a fixed distance from block to block.
+  struct Moving {
+    std::size_t number;
+    const char* at;
+    std::int64_t distance;
+    bool repeated;
+  };
+
+  /// How many blocks, from the first on, are whole and have nothing in them that needs to be looked at block by block.
+  std::int64_t plain_blocks() const {
+    const Phase& phase = step_.phases[0];
+    const Counts& counts = step_.counts;
+    if (width_ * lanes_ > static_cast<std::int64_t>(elementwise::kTile)) return 0;
+    for (std::size_t i = 0; i < step_.next.size(); ++i)
+      if (!step_.is_computed(step_.next[i]) || std::count(step_.next.begin(), step_.next.end(), step_.next[i]) > 1) return 0;
+    for (std::size_t i = 0; i < step_.stacked.size(); ++i)
+      if (!step_.summed[i] || !step_.is_computed(step_.stacked[i])) return 0;
+    for (std::size_t i = 0; i < shared_.plan->output_count; ++i)
+      if (!shared_.plan->outputs[i].direct) return 0;
+    for (const std::size_t value : phase.operands) {
+      if (value < counts.carried) continue;
+      const Rows& rows = shared_.rows[value];
+      const auto walk = [&](std::int64_t block) { return rows.walks[static_cast<std::size_t>(first_ + block)]; };
+      for (std::int64_t block = 0; block < count_; ++block) {
+        if (walk(block) != walk(0)) return 0;
+        if (value >= counts.carried + counts.sequences && walk(0) != Walk::kNumbers) continue;  // it lies block by block
+        if (walk(0) == Walk::kAny) return 0;
+        const std::int64_t moved = *offsets_of(rows, block) - *offsets_of(rows, 0);
+        if (moved != (walk(0) == Walk::kSame ? 0 : block * lanes_)) return 0;
+      }
+    }
+    return rows_of(count_ - 1) == lanes_ ? count_ : count_ - 1;
+  }
+
+  /// One step of the first `blocks` blocks.
+  void run_plain(std::int64_t t, std::int64_t blocks) {
+    constexpr auto kBytes = static_cast<std::int64_t>(sizeof(float));
+    const Phase& phase = step_.phases[0];
+    moving_.clear();
+    for (std::size_t i = 0; i < phase.operands.size(); ++i) {
+      const std::size_t value = phase.operands[i];
+      const Vectors from = outer(value, t, 0);
+      std::int64_t distance = 0;
+      if (value < step_.counts.carried)
+        distance = size_ * kBytes;
+      else if (shared_.rows[value].walks[static_cast<std::size_t>(first_)] == Walk::kNumbers)
+        distance = lanes_ * kBytes;
+      else if (from.data >= invariant_memory_ && from.data < copies_)
+        distance = size_ * kBytes;
+      tile_->read(i, from.data, from.repeated);
+      if (distance > 0) moving_.push_back({i, reinterpret_cast<const char*>(from.data), distance, from.repeated});
+    }
+    written_.clear();
+    for (std::size_t i = 0; i < step_.next.size(); ++i)
+      written_.push_back({step_.next[i] - phase.first, reinterpret_cast<const char*>(state(i, 0, t + 1)), size_ * kBytes, false});
+    for (std::size_t i = 0; i < shared_.plan->output_count; ++i)
+      if (std::find(step_.next.begin(), step_.next.end(), phase.first + i) == step_.next.end()) tile_->write(i, nullptr);
+    for (std::int64_t block = 0; block < blocks; ++block) {
+      for (Moving& one : moving_) {
+        tile_->read(one.number, one.at, one.repeated);
+        one.at += one.distance;
+      }
+      for (Moving& one : written_) {
+        tile_->write(one.number, const_cast<char*>(one.at));
+        one.at += one.distance;
+      }
+      tile_->run(*shared_.elementwise, static_cast<std::size_t>(size_));
+      for (std::size_t i = 0; i < step_.stacked.size(); ++i) {
+        const Sequence& sequence = problem_.stacked[i];
+        const char* const data = sequence.data + (sequence.reverse ? problem_.steps - 1 - t : t) * sequence.bytes;
+        const auto* from = static_cast<const float*>(tile_->made(step_.stacked[i] - phase.first).data);
+        auto* const to = reinterpret_cast<float*>(const_cast<char*>(data)) + (first_ + block) * lanes_;
+        variant_.sum(from, lanes_, width_, false, to);
+      }
+    }
   }
 
   void run_block(std::int64_t t, std::int64_t block) {
@@ -246,8 +328,9 @@ class Worker {
   std::unique_ptr<elementwise::Tile> tile_;
   float* carried_[2];
   float *invariant_memory_, *copies_, *sums_;
-  std::vector<std::int64_t> held_;
+  std::vector<std::int64_t> held_, held_step_;  // of each sequence: the offset that was spread, and the step
   std::vector<Vectors> invariants_, inputs_;
+  std::vector<Moving> moving_, written_;
 };
 
 void run_task(void* user, std::size_t index) {
