@@ -195,3 +195,52 @@ def test_refuses_weights_that_are_padded() -> None:
         amounts=np.array([0, 0, 0, 0, 0, 0, 1, 0]),
     )
     assert op_list(run_passes(before, PASS)[0]) == ["Pad", "Conv"]
+
+
+def cropped(conv: str, bounds: dict[str, np.ndarray], *, size: str = "9", more: str = "") -> onnx.ModelProto:
+    """A convolution of x [2,3,9] and a Slice of its results."""
+    text = f"g (float[2,3,{size}] x) => (float[a,b,c] y{', float[a,b,d] z' if more else ''}) {{ p = {conv} y = Slice(p, starts, ends, axes) {more} }}"
+    return model(text, opset=17, w=RNG.standard_normal((4, 3, 4)).astype(np.float32), **bounds)
+
+
+def along(start: int, end: int, axis: int = 2) -> dict[str, np.ndarray]:
+    return {"starts": np.array([start]), "ends": np.array([end]), "axes": np.array([axis])}
+
+
+CROPPED = {
+    "behind, as causal convolutions": ("Conv<pads=[3,3]>(x, w)", along(0, 9), [3, 0]),
+    "a part of it": ("Conv<pads=[3,3]>(x, w)", along(0, -2), [3, 1]),
+    "before": ("Conv<pads=[3,3]>(x, w)", along(3, 100), [0, 3]),
+    "on both sides": ("Conv<pads=[3,3]>(x, w)", along(1, -1), [2, 2]),
+    "with gaps": ("Conv<pads=[6,6], dilations=[2]>(x, w)", along(0, 9), [6, 0]),
+}
+
+
+@pytest.mark.parametrize("name", CROPPED)
+def test_padding_that_is_cropped(name: str) -> None:
+    conv, bounds, pads = CROPPED[name]
+    before = cropped(conv, bounds)
+    after, _ = run_passes(before, PASS)
+    assert op_list(after) == ["Conv"]
+    (made,) = (attribute for attribute in after.graph.node[0].attribute if attribute.name == "pads")
+    assert list(made.ints) == pads
+    x = RNG.standard_normal((2, 3, 9)).astype(np.float32)
+    x[0, 1, 8], x[1, 0, 0] = np.inf, np.nan
+    assert_same(before, after, {"x": x})
+
+
+NOT_CROPPED = {
+    "more than padding": ("Conv<pads=[3,3]>(x, w)", along(0, 7), ""),
+    "strides": ("Conv<pads=[3,3], strides=[2]>(x, w)", along(0, 4), ""),
+    "channels": ("Conv<pads=[3,3]>(x, w)", along(0, 2, axis=1), ""),
+    "others read all": ("Conv<pads=[3,3]>(x, w)", along(0, 9), "z = Relu(p)"),
+    "auto_pad": ('Conv<auto_pad="SAME_UPPER">(x, w)', along(0, 8), ""),
+}
+
+
+@pytest.mark.parametrize("name", NOT_CROPPED)
+def test_slices_that_stay(name: str) -> None:
+    conv, bounds, more = NOT_CROPPED[name]
+    before = cropped(conv, bounds, more=more)
+    after, _ = run_passes(before, PASS)
+    assert op_list(after) == op_list(before)
