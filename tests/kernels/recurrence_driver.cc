@@ -133,6 +133,51 @@ bool run_case(const Case& one, const recurrence::Variant& variant, const Paralle
   return true;
 }
 
+/// h = clip(h + x m + r, -8, 8) with x of each row, m of each column and r of each batch, and the sums of h over the columns.
+bool run_sums(Generator& generator, const recurrence::Variant& variant, const ParallelFor& parallel_for) {
+  const char* const program =
+      "i0:f32 i1:f32 i2:f32 i3:f32 | t0=mul(i1,i2) t1=add(t0,i0) t2=add(t1,i3) t3=clip(t2,#-0x1p+3:f32,#0x1p+3:f32) | t3:f32";
+  const std::int64_t steps = generator.below(5), batch = 1 + generator.below(3), channels = 1 + generator.below(80);
+  const std::int64_t width = 1 + generator.below(generator.below(4) == 0 ? 120 : 20), rows = batch * channels, size = rows * width;
+  const auto step = recurrence::parse(" ! 0 1 2 3 ! " + std::string(program), {1, 2, 1, 0}, {4}, {4}, {true});
+  if (!step) return false;
+  const Floats h = generator.whole(size, 3), x = generator.whole(steps * rows, 2), r = generator.whole(steps * batch * width, 2);
+  const Floats m = generator.whole(width, 2);
+  Floats sums(steps * rows), last(size);
+  const auto bytes = [](std::int64_t floats) { return floats * static_cast<std::int64_t>(sizeof(float)); };
+  const auto chars = [](const Floats& floats) { return reinterpret_cast<const char*>(floats.data.get()); };
+  const float* const initial[] = {h.data.get()};
+  const recurrence::Sequence sequences[] = {{chars(x), bytes(rows), false}, {chars(r), bytes(batch * width), true}};
+  const recurrence::Sequence outputs[] = {{chars(sums), bytes(rows), false}};
+  const void* const invariants[] = {m.data.get()};
+  // The second sequence is read as i3, the invariant as i2.
+  const elementwise::Shape shapes[] = {{batch, channels, 1}, {batch, 1, width}, {width}};
+  float* const finals[] = {last.data.get()};
+  recurrence::Step changed = *step;
+  changed.phases[0].operands = {0, 1, 3, 2};
+  const recurrence::Problem problem{&changed, {batch, channels, width}, steps, initial, sequences, invariants, shapes, {}, finals,
+                                    outputs};
+  const auto list = elementwise::variants();
+  const auto same_isa = [&](const auto& other) { return std::string_view(other.isa) == variant.isa; };
+  if (!recurrence::run(problem, variant, *std::find_if(list.begin(), list.end(), same_isa), parallel_for)) return false;
+  std::vector<float> state(h.data.get(), h.data.get() + size);
+  for (std::int64_t t = 0; t < steps; ++t)
+    for (std::int64_t row = 0; row < rows; ++row) {
+      float sum = 0;
+      for (std::int64_t i = 0; i < width; ++i) {
+        float& one = state[static_cast<std::size_t>(row * width + i)];
+        const float added = r.data[((steps - 1 - t) * batch + row / channels) * width + i];
+        one = std::clamp(one + x.data[t * rows + row] * m.data[i] + added, -8.0f, 8.0f);
+        sum += one;
+      }
+      if (sum == sums.data[t * rows + row]) continue;
+      std::printf("%s: the sum of row %lld is %g and should be %g\n", variant.name, static_cast<long long>(row),
+                  static_cast<double>(sums.data[t * rows + row]), static_cast<double>(sum));
+      return false;
+    }
+  return std::equal(state.begin(), state.end(), last.data.get());
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -144,7 +189,8 @@ int main(int argc, char** argv) {
     const Floats wanted = expected(one);
     for (const recurrence::Variant& variant : recurrence::variants())
       if (dispatch::supports(variant.isa) &&
-          !(run_case(one, variant, ParallelFor::inline_loop(), wanted) && run_case(one, variant, {run_threads, nullptr}, wanted))) {
+          !(run_case(one, variant, ParallelFor::inline_loop(), wanted) && run_case(one, variant, {run_threads, nullptr}, wanted) &&
+            run_sums(generator, variant, ParallelFor::inline_loop()) && run_sums(generator, variant, {run_threads, nullptr}))) {
         std::printf("recurrence %d of seed %u\n", i, seed);
         return 1;
       }
