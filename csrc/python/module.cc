@@ -8,6 +8,7 @@
 
 #include "csrc/dispatch/cpu.h"
 #include "csrc/ops/op.h"
+#include "csrc/python/panels.h"
 #include "csrc/registry.h"
 
 namespace py = pybind11;
@@ -258,6 +259,45 @@ void run_on_device(const std::string& op, const py::sequence& inputs, const py::
   run_kernel(*make_kernel(op, attributes, variant->name), sources, types, memory, execution);
 }
 
+/// Constants [columns, rows, taps] of any strides.
+panels::Source panels_source(const py::array& array, std::size_t width) {
+  constexpr py::ssize_t kAxes = 3;
+  if (array.ndim() != kAxes || width == 0) throw py::value_error("Panels are made of [columns, rows, taps] and have a width.");
+  if (!panels::takes(static_cast<std::size_t>(array.itemsize()))) throw py::value_error("Elements of that size are not moved.");
+  const auto size = [&](int axis) { return static_cast<std::size_t>(array.shape(axis)); };
+  return {static_cast<const std::byte*>(array.data()),
+          static_cast<std::size_t>(array.itemsize()),
+          size(0),
+          size(1),
+          size(2),
+          array.strides(0),
+          array.strides(1),
+          array.strides(2)};
+}
+
+py::array make_panels(const py::array& array, std::size_t width) {
+  const panels::Source source = panels_source(array, width);
+  const panels::Layout layout(source, width);
+  py::array result(array.dtype(), std::vector<std::size_t>{layout.panels, source.taps, source.rows, width});
+  auto* target = static_cast<std::byte*>(result.mutable_data());
+  const py::gil_scoped_release release;
+  panels::fill(source, layout, target);
+  return result;
+}
+
+void write_panels(int file, const py::array& array, std::size_t width, std::size_t block_bytes, std::size_t threads) {
+  const panels::Source source = panels_source(array, width);
+  const panels::Layout layout(source, width);
+  const int error = [&] {
+    const py::gil_scoped_release release;
+    return panels::append(source, layout, file, block_bytes, threads);
+  }();
+  if (error == 0) return;
+  errno = error;
+  PyErr_SetFromErrno(PyExc_OSError);
+  throw py::error_already_set();
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
@@ -271,6 +311,11 @@ PYBIND11_MODULE(_native, module) {
   module.def("occupy", &occupy, py::arg("op"), py::arg("rounds"), py::arg("variant") = py::none(),
              "Multiply registers alone with a variant's instructions and return the number of products, 0 where that says nothing: "
              "over its time, the ceiling of the op's kernel.");
+  module.def("make_panels", &make_panels, py::arg("array"), py::arg("width"),
+             "Constants [columns, rows, taps] as panels [ceil(columns / width), taps, rows, width], missing columns being zero.");
+  module.def("write_panels", &write_panels, py::arg("file"), py::arg("array"), py::arg("width"), py::arg("block_bytes"),
+             py::arg("threads"),
+             "Append what make_panels makes to an open file, block by block; each thread needs the memory of one block.");
   module.def(
       "cuda_problem", [] { return onnxopt_registry()->cuda_problem(); },
       "Why the CUDA kernels cannot run here; empty when they can.");

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,6 @@ from onnx import numpy_helper
 from helpers import model
 from onnxopt import ir
 from onnxopt.ir import lazy
-
-module = importlib.import_module("onnxopt.ir.packed")  # `ir.packed` is the function
 
 Array = np.ndarray[Any, Any]
 RNG = np.random.default_rng(0)
@@ -91,7 +88,7 @@ def test_input_is_left_as_it_is() -> None:
 # --- mapped ones ---
 @pytest.fixture(params=[1, 1 << 12, 1 << 24], ids=["panel by panel", "small blocks", "one block"])
 def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BLOCK_BYTES", request.param)
+    monkeypatch.setattr(lazy, "BLOCK_BYTES", request.param)
 
 
 @pytest.mark.usefixtures("block")
@@ -135,8 +132,7 @@ def test_tensor_in_memory_is_packed_at_once() -> None:
 
 
 @pytest.mark.parametrize("transposed", [False, True])
-def test_writing_takes_little_memory(transposed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lazy, "_kept", [])
+def test_writing_takes_little_memory(transposed: bool, tmp_path: Path) -> None:
     matrix = normal(2000, 3000) if transposed else normal(3000, 2000)
     tensor = ir.packed(mapped(matrix, tmp_path), "packed", transposed=transposed)
     tracemalloc.start()
@@ -144,7 +140,7 @@ def test_writing_takes_little_memory(transposed: bool, tmp_path: Path, monkeypat
         tensor.copy_to(file)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < 3 * module.BLOCK_BYTES < matrix.nbytes / 4
+    assert peak < 3 * lazy.BLOCK_BYTES < matrix.nbytes / 4
 
 
 @pytest.mark.parametrize("external", ["inside", "external"])
@@ -158,3 +154,70 @@ def test_saved_model_holds_the_same_bytes(external: str, tmp_path: Path) -> None
     ir.save(loaded, tmp_path / "after.onnx", external_data=external)
     (after,) = onnx.load(tmp_path / "after.onnx").graph.initializer
     np.testing.assert_array_equal(numpy_helper.to_array(after), reference(matrix))
+
+
+# --- filters ---
+def packed_filter_by_filter(filters: Array, groups: int) -> Array:
+    """Element by element, as `ir.pack_filters` says."""
+    if ir.is_depthwise(filters.shape, groups):
+        return np.ascontiguousarray(filters.reshape(len(filters), -1).T)
+    count, depth = len(filters) // groups, filters.shape[1]
+    taps = int(np.prod(filters.shape[2:]))
+    expected = np.zeros((groups, -(-count // 16), taps, depth, 16), filters.dtype)
+    for number, one in enumerate(filters.reshape(len(filters), depth, taps)):
+        group, within = divmod(number, count)
+        expected[group, within // 16, :, :, within % 16] = one.T
+    return expected.reshape(groups, -(-count // 16), taps * depth, 16)
+
+
+FILTERS = [
+    ((20, 7, 3, 3), 1),
+    ((16, 80, 1, 1), 1),
+    ((35, 4, 5), 1),
+    ((6, 2, 11, 9), 1),
+    ((12, 3, 2, 2), 3),
+    ((19, 1, 3, 3), 19),
+    ((40, 1, 5, 5), 40),
+]
+
+
+@pytest.mark.usefixtures("block")
+@pytest.mark.parametrize(("shape", "groups"), FILTERS, ids=str)
+def test_filters(shape: tuple[int, ...], groups: int, tmp_path: Path) -> None:
+    filters = normal(*shape)
+    expected = packed_filter_by_filter(filters, groups)
+    np.testing.assert_array_equal(ir.pack_filters(filters, groups), expected)
+    tensor = ir.packed_filters(mapped(filters, tmp_path), "packed", groups)
+    assert isinstance(tensor, ir.PackedFilters)
+    assert tuple(tensor.shape.numpy()) == expected.shape
+    assert written(tensor, tmp_path) == expected.tobytes() == tensor.tobytes()
+
+
+def test_filters_in_other_orders() -> None:
+    filters = normal(20, 7, 3, 3)
+    for other in (np.asfortranarray(filters), normal(20, 14, 3, 3)[:, ::2], filters.astype(np.float16)):
+        np.testing.assert_array_equal(ir.pack_filters(other, 1), packed_filter_by_filter(other, 1))
+
+
+# --- transposed ones ---
+@pytest.mark.usefixtures("block")
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if 0 not in shape], ids=str)
+def test_transposed_matrix(shape: tuple[int, int], tmp_path: Path) -> None:
+    matrix = normal(*shape)
+    tensor = ir.TransposedTensor(mapped(matrix, tmp_path), "t")
+    np.testing.assert_array_equal(tensor.numpy(), matrix.T)
+    assert written(tensor, tmp_path) == matrix.T.tobytes() == tensor.tobytes()
+
+
+# --- what goes wrong ---
+def test_full_disk_is_an_error(tmp_path: Path) -> None:
+    tensor = ir.packed(mapped(normal(64, 48), tmp_path), "packed")
+    with Path("/dev/full").open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
+        tensor.copy_to(file)  # type: ignore[attr-defined]
+
+
+def test_file_that_is_not_open_for_writing_is_an_error(tmp_path: Path) -> None:
+    tensor = ir.packed(mapped(normal(64, 48), tmp_path), "packed")
+    (tmp_path / "read.bin").touch()
+    with (tmp_path / "read.bin").open("rb", buffering=0) as file, pytest.raises(OSError, match="Bad file"):
+        tensor.copy_to(file)  # type: ignore[attr-defined]

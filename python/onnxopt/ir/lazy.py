@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import os
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -12,21 +10,11 @@ from onnx_ir import LazyTensor, Shape
 
 from onnxopt.ir.mapped import MappedTensor
 
-BLOCK_BYTES = 8 << 20
-"""Bytes that are transposed at once: many times a cache, and small beside any model."""
+BLOCK_BYTES = 1 << 20
+"""Bytes that a thread moves at once: they are still in its cache when they are written."""
 
-_kept: list[np.ndarray] = []
-
-
-def _blocks(size: int) -> list[np.ndarray]:
-    """Two blocks of memory: one is filled while the other is written. They are kept, since fresh pages cost as much as the work."""
-    if not _kept or _kept[0].nbytes < size:
-        _kept[:] = [np.empty(size, np.uint8) for _ in range(2)]
-    return list(_kept)
-
-
-CACHE_LINE = 64
-"""Bytes that are written at once to each row of a transposed matrix: whole lines are filled before they leave the cache."""
+MOST_THREADS = 2
+"""Writes to one file take turns, and take longer than moving the elements: a third thread would only wait."""
 
 
 class StreamedTensor(LazyTensor):
@@ -52,7 +40,7 @@ class TransposedTensor(StreamedTensor):
         rows, columns = source.shape.numpy()
         self.source: MappedTensor = source
         super().__init__(
-            lambda: _as_tensor(np.ascontiguousarray(source.numpy().T), source),
+            lambda: _as_tensor(make_panels(source.numpy()[:, :, None], rows).reshape(columns, rows), source),
             dtype=source.dtype,
             shape=Shape((columns, rows)),
             cache=False,
@@ -62,17 +50,8 @@ class TransposedTensor(StreamedTensor):
     def copy_to(self, target: BinaryIO) -> None:
         """Append the bytes to an unbuffered file."""
         array = self.source.numpy()
-        rows, columns = array.shape
-        step = min(columns, max(1, BLOCK_BYTES // max(rows * array.itemsize, 1)))
-        parts = [array[:, start : start + step] for start in range(0, columns, step)]
-        write_blocks(target, step * rows * array.itemsize, [functools.partial(_transposed, part) for part in parts])
+        write_panels(target, array[:, :, None], array.shape[0])
         self.source.release()
-
-
-def _transposed(part: np.ndarray, memory: np.ndarray) -> np.ndarray:
-    block = memory[: part.nbytes].view(part.dtype).reshape(part.shape[::-1])
-    transpose_into(part, block)
-    return block
 
 
 class ScaledTensor(StreamedTensor):
@@ -104,30 +83,24 @@ class ScaledTensor(StreamedTensor):
         self.mapped.release()
 
 
-def write_blocks(target: BinaryIO, size: int, fills: Sequence[Callable[[np.ndarray], np.ndarray]]) -> None:
-    """Append blocks to an unbuffered file; while one is written, the next is filled.
+def make_panels(array: np.ndarray, width: int) -> np.ndarray:
+    """Constants [columns, rows, taps] as panels [ceil(columns / width), taps, rows, width], missing columns being zero."""
+    from onnxopt.runtime.library import native
 
-    Args:
-        target: the file.
-        size: bytes of the largest block.
-        fills: each gets `size` bytes of memory (uint8), and returns the array in it that is to be written.
+    made: np.ndarray = native().make_panels(array, width)
+    return made
+
+
+def write_panels(target: BinaryIO, array: np.ndarray, width: int) -> None:
+    """Append what `make_panels` makes to an unbuffered file, a block at a time.
+
+    Raises:
+        OSError: the file cannot be written.
     """
-    blocks = _blocks(size)
-    with ThreadPoolExecutor(1) as writer:
-        written: list[Future[None]] = []
-        for number, fill in enumerate(fills):
-            if number >= len(blocks):
-                written[number - len(blocks)].result()
-            written.append(writer.submit(_write, target, fill(blocks[number % len(blocks)])))
-        for done in written:
-            done.result()
+    from onnxopt.runtime.library import native
 
-
-def transpose_into(source: np.ndarray, target: np.ndarray) -> None:
-    """target[j, i] = source[i, j], in strips of as many rows as a cache line of the target holds."""
-    step = max(1, CACHE_LINE // source.itemsize)
-    for start in range(0, source.shape[0], step):
-        target[:, start : start + step] = source[start : start + step].T
+    threads = min(MOST_THREADS, os.cpu_count() or 1)
+    native().write_panels(target.fileno(), array, width, BLOCK_BYTES, threads)
 
 
 def _as_tensor(array: np.ndarray, like: MappedTensor | StreamedTensor) -> Any:

@@ -8,7 +8,7 @@ from typing import BinaryIO
 import numpy as np
 from onnx_ir import Shape, Tensor, TensorProtocol
 
-from onnxopt.ir.lazy import StreamedTensor, transpose_into
+from onnxopt.ir.lazy import StreamedTensor, make_panels, write_panels
 from onnxopt.ir.mapped import MappedTensor
 from onnxopt.ir.packed import PANEL
 
@@ -29,21 +29,18 @@ def packed_shape(shape: tuple[int, ...], groups: int) -> tuple[int, ...]:
 def pack_filters(filters: np.ndarray, groups: int) -> np.ndarray:
     """Filters [M, C / groups, ...] as panels of 16: [groups, ceil(M / groups / 16), taps * C / groups, 16], missing ones being zero;
     depthwise ones as [taps, C]."""
-    count, depth = filters.shape[:2]
     shape = packed_shape(filters.shape, groups)
+    if filters.size == 0:
+        return np.zeros(shape, filters.dtype)
+    return np.concatenate([make_panels(*one) for one in _by_column(filters, groups)]).reshape(shape)
+
+
+def _by_column(filters: np.ndarray, groups: int) -> list[tuple[np.ndarray, int]]:
+    """What is made into panels, part by part, and how wide they are."""
+    count, depth = filters.shape[:2]
     if is_depthwise(filters.shape, groups):
-        return np.ascontiguousarray(filters.reshape(count, -1).T)
-    taps = math.prod(filters.shape[2:])
-    packed = np.empty(shape, filters.dtype).reshape(groups, shape[1], taps, depth, PANEL)
-    per_group = count // groups
-    for number, group in enumerate(filters.reshape(groups, per_group, depth, taps)):
-        for panel, target in enumerate(packed[number]):
-            part = group[panel * PANEL : (panel + 1) * PANEL]
-            if len(part) < PANEL:
-                target[..., len(part) :] = 0
-            for tap in range(taps):
-                transpose_into(part[:, :, tap], target[tap, :, : len(part)])
-    return packed.reshape(shape)
+        return [(filters.reshape(count, -1, 1), count)]
+    return [(group, PANEL) for group in filters.reshape(groups, count // groups, depth, -1)]
 
 
 class PackedFilters(StreamedTensor):
@@ -65,9 +62,8 @@ class PackedFilters(StreamedTensor):
 
     def copy_to(self, target: BinaryIO) -> None:
         """Append the bytes to an unbuffered file."""
-        view = memoryview(self._pack().reshape(-1).view(np.uint8).data)
-        while view:
-            view = view[target.write(view) :]
+        for array, width in _by_column(self.source.numpy(), self.groups):
+            write_panels(target, array, width)
         self.mapped.release()
 
 
