@@ -30,7 +30,7 @@ from onnx_ir import (
 from onnxopt.ir.constants import SMALL_ELEMENTS, constant, integers, scalar, small_array, use_count
 from onnxopt.ir.fingerprint import fingerprint
 from onnxopt.ir.graphsurgeon import apply_graphsurgeon, from_graphsurgeon, to_graphsurgeon
-from onnxopt.ir.lazy import ScaledTensor, StreamedTensor, TransposedTensor, can_stream_transpose
+from onnxopt.ir.lazy import ScaledTensor, StreamedTensor, TransposedTensor, can_stream_transpose, is_streamed
 from onnxopt.ir.load import load, load_copy, without_collector
 from onnxopt.ir.mapped import MappedTensor
 from onnxopt.ir.packed import PANEL, PackedTensor, pack, packed
@@ -100,6 +100,7 @@ __all__ = [
     "integers",
     "is_depthwise",
     "is_open",
+    "is_streamed",
     "load",
     "load_copy",
     "make_attribute",

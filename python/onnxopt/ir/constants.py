@@ -63,15 +63,18 @@ def _tensor_of_numbers(value: Value, attribute: Attr, dtype: type[np.generic]) -
 def small_array(value: Value | None) -> np.ndarray | None:
     """The elements of a constant of at most `SMALL_ELEMENTS` elements, as a read-only array; None for anything else."""
     tensor = constant(value)
-    if tensor is None or tensor.size > SMALL_ELEMENTS:
+    if tensor is None:
         return None
     assert value is not None
-    cached = value.meta.get(_CACHE_KEY)
+    notes = value.meta.data
+    cached = notes.get(_CACHE_KEY)
     if cached is not None and cached[0] is tensor:
         known: np.ndarray = cached[1]
         return known
+    if tensor.size > SMALL_ELEMENTS:
+        return None
     array = tensor.numpy()
-    value.meta[_CACHE_KEY] = (tensor, array)
+    notes[_CACHE_KEY] = (tensor, array)
     return array
 
 

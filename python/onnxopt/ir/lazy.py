@@ -33,6 +33,11 @@ class StreamedTensor(LazyTensor):
         raise NotImplementedError
 
 
+def is_streamed(tensor: object) -> bool:
+    """Whether a tensor is a `StreamedTensor`. onnx-ir's protocols make isinstance look at every member of what is none."""
+    return StreamedTensor in type(tensor).__mro__
+
+
 class TransposedTensor(StreamedTensor):
     """A mapped matrix, transposed. Writing it needs one block of memory, whatever its size."""
 

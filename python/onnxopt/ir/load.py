@@ -193,7 +193,14 @@ _PER_BYTE = {4: 2, 2: 4}
 _TYPED_FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
 
 
+_BITS = {dtype.value: dtype.bitwidth for dtype in DataType if dtype not in (DataType.UNDEFINED, DataType.STRING)}
+
+
 def _check_size(tensor: onnx.TensorProto) -> None:
+    if tensor.HasField("raw_data"):
+        bits, dims = _BITS.get(tensor.data_type), tensor.dims
+        if bits and len(tensor.raw_data) == -(-math.prod(dims) * bits // 8) and min(dims, default=0) >= 0:
+            return
     if tensor.data_type == onnx.TensorProto.UNDEFINED:
         raise ModelError(f"The tensor '{tensor.name}' has no element type.")
     count, dtype = math.prod(tensor.dims), DataType(tensor.data_type)

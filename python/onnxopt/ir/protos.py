@@ -15,6 +15,22 @@ from onnx_ir.convenience import convert_attribute
 _GRAPH_TYPES = frozenset({AttributeType.GRAPH, AttributeType.GRAPHS})
 
 
+_LITTLE_ENDIAN = {
+    dtype: dtype.numpy().newbyteorder("<")
+    for dtype in (
+        DataType.FLOAT,
+        DataType.DOUBLE,
+        DataType.FLOAT16,
+        DataType.INT64,
+        DataType.INT32,
+        DataType.INT8,
+        DataType.UINT8,
+        DataType.BOOL,
+    )
+}
+"""The types of nearly all constants, as their bytes lie in a protobuf."""
+
+
 class ProtoTensor(serde.TensorProtoTensor):
     """A tensor that stays in its protobuf, whose type and shape are read once: every pass asks for them, of every constant."""
 
@@ -26,10 +42,24 @@ class ProtoTensor(serde.TensorProtoTensor):
 
     def __init__(self, proto: onnx.TensorProto) -> None:
         super().__init__(proto)
+        dims = tuple(proto.dims)
         self.dtype = DataType(proto.data_type)
-        self.shape = Shape(proto.dims, frozen=True)
-        self.size = math.prod(self.shape.numpy())
+        self.shape = Shape(dims, frozen=True)
+        self.size = math.prod(dims)
         self.nbytes = math.ceil(self.dtype.itemsize * self.size)
+
+    def numpy(self) -> np.ndarray:
+        kind = _LITTLE_ENDIAN.get(self.dtype)
+        proto = self.raw
+        if kind is None or not proto.HasField("raw_data"):
+            return super().numpy()
+        return np.frombuffer(proto.raw_data, kind).reshape(proto.dims)
+
+    def tobytes(self) -> bytes:
+        proto = self.raw
+        if self.dtype in _LITTLE_ENDIAN and proto.HasField("raw_data"):
+            return bytes(proto.raw_data)
+        return super().tobytes()
 
 
 _PLAIN = {int: AttributeType.INT, float: AttributeType.FLOAT, str: AttributeType.STRING}

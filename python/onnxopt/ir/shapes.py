@@ -191,7 +191,7 @@ class ShapeEnv:
             tensor = constants.constant(value)
         if tensor is not None:
             self._dtypes[value] = tensor.dtype
-            self._shapes[value] = tuple(tensor.shape.numpy())
+            self._shapes[value] = tuple(tensor.shape)  # type: ignore[arg-type]
 
     def learn(self, new: Value, old: Value) -> None:
         """Let `new` know what is known of `old`, whose place it takes, where that is more."""

@@ -58,8 +58,7 @@ class BodyBuilder:
     ) -> Sequence[ir.Value]:
         """The outputs of a node of the default domain."""
         attrs = [
-            value if isinstance(value, ir.Attr) else ir.make_attribute(name, value)
-            for name, value in attributes.items()
+            value if type(value) is ir.Attr else ir.make_attribute(name, value) for name, value in attributes.items()
         ]
         return self._add(ir.Node("", op_type, inputs, attrs, num_outputs=outputs))
 

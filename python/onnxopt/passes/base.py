@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, ClassVar, TypeVar, cast
 
@@ -275,14 +276,27 @@ class Context:
         """The main graph and all graphs inside its nodes."""
         return list(ir.walk_graphs(self.model.graph)) if self.has_subgraphs else [self.model.graph]
 
+    def walk(self) -> Iterator[ir.Node]:
+        """All nodes of the model in order, those of subgraphs behind the node that holds them."""
+        return walk(self.model.graph) if self.has_subgraphs else iter(self.model.graph)
+
     def nodes_of(self, ops: Iterable[tuple[str, str]]) -> list[ir.Node]:
         """The nodes of these ops (domain and op type), in the order of the model, subgraphs included."""
         if self._nodes is None:
-            self._nodes = {}
-            for entry in enumerate(walk(self.model.graph)):
-                self._nodes.setdefault((entry[1].domain, entry[1].op_type), []).append(entry)
-        found = [entry for op in ops for entry in self._nodes.get(op, ())]
-        return [node for _, node in sorted(found)]
+            filed: dict[tuple[str, str], list[tuple[int, ir.Node]]] = {}
+            for entry in enumerate(self.walk()):
+                node = entry[1]
+                key = node.domain, node.op_type
+                known = filed.get(key)
+                if known is None:
+                    filed[key] = [entry]
+                else:
+                    known.append(entry)
+            self._nodes = filed
+        lists = [entries for entries in map(self._nodes.get, ops) if entries]
+        if len(lists) == 1:  # they are in order as they are
+            return [node for _, node in lists[0]]
+        return [node for _, node in sorted(itertools.chain.from_iterable(lists))]
 
     def forget_nodes(self) -> None:
         """Nodes came or went: what is filed of them is collected anew when it is asked for."""
@@ -291,7 +305,16 @@ class Context:
     def sizes(self) -> tuple[int, int]:
         """How many nodes the model has, subgraphs included, and how many bytes of weights."""
         graphs = self.graphs()
-        weights = sum(map(self._bytes_of, ir.constant_tensors(graphs)))
+        weights = 0
+        for graph in graphs:
+            for value in graph.initializers.data.values():
+                tensor = value.const_value
+                if tensor is not None:
+                    weights += self._bytes_of(tensor)
+        for node in self.nodes_of([("", "Constant")]):
+            constant = ir.constant(node.outputs[0]) if node.outputs else None
+            if constant is not None:
+                weights += self._bytes_of(constant)
         return sum(graph.num_nodes() for graph in graphs), weights
 
     def _bytes_of(self, tensor: ir.TensorProtocol) -> int:

@@ -29,9 +29,9 @@ class DeduplicateInitializers(Pass):
             tensor = ir.constant(value)
             if tensor is None or value.is_graph_output() or tensor.dtype == ir.DataType.STRING:
                 continue
-            if isinstance(tensor, ir.StreamedTensor):
+            if ir.is_streamed(tensor):
                 continue
-            groups.setdefault((tensor.dtype, tuple(tensor.shape.numpy())), []).append(value)
+            groups.setdefault((tensor.dtype, tuple(tensor.shape)), []).append(value)
         patches = sum(self._merge_equal(group, ctx) for group in groups.values() if len(group) > 1)
         return PassResult(patches > 0, patches)
 
@@ -58,9 +58,7 @@ class DeduplicateInitializers(Pass):
 def _bytes(value: ir.Value) -> memoryview:
     tensor = value.const_value
     assert tensor is not None
-    if isinstance(tensor, ir.MappedTensor):
-        return tensor.view()
-    return memoryview(tensor.tobytes())
+    return memoryview(tensor.view() if type(tensor) is ir.MappedTensor else tensor.tobytes())
 
 
 def _sample(value: ir.Value) -> bytes:
@@ -72,6 +70,6 @@ def _sample(value: ir.Value) -> bytes:
 def _digest(value: ir.Value) -> bytes:
     digest = hashlib.blake2b(_bytes(value)).digest()
     tensor = value.const_value
-    if isinstance(tensor, ir.MappedTensor):
+    if type(tensor) is ir.MappedTensor:
         tensor.release()
     return digest

@@ -37,7 +37,7 @@ class EliminateDeadCode(Pass):
 
     def run(self, model: ir.Model, ctx: Context) -> PassResult:
         removed = self._remove_nodes(ctx) + self._trim_outputs(ctx) + self._remove_initializers(ctx)
-        removed += self._remove_functions(model)
+        removed += self._remove_functions(model, ctx)
         return PassResult(removed > 0, removed)
 
     @staticmethod
@@ -74,11 +74,11 @@ class EliminateDeadCode(Pass):
         return removed
 
     @staticmethod
-    def _remove_functions(model: ir.Model) -> int:
+    def _remove_functions(model: ir.Model, ctx: Context) -> int:
         ours = [key for key, function in model.functions.items() if function.domain in ("ai.onnxopt", "com.microsoft")]
         if not ours:
             return 0
-        called = {node.op_identifier() for node in walk(model.graph)}
+        called = {node.op_identifier() for node in ctx.walk()}
         for function in model.functions.values():
             called.update(node.op_identifier() for node in walk(function.graph))
         unused = [key for key in ours if key not in called]

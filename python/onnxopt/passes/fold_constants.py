@@ -53,7 +53,7 @@ class FoldConstants(Pass):
     def run(self, model: ir.Model, ctx: Context) -> PassResult:
         streamed = self._stream_transposes(model, ctx)
         region = _Region(ctx)
-        for node in walk(model.graph):
+        for node in ctx.walk():
             region.consider(node)
         wanted = region.frontier()
         if not wanted:
@@ -73,8 +73,8 @@ class FoldConstants(Pass):
     def _stream_transposes(self, model: ir.Model, ctx: Context) -> int:
         """Transposed weight matrices are neither read nor computed now, but while the model is written."""
         patches = 0
-        for node in walk(model.graph):
-            if node.op_type != "Transpose" or node.domain or node.inputs[0] is None:
+        for node in ctx.nodes_of([("", "Transpose")]):
+            if node.inputs[0] is None:
                 continue
             tensor = ir.constant(node.inputs[0])
             if tensor is None or tensor.nbytes < STREAMED_BYTES or not ir.can_stream_transpose(tensor):
@@ -115,7 +115,7 @@ class _Region:
 
     def consider(self, node: ir.Node) -> None:
         """Add the node if its inputs are constant and its result is worth keeping."""
-        if node.domain or node.op_type in RANDOM | KEPT or not node.outputs or node in self.ctx.not_foldable:
+        if node.domain or node.op_type in _NEVER or not node.outputs or node in self.ctx.not_foldable:
             return
         made = self._made
         inputs = node.inputs
@@ -234,6 +234,7 @@ def _only_used_by(value: ir.Value, node: ir.Node) -> bool:
 
 _UNCOMPRESSED = frozenset({ir.DataType.BOOL, ir.DataType.STRING})
 _SOURCES = frozenset({"Range", "EyeLike"})
+_NEVER = RANDOM | KEPT
 _GROWING = frozenset(
     [
         "ConstantOfShape",

@@ -8,7 +8,6 @@ from onnxopt import ir
 from onnxopt.ir import dims
 from onnxopt.ir.dims import Dim
 from onnxopt.passes.base import Context, Pass, PassResult, register_pass
-from onnxopt.rewrite.driver import walk
 from onnxopt.rewrite.patch import Builder, Patch
 from onnxopt.rewrite.rules import attribute
 
@@ -43,7 +42,7 @@ class FoldShapes(Pass):
 
     # --- everything known
     def _fold_known(self, model: ir.Model, ctx: Context) -> int:
-        known = [node for node in walk(model.graph) if _is_known(node, ctx)]
+        known = [node for node in ctx.walk() if _is_known(node, ctx)]
         inside = set(known)
         patches = 0
         for node in known:
@@ -61,8 +60,8 @@ class FoldShapes(Pass):
     # --- Reshape targets
     def _fold_targets(self, model: ir.Model, ctx: Context) -> int:
         patches = 0
-        for node in walk(model.graph):
-            if node.op_type != "Reshape" or node.domain or len(node.inputs) < 2 or node.inputs[1] is None:
+        for node in ctx.nodes_of([("", "Reshape")]):
+            if node.graph is None or len(node.inputs) < 2 or node.inputs[1] is None:
                 continue
             if ir.constant(node.inputs[1]) is not None:
                 continue

@@ -5,7 +5,6 @@ from __future__ import annotations
 from onnxopt import ir
 from onnxopt.fusions import fused_elementwise
 from onnxopt.passes.base import Context, Pass, PassResult, register_pass
-from onnxopt.rewrite.driver import walk
 from onnxopt.rewrite.rules import Refusal
 
 
@@ -23,7 +22,7 @@ class FuseElementwise(Pass):
 
     def run(self, model: ir.Model, ctx: Context) -> PassResult:
         patches = 0
-        scanned = {graph for node in walk(model.graph) if node.op_type == "Scan" for graph in _all_inner(node)}
+        scanned = {graph for node in ctx.walk() if node.op_type == "Scan" for graph in _all_inner(node)}
         for graph in ctx.graphs():
             if graph in scanned:
                 continue

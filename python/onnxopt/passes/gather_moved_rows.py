@@ -105,16 +105,16 @@ def _gather(source: ir.Value, end: ir.Node, ctx: Context) -> Patch | Refusal:
     width = shape[-1] if shape else 0
     if width < LEAST_ROW:
         return Refusal("rows of {} elements are too short", width, culprit=source)
-    places = {source: np.arange(math.prod(shape), dtype=np.int64).reshape(shape)}
+    places = {source: np.arange(math.prod(shape), dtype=np.int32).reshape(shape)}
     found = _follow(end.outputs[0], places, ctx)
     if found is None or found.size == 0 or found.size % width != 0:
         return Refusal("where its elements go is not known", culprit=end)
     rows = found.reshape(-1, width)
-    if (rows[:, 0] % width != 0).any() or (rows != rows[:, :1] + np.arange(width)).any():
+    if (rows[:, 0] % width != 0).any() or (rows != rows[:, :1] + np.arange(width, dtype=np.int32)).any():
         return Refusal("it moves less than rows", culprit=end)
     b = Builder(ctx, end)
     flat = b.Reshape(source, b.constant(np.array([-1, width], np.int64), "shape"))
-    taken = b.Gather(flat, b.constant(rows[:, 0] // width, "rows"), axis=0)
+    taken = b.Gather(flat, b.constant(rows[:, 0].astype(np.int64) // width, "rows"), axis=0)
     made = b.Reshape(taken, b.constant(np.array(result, np.int64), "shape"))
     return b.patch(RULE, {end.outputs[0]: made})
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 from onnxopt import ir
-from onnxopt.passes.base import Context, Pass, PassResult, register_pass
-from onnxopt.rewrite.driver import walk
+from onnxopt.passes.base import SHARED_CONSTANT_BYTES, Context, Pass, PassResult, register_pass
 from onnxopt.rewrite.patch import Patch
 
 
@@ -12,7 +13,7 @@ from onnxopt.rewrite.patch import Patch
 class LiftConstants(Pass):
     """Turn Constant nodes of the main graph and its subgraphs into initializers of the main graph.
 
-    Every later pass then meets constants in one form, and equal constants of two branches can become one. Refused: sparse constants,
+    Every later pass then meets constants in one form; small ones that are equal become one at once. Refused: sparse constants,
     and Constant nodes that are graph outputs of a subgraph (a subgraph's output must be made inside of it).
     """
 
@@ -21,14 +22,18 @@ class LiftConstants(Pass):
 
     def run(self, model: ir.Model, ctx: Context) -> PassResult:
         lifted: list[ir.Node] = []
-        for node in list(walk(model.graph)):
-            if node.op_type != "Constant" or node.domain:
-                continue
+        made: dict[Hashable, ir.Value] = {}
+        for node in ctx.nodes_of([("", "Constant")]):
             value = node.outputs[0]
             tensor = ir.constant(value)
             if tensor is None or value.is_graph_output():
                 continue
-            constant = ctx.constant(tensor, value.name or "constant")
+            key = _content(tensor)
+            constant = None if key is None else made.get(key)
+            if constant is None:
+                constant = ctx.constant(tensor, value.name or "constant")
+                if key is not None:
+                    made[key] = constant
             if not ctx.editor.apply(Patch(self.name, node, [], {value: constant})):
                 break
             lifted.append(node)
@@ -54,3 +59,10 @@ class LiftConstants(Pass):
                 graph.initializers.pop(value.name or "")
                 moved += 1
         return moved
+
+
+def _content(tensor: ir.TensorProtocol) -> Hashable | None:
+    """What equal constants have in common; None for what is not compared here: text, and what is large."""
+    if tensor.dtype is ir.DataType.STRING or tensor.nbytes > SHARED_CONSTANT_BYTES:
+        return None
+    return tensor.dtype, tuple(tensor.shape), tensor.tobytes()

@@ -170,11 +170,17 @@ class Editor:
             graph = node.graph
             if graph is None or not removable(node):
                 continue
+            inner = subgraphs(node)
             producers = [value.producer() for value in node.inputs if value is not None]
-            producers += [value.producer() for value in _captured(node)]
-            graph.remove(node, safe=True)
+            if inner:
+                producers += [value.producer() for value in _captured(node)]
+            for index, value in enumerate(node.inputs):
+                if value is not None:
+                    node.replace_input_with(index, None)
+            graph.remove(node)
             self.ctx.forget_nodes()
-            _release_subgraphs(node)
+            if inner:
+                _release_subgraphs(node)
             for producer in producers:
                 if producer is None:
                     continue
@@ -205,7 +211,10 @@ def removable(node: ir.Node) -> bool:
     """Whether nothing uses the node and nothing but its outputs shows that it ran."""
     if node.domain not in SIDE_EFFECT_FREE_DOMAINS:
         return False
-    return not any(value.is_graph_output() or ir.use_count(value) for value in node.outputs)
+    outputs = node.outputs
+    if len(outputs) == 1:  # as nearly all nodes, of which all passes ask
+        return not (outputs[0].is_graph_output() or ir.use_count(outputs[0]))
+    return not any(value.is_graph_output() or ir.use_count(value) for value in outputs)
 
 
 def _captured(node: ir.Node) -> list[ir.Value]:
