@@ -15,6 +15,7 @@ import typer
 
 from onnxopt.errors import (
     CalibrationError,
+    MetricError,
     ModelError,
     OnnxOptError,
     OptionError,
@@ -43,6 +44,7 @@ _CODE_OF: tuple[tuple[type[BaseException], int], ...] = (
     (VerificationError, 1),
     (OptionError, 2),
     (CalibrationError, 2),
+    (MetricError, 2),
     (ModelError, 3),
     (PassError, 4),
     (RuntimeMissingError, 5),
@@ -272,13 +274,9 @@ def optimize(
     result = reports[0]
     if report is not None:
         from onnxopt.report import write_report
-        from onnxopt.runtime.bench import compare_models
 
         if report.suffix == ".html":
-            try:
-                result.latency = compare_models([model, output], threads=2, rounds=3, dims=parse_dims(dim))
-            except OnnxOptError as error:
-                result.warnings.append(f"Latency was not measured: {error}")
+            _measure_latency(result, [model, output], dim)
         write_report(report, result, model, output)
     if as_json:
         _print_json(_report_json(result))
@@ -287,6 +285,16 @@ def optimize(
     _warn([*result.warnings, *(f"a rewrite was left out: {defect}" for defect in result.defects)])
     if result.verification is not None and not result.verification.equal:
         raise typer.Exit(1)
+
+
+def _measure_latency(result: Report | Quantization, models: list[Path], dim: list[str] | None) -> None:
+    """For a report; what cannot be measured is a warning."""
+    from onnxopt.runtime.bench import compare_models
+
+    try:
+        result.latency = compare_models(models, threads=2, rounds=3, dims=parse_dims(dim))
+    except OnnxOptError as error:
+        result.warnings.append(f"Latency was not measured: {error}")
 
 
 def _parse_passes(text: str | None) -> list[str] | None:
@@ -352,8 +360,24 @@ def quantize(
         str,
         typer.Option("--range", help="How ranges of activations are chosen: minmax, percentile, mse, entropy, auto."),
     ] = "mse",
+    max_drop: Annotated[
+        str | None,
+        typer.Option(
+            help="How much worse it may be: 0.5% of the float model's metric, a difference like 0.01, or 30dB in the outputs."
+        ),
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="module:function or file.py:function that takes an onnxruntime session and returns a number, higher is better."
+        ),
+    ] = None,
+    keep: Annotated[
+        list[str] | None, typer.Option("--keep", help="A convolution or product that stays in float. May be repeated.")
+    ] = None,
     target: TargetName = "cpu",
     dim: Dims = None,
+    report: Annotated[Path | None, typer.Option(help="Write a report: .html or .json.")] = None,
     external_data: Annotated[str | None, typer.Option(help="Weights: auto, inside or external.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -361,6 +385,10 @@ def quantize(
     import dataclasses
 
     from onnxopt.quant import quantize as run
+    from onnxopt.quant.budget import load_metric
+
+    if report is not None:
+        _check_report(report)
 
     found: list[Quantization] = []
     with _progress(f"Quantizing {model.name}") as tick:
@@ -371,12 +399,20 @@ def quantize(
             format=format,
             method=method,
             target=target,
+            keep=keep or (),
+            max_drop=max_drop,
+            metric=None if metric is None else load_metric(metric),
             dims=parse_dims(dim),
             external_data=external_data,
             tick=tick,
             report=found.append,
         )
     (result,) = found
+    if report is not None:
+        from onnxopt.quant.report import write_report
+
+        _measure_latency(result, [model, output], dim)
+        write_report(report, result, model, output)
     if as_json:
         _print_json(dataclasses.asdict(result))
     else:
@@ -391,6 +427,12 @@ def _print_quantization(result: Quantization, output: Path) -> None:
     )
     for name, ratio in result.sqnr.items():
         print(f"  {name}: {ratio:.1f} dB of signal to quantization noise")
+    if result.metric is not None:
+        found, floats = result.metric, sum(layer.precision == "float" for layer in result.layers)
+        print(
+            f"  {found.name}: {found.before:.6g} -> {found.after:.6g}, {'within' if found.within else 'not within'} {found.budget}; "
+            f"{floats} of {len(result.layers)} layers stay in float"
+        )
 
 
 @app.command()

@@ -35,6 +35,10 @@ class CalibrationError(OnnxOptError):
     """Calibration data are missing or do not fit the model, or a tensor is not finite for a sample; the text names both."""
 
 
+class MetricError(OnnxOptError):
+    """The user's metric fails or gives no number; the text says for which model."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of what another library says, for our own sentence; the kind of error where it says nothing."""
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -147,7 +147,7 @@ def _flops(model: ir.Model, shapes: ir.ShapeEnv) -> tuple[dict[str, int], dict[s
         if node.op_type in FREE and not node.domain:
             continue
         function = model.functions.get(node.op_identifier())
-        count = _node_flops(node, shapes) if function is None else _call_flops(node, function, shapes)
+        count = node_flops(node, shapes) if function is None else _call_flops(node, function, shapes)
         counts, more = (unknown, 1) if count is None else (totals, count)
         op = ir.op_name(node)
         counts[op] = counts.get(op, 0) + more
@@ -157,11 +157,12 @@ def _flops(model: ir.Model, shapes: ir.ShapeEnv) -> tuple[dict[str, int], dict[s
 def _call_flops(node: ir.Node, function: ir.Function, shapes: ir.ShapeEnv) -> int | None:
     """Operations of a function's body, whose shapes are those of one call at a time."""
     shapes.infer_node(node)
-    counts = [_node_flops(inner, shapes) for inner in function if inner.op_type not in FREE or inner.domain]
+    counts = [node_flops(inner, shapes) for inner in function if inner.op_type not in FREE or inner.domain]
     return None if None in counts else sum(count for count in counts if count is not None)
 
 
-def _node_flops(node: ir.Node, shapes: ir.ShapeEnv) -> int | None:
+def node_flops(node: ir.Node, shapes: ir.ShapeEnv) -> int | None:
+    """Operations of a node; None where its sizes are unknown."""
     if not node.outputs:
         return 0
     output = shapes.static_shape(node.outputs[0])

@@ -118,28 +118,28 @@ def _charts(data: dict[str, Any]) -> dict[str, str]:
     changed = [row for row in _changed_ops(data) if row[1] != row[2]][:OPS_IN_CHART]
     passes = _slow_passes(data)[:OPS_IN_CHART]
     charts = {
-        "ops": _bars(
+        "ops": bars(
             "Nodes by op",
             [row[0] for row in changed],
             {"before": [r[1] for r in changed], "after": [r[2] for r in changed]},
         ),
-        "passes": _bars(
+        "passes": bars(
             "Time by pass, ms", [row[0] for row in passes], {"ms": [round(row[1] * 1e3, 2) for row in passes]}
         ),
-        "sizes": _bars(
+        "sizes": bars(
             "Weights, MiB",
             ["weights"],
             {side: [round(data["weight_bytes"][side] / 2**20, 2)] for side in ("before", "after")},
         ),
     }
     if data["latency"]:
-        charts["latency"] = _bars(
+        charts["latency"] = bars(
             "Latency, ms", ["median"], {one["name"]: [round(one["median_ms"], 3)] for one in data["latency"]}
         )
     return charts
 
 
-def _bars(title: str, labels: list[str], series: dict[str, list[float]]) -> str:
+def bars(title: str, labels: list[str], series: dict[str, list[float]]) -> str:
     import pygal
     from pygal.style import CleanStyle
 

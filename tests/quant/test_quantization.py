@@ -11,7 +11,7 @@ import pytest
 
 import onnxopt
 from helpers import evaluate, model, op_list, set_costs
-from onnxopt.errors import CalibrationError, OptionError
+from onnxopt.errors import CalibrationError, MetricError, OptionError
 from onnxopt.quant import Quantization, quantize
 
 pytest.importorskip("onnxopt._native", reason="the native library is not built")
@@ -126,8 +126,9 @@ def test_tensors_that_are_not_finite_are_named(bad: float) -> None:
 
 
 def test_samples_that_onnxruntime_cannot_run() -> None:
-    with pytest.raises(CalibrationError, match="Calibration sample 0 cannot be run"):
-        quantize(perceptron(), calibration=[{"x": normal(5, 31)}], format="qdq")
+    for proto, shape in ((network(), (1, 7, 9, 9)), (perceptron(), (5, 31))):
+        with pytest.raises(CalibrationError, match="Calibration sample 0 cannot be run"):
+            quantize(proto, calibration=[{"x": normal(*shape)}])
 
 
 @pytest.mark.parametrize(
@@ -141,6 +142,89 @@ def test_samples_that_onnxruntime_cannot_run() -> None:
 def test_wrong_options(options: dict[str, str], sentence: str) -> None:
     with pytest.raises(OptionError, match=sentence):
         quantize(perceptron(), **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("format", ["fused", "qdq"])
+@pytest.mark.parametrize("build", [perceptron, network])
+def test_a_budget_keeps_layers_in_float(build: Any, format: str, tmp_path: Path) -> None:
+    data, target = samples((5, 32) if build is perceptron else (1, 8, 9, 9)), tmp_path / "out.onnx"
+    results: dict[str, Quantization] = {}
+    for drop in ("20dB", "42dB", "200dB"):
+        quantize(
+            build(),
+            target,
+            calibration=data,
+            format=format,
+            max_drop=drop,
+            report=lambda r, drop=drop: results.update({drop: r}),
+        )
+    assert (tmp_path / "out.onnx.journal").exists()
+    kept = {drop: [one.name for one in result.layers if one.precision == "float"] for drop, result in results.items()}
+    assert kept["20dB"] == [] and len(kept["200dB"]) == len(results["200dB"].layers) > 1
+    assert set(kept["42dB"]) <= set(kept["200dB"])
+    metric = results["42dB"].metric
+    assert metric is not None and metric.within and metric.after >= 42
+    assert any("the model stays in float" in one for one in results["200dB"].warnings) or any(
+        "No choice of layers" in one for one in results["200dB"].warnings
+    )
+    for layer in results["42dB"].layers:
+        assert layer.reason == ("the accuracy budget" if layer.precision == "float" else "")
+        assert layer.operations and layer.weights
+
+
+def test_a_search_that_was_stopped_goes_on(tmp_path: Path) -> None:
+    data, proto, calls = samples((1, 8, 9, 9)), network(), []
+    reference: list[Array] = []
+
+    def metric(session: Any, stop: int = 5) -> float:
+        calls.append(session)
+        if len(calls) == stop:
+            raise RuntimeError("killed")
+        (found,) = session.run(None, data[0])
+        reference.append(found)
+        return -float(np.square(found - reference[0]).mean())
+
+    def run() -> list[Quantization]:
+        found: list[Quantization] = []
+        quantize(
+            proto, tmp_path / "out.onnx", calibration=data, max_drop="0.000001", metric=metric, report=found.append
+        )
+        return found
+
+    with pytest.raises(MetricError, match=r"failed for the model with .* RuntimeError: killed"):
+        run()
+    assert not (tmp_path / "out.onnx").exists()
+    (first,) = run()
+    done = len(calls)
+    (second,) = run()
+    assert len(calls) == done, "a finished search measures nothing again"
+    assert first.layers == second.layers and first.metric == second.metric
+    assert first.metric is not None and first.metric.after >= first.metric.least
+
+
+def test_nodes_that_are_to_stay_in_float() -> None:
+    found: list[Quantization] = []
+    after = quantize(network(), calibration=samples((1, 8, 9, 9)), format="qdq", keep=[], report=found.append)
+    names = [one.name for one in found[0].layers]
+    assert len(names) == 4
+    after = quantize(network(), calibration=samples((1, 8, 9, 9)), format="qdq", keep=[names[1]], report=found.append)
+    assert [one.reason for one in found[1].layers] == ["", "it was to stay in float", "", ""]
+    assert found[1].quantized == {"Conv": 3}
+    assert [one.data_type for one in after.graph.initializer if len(one.dims) == 4].count(onnx.TensorProto.FLOAT) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"max_drop": "1%", "calibration": None}, "needs calibration samples"),
+        ({"max_drop": "30dB", "metric": lambda _: 1.0}, "is one of the outputs"),
+        ({"metric": lambda _: 1.0}, "needs the greatest drop"),
+        ({"keep": ["nothing"]}, "No convolution or product that can be quantized is named 'nothing'"),
+    ],
+)
+def test_wrong_budgets(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(OptionError, match=sentence):
+        quantize(perceptron(), **{"calibration": samples((5, 32)), **options})
 
 
 def test_constant_and_zero_activations() -> None:

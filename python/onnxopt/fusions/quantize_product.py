@@ -8,9 +8,10 @@ from onnxopt import ir
 from onnxopt.fusions.fused_gemm import is_product_of_rows, is_transposed, product, split_bias
 from onnxopt.ops import qgemm as op
 from onnxopt.ops.base import prepare_model
+from onnxopt.passes.base import Context
 from onnxopt.quant.weights import quantize_columns
 from onnxopt.rewrite.patch import Builder
-from onnxopt.rewrite.rules import Match, Refusal, rule
+from onnxopt.rewrite.rules import Match, Refusal, RuleSet, rule
 
 MIN_DEPTH, MIN_COLUMNS = 32, 16
 """The least size of a matrix: below, quantizing the rows takes as long as it saves."""
@@ -21,6 +22,8 @@ def _is_worthwhile(m: Match) -> bool | Refusal:
     if not fits:
         return fits
     node = m.node("product")
+    if ir.node_name(node) in m.ctx.options.keep_float:
+        return Refusal("it is to stay in float", culprit=node)
     if m.ctx.opset < op.MIN_OPSET:
         return Refusal("opset {} has no scales per column", m.ctx.opset, culprit=node)
     shape = m.ctx.shapes.static_shape(m["w"])
@@ -43,7 +46,8 @@ def quantize_product(b: Builder, m: Match) -> ir.Value | Refusal:
     added, bias = split_bias(m, columns)
     if not np.isfinite(matrix).all():
         return Refusal("its weights '{}' are not finite", m["w"].name, culprit=m["w"])
-    quantized, scales = quantize_columns(matrix)
+    held = m.ctx.options.matrices.get(ir.node_name(node))
+    quantized, scales = quantize_columns(matrix) if held is None else (held.array, held.scales)
     name = m["w"].name or "weights"
     inputs = [
         m["x"],
@@ -58,7 +62,17 @@ def quantize_product(b: Builder, m: Match) -> ir.Value | Refusal:
     attributes = {"columns": columns, "by_row": 1, "biased": 1 if bias is not None else None}
     prepare_model(m.ctx.model)
     (result,) = b.op(
-        op.SPEC.name, inputs, attributes, domain=op.SPEC.domain, overload=overload, name=node.name or op.SPEC.name
+        op.SPEC.name, inputs, attributes, domain=op.SPEC.domain, overload=overload, name=ir.node_name(node)
     )
     m.ctx.shapes.set(result, m.ctx.shapes.dtype(m.output), m.ctx.shapes.shape(m.output))
     return result if added is None else b.Add(result, added)
+
+
+def integer_products(ctx: Context) -> list[ir.Node]:
+    """The products of a model that would become QGemm."""
+    pattern, found = quantize_product.pattern, []
+    for node in ctx.nodes_of(RuleSet([quantize_product]).by_root):
+        match = pattern.match(node, ctx, None, None)
+        if match is not None and quantize_product.where(match):
+            found.append(match.node("product"))
+    return found

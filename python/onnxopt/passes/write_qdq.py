@@ -10,7 +10,7 @@ from onnxopt import ir
 from onnxopt.passes.base import Context, Pass, PassResult, register_pass
 from onnxopt.quant.placement import CONVOLUTIONS, place
 from onnxopt.quant.ranges import scale_and_zero
-from onnxopt.quant.weights import quantize_columns
+from onnxopt.quant.weights import SMALLEST_SCALE, quantize_columns
 from onnxopt.rewrite.patch import Builder
 from onnxopt.rewrite.rules import attribute
 
@@ -22,7 +22,8 @@ class WriteQdq(Pass):
     """Let convolutions and products read what DequantizeLinear makes of 8-bit integers: activations of uint8, weights of int8 per channel.
 
     Runs only where activations have ranges (`Options.ranges`, from `onnxopt.quantize`). A convolution's bias becomes int32 at the scale of
-    its sums, as engines need it. Refused: nodes whose activation has no range.
+    its sums, as engines need it. Refused: nodes whose activation has no range, and those that are to stay
+    in float.
     """
 
     name = "write_qdq"
@@ -32,7 +33,7 @@ class WriteQdq(Pass):
         ranges = ctx.options.ranges
         if not ranges:
             return PassResult(False)
-        placement = place(model, ctx.shapes)
+        placement = place(model, ctx.shapes, keep=ctx.options.keep_float)
         applied = sum(self._write_everywhere(value, ctx) for value in placement.everywhere if value.name in ranges)
         applied += sum(self._write_node(node, ctx) for node in placement.nodes)
         return PassResult(applied > 0, applied)
@@ -56,7 +57,7 @@ class WriteQdq(Pass):
                 return False
             given = scale_and_zero(ctx.options.ranges[str(x.name)])[0]
             x = _rounded(builder, x, ctx)
-        inputs: list[ir.Value | None] = [x, *_weights(builder, node, given)]
+        inputs: list[ir.Value | None] = [x, *_weights(builder, node, given, ctx)]
         (result,) = builder.copy_of(node, inputs)
         ctx.shapes.set(result, ctx.shapes.dtype(node.outputs[0]), ctx.shapes.shape(node.outputs[0]))
         if not ctx.editor.apply(builder.patch(RULE, {node.outputs[0]: result})):
@@ -82,7 +83,7 @@ def _scale_of(value: ir.Value) -> np.float32 | None:
     return None if found is None else np.float32(found)
 
 
-def _weights(builder: Builder, node: ir.Node, x_scale: np.float32) -> Iterable[ir.Value | None]:
+def _weights(builder: Builder, node: ir.Node, x_scale: np.float32, ctx: Context) -> Iterable[ir.Value | None]:
     """The further inputs of a node, of constants in 8 bits (weights) and 32 bits (a convolution's bias)."""
     weights = node.inputs[1]
     tensor = None if weights is None else ir.constant(weights)
@@ -90,7 +91,8 @@ def _weights(builder: Builder, node: ir.Node, x_scale: np.float32) -> Iterable[i
     array, name = np.asarray(tensor.numpy()), weights.name or "weights"
     first = node.op_type in CONVOLUTIONS or bool(attribute(node, "transB", 0))
     columns = array.reshape(array.shape[0], -1).T if first else array
-    quantized, scales = quantize_columns(columns)
+    matrix = ctx.options.matrices.get(ir.node_name(node))
+    quantized, scales = quantize_columns(columns) if matrix is None else (matrix.array, matrix.scales)
     restored = np.ascontiguousarray(quantized.T).reshape(array.shape) if first else quantized
     axis = 0 if first else 1
     yield builder.DequantizeLinear(
@@ -106,7 +108,7 @@ def _weights(builder: Builder, node: ir.Node, x_scale: np.float32) -> Iterable[i
     if held is None or node.op_type not in CONVOLUTIONS:
         yield bias
         return
-    limits, step = np.iinfo(np.int32), x_scale * scales
+    limits, step = np.iinfo(np.int32), np.maximum(x_scale * scales, SMALLEST_SCALE)
     whole = np.clip(np.rint(np.asarray(held.numpy(), np.float64) / step), limits.min, limits.max).astype(np.int32)
     yield builder.DequantizeLinear(
         builder.constant(whole, f"{name}_bias"),

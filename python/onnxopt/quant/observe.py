@@ -12,6 +12,9 @@ from onnxopt import ir
 from onnxopt.errors import CalibrationError
 from onnxopt.quant.histogram import Histogram
 
+MAPPED_BYTES = 64 << 20
+"""Weights of more than that are left in a file of their own."""
+
 
 def observe(
     model: ir.Model,
@@ -29,36 +32,41 @@ def observe(
     """
     histograms = {str(value.name): Histogram() for value in values}
     computed = [value for value in values if not value.is_graph_input()]
-    with tempfile.TemporaryDirectory() as folder:
-        session = _session(model, computed, Path(folder))
-        names = [str(value.name) for value in computed]
-        for number, sample in enumerate(samples):
-            try:
-                results = dict(zip(names, session.run(names or None, sample), strict=False)) if names else {}
-            except Exception as error:  # onnxruntime's own kinds of errors
-                raise CalibrationError(
-                    f"Calibration sample {number} cannot be run: {str(error).splitlines()[0]}"
-                ) from error
-            for name, histogram in histograms.items():
-                array = results[name] if name in results else sample[name]
-                if not np.isfinite(array).all():
-                    raise CalibrationError(f"'{name}' is not finite for calibration sample {number}.")
-                histogram.add(array)
-            tick(f"{number + 1} samples")
+    session = _session(model, computed) if computed else None
+    names = [str(value.name) for value in computed]
+    for number, sample in enumerate(samples):
+        try:
+            results = {} if session is None else dict(zip(names, session.run(names, sample), strict=True))
+        except Exception as error:  # onnxruntime's own kinds of errors
+            raise CalibrationError(
+                f"Calibration sample {number} cannot be run: {str(error).splitlines()[0]}"
+            ) from error
+        for name, histogram in histograms.items():
+            array = results[name] if name in results else sample[name]
+            if not np.isfinite(array).all():
+                raise CalibrationError(f"'{name}' is not finite for calibration sample {number}.")
+            histogram.add(array)
+        tick(f"{number + 1} samples")
     return histograms
 
 
-def _session(model: ir.Model, values: Sequence[ir.Value], folder: Path):  # type: ignore[no-untyped-def]
-    """A session of the model with further outputs, from a file: models may be larger than 2 GB."""
-    from onnxopt.runtime.library import session
-
+def _session(model: ir.Model, values: Sequence[ir.Value]):  # type: ignore[no-untyped-def]
+    """A session of the model with further outputs."""
     outputs = model.graph.outputs
     given = list(outputs)
-    path = folder / "observed.onnx"
     try:
         outputs.extend(value for value in values if value not in given)
-        ir.save(model, path)
+        return session_of(model, library=False)
     finally:
         outputs.clear()
         outputs.extend(given)
-    return session(path, library=False)
+
+
+def session_of(model: ir.Model, *, library: bool):  # type: ignore[no-untyped-def]
+    """A session of a model of any size: from a file, whose weights onnxruntime maps."""
+    from onnxopt.runtime.library import session
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        ir.save(model, path, external_data="external" if ir.weight_bytes(model) > MAPPED_BYTES else "inside")
+        return session(path, library=library)

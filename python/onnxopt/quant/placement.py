@@ -45,7 +45,7 @@ def place(
     """
     kinds = (*CONVOLUTIONS, *PRODUCTS) if products else CONVOLUTIONS
     nodes = [node for node in model.graph if node.op_type in kinds and not node.domain]
-    chosen = [node for node in nodes if node.name not in keep and _is_fit(node, shapes)]
+    chosen = [node for node in nodes if ir.node_name(node) not in keep and _is_fit(node, shapes)]
     everywhere: dict[ir.Value, None] = {}
     for node in chosen:
         if node.op_type in CONVOLUTIONS:

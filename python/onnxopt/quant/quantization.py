@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnxopt import ir
+from onnxopt import __version__, ir
 from onnxopt.errors import OptionError
-from onnxopt.passes.base import Options
+from onnxopt.passes.base import Context, Options
 from onnxopt.pipeline import PassManager
-from onnxopt.quant import ranges, samples
-from onnxopt.quant.observe import observe
-from onnxopt.quant.placement import Placement, place
+from onnxopt.quant import layers, ranges, samples
+from onnxopt.quant.budget import Budget, Metric, Outputs, decibels, metric_identity, metric_name, score
+from onnxopt.quant.histogram import Histogram
+from onnxopt.quant.journal import Journal
+from onnxopt.quant.observe import observe, session_of
+from onnxopt.quant.placement import place
+from onnxopt.quant.search import Candidate, search
+from onnxopt.quant.weights import QuantizedMatrix, quantize_columns
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+    from onnxopt.runtime.bench import Latency
 
 FORMATS = ("fused", "qdq")
 METHODS = (*ranges.ESTIMATORS, "auto")
@@ -24,13 +35,69 @@ MIN_OPSET = 13
 """The opset from which on weights have a scale per channel."""
 
 WRITE = ("write_qdq", "eliminate_common_subexpressions", "eliminate_dead_code")
+MEASURED_SAMPLES = 8
+"""Samples on which the outputs of both models are compared."""
+
+PROBED_SAMPLES = 2
+"""Of these, with which the noise of one layer is measured."""
+
+
+@dataclasses.dataclass(slots=True)
+class LayerResult:
+    """What became of a layer that can multiply integers.
+
+    Attributes:
+        precision: "int8" or "float".
+        reason: why it stayed in float; empty for integers.
+        operations: floating-point operations for the first sample; None where sizes are unknown.
+        weights: how many numbers its weights are.
+        weight_sqnr: signal to quantization noise of its weights, in dB; None in float.
+        output_sqnr: of the model's worst output where this layer alone multiplies integers, in dB; None where nobody asked.
+        activation: the name of what it multiplies with.
+    """
+
+    name: str
+    op_type: str
+    activation: str
+    precision: str
+    reason: str
+    operations: int | None
+    weights: int
+    weight_sqnr: float | None = None
+    output_sqnr: float | None = None
+
+
+@dataclasses.dataclass(slots=True)
+class ActivationResult:
+    """What was seen of an activation: its range in 8 bits, its least and largest element, and counts between `low` and `high`."""
+
+    name: str
+    range: tuple[float, float]
+    least: float
+    largest: float
+    low: float
+    high: float
+    counts: list[int]
+
+
+@dataclasses.dataclass(slots=True)
+class MetricResult:
+    """A metric before and after, and the budget that it was to stay within."""
+
+    name: str
+    before: float
+    after: float
+    budget: str
+    least: float
+    within: bool
 
 
 @dataclasses.dataclass(slots=True)
 class Quantization:
     """What was done: nodes that multiply integers, by op; bytes of weights before and after; how near the outputs come.
 
-    `sqnr` is the ratio of signal to quantization noise of each float output over the samples, in dB; empty without samples.
+    `sqnr` is the ratio of signal to quantization noise of each float output over the samples, in dB; empty without samples. `layers`,
+    `activations` and `metric` say it in detail; the metric is None where no budget was stated. `latency` is filled by who measures it.
     """
 
     format: str
@@ -40,6 +107,10 @@ class Quantization:
     samples: int = 0
     sqnr: dict[str, float] = dataclasses.field(default_factory=dict)
     warnings: list[str] = dataclasses.field(default_factory=list)
+    layers: list[LayerResult] = dataclasses.field(default_factory=list)
+    activations: list[ActivationResult] = dataclasses.field(default_factory=list)
+    metric: MetricResult | None = None
+    latency: list[Latency] = dataclasses.field(default_factory=list)
 
 
 def quantize(
@@ -50,6 +121,9 @@ def quantize(
     format: str = "fused",
     method: str = "mse",
     target: str = "cpu",
+    keep: Iterable[str] = (),
+    max_drop: str | float | None = None,
+    metric: Metric | None = None,
     dims: Mapping[str, int | tuple[int, int]] | None = None,
     external_data: str | None = None,
     tick: Callable[[str], object] = lambda _: None,
@@ -67,43 +141,39 @@ def quantize(
             DequantizeLinear, for any engine.
         method: how ranges of activations are chosen: "minmax", "percentile", "mse", "entropy", or "auto", the one with the least error.
         target: see `onnxopt.optimize`; for the format "fused".
+        keep: names of convolutions and products that stay in float.
+        max_drop: how much worse than the float model the result may be: "0.5%" of its metric, a difference, or "30dB" of signal to noise
+            in the outputs. Layers stay in float until it is good enough, as few operations as a search finds; what was measured is kept
+            in a journal beside `output`, so that a search that was stopped goes on.
+        metric: says how good a model is, given an onnxruntime session; higher is better. Without it, the cosine between the outputs of
+            both models over some samples.
         dims: fixes or bounds named dims.
         external_data: how `output` holds its weights, see `onnxopt.ir.save`.
-        tick: called with a sentence as calibration goes on.
+        tick: called with a sentence as calibration and search go on.
         report: called with the `Quantization`.
 
     Raises:
         ModelError: the model cannot be read or is malformed.
-        OptionError: an unknown format, method or target.
+        OptionError: an unknown format, method or target, a budget of another form, or a node to keep that is none that can be quantized.
         CalibrationError: samples are missing or do not fit the model, or a tensor is not finite for one.
+        MetricError: the metric fails, or gives no number.
     """
     _check(format, method, calibration)
+    budget = _budget(max_drop, metric, calibration)
     original = ir.load_copy(model) if calibration is not None else None
-    kept: list[samples.Sample] = []
     loaded = ir.load(model)
-    result = Quantization(format, {}, ir.weight_bytes(loaded), 0)
-    opset = loaded.graph.opset_imports.get("", MIN_OPSET)
-    options = Options(dims=dict(dims or {}), opset=MIN_OPSET if opset < MIN_OPSET else None)
-    PassManager("generic", options=options).run(loaded)
-    placement = _placement(loaded, options, products=format == "qdq")
+    job = _Job(loaded, format, target, dict(dims or {}), frozenset(keep), tick)
     if calibration is not None:
-        limits = _calibrate(loaded, placement, calibration, method, tick, result, kept)
-        writing = dataclasses.replace(options, opset=None, ranges=limits)
-        PassManager("generic", WRITE, options=writing).run(loaded)
-    elif placement.nodes:
-        result.warnings.append(f"{len(placement.nodes)} convolutions stay in float: there are no calibration samples.")
-    result.quantized = _count_kinds(placement) if calibration is not None else {}
-    if format == "fused":
-        fused = PassManager(target, options=dataclasses.replace(options, opset=None, quantize_products=True)).run(
-            loaded
-        )
-        made = fused.ops_after.get("ai.onnxopt::QGemm", 0)
-        result.quantized |= {"QGemm": made} if made else {}
-    result.bytes_after = ir.weight_bytes(loaded)
-    if calibration is not None and original is not None:
-        result.sqnr = measure(original, loaded, kept)
+        job.calibrate(calibration, method)
+    chosen = job.keep
+    if original is not None and budget is not None:
+        path = None if output is None else Path(output).with_name(f"{Path(output).name}.journal")
+        chosen = job.search(original, budget, metric, path)
+    job.finish(chosen)
+    if original is not None:
+        job.result.sqnr = measure(original, loaded, job.kept)
     if report is not None:
-        report(result)
+        report(job.result)
     if output is not None:
         ir.save(loaded, output, external_data=external_data)
         return Path(output)
@@ -119,59 +189,217 @@ def _check(format: str, method: str, calibration: samples.Source | None) -> None
         raise OptionError("The format 'qdq' needs calibration samples.")
 
 
-def _placement(model: ir.Model, options: Options, *, products: bool) -> Placement:
-    shapes = ir.ShapeEnv(model, options.dims)
-    return place(model, shapes, products=products)
+def _budget(max_drop: str | float | None, metric: Metric | None, calibration: samples.Source | None) -> Budget | None:
+    if max_drop is None:
+        if metric is not None:
+            raise OptionError("A metric needs the greatest drop that is allowed (max_drop).")
+        return None
+    budget = Budget.parse(max_drop)
+    if calibration is None:
+        raise OptionError("A greatest drop needs calibration samples: layers are compared on them.")
+    if metric is not None and budget.unit == "dB":
+        raise OptionError(
+            "A greatest drop in dB is one of the outputs; a metric of your own takes a percentage or a difference."
+        )
+    return budget
 
 
-def _calibrate(
-    model: ir.Model,
-    placement: Placement,
-    calibration: samples.Source,
-    method: str,
-    tick: Callable[[str], object],
-    result: Quantization,
-    kept: list[samples.Sample],
-) -> dict[str, ranges.Range]:
-    """The ranges of the activations; the first samples are `kept`, since an iterator gives them once."""
+class _Job:
+    """One run: the simplified model in `model`, what is known of its layers and activations, and the result as it fills."""
 
-    def counted() -> Iterator[dict[str, np.ndarray]]:
-        for sample in samples.read(calibration, model):
-            result.samples += 1
-            if len(kept) < MEASURED_SAMPLES:
-                kept.append(sample)
-            yield sample
+    def __init__(
+        self,
+        model: ir.Model,
+        format: str,
+        target: str,
+        dims: dict[str, int | tuple[int, int]],
+        keep: frozenset[str],
+        tick: Callable[[str], object],
+    ) -> None:
+        self.model, self.format, self.target, self.keep, self.tick = model, format, target, keep, tick
+        self.result = Quantization(format, {}, ir.weight_bytes(model), 0)
+        opset = model.graph.opset_imports.get("", MIN_OPSET)
+        options = Options(dims=dims, opset=MIN_OPSET if opset < MIN_OPSET else None)
+        PassManager("generic", options=options).run(model)
+        self.options = dataclasses.replace(options, opset=None, quantize_products=format == "fused")
+        ctx = Context(model, target=PassManager(target).target, options=self.options)
+        placement = place(model, ctx.shapes, products=format == "qdq")
+        nodes = layers.nodes_of(placement, ctx, products=format == "fused")
+        self.layers = layers.describe(nodes, ctx.shapes)
+        unknown = sorted(keep - self.layers.keys())
+        if unknown:
+            raise OptionError(f"No convolution or product that can be quantized is named '{unknown[0]}'.")
+        self.static = {ir.node_name(node) for node in placement.nodes}
+        self.observed = place(model, ctx.shapes, products=format == "qdq", keep=keep).observed
+        self.histograms: dict[str, Histogram] = {}
+        self.kept: list[samples.Sample] = []
+        self.noise: dict[str, float] = {}
+        self.weight_sqnr: dict[str, float] = {}
+        self._digest = hashlib.sha256()
 
-    histograms = observe(model, placement.observed, counted(), tick)
-    empty = [name for name, histogram in histograms.items() if histogram.seen == 0]
-    result.warnings += [f"'{name}' has no element in any sample." for name in empty]
-    return {name: ranges.estimate(one, method) for name, one in histograms.items() if one.seen}
+    def calibrate(self, calibration: samples.Source, method: str) -> None:
+        """The ranges of the activations; the first samples are kept, since an iterator gives them once."""
+
+        def counted() -> Iterator[dict[str, np.ndarray]]:
+            for sample in samples.read(calibration, self.model):
+                self.result.samples += 1
+                if len(self.kept) < MEASURED_SAMPLES:
+                    self.kept.append(sample)
+                for name in sorted(sample):
+                    self._digest.update(f"{name} {sample[name].dtype} {sample[name].shape}".encode())
+                    self._digest.update(sample[name].tobytes())
+                yield sample
+
+        self.histograms = observe(self.model, self.observed, counted(), self.tick)
+        limits = {name: ranges.estimate(one, method) for name, one in self.histograms.items() if one.seen}
+        self.result.warnings += [
+            f"'{name}' has no element in any sample." for name in self.histograms if name not in limits
+        ]
+        self.options = dataclasses.replace(self.options, ranges=limits)
+        sized = ir.ShapeEnv(self.model, {**samples.sizes(self.model, self.kept[0]), **self.options.dims})
+        sized.infer_model()
+        named = [node for node in self.model.graph if ir.node_name(node) in self.layers and node.op_type in layers.OPS]
+        self.layers = layers.describe(named, sized)
+
+    def _weights(self) -> None:
+        """Round the weights of all layers once, for all models that are made of them."""
+        matrices = {}
+        for node in self.model.graph:
+            name = ir.node_name(node)
+            if name in self.layers and node.op_type in layers.OPS and name not in matrices:
+                matrix = layers.matrix_of(node)
+                if np.isfinite(matrix).all():
+                    rounded = matrices[name] = QuantizedMatrix(*quantize_columns(matrix))
+                    self.weight_sqnr[name] = rounded.signal_to_noise(matrix)
+        self.options = dataclasses.replace(self.options, matrices=matrices)
+
+    def write(self, model: ir.Model, keep: frozenset[str], *, fuse: bool = True) -> dict[str, int]:
+        """Write the integers of all other layers into the model, and fuse what is around them. Returns the nodes after, by op."""
+        options = dataclasses.replace(self.options, keep_float=keep)
+        if options.ranges:
+            PassManager("generic", WRITE, options=options).run(model)
+        if self.format == "qdq":
+            return ir.count_ops(model)
+        passes = None if fuse else ["quantize_products"]
+        return PassManager(self.target, passes, options=options).run(model).ops_after
+
+    def session(self, keep: frozenset[str], *, fuse: bool = True) -> onnxruntime.InferenceSession:
+        """Of a model whose layers stay in float that are named."""
+        candidate = self.model.clone()
+        self.write(candidate, keep, fuse=fuse)
+        return session_of(candidate, library=self.format == "fused")
+
+    def search(self, original: ir.Model, budget: Budget, metric: Metric | None, path: Path | None) -> frozenset[str]:
+        """The layers that stay in float so that the metric is within the budget."""
+        self._weights()
+        reference = session_of(original, library=False)
+        outputs = Outputs(reference, self.kept)
+        measured = metric or (outputs.signal_to_noise if budget.unit == "dB" else outputs.cosine)
+        title = metric_name(metric) if metric else "signal to noise, dB" if budget.unit == "dB" else "cosine to float"
+        journal = Journal(path, self._key(metric_identity(measured)))
+        before = journal.get("score", "float")
+        if before is None:
+            before = journal.put("score", "float", score(measured, reference, "the float model"))
+        del reference
+
+        def scored(keep: frozenset[str]) -> float:
+            """Measured once, and kept."""
+            name = hashlib.sha256("\n".join(sorted(keep)).encode()).hexdigest()
+            known = journal.get("score", name)
+            if known is None:
+                self.tick(f"{len(keep)} of {len(self.layers)} layers in float")
+                of = f"the model with {len(keep)} layers in float"
+                known = journal.put("score", name, score(measured, self.session(keep | self.keep), of))
+            return known
+
+        least = budget.least(before)
+        free = [name for name in self.layers if name not in self.keep]
+        after = scored(frozenset())
+        found = frozenset[str]()
+        if after < least:
+            self._probe(outputs, free, journal)
+            operations = layers.costs(self.layers)
+            candidates = [Candidate(name, operations[name], self.noise[name]) for name in free]
+            best = search(candidates, scored, least)
+            found, after = best.keep, best.score
+        self.result.metric = MetricResult(title, before, after, str(budget), least, after >= least)
+        if not after >= least:
+            self.result.warnings.append(
+                f"No choice of layers stays within {budget}: with all of them in float, {title} is {after:.6g} and should be at least {least:.6g}."
+            )
+        elif free and len(found) == len(free):
+            self.result.warnings.append(f"No layer can multiply integers within {budget}: the model stays in float.")
+        return found | self.keep
+
+    def _probe(self, outputs: Outputs, names: list[str], journal: Journal) -> None:
+        """The noise in the outputs where one layer alone multiplies integers."""
+        few = outputs.first(PROBED_SAMPLES)
+        for number, name in enumerate(names):
+            known = journal.get("noise", name)
+            if known is None:
+                self.tick(f"sensitivity of layer {number + 1} of {len(names)}")
+                alone = self.session(frozenset(self.layers) - {name}, fuse=False)
+                known = journal.put("noise", name, max(few.noise(alone).values(), default=0.0))
+            self.noise[name] = known if math.isfinite(known) else math.inf
+
+    def _key(self, metric: str) -> str:
+        """A text that stands for all that measurements depend on."""
+        parts = [__version__, ir.fingerprint(self.model), self._digest.hexdigest(), self.format, self.target, metric]
+        limits = sorted(self.options.ranges.items())
+        return hashlib.sha256(
+            repr([*parts, sorted(self.options.dims.items()), limits, sorted(self.keep)]).encode()
+        ).hexdigest()
+
+    def finish(self, keep: frozenset[str]) -> None:
+        """Write the integers into the model, and the result down."""
+        calibrated = bool(self.histograms)
+        result = self.result
+        left = [name for name in self.static - keep if not calibrated]
+        if left:
+            result.warnings.append(f"{len(left)} convolutions stay in float: there are no calibration samples.")
+        if not self.options.matrices:
+            self._weights()
+        described = [self._described(layer, keep, calibrated) for layer in self.layers.values()]
+        made = self.write(self.model, keep)
+        kinds = [one.op_type for one in described if one.precision == "int8" and one.name in self.static]
+        result.quantized = {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}
+        if made.get("ai.onnxopt::QGemm"):
+            result.quantized["QGemm"] = made["ai.onnxopt::QGemm"]
+        result.layers = described
+        result.activations = [
+            ActivationResult(
+                name, limits, one.least, one.largest, one.low, one.high, [int(count) for count in one.counts]
+            )
+            for name, limits in self.options.ranges.items()
+            for one in [self.histograms[name]]
+        ]
+        result.bytes_after = ir.weight_bytes(self.model)
+
+    def _described(self, layer: layers.Layer, keep: frozenset[str], calibrated: bool) -> LayerResult:
+        reason = ""
+        if layer.name in self.keep:
+            reason = "it was to stay in float"
+        elif layer.name in keep:
+            reason = "the accuracy budget"
+        elif layer.name in self.static and not calibrated:
+            reason = "there are no calibration samples"
+        elif layer.name in self.static and layer.activation not in self.options.ranges:
+            reason = "its activation has no element in any sample"
+        noise = self.noise.get(layer.name)
+        return LayerResult(
+            layer.name,
+            layer.op_type,
+            layer.activation,
+            "float" if reason else "int8",
+            reason,
+            layer.operations,
+            layer.weights,
+            weight_sqnr=None if reason else self.weight_sqnr.get(layer.name),
+            output_sqnr=None if noise is None else decibels(noise),
+        )
 
 
-def _count_kinds(placement: Placement) -> dict[str, int]:
-    kinds = [node.op_type for node in placement.nodes]
-    return {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}
-
-
-MEASURED_SAMPLES = 8
-"""Samples on which the outputs of both models are compared."""
-
-
-def measure(original: ir.Model, quantized: ir.Model, given: Iterable[samples.Sample]) -> dict[str, float]:
+def measure(original: ir.Model, quantized: ir.Model, given: list[samples.Sample]) -> dict[str, float]:
     """The ratio of signal to quantization noise of every float output over samples, in dB."""
-    from onnxopt.runtime.library import session
-
-    names = [str(value.name) for value in original.graph.outputs]
-    signal, noise = np.zeros(len(names)), np.zeros(len(names))
-    sessions = [session(one, library=library) for one, library in ((original, False), (quantized, True))]
-    for sample in given:
-        expected, found = (one.run(None, sample) for one in sessions)
-        for index, (one, other) in enumerate(zip(expected, found, strict=True)):
-            if getattr(one, "dtype", np.dtype(object)).kind == "f":
-                signal[index] += np.square(one, dtype=np.float64).sum()
-                noise[index] += np.square(one.astype(np.float64) - other).sum()
-    return {
-        name: 10 * math.log10(s / n) if n > 0 and s > 0 else math.inf
-        for name, s, n in zip(names, signal, noise, strict=True)
-        if s > 0
-    }
+    outputs = Outputs(session_of(original, library=False), given)
+    return {name: decibels(noise) for name, noise in outputs.noise(session_of(quantized, library=True)).items()}

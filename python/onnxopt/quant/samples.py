@@ -33,6 +33,19 @@ def read(source: Source, model: ir.Model) -> Iterator[dict[str, np.ndarray]]:
         )
 
 
+def sizes(model: ir.Model, sample: Sample) -> dict[str, int]:
+    """The sizes that open dims of the inputs have in a sample, by their names."""
+    found: dict[str, int] = {}
+    for value in model.graph.inputs:
+        name = str(value.name)
+        if value.shape is None or name not in sample:
+            continue
+        for axis, (dim, size) in enumerate(zip(value.shape, sample[name].shape, strict=False)):
+            if not isinstance(dim, int):
+                found.setdefault(ir.given_name(dim) or ir.unnamed_dim(name, axis), int(size))
+    return found
+
+
 def _is_path(source: Source) -> bool:
     return isinstance(source, (str, Path))
 
