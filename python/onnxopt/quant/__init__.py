@@ -2,6 +2,17 @@
 
 from __future__ import annotations
 
-from onnxopt.quant.quantization import Quantization, quantize
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from onnxopt.quant.quantization import Quantization, quantize
 
 __all__ = ["Quantization", "quantize"]
+
+
+def __getattr__(name: str) -> Any:
+    """Passes need a few modules of this package; what quantizes whole models needs the passes, and is imported when it is used."""
+    if name not in __all__:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"{__name__}.quantization"), name)
