@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -232,3 +234,8 @@ def test_constant_and_zero_activations() -> None:
     after = quantize(perceptron(), calibration=data, format="qdq")
     (found,) = evaluate(after, {"x": np.zeros((5, 32), np.float32)})
     assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize("module", ["onnxopt.quant", "onnxopt.fusions.quantize_product", "onnxopt.passes.write_qdq"])
+def test_modules_can_be_imported_in_any_order(module: str) -> None:
+    subprocess.run([sys.executable, "-c", f"import {module}"], check=True)
