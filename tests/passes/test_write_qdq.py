@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 from onnx import numpy_helper
 
-from helpers import model, op_list
+from helpers import evaluate, model, op_list
 from onnxopt import ir
 from onnxopt.passes.base import Options
 from onnxopt.pipeline import PassManager
@@ -52,6 +53,18 @@ def test_activation_weights_and_bias() -> None:
     (steps,) = (array for name, array in held.items() if "_bias_scales" in name)
     (original,) = (numpy_helper.to_array(one) for one in CONV.graph.initializer if one.name == "b")
     np.testing.assert_allclose(bias * steps, original, atol=float(steps.max()))
+
+
+def test_biases_of_columns_with_tiny_weights_are_kept() -> None:
+    weights, bias = RNG.standard_normal((4, 3, 3, 3)).astype(np.float32), np.array([1, -2, 3, 4], np.float32)
+    weights[:2] *= np.array([[[[0.0]]], [[[1e-12]]]], np.float32)
+    proto = model("g (float[1,3,8,8] x) => (float[1,4,6,6] y) { z = Relu(x) y = Conv(z, w, b) }", w=weights, b=bias)
+    loaded = ir.load(onnx.ModelProto.FromString(proto.SerializeToString()))
+    PassManager("generic", ["write_qdq"], options=Options(ranges={"z": (0.0, 2.55)})).run(loaded)
+    feeds = {"x": RNG.uniform(-1, 2.55, (1, 3, 8, 8)).astype(np.float32)}
+    (wanted,), (found,) = evaluate(proto, feeds), evaluate(ir.to_proto(loaded), feeds)
+    np.testing.assert_allclose(found, wanted, atol=0.3)
+    np.testing.assert_allclose(found[:, :2], wanted[:, :2], rtol=1e-6)
 
 
 def test_a_second_run_changes_nothing() -> None:

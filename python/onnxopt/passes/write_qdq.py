@@ -10,11 +10,14 @@ from onnxopt import ir
 from onnxopt.passes.base import Context, Pass, PassResult, register_pass
 from onnxopt.quant.placement import CONVOLUTIONS, place
 from onnxopt.quant.ranges import scale_and_zero
-from onnxopt.quant.weights import SMALLEST_SCALE, quantize_columns
+from onnxopt.quant.weights import HIGHEST, SMALLEST_SCALE, quantize_columns
 from onnxopt.rewrite.patch import Builder
 from onnxopt.rewrite.rules import attribute
 
 RULE = "write_qdq"
+
+LARGEST_BIAS = 1 << 30
+"""Of a convolution, in steps of its sums: half of what 32 bits hold, the other half is for the sums."""
 
 
 @register_pass
@@ -83,6 +86,18 @@ def _scale_of(value: ir.Value) -> np.float32 | None:
     return None if found is None else np.float32(found)
 
 
+def _coarse_enough(
+    columns: np.ndarray, quantized: np.ndarray, scales: np.ndarray, least: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The integers of columns with scales of at least `least`: weights so small that their bias would not fit 32 bits count for nothing."""
+    fine = scales < least
+    if not fine.any():
+        return quantized, scales
+    raised = np.where(fine, least, scales).astype(np.float32)
+    rounded = np.clip(np.rint(columns / raised), -HIGHEST, HIGHEST).astype(np.int8)
+    return np.where(fine, rounded, quantized), raised
+
+
 def _weights(builder: Builder, node: ir.Node, x_scale: np.float32, ctx: Context) -> Iterable[ir.Value | None]:
     """The further inputs of a node, of constants in 8 bits (weights) and 32 bits (a convolution's bias)."""
     weights = node.inputs[1]
@@ -93,6 +108,11 @@ def _weights(builder: Builder, node: ir.Node, x_scale: np.float32, ctx: Context)
     columns = array.reshape(array.shape[0], -1).T if first else array
     matrix = ctx.options.matrices.get(ir.node_name(node))
     quantized, scales = quantize_columns(columns) if matrix is None else (matrix.array, matrix.scales)
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    held = None if bias is None or node.op_type not in CONVOLUTIONS else ir.constant(bias)
+    added = None if held is None else np.asarray(held.numpy(), np.float64)
+    if added is not None:
+        quantized, scales = _coarse_enough(columns, quantized, scales, np.abs(added) / (x_scale * LARGEST_BIAS))
     restored = np.ascontiguousarray(quantized.T).reshape(array.shape) if first else quantized
     axis = 0 if first else 1
     yield builder.DequantizeLinear(
@@ -101,15 +121,13 @@ def _weights(builder: Builder, node: ir.Node, x_scale: np.float32, ctx: Context)
         builder.constant(np.zeros(scales.shape, np.int8), f"{name}_zero_points"),
         axis=axis,
     )
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
     if bias is None:
         return
-    held = ir.constant(bias)
-    if held is None or node.op_type not in CONVOLUTIONS:
+    if added is None:
         yield bias
         return
     limits, step = np.iinfo(np.int32), np.maximum(x_scale * scales, SMALLEST_SCALE)
-    whole = np.clip(np.rint(np.asarray(held.numpy(), np.float64) / step), limits.min, limits.max).astype(np.int32)
+    whole = np.clip(np.rint(added / step), limits.min, limits.max).astype(np.int32)
     yield builder.DequantizeLinear(
         builder.constant(whole, f"{name}_bias"),
         builder.constant(step.astype(np.float32), f"{name}_bias_scales"),

@@ -1,0 +1,147 @@
+"""Models and data that quantization has to survive: odd weights, tiny numbers, models that are quantized in part, subgraphs, open sizes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from helpers import evaluate, model, set_costs
+from onnxopt.errors import CalibrationError
+from onnxopt.quant import Quantization, quantize
+
+pytest.importorskip("onnxopt._native", reason="the native library is not built")
+
+Array = np.ndarray[Any, Any]
+RNG = np.random.default_rng(0)
+FORMATS = pytest.mark.parametrize("format", ["fused", "qdq"])
+
+
+@pytest.fixture(autouse=True)
+def fuse_small_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests use few rows."""
+    set_costs(monkeypatch, product_work=1)
+
+
+def normal(*shape: int) -> Array:
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def check(
+    proto: onnx.ModelProto, data: list[dict[str, Array]], format: str, least: float = 25, **more: Any
+) -> Quantization:
+    """Quantize, compare with the float model on the first sample with and without the library; at least so many dB."""
+    found: list[Quantization] = []
+    after = quantize(
+        onnx.ModelProto.FromString(proto.SerializeToString()),
+        calibration=data,
+        format=format,
+        report=found.append,
+        **more,
+    )
+    (wanted,) = evaluate(proto, data[0])
+    for library in (True, False):
+        (result,) = evaluate(after, data[0], library=library)
+        assert np.isfinite(result).all()
+        error, signal = np.square(wanted - result, dtype=np.float64).sum(), np.square(wanted, dtype=np.float64).sum()
+        assert error <= signal * 10 ** (-least / 10)
+    return found[0]
+
+
+CONVS = "g (float[N,8,H,9] x) => (float[N,8,H,9] y) { a = Conv<pads=[1,1,1,1]>(x, w, b) r = Relu(a) y = Conv(r, v) }"
+
+
+def convolutions(scale: float = 1.0) -> onnx.ModelProto:
+    weights = {"w": normal(8, 8, 3, 3) / 8, "b": normal(8) * np.float32(scale), "v": normal(8, 8, 1, 1) / 3}
+    return model(CONVS, **weights)
+
+
+@FORMATS
+@pytest.mark.parametrize("scale", [1e-30, 1e-21, 1e15])
+def test_tiny_and_large_numbers(format: str, scale: float) -> None:
+    check(convolutions(scale), [{"x": normal(1, 8, 5, 9) * np.float32(scale)} for _ in range(3)], format)
+
+
+@FORMATS
+def test_open_sizes_that_differ_from_sample_to_sample(format: str) -> None:
+    data = [{"x": normal(1 + i, 8, 5 + 2 * i, 9)} for i in range(3)]
+    result = check(convolutions(), data, format, max_drop="20dB")
+    assert [one.operations for one in result.layers] == [2 * 8 * 45 * 72, 2 * 8 * 45 * 8]
+
+
+@FORMATS
+def test_weights_that_are_all_zero(format: str) -> None:
+    proto = model(CONVS, w=np.zeros((8, 8, 3, 3), np.float32), b=normal(8), v=normal(8, 8, 1, 1))
+    check(proto, [{"x": normal(1, 8, 5, 9)}], format)
+
+
+@FORMATS
+def test_activations_that_are_constant(format: str) -> None:
+    check(convolutions(), [{"x": np.full((1, 8, 5, 9), 3.0, np.float32)}] * 2, format, max_drop="20dB")
+
+
+@FORMATS
+def test_weights_that_two_layers_share(format: str) -> None:
+    text = "g (float[N,32] x) => (float[N,32] y) { a = MatMul(x, w) b = Relu(a) y = MatMul(b, w) }"
+    result = check(model(text, w=normal(32, 32) / 6), [{"x": normal(5, 32)} for _ in range(3)], format)
+    assert len(result.layers) == (2 if format == "qdq" else len(result.layers))
+
+
+@FORMATS
+def test_models_that_are_quantized_in_part(format: str) -> None:
+    text = """g (float[N,32] x) => (float[N,32] y) {
+        q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z) u = DequantizeLinear<axis=1>(i, t, k)
+        a = MatMul(d, u) b = Relu(a) y = MatMul(b, v)
+    }"""
+    weights = {"s": np.array(0.03, np.float32), "z": np.array(128, np.uint8), "v": normal(32, 32) / 6}
+    integers = {
+        "i": RNG.integers(-127, 128, (32, 32)).astype(np.int8),
+        "t": np.full(32, 0.01, np.float32),
+        "k": np.zeros(32, np.int8),
+    }
+    result = check(model(text, **weights, **integers), [{"x": normal(5, 32)} for _ in range(3)], format)
+    assert [one.precision for one in result.layers] == ["int8"]
+
+
+@FORMATS
+def test_products_in_branches_stay_in_float(format: str) -> None:
+    text = """g (float[N,32] x, bool c) => (float[N,32] y) {
+        a = MatMul(x, w)
+        y = If(c) <
+            then_branch = t () => (float[N,32] p) { p = MatMul(a, v) },
+            else_branch = e () => (float[N,32] q) { q = Relu(a) }
+        >
+    }"""
+    data = [{"x": normal(5, 32), "c": np.array(number % 2 == 0)} for number in range(3)]
+    result = check(model(text, w=normal(32, 32) / 6, v=normal(32, 32) / 6), data, format, max_drop="20dB")
+    assert len(result.layers) == 1
+
+
+@FORMATS
+def test_weights_that_are_computed_stay_in_float(format: str) -> None:
+    text = "g (float[N,32] x, float[32,32] w) => (float[N,32] y) { a = MatMul(x, w) y = MatMul(a, v) }"
+    data = [{"x": normal(5, 32), "w": normal(32, 32) / 6} for _ in range(3)]
+    assert len(check(model(text, v=normal(32, 32) / 6), data, format).layers) == 1
+
+
+@FORMATS
+def test_models_without_anything_to_quantize(format: str) -> None:
+    result = check(model("g (float[N] x) => (float[N] y) { y = Sin(x) }"), [{"x": normal(5)}], format, max_drop="20dB")
+    assert result.layers == [] and result.quantized == {} and result.metric is not None and result.metric.within
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_weights_that_are_not_finite_stay_in_float(bad: float) -> None:
+    weights = normal(32, 32)
+    weights[3, 4] = bad
+    proto = model("g (float[N,32] x) => (float[N,32] y) { y = MatMul(x, w) }", w=weights)
+    found: list[Quantization] = []
+    quantize(proto, report=found.append)
+    assert found[0].quantized == {}
+
+
+def test_no_samples_at_all() -> None:
+    with pytest.raises(CalibrationError, match="There is no calibration sample"):
+        quantize(convolutions(), calibration=[], format="qdq", max_drop="1%")
