@@ -84,6 +84,9 @@ WINOGRAD = [
     Case(2, (22, 27), 19, 35, (3, 3), (1, 1), (1, 2, 0, 1)),
     Case(2, (25, 18), 64, 80, (3, 3), (1, 1), (1, 1, 1, 1), group=2),
     Case(1, (32, 32), 72, 111, (3, 3), (1, 1), (1, 2, 0, 1), group=3),
+    # Fewer inputs than weights, which are transformed some channels at a time.
+    Case(2, (13, 9), 150, 70, (3, 3), (1, 1), (1, 1, 1, 1)),
+    Case(1, (14, 14), 262, 166, (3, 3), (1, 1), (1, 2, 0, 1), group=2),
 ]
 
 
@@ -146,7 +149,7 @@ def test_threads_do_not_change_a_bit(case: Case, variant: str) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf, 3e38])
-@pytest.mark.parametrize("case", [CASES[3], DEPTHWISE[0], WINOGRAD[0]], ids=str)
+@pytest.mark.parametrize("case", [CASES[3], DEPTHWISE[0], WINOGRAD[0], WINOGRAD[5]], ids=str)
 def test_what_is_not_finite_reaches_its_windows_alone(case: Case, number: float, variant: str) -> None:
     x, w, _ = case.arrays()
     w = np.abs(w) + np.float32(0.1)

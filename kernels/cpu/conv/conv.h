@@ -83,6 +83,8 @@ struct Variant {
   void (*repeat)(const Plan&, std::int64_t task);
   void (*transform_weights)(const Plan&, std::int64_t task);
   void (*winograd)(const Plan&, std::int64_t task);
+  void (*transform_inputs)(const Plan&, std::int64_t task);
+  void (*winograd_columns)(const Plan&, std::int64_t task);
   void (*pool)(const Pooling&, std::int64_t row);
   void (*sum)(const float* x, std::int64_t pixels, std::int64_t channels, float* y);
 };

@@ -25,6 +25,8 @@ constexpr std::int64_t kColumnStep = 2 * kPanel;
 constexpr std::int64_t kBlockFloats = 32 * 1024;
 constexpr std::int64_t kCachedFloats = 96 * 1024;
 constexpr std::int64_t kTileBlockFloats = 112 * 1024;
+/// Floats of transformed weights and of the products with them, where inputs were transformed before.
+constexpr std::int64_t kTileWeightFloats = 72 * 1024, kTileProductFloats = 96 * 1024;
 /// Floats of the weights of a block of columns, which are read by all rows of a block.
 constexpr std::int64_t kPanelFloats = 48 * 1024;
 /// Floats of the windows of a strip, which stay in the first-level cache from line to line.
@@ -35,7 +37,7 @@ constexpr std::int64_t kSeparableFloats = 64 * 1024;
 constexpr std::int64_t kMostTransformedFloats = 4 << 20;
 
 /// What Winograd's transformations take per tile and 16 channels (inputs) or filters (outputs), and per 16 weights.
-constexpr std::int64_t kInputTransform = 200, kOutputTransform = 150, kWeightTransform = 250;
+constexpr std::int64_t kInputTransform = 200, kOutputTransform = 150, kWeightTransform = 120;
 /// It has to take no more than this part of the time: it reads and writes more besides.
 constexpr double kWinogradGain = 0.8;
 constexpr std::int64_t kLeastWinogradChannels = 8;
@@ -111,12 +113,33 @@ Plan plan_product(const Convolution& convolution) {
   return plan;
 }
 
+/// Floats of all transformed inputs, and of all transformed weights.
+std::int64_t transformed_inputs(const Geometry& g) {
+  const std::int64_t tiles = g.batch * ceil_div(g.output[0], kTileOutputs) * ceil_div(g.output[1], kTileOutputs);
+  return kTilePoints * g.groups * tiles * (round_up(g.channels / g.groups, kPanel) + kRowPadding);
+}
+std::int64_t transformed_weights(const Geometry& g) {
+  return kTilePoints * (g.channels * round_up(g.filters / g.groups, kPanel) + kRowPadding);
+}
+
 Plan plan_winograd(const Convolution& convolution) {
   const Geometry& g = convolution.geometry;
   Plan plan = plan_product(convolution);
   plan.tiles[0] = ceil_div(g.output[0], kTileOutputs);
   plan.tiles[1] = ceil_div(g.output[1], kTileOutputs);
+  plan.inputs_first = transformed_inputs(g) < transformed_weights(g);
   const std::int64_t tile_work = kTilePoints * plan.group_channels * plan.panels;
+  if (plan.inputs_first) {
+    const std::int64_t rows = g.batch * plan.tiles[0], blocks = ceil_div(plan.group_filters, kColumnStep);
+    plan.task_columns = kColumnStep;
+    plan.column_tasks = blocks;
+    const std::int64_t fitting = std::max<std::int64_t>(kTileProductFloats / (kTilePoints * kColumnStep * plan.tiles[1]), 1);
+    const std::int64_t parts = std::max(ceil_div(rows, fitting), std::min(ceil_div(kFewTasks / 2, blocks * g.groups), rows));
+    plan.task_tile_rows = ceil_div(rows, parts);
+    plan.tile_row_tasks = ceil_div(rows, plan.task_tile_rows);
+    plan.block_channels = std::min(kTileWeightFloats / (kTilePoints * kColumnStep), plan.group_channels);
+    return plan;
+  }
   const std::int64_t wanted = std::max<std::int64_t>(kTaskWork / tile_work, kRowStep);
   plan.tile_row_tasks = ceil_div(plan.tiles[0], std::clamp<std::int64_t>(wanted / plan.tiles[1], 1, plan.tiles[0]));
   plan.task_tile_rows = ceil_div(plan.tiles[0], plan.tile_row_tasks);
@@ -167,7 +190,7 @@ bool prefers_winograd(const Geometry& g) {
   const std::int64_t channels = g.channels / g.groups, filters = g.filters / g.groups;  // all groups take the same time
   const std::int64_t panels = ceil_div(filters, kPanel), vectors = ceil_div(channels, kPanel);
   if (channels < kLeastWinogradChannels || filters < kLeastWinogradChannels) return false;
-  if (kTilePoints * g.groups * panels * kPanel * channels > kMostTransformedFloats) return false;
+  if (std::min(transformed_inputs(g), transformed_weights(g)) > kMostTransformedFloats) return false;
   const std::int64_t tiles = g.batch * ceil_div(g.output[0], kTileOutputs) * ceil_div(g.output[1], kTileOutputs);
   const std::int64_t transforms =
       tiles * (kInputTransform * vectors + kOutputTransform * panels) + kWeightTransform * channels * panels;
@@ -178,9 +201,14 @@ bool prefers_winograd(const Geometry& g) {
 void run_winograd(const Convolution& convolution, const Variant& variant, const ParallelFor& parallel_for) {
   const Geometry& g = convolution.geometry;
   Plan plan = plan_winograd(convolution);
-  const std::int64_t floats = kTilePoints * g.groups * plan.panels * plan.group_channels * kPanel;
+  const std::int64_t floats = plan.inputs_first ? transformed_inputs(g) : transformed_weights(g);
   plan.transformed =
       reinterpret_cast<float*>(scratch(static_cast<std::size_t>(floats) * sizeof(float), ScratchOwner::kConvWeights));
+  if (plan.inputs_first) {
+    run_tasks(plan, variant.transform_inputs, g.groups * g.batch * plan.tiles[0], parallel_for);
+    run_tasks(plan, variant.winograd_columns, g.groups * plan.tile_row_tasks * plan.column_tasks, parallel_for);
+    return;
+  }
   run_tasks(plan, variant.transform_weights, g.groups * plan.panels, parallel_for);
   run_tasks(plan, variant.winograd, g.groups * g.batch * plan.tile_row_tasks * plan.column_tasks, parallel_for);
 }
@@ -336,6 +364,8 @@ void run(const GlobalAverage& average, const Variant& variant, const ParallelFor
   void repeat(const Plan&, std::int64_t);                     \
   void transform_weights(const Plan&, std::int64_t);          \
   void winograd(const Plan&, std::int64_t);                   \
+  void transform_inputs(const Plan&, std::int64_t);           \
+  void winograd_columns(const Plan&, std::int64_t);           \
   void pool(const Pooling&, std::int64_t);                    \
   void sum(const float*, std::int64_t, std::int64_t, float*); \
   }
@@ -355,6 +385,8 @@ std::span<const Variant> variants() {
    &space::repeat,               \
    &space::transform_weights,    \
    &space::winograd,             \
+   &space::transform_inputs,     \
+   &space::winograd_columns,     \
    &space::pool,                 \
    &space::sum},
 #include "kernels/cpu/conv/variants.inc"

@@ -13,8 +13,8 @@ constexpr std::int64_t kTileOutputs = 4;
 constexpr std::int64_t kTileInputs = 6;
 constexpr std::int64_t kTilePoints = kTileInputs * kTileInputs;
 
-/// Columns that a row of a Winograd block is longer than its channels are: blocks of powers of two would fall into few sets of the
-/// cache.
+/// Floats that a row of a Winograd block is longer than its channels are, and the weights of a point than they are: powers of two
+/// would fall into few sets of the cache.
 constexpr std::int64_t kRowPadding = 16;
 
 /// A range of rows (pixels) by a range of columns (filters of a group).
@@ -33,10 +33,12 @@ struct Plan {
   std::int64_t block_rows;  // rows whose operands and results stay in the cache
   std::int64_t block_taps;  // taps whose weights do
 
-  // Winograd: tasks are numbered by group, image, tile rows, columns.
-  std::int64_t tiles[2];
+  // Winograd: tasks are numbered by group, image, tile rows, columns. What is smaller, inputs or weights, is transformed before.
+  std::int64_t tiles[2];  // of an image
+  bool inputs_first;      // then the tile rows of all images are numbered in one
   std::int64_t task_tile_rows, tile_row_tasks, block_tiles;
-  float* transformed;  // weights [36, groups, panels, channels of a group, 16]
+  std::int64_t block_channels;  // whose weights are transformed and used, then the next ones
+  float* transformed;           // weights [36, groups, panels, channels of a group, 16], or inputs [groups, 36, tiles, channels]
 
   // Depthwise convolutions and those of few channels: a task is some lines of the output, of depthwise ones some channels of them,
   // the channels last. Windows of so many pixels and channels stay in the first-level cache from line to line.

@@ -52,14 +52,24 @@ inline void output_points(const F (&m)[kIn], F (&out)[kOut]) {
   out[3] = V::add(fused(8.0f, far_difference, difference), m[5]);
 }
 
-/// The weights of one panel, point by point; panels are numbered through all groups.
-inline void run_transform_weights(const Plan& plan, std::int64_t panel) {
-  const std::int64_t channels = plan.group_channels;
+/// How far ahead weights are fetched, in floats: those of a tap are read in pieces that end before the processor's own prefetching
+/// has begun.
+constexpr std::int64_t kWeightsAhead = 12 * static_cast<std::int64_t>(kPanel);
+
+/// Where the points of weights of some channels go, and how far the points are apart.
+struct WeightPoints {
+  float* target;
+  std::int64_t step;
+};
+
+/// The weights of some channels of one panel, point by point; panels are numbered through all groups.
+inline void transform_weights_of(const Plan& plan, std::int64_t panel, std::int64_t channel, std::int64_t channels,
+                                 WeightPoints points) {
   const auto width = static_cast<std::int64_t>(kPanel);
-  const float* const source = plan.convolution->weights + panel * 9 * channels * width;
-  float* const target = plan.transformed + panel * channels * width;
-  const std::int64_t tap = channels * width, point = plan.convolution->geometry.groups * plan.panels * channels * width;
+  const std::int64_t tap = plan.group_channels * width;
+  const float* const source = plan.convolution->weights + panel * 9 * tap + channel * width;
   for (std::int64_t i = 0; i < channels * width; i += kWidth) {
+    for (int t = 0; t < 9; ++t) __builtin_prefetch(source + t * tap + i + kWeightsAhead);
     F rows[3][kIn];
     for (int ky = 0; ky < 3; ++ky) {
       const F g[3] = {V::load(source + (3 * ky) * tap + i), V::load(source + (3 * ky + 1) * tap + i),
@@ -70,75 +80,37 @@ inline void run_transform_weights(const Plan& plan, std::int64_t panel) {
       const F g[3] = {rows[0][x], rows[1][x], rows[2][x]};
       F column[kIn];
       kernel_points(g, column);
-      for (int y = 0; y < kIn; ++y) V::store(target + (y * kIn + x) * point + i, column[y]);
+      for (int y = 0; y < kIn; ++y) V::store(points.target + (y * kIn + x) * points.step + i, column[y]);
     }
   }
 }
 
-/// The tiles of one task, in blocks whose operands stay in the second-level cache. Columns are those of the task's group.
+inline void run_transform_weights(const Plan& plan, std::int64_t panel) {
+  const std::int64_t floats = plan.group_channels * static_cast<std::int64_t>(kPanel);
+  transform_weights_of(plan, panel, 0, plan.group_channels,
+                       {plan.transformed + panel * floats, plan.convolution->geometry.groups * plan.panels * floats + kRowPadding});
+}
+
+/// Tiles of one group by some of its columns. Tiles are numbered through all images, and begin at the tile row `tile_row`.
 class Tiles {
  public:
-  Tiles(const Plan& plan, std::int64_t task)
+  /// `zeros` are as many as a group has channels, rounded up to a vector.
+  Tiles(const Plan& plan, std::int64_t group, std::int64_t tile_row, std::int64_t tile_row_end, const float* zeros)
       : plan_(plan),
         g_(plan.convolution->geometry),
-        channels_(plan.group_channels),
-        ld_(round_up(channels_, kWidth) + kRowPadding) {
-    const std::int64_t columns = task % plan.column_tasks;
-    column_ = columns * plan.task_columns;
-    column_end_ = least(column_ + plan.task_columns, plan.group_filters);
-    group_ = task / plan.column_tasks / plan.tile_row_tasks / g_.batch;
-    image_ = task / plan.column_tasks / plan.tile_row_tasks % g_.batch;
-    tile_row_ = task / plan.column_tasks % plan.tile_row_tasks * plan.task_tile_rows;
-    tile_row_end_ = least(tile_row_ + plan.task_tile_rows, plan.tiles[0]);
-    const std::int64_t inputs = kTilePoints * plan.block_tiles * ld_;
-    const std::int64_t products = kTilePoints * plan.block_tiles * static_cast<std::int64_t>(kColumns);
-    inputs_ = reinterpret_cast<float*>(
-        scratch(static_cast<std::size_t>(inputs + products + ld_) * sizeof(float), ScratchOwner::kConvTiles));
-    products_ = inputs_ + inputs;
-    zeros_ = products_ + products;
-    std::memset(zeros_, 0, static_cast<std::size_t>(ld_) * sizeof(float));
-  }
+        group_(group),
+        tile_row_(tile_row),
+        tile_row_end_(tile_row_end),
+        zeros_(zeros) {}
 
-  void run() {
-    const std::int64_t tiles = (tile_row_end_ - tile_row_) * plan_.tiles[1];
-    F doubt = V::set1(0.0f);
-    in_even_parts(tiles, plan_.block_tiles, [&](std::int64_t first, std::int64_t count) {
-      for (std::int64_t tile = 0; tile < count; ++tile) transform_input(first + tile, tile, count);
-      for (std::int64_t column = column_; column < column_end_; column += kColumns) {
-        const std::int64_t columns = least(static_cast<std::int64_t>(kColumns), column_end_ - column);
-        multiply(column, columns, count);
-        for (std::int64_t tile = 0; tile < count; ++tile)
-          doubt = transform_output(first + tile, tile, count, column, columns, doubt);
-      }
-    });
-    const std::int64_t line = image_ * g_.output[0];
-    const Rectangle done{(line + tile_row_ * kOut) * g_.output[1],
-                         (line + least(tile_row_end_ * kOut, g_.output[0])) * g_.output[1], column_, column_end_};
-    if (is_finite(doubt))
-      finish(plan_, {done.row, done.row_end, filter(column_), filter(column_end_)});
-    else
-      multiply_rows(plan_, group_, done);
-  }
-
- private:
-  static bool is_finite(F zeros) {
-    float lanes[V::kWidth];
-    V::store(lanes, zeros);
-    for (const float lane : lanes)
-      if (!(lane == 0.0f)) return false;
-    return true;
-  }
-
+  std::int64_t count() const { return (tile_row_end_ - tile_row_) * plan_.tiles[1]; }
   std::int64_t filter(std::int64_t column) const { return group_ * plan_.group_filters + column; }
 
-  struct Place {
-    std::int64_t y, x;  // of the first output
-  };
-  Place place(std::int64_t tile) const { return {(tile_row_ + tile / plan_.tiles[1]) * kOut, tile % plan_.tiles[1] * kOut}; }
-
-  void transform_input(std::int64_t number, std::int64_t tile, std::int64_t count) {
+  /// The points of a tile, `step` floats apart.
+  void transform_input(std::int64_t number, float* target, std::int64_t step) const {
     const Place at = place(number);
-    const float* const image = plan_.convolution->x + image_ * g_.input[0] * g_.input[1] * g_.channels + group_ * channels_;
+    const std::int64_t channels = plan_.group_channels;
+    const float* const image = plan_.convolution->x + at.image * g_.input[0] * g_.input[1] * g_.channels + group_ * channels;
     const float* pointers[kTilePoints];
     for (int y = 0; y < kIn; ++y)
       for (int x = 0; x < kIn; ++x) {
@@ -146,9 +118,8 @@ class Tiles {
         const bool inside = iy >= 0 && iy < g_.input[0] && ix >= 0 && ix < g_.input[1];
         pointers[y * kIn + x] = inside ? image + (iy * g_.input[1] + ix) * g_.channels : zeros_;
       }
-    float* const target = inputs_ + tile * ld_;
-    for (std::int64_t channel = 0; channel < channels_; channel += kWidth) {
-      const auto left = static_cast<std::size_t>(channels_ - channel);
+    for (std::int64_t channel = 0; channel < channels; channel += kWidth) {
+      const auto left = static_cast<std::size_t>(channels - channel);
       const auto load = [&](const float* p) { return left >= V::kWidth ? V::load(p + channel) : V::load_first(p + channel, left); };
       F rows[kIn][kIn];
       for (int y = 0; y < kIn; ++y) {
@@ -162,44 +133,29 @@ class Tiles {
         const F d[kIn] = {rows[0][x], rows[1][x], rows[2][x], rows[3][x], rows[4][x], rows[5][x]};
         F column[kIn];
         input_points(d, column);
-        for (int y = 0; y < kIn; ++y) V::store(target + (y * kIn + x) * count * ld_ + channel, column[y]);
+        for (int y = 0; y < kIn; ++y) V::store(target + (y * kIn + x) * step + channel, column[y]);
       }
     }
   }
 
-  void multiply(std::int64_t column, std::int64_t columns, std::int64_t count) {
-    const auto panel_floats = static_cast<std::ptrdiff_t>(channels_) * static_cast<std::ptrdiff_t>(kPanel);
-    for (std::int64_t point = 0; point < kTilePoints; ++point) {
-      const float* const weights =
-          plan_.transformed + (point * g_.groups + group_) * plan_.panels * panel_floats + column * channels_;
-      const gemm::Columns b{weights, kPanel, panel_floats};
-      in_even_parts(count, kRows, [&](std::int64_t row, std::int64_t rows) {
-        const gemm::Strided a{inputs_ + (point * count + row) * ld_, ld_};
-        const gemm::Target target{products_ + (point * count + row) * static_cast<std::int64_t>(kColumns), kColumns,
-                                  static_cast<std::size_t>(columns)};
-        gemm::multiply(static_cast<int>(rows), a, 1, static_cast<std::size_t>(channels_), b, target);
-      });
-    }
-  }
-
-  /// Writes the outputs of a tile; adds 0 times each of them to `doubt`.
-  F transform_output(std::int64_t number, std::int64_t tile, std::int64_t count, std::int64_t column, std::int64_t columns,
-                     F doubt) {
+  /// Writes the outputs of a tile, whose products are `step` floats apart from point to point; adds 0 times each of them to
+  /// `doubt`.
+  F transform_output(std::int64_t number, const float* tile_products, std::int64_t step, std::int64_t column, std::int64_t columns,
+                     F doubt) const {
     const Convolution& convolution = *plan_.convolution;
     const Place at = place(number);
     const std::int64_t lines = least(kOut, g_.output[0] - at.y), pixels = least(kOut, g_.output[1] - at.x);
-    const std::int64_t first = ((image_ * g_.output[0] + at.y) * g_.output[1] + at.x) * g_.filters + filter(column);
-    const std::int64_t point = count * static_cast<std::int64_t>(kColumns);
+    const std::int64_t first = ((at.image * g_.output[0] + at.y) * g_.output[1] + at.x) * g_.filters + filter(column);
     const F zero = V::set1(0.0f);
     for (std::int64_t i = 0; i < columns; i += kWidth) {
-      const float* const products = products_ + tile * static_cast<std::int64_t>(kColumns) + i;
+      const float* const products = tile_products + i;
       const auto left = static_cast<std::size_t>(columns - i);
       const bool whole = left >= V::kWidth;
       F rows[kOut][kIn];
       for (int x = 0; x < kIn; ++x) {
         F m[kIn], column_of[kOut];
         for (int k = 0; k < kIn; ++k) {
-          const float* const p = products + (k * kIn + x) * point;
+          const float* const p = products + (k * kIn + x) * step;
           m[k] = whole ? V::load(p) : V::load_first(p, left);
         }
         output_points(m, column_of);
@@ -228,12 +184,147 @@ class Tiles {
     return doubt;
   }
 
+  /// What follows when all outputs of these columns are written.
+  void finish(std::int64_t column, std::int64_t column_end, F doubt) const {
+    const Rectangle done{first_row(tile_row_), first_row(tile_row_end_), column, column_end};
+    if (is_finite(doubt))
+      conv::finish(plan_, {done.row, done.row_end, filter(column), filter(column_end)});
+    else
+      multiply_rows(plan_, group_, done);
+  }
+
+ private:
+  static bool is_finite(F zeros) {
+    float lanes[V::kWidth];
+    V::store(lanes, zeros);
+    for (const float lane : lanes)
+      if (!(lane == 0.0f)) return false;
+    return true;
+  }
+
+  /// The first pixel of a row of tiles.
+  std::int64_t first_row(std::int64_t tile_row) const {
+    return (tile_row / plan_.tiles[0] * g_.output[0] + tile_row % plan_.tiles[0] * kOut) * g_.output[1];
+  }
+
+  struct Place {
+    std::int64_t image, y, x;  // of the first output
+  };
+  Place place(std::int64_t tile) const {
+    const std::int64_t row = tile_row_ + tile / plan_.tiles[1];
+    return {row / plan_.tiles[0], row % plan_.tiles[0] * kOut, tile % plan_.tiles[1] * kOut};
+  }
+
   const Plan& plan_;
   const Geometry& g_;
-  std::int64_t channels_, ld_;
-  std::int64_t group_, image_, tile_row_, tile_row_end_, column_, column_end_;
-  float *inputs_, *products_, *zeros_;
+  std::int64_t group_, tile_row_, tile_row_end_;
+  const float* zeros_;
 };
+
+/// Products of the points of `count` tiles with those of some channels of weights, 36 of matrices.
+struct PointProducts {
+  const float* inputs;  // of the first channel of the first tile
+  std::int64_t ld, input_step;
+  const float* weights;  // of these channels and the first column
+  std::int64_t panel, weight_step;
+  std::int64_t channels, columns;
+  float* products;  // [36, count, kColumns]
+  bool accumulate;
+};
+
+inline void multiply_points(const PointProducts& p, std::int64_t count) {
+  for (std::int64_t point = 0; point < kTilePoints; ++point) {
+    const gemm::Columns b{p.weights + point * p.weight_step, kPanel, p.panel};
+    in_even_parts(count, kRows, [&](std::int64_t row, std::int64_t rows) {
+      const gemm::Strided a{p.inputs + point * p.input_step + row * p.ld, p.ld};
+      gemm::Target target{p.products + (point * count + row) * static_cast<std::int64_t>(kColumns), kColumns,
+                          static_cast<std::size_t>(p.columns)};
+      target.accumulate = p.accumulate;
+      gemm::multiply(static_cast<int>(rows), a, 1, static_cast<std::size_t>(p.channels), b, target);
+    });
+  }
+}
+
+/// Floats of a row of transformed inputs.
+inline std::int64_t tile_row_floats(const Plan& plan) { return round_up(plan.group_channels, kWidth) + kRowPadding; }
+
+/// Some tile rows by some columns, with the weights that were transformed before, in blocks whose operands stay in the second-level
+/// cache.
+inline void run_winograd(const Plan& plan, std::int64_t task) {
+  const Geometry& g = plan.convolution->geometry;
+  const std::int64_t first_column = task % plan.column_tasks * plan.task_columns;
+  const std::int64_t column_end = least(first_column + plan.task_columns, plan.group_filters);
+  const std::int64_t image = task / plan.column_tasks / plan.tile_row_tasks;  // of all groups
+  const std::int64_t group = image / g.batch, tile_row = task / plan.column_tasks % plan.tile_row_tasks * plan.task_tile_rows;
+  const std::int64_t above = image % g.batch * plan.tiles[0], ld = tile_row_floats(plan);
+  const std::int64_t input_floats = kTilePoints * plan.block_tiles * ld;
+  const std::int64_t product_floats = kTilePoints * plan.block_tiles * static_cast<std::int64_t>(kColumns);
+  auto* const inputs = reinterpret_cast<float*>(
+      scratch(static_cast<std::size_t>(input_floats + product_floats + ld) * sizeof(float), ScratchOwner::kConvTiles));
+  float *const products = inputs + input_floats, *const zeros = products + product_floats;
+  std::memset(zeros, 0, static_cast<std::size_t>(ld) * sizeof(float));
+  const Tiles tiles(plan, group, above + tile_row, above + least(tile_row + plan.task_tile_rows, plan.tiles[0]), zeros);
+  const std::int64_t panel = plan.group_channels * static_cast<std::int64_t>(kPanel);
+  F doubt = V::set1(0.0f);
+  in_even_parts(tiles.count(), plan.block_tiles, [&](std::int64_t first, std::int64_t count) {
+    for (std::int64_t tile = 0; tile < count; ++tile) tiles.transform_input(first + tile, inputs + tile * ld, count * ld);
+    for (std::int64_t column = first_column; column < column_end; column += kColumns) {
+      const std::int64_t columns = least(static_cast<std::int64_t>(kColumns), column_end - column);
+      const float* const weights = plan.transformed + group * plan.panels * panel + column * plan.group_channels;
+      multiply_points({inputs, ld, count * ld, weights, panel, g.groups * plan.panels * panel + kRowPadding, plan.group_channels,
+                       columns, products, false},
+                      count);
+      for (std::int64_t tile = 0; tile < count; ++tile)
+        doubt = tiles.transform_output(first + tile, products + tile * static_cast<std::int64_t>(kColumns),
+                                       count * static_cast<std::int64_t>(kColumns), column, columns, doubt);
+    }
+  });
+  tiles.finish(first_column, column_end, doubt);
+}
+
+/// The inputs of one tile row of a group.
+inline void run_transform_inputs(const Plan& plan, std::int64_t task) {
+  const std::int64_t rows = plan.convolution->geometry.batch * plan.tiles[0], group = task / rows, row = task % rows;
+  const std::int64_t ld = tile_row_floats(plan), step = rows * plan.tiles[1] * ld;
+  auto* const zeros = reinterpret_cast<float*>(scratch(static_cast<std::size_t>(ld) * sizeof(float), ScratchOwner::kConvTiles));
+  std::memset(zeros, 0, static_cast<std::size_t>(ld) * sizeof(float));
+  const Tiles tiles(plan, group, row, row + 1, zeros);
+  float* const target = plan.transformed + group * kTilePoints * step + row * plan.tiles[1] * ld;
+  for (std::int64_t tile = 0; tile < plan.tiles[1]; ++tile) tiles.transform_input(tile, target + tile * ld, step);
+}
+
+/// Some tile rows by one block of columns, with the inputs that were transformed before: weights are transformed some channels at a
+/// time, and read by all tiles while they are in the second-level cache.
+inline void run_winograd_columns(const Plan& plan, std::int64_t task) {
+  const Geometry& g = plan.convolution->geometry;
+  constexpr auto kMostColumns = static_cast<std::int64_t>(kColumns), kMostPanels = kMostColumns / static_cast<std::int64_t>(kPanel);
+  const std::int64_t first_column = task % plan.column_tasks * plan.task_columns, part = task / plan.column_tasks;
+  const std::int64_t column_end = least(first_column + plan.task_columns, plan.group_filters);
+  const std::int64_t group = part / plan.tile_row_tasks, tile_row = part % plan.tile_row_tasks * plan.task_tile_rows;
+  const std::int64_t all_rows = g.batch * plan.tiles[0], ld = tile_row_floats(plan), step = all_rows * plan.tiles[1] * ld;
+  const Tiles tiles(plan, group, tile_row, least(tile_row + plan.task_tile_rows, all_rows), nullptr);
+  const std::int64_t count = tiles.count(), panel = plan.block_channels * static_cast<std::int64_t>(kPanel);
+  const std::int64_t weight_step = kMostPanels * panel + kRowPadding, weight_floats = kTilePoints * weight_step;
+  auto* const weights = reinterpret_cast<float*>(scratch(
+      static_cast<std::size_t>(weight_floats + kTilePoints * count * kMostColumns) * sizeof(float), ScratchOwner::kConvTiles));
+  float* const products = weights + weight_floats;
+  const float* const inputs = plan.transformed + group * kTilePoints * step + tile_row * plan.tiles[1] * ld;
+  F doubt = V::set1(0.0f);
+  for (std::int64_t column = first_column; column < column_end; column += kMostColumns) {
+    const std::int64_t columns = least(kMostColumns, column_end - column);
+    const std::int64_t panels = ceil_div(columns, static_cast<std::int64_t>(kPanel));
+    const std::int64_t first_panel = group * plan.panels + column / static_cast<std::int64_t>(kPanel);
+    for (std::int64_t channel = 0; channel < plan.group_channels; channel += plan.block_channels) {
+      const std::int64_t channels = least(plan.block_channels, plan.group_channels - channel);
+      for (std::int64_t i = 0; i < panels; ++i)
+        transform_weights_of(plan, first_panel + i, channel, channels, {weights + i * panel, weight_step});
+      multiply_points({inputs + channel, ld, step, weights, panel, weight_step, channels, columns, products, channel > 0}, count);
+    }
+    for (std::int64_t tile = 0; tile < count; ++tile)
+      doubt = tiles.transform_output(tile, products + tile * kMostColumns, count * kMostColumns, column, columns, doubt);
+  }
+  tiles.finish(first_column, column_end, doubt);
+}
 
 }  // namespace
 }  // namespace onnxopt::conv
