@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from types import ModuleType
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -12,6 +14,9 @@ from onnxopt.ir.mapped import MappedTensor
 
 BLOCK_BYTES = 1 << 20
 """Bytes that a thread moves at once: they are still in its cache when they are written."""
+
+WIDE_BLOCK_BYTES = 8 << 20
+"""The same for matrices that are transposed: of each of their rows, a block has to take more than a few elements."""
 
 MOST_THREADS = 2
 """Writes to one file take turns, and take longer than moving the elements: a third thread would only wait."""
@@ -55,7 +60,7 @@ class TransposedTensor(StreamedTensor):
     def copy_to(self, target: BinaryIO) -> None:
         """Append the bytes to an unbuffered file."""
         array = self.source.numpy()
-        write_panels(target, array[:, :, None], array.shape[0])
+        write_panels(target, array[:, :, None], array.shape[0], WIDE_BLOCK_BYTES)
         self.source.release()
 
 
@@ -88,24 +93,27 @@ class ScaledTensor(StreamedTensor):
         self.mapped.release()
 
 
-def make_panels(array: np.ndarray, width: int) -> np.ndarray:
-    """Constants [columns, rows, taps] as panels [ceil(columns / width), taps, rows, width], missing columns being zero."""
+@functools.cache
+def _native() -> ModuleType:
     from onnxopt.runtime.library import native
 
-    made: np.ndarray = native().make_panels(array, width)
+    return native()
+
+
+def make_panels(array: np.ndarray, width: int) -> np.ndarray:
+    """Constants [columns, rows, taps] as panels [ceil(columns / width), taps, rows, width], missing columns being zero."""
+    made: np.ndarray = _native().make_panels(array, width)
     return made
 
 
-def write_panels(target: BinaryIO, array: np.ndarray, width: int) -> None:
-    """Append what `make_panels` makes to an unbuffered file, a block at a time.
+def write_panels(target: BinaryIO, array: np.ndarray, width: int, block_bytes: int | None = None) -> None:
+    """Append what `make_panels` makes to an unbuffered file, a block of about `block_bytes` (`BLOCK_BYTES`) at a time.
 
     Raises:
         OSError: the file cannot be written.
     """
-    from onnxopt.runtime.library import native
-
     threads = min(MOST_THREADS, os.cpu_count() or 1)
-    native().write_panels(target.fileno(), array, width, BLOCK_BYTES, threads)
+    _native().write_panels(target.fileno(), array, width, block_bytes or BLOCK_BYTES, threads)
 
 
 def _as_tensor(array: np.ndarray, like: MappedTensor | StreamedTensor) -> Any:
