@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from onnxopt import ir
+from onnxopt.fusions.quantize_product import integer_products
 from onnxopt.inspection import node_flops
 from onnxopt.passes.base import Context
 from onnxopt.quant.placement import CONVOLUTIONS, PRODUCTS, Placement
@@ -29,8 +30,6 @@ class Layer:
 
 def nodes_of(placement: Placement, ctx: Context, *, products: bool) -> list[ir.Node]:
     """The nodes that are to multiply integers: those of the placement, and with `products` the ones whose rows a kernel quantizes."""
-    from onnxopt.fusions.quantize_product import integer_products  # it rounds weights by this package
-
     return list(dict.fromkeys([*placement.nodes, *(integer_products(ctx) if products else ())]))
 
 

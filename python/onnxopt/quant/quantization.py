@@ -235,6 +235,7 @@ class _Job:
         self.kept: list[samples.Sample] = []
         self.noise: dict[str, float] = {}
         self.weight_sqnr: dict[str, float] = {}
+        self.broken: frozenset[str] = frozenset()
         self._digest = hashlib.sha256()
 
     def calibrate(self, calibration: samples.Source, method: str) -> None:
@@ -262,8 +263,8 @@ class _Job:
         self.layers = layers.describe(named, sized)
 
     def _weights(self) -> None:
-        """Round the weights of all layers once, for all models that are made of them."""
-        matrices = {}
+        """Round the weights of all layers once, for all models that are made of them; those that are not finite stay as they are."""
+        matrices, broken = {}, set()
         for node in self.model.graph:
             name = ir.node_name(node)
             if name in self.layers and node.op_type in layers.OPS and name not in matrices:
@@ -271,11 +272,14 @@ class _Job:
                 if np.isfinite(matrix).all():
                     rounded = matrices[name] = QuantizedMatrix(*quantize_columns(matrix))
                     self.weight_sqnr[name] = rounded.signal_to_noise(matrix)
+                else:
+                    broken.add(name)
+        self.broken = frozenset(broken)
         self.options = dataclasses.replace(self.options, matrices=matrices)
 
     def write(self, model: ir.Model, keep: frozenset[str], *, fuse: bool = True) -> dict[str, int]:
         """Write the integers of all other layers into the model, and fuse what is around them. Returns the nodes after, by op."""
-        options = dataclasses.replace(self.options, keep_float=keep)
+        options = dataclasses.replace(self.options, keep_float=keep | self.broken)
         if options.ranges:
             PassManager("generic", WRITE, options=options).run(model)
         if self.format == "qdq":
@@ -379,6 +383,8 @@ class _Job:
         reason = ""
         if layer.name in self.keep:
             reason = "it was to stay in float"
+        elif layer.name in self.broken:
+            reason = "its weights are not finite"
         elif layer.name in keep:
             reason = "the accuracy budget"
         elif layer.name in self.static and not calibrated:
