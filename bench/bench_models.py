@@ -52,9 +52,12 @@ def openvino(model: Path, inputs: dict[str, np.ndarray], threads: int) -> Callab
 
 
 def largest_error(expected: list[np.ndarray], actual: list[np.ndarray]) -> float:
-    """The largest difference, relative to the largest magnitude of its output."""
+    """The largest difference, relative to the largest magnitude of its output; infinite where a number is not finite, since such outputs
+    hide every difference."""
     worst = 0.0
     for one, other in zip(expected, actual, strict=True):
+        if not (np.isfinite(one).all() and np.isfinite(other).all()):
+            return math.inf
         scale = max(float(np.abs(one).max(initial=0)), 1e-6)
         worst = max(worst, float(np.abs(one.astype(np.float64) - other).max(initial=0)) / scale)
     return worst

@@ -3,9 +3,9 @@
     python bench/bench_quantized.py MODEL.onnx ... [--threads 2] [--samples 32] [--json out.json]
 
 All sides get the same random samples (sizes of dynamic dims are those of cases.toml, the first case of a model whose rows are not many) and
-are set up as their documentation says: onnxruntime after its shape inference and pre-processing, static with weights per channel where the
-model has convolutions, dynamic where it has none; NNCF with its mixed preset and, for models with attention, its transformer scheme. A peer
-that is not installed, or fails, has no column. Errors are signal to noise of the first output against float32, in dB.
+are set up as their documentation says: onnxruntime after its shape inference and pre-processing, at an opset whose weights can have a
+scale per channel, static where the model has convolutions, dynamic where it has none; NNCF with its mixed preset and, for models with
+attention, its transformer scheme. A peer that is not installed, or fails, has no column. Errors are signal to noise of the first output against float32, in dB.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from bench_models import CASES, describe_machine, make_inputs
 
 import onnxopt
 from onnxopt.runtime.bench import compare
+
+PER_CHANNEL_OPSET = 13
 
 Sample = dict[str, np.ndarray]
 Call = Callable[[], object]
@@ -53,6 +55,17 @@ def signal_to_noise(expected: np.ndarray, found: np.ndarray) -> float:
     return 10 * math.log10(float((wanted**2).sum()) / max(float(((wanted - found) ** 2).sum()), 1e-30))
 
 
+def _upgraded(model: Path, folder: Path) -> Path:
+    """The model at an opset from which on weights have a scale per channel."""
+    proto = onnx.load(model)
+    opset = next(one.version for one in proto.opset_import if one.domain in ("", "ai.onnx"))
+    if opset >= PER_CHANNEL_OPSET:
+        return model
+    path = folder / "upgraded.onnx"
+    onnx.save(onnx.version_converter.convert_version(proto, PER_CHANNEL_OPSET), path)
+    return path
+
+
 def onnxruntime_quantized(model: Path, samples: list[Sample], folder: Path, threads: int) -> Any:
     """A session of what onnxruntime's scripts make."""
     from onnxruntime import quantization
@@ -66,7 +79,7 @@ def onnxruntime_quantized(model: Path, samples: list[Sample], folder: Path, thre
             return next(self.left, None)
 
     prepared, out = folder / "prepared.onnx", folder / "onnxruntime.onnx"
-    quant_pre_process(model, prepared, skip_symbolic_shape=True)
+    quant_pre_process(_upgraded(model, folder), prepared, skip_symbolic_shape=True)
     if any(node.op_type == "Conv" and node.input for node in onnx.load(prepared).graph.node[:400]):
         quantization.quantize_static(prepared, out, Reader(), per_channel=True)
     else:

@@ -33,6 +33,17 @@ class SelectiveScan(nn.Module):
         return torch.stack(outputs, 1) + x * self.d
 
 
+class SelectiveAlone(nn.Module):
+    """The recurrence with steps of any sign as its input, made positive as Mamba does; negative ones would grow without bound."""
+
+    def __init__(self, channels: int, states: int) -> None:
+        super().__init__()
+        self.scan = SelectiveScan(channels, states)
+
+    def forward(self, x: Tensor, delta: Tensor, b: Tensor, c: Tensor) -> Tensor:
+        return self.scan(x, nn.functional.softplus(delta), b, c)
+
+
 class MambaBlock(nn.Module):
     """A block of Mamba: projections, a causal depthwise convolution, the selective scan, a gate."""
 
@@ -113,8 +124,8 @@ class Decay(nn.Module):
 MODELS = {
     "mamba": lambda: (torch.jit.script(MambaBlock(128, 256, 16, 8)), torch.randn(1, 128, 128)),
     "selective": lambda: (
-        torch.jit.script(SelectiveScan(256, 16)),
-        (torch.randn(1, 128, 256), torch.rand(1, 128, 256), torch.randn(1, 128, 16), torch.randn(1, 128, 16)),
+        torch.jit.script(SelectiveAlone(256, 16)),
+        (torch.randn(1, 128, 256), torch.randn(1, 128, 256), torch.randn(1, 128, 16), torch.randn(1, 128, 16)),
     ),
     "lstmcell": lambda: (torch.jit.script(Cell("lstm", 64, 128)), torch.randn(1, 64, 64)),
     "grucell": lambda: (torch.jit.script(Cell("gru", 64, 128)), torch.randn(1, 64, 64)),
