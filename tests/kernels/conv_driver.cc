@@ -1,0 +1,227 @@
+// Runs random convolutions and poolings in every variant that this machine has, for the sanitizers. All memory is as small as the
+// interface allows, and every run has a thread, and so scratch memory, of its own: what a larger problem left would hide an
+// overrun. Results are compared with plain loops in double precision.
+//
+//     onnxopt_conv_driver [problems] [seed]
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <random>
+#include <thread>
+
+#include "csrc/dispatch/cpu.h"
+#include "kernels/cpu/conv/conv.h"
+
+namespace {
+
+using namespace onnxopt;
+
+/// Memory of just that many floats, of which a sanitizer knows the end.
+struct Floats {
+  explicit Floats(std::int64_t count) : data(new float[static_cast<std::size_t>(count)]()), count(count) {}
+  float& operator[](std::int64_t i) { return data[static_cast<std::size_t>(i)]; }
+  float* get() { return data.get(); }
+  std::unique_ptr<float[]> data;
+  std::int64_t count;
+};
+
+struct Random {
+  std::mt19937 engine;
+  std::int64_t between(std::int64_t low, std::int64_t high) {
+    return std::uniform_int_distribution<std::int64_t>(low, high)(engine);
+  }
+  bool sometimes(int one_in) { return between(1, one_in) == 1; }
+  void fill(Floats& floats) {
+    for (std::int64_t i = 0; i < floats.count; ++i) floats[i] = std::uniform_real_distribution<float>(-1.0f, 1.0f)(engine);
+  }
+};
+
+std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+/// Half of them as Winograd's filtering takes them, a quarter depthwise.
+conv::Geometry random_geometry(Random& random) {
+  conv::Geometry g;
+  const bool square = random.sometimes(2), large = random.sometimes(6);
+  g.batch = random.between(1, 2);
+  if (!square && random.sometimes(2)) {
+    g.channels = g.filters = g.groups = random.between(2, large ? 200 : 50);
+  } else {
+    g.groups = random.sometimes(4) ? random.between(2, 4) : 1;
+    g.channels = g.groups * random.between(1, large ? 150 : 40);
+    g.filters = g.groups * random.between(1, large ? 150 : 70);
+  }
+  for (int axis = 0; axis < 2; ++axis) {
+    g.kernel[axis] = square ? 3 : random.between(1, 5);
+    g.strides[axis] = square ? 1 : random.between(1, 3);
+    g.dilations[axis] = !square && random.sometimes(4) ? 2 : 1;
+    g.pads[axis] = random.between(0, g.kernel[axis] - 1);
+    const std::int64_t window = (g.kernel[axis] - 1) * g.dilations[axis] + 1;
+    g.input[axis] = random.between(1, large ? 30 : 14);
+    const std::int64_t after = random.between(0, g.kernel[axis]);
+    const std::int64_t room = g.input[axis] + g.pads[axis] + after - window;
+    g.output[axis] = room < 0 ? 0 : room / g.strides[axis] + 1;
+  }
+  return g;
+}
+
+/// Calls `visit(offset of the input pixel, tap)` for every tap of a window that lies inside of the image.
+template <class Visit>
+void for_each_tap(const conv::Geometry& g, std::int64_t pixel, const Visit& visit) {
+  const std::int64_t line = pixel / g.output[1], image = line / g.output[0];
+  const std::int64_t top = line % g.output[0] * g.strides[0] - g.pads[0];
+  const std::int64_t left = pixel % g.output[1] * g.strides[1] - g.pads[1];
+  for (std::int64_t tap = 0; tap < g.taps(); ++tap) {
+    const std::int64_t y = top + tap / g.kernel[1] * g.dilations[0], x = left + tap % g.kernel[1] * g.dilations[1];
+    if (y >= 0 && y < g.input[0] && x >= 0 && x < g.input[1]) visit((image * g.input[0] + y) * g.input[1] + x, tap);
+  }
+}
+
+/// Filters [filters, taps, depth], as they are and packed.
+struct Filters {
+  Filters(const conv::Geometry& g, Random& random)
+      : depth(g.channels / g.groups), taps(g.taps()), plain(g.filters * taps * depth), packed(packed_size(g)), bias(g.filters) {
+    random.fill(plain);
+    random.fill(bias);
+    for (std::int64_t f = 0; f < g.filters; ++f)
+      for (std::int64_t row = 0; row < taps * depth; ++row) packed[packed_at(g, f, row)] = plain[f * taps * depth + row];
+  }
+
+  static std::int64_t packed_size(const conv::Geometry& g) {
+    if (g.is_depthwise()) return g.taps() * g.channels;
+    return g.groups * ceil_div(g.filters / g.groups, kPanel) * g.taps() * (g.channels / g.groups) * kPanel;
+  }
+  std::int64_t packed_at(const conv::Geometry& g, std::int64_t f, std::int64_t row) const {
+    if (g.is_depthwise()) return row * g.channels + f;
+    const std::int64_t filters = g.filters / g.groups, own = f % filters;
+    return ((f / filters * ceil_div(filters, kPanel) + own / kPanel) * taps * depth + row) * kPanel + own % kPanel;
+  }
+
+  static constexpr auto kPanel = static_cast<std::int64_t>(gemm::kPanel);
+  std::int64_t depth, taps;
+  Floats plain, packed, bias;
+};
+
+Floats expected(const conv::Geometry& g, Floats& x, Filters& filters) {
+  Floats y(g.pixels() * g.filters);
+  for (std::int64_t pixel = 0; pixel < g.pixels(); ++pixel)
+    for (std::int64_t f = 0; f < g.filters; ++f) {
+      double sum = static_cast<double>(filters.bias[f]);
+      const std::int64_t first = f / (g.filters / g.groups) * filters.depth;
+      for_each_tap(g, pixel, [&](std::int64_t from, std::int64_t tap) {
+        for (std::int64_t c = 0; c < filters.depth; ++c)
+          sum += static_cast<double>(x[from * g.channels + first + c]) *
+                 static_cast<double>(filters.plain[(f * filters.taps + tap) * filters.depth + c]);
+      });
+      y[pixel * g.filters + f] = static_cast<float>(sum);
+    }
+  return y;
+}
+
+/// Winograd's filtering loses about two digits more than plain sums; numbers here are at most some tens.
+constexpr float kTolerance = 2e-3f;
+
+bool same(Floats& found, Floats& wanted, const char* variant, const char* what) {
+  for (std::int64_t i = 0; i < wanted.count; ++i)
+    if (!(std::fabs(found[i] - wanted[i]) <= kTolerance)) {
+      std::printf("%s: %s: element %lld is %g and should be %g\n", variant, what, static_cast<long long>(i),
+                  static_cast<double>(found[i]), static_cast<double>(wanted[i]));
+      return false;
+    }
+  return true;
+}
+
+template <class Call>
+void on_own_thread(const Call& call) {
+  std::thread(call).join();
+}
+
+Floats planar(const conv::Geometry& g, Floats& x) {
+  const std::int64_t pixels = g.input[0] * g.input[1];
+  Floats made(x.count);
+  for (std::int64_t i = 0; i < x.count; ++i) {
+    const std::int64_t image = i / (pixels * g.channels), pixel = i / g.channels % pixels, c = i % g.channels;
+    made[(image * g.channels + c) * pixels + pixel] = x[i];
+  }
+  return made;
+}
+
+bool run_convolution(const conv::Geometry& g, const conv::Variant& variant, Floats& x, Filters& filters, Floats& wanted) {
+  Floats y(wanted.count);
+  conv::Convolution one{.geometry = g, .x = x.get(), .weights = filters.packed.get(), .bias = filters.bias.get(), .y = y.get()};
+  on_own_thread([&] { conv::run(one, variant, ParallelFor::inline_loop()); });
+  if (!same(y, wanted, variant.name, "convolution")) return false;
+  if (g.groups == 1 && g.dilations[1] == 1) {
+    Floats moved = planar(g, x);
+    one.planar = true, one.x = moved.get();
+    on_own_thread([&] { conv::run(one, variant, ParallelFor::inline_loop()); });
+    if (!same(y, wanted, variant.name, "planar convolution")) return false;
+    one.planar = false, one.x = x.get();
+  }
+  const gemm::Bounds bounds{-1.0f, 2.0f};
+  one.clip = &bounds;
+  if (!g.is_depthwise()) one.added = wanted.get();
+  on_own_thread([&] { conv::run(one, variant, ParallelFor::inline_loop()); });
+  Floats finished(wanted.count);
+  for (std::int64_t i = 0; i < wanted.count; ++i)
+    finished[i] = std::clamp(wanted[i] * (one.added ? 2.0f : 1.0f), bounds.low, bounds.high);
+  return same(y, finished, variant.name, "clipped convolution");
+}
+
+bool run_separable(const conv::Geometry& g, const conv::Variant& variant, Floats& x, Filters& filters, Floats& wanted,
+                   Random& random) {
+  conv::Geometry points;
+  points.batch = g.batch, points.channels = g.filters, points.filters = random.between(1, 70);
+  for (int axis = 0; axis < 2; ++axis) points.input[axis] = points.output[axis] = g.output[axis];
+  Filters pointwise(points, random);
+  Floats y(points.pixels() * points.filters), final_ones = expected(points, wanted, pointwise);
+  conv::Separable both{
+      {.geometry = g, .x = x.get(), .weights = filters.packed.get(), .bias = filters.bias.get(), .y = nullptr},
+      {.geometry = points, .x = nullptr, .weights = pointwise.packed.get(), .bias = pointwise.bias.get(), .y = y.get()}};
+  on_own_thread([&] { conv::run(both, variant, ParallelFor::inline_loop()); });
+  return same(y, final_ones, variant.name, "separable convolution");
+}
+
+bool run_pooling(conv::Geometry g, const conv::Variant& variant, Floats& x) {
+  g.filters = g.channels;
+  Floats y(g.pixels() * g.channels), wanted(y.count);
+  conv::Pooling pooling{g, conv::Pool::kMax, x.get(), y.get()};
+  on_own_thread([&] { conv::run(pooling, variant, ParallelFor::inline_loop()); });
+  for (std::int64_t i = 0; i < wanted.count; ++i) {
+    float most = -HUGE_VALF;
+    for_each_tap(g, i / g.channels,
+                 [&](std::int64_t from, std::int64_t) { most = std::max(most, x[from * g.channels + i % g.channels]); });
+    wanted[i] = most, y[i] = std::isinf(most) ? most = wanted[i] = 0.0f : y[i];  // a window of nothing but padding
+  }
+  return same(y, wanted, variant.name, "pooling");
+}
+
+bool run_one(Random& random) {
+  const conv::Geometry g = random_geometry(random);
+  Floats x(g.batch * g.input[0] * g.input[1] * g.channels);
+  random.fill(x);
+  Filters filters(g, random);
+  Floats wanted = expected(g, x, filters);
+  for (const conv::Variant& variant : conv::variants()) {
+    if (!dispatch::supports(variant.isa)) continue;
+    if (!run_convolution(g, variant, x, filters, wanted) || !run_pooling(g, variant, x)) return false;
+    if (g.is_depthwise() && !run_separable(g, variant, x, filters, wanted, random)) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const int problems = argc > 1 ? std::atoi(argv[1]) : 300;
+  const unsigned seed = argc > 2 ? static_cast<unsigned>(std::atoi(argv[2])) : 1;
+  Random random{std::mt19937(seed)};
+  for (int i = 0; i < problems; ++i)
+    if (!run_one(random)) {
+      std::printf("problem %d failed with seed %u\n", i, seed);
+      return 1;
+    }
+  std::printf("%d random convolutions ran in every variant of this machine\n", problems);
+  return 0;
+}
