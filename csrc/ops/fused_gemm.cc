@@ -11,13 +11,16 @@ namespace {
 
 std::string number(std::int64_t value) { return std::to_string(value); }
 
-/// Inputs: X, the packed weights of each product, the biases of each product where there are any, the epilogue's further inputs.
+/// Inputs: X, the packed weights of each product, the scales of each where they are integers (`block`), the biases of each product
+/// where there are any, the epilogue's further inputs.
 struct Layout {
   std::size_t products = 1;
-  std::int64_t columns = 0;
+  std::int64_t columns = 0, block = 0;
   bool biased = false;
 
-  std::size_t epilogue() const { return 1 + products * (biased ? 2 : 1); }
+  std::size_t scales() const { return 1 + products; }
+  std::size_t biases() const { return scales() + (block > 0 ? products : 0); }
+  std::size_t epilogue() const { return biases() + (biased ? products : 0); }
 };
 
 Result<Layout> read_layout(const Attributes& attributes) {
@@ -30,6 +33,8 @@ Result<Layout> read_layout(const Attributes& attributes) {
   layout.products = static_cast<std::size_t>(products);
   layout.columns = attributes.integer("columns").value_or(0);
   if (layout.columns < 1) return Made::failure("It needs a positive attribute 'columns'.");
+  layout.block = attributes.integer("block").value_or(0);
+  if (layout.block < 0) return Made::failure("Its attribute 'block' is " + number(layout.block) + " and should be positive.");
   layout.biased = attributes.integer("biased").value_or(0) != 0;
   return layout;
 }
@@ -55,9 +60,14 @@ class FusedGemm final : public Kernel {
     const bool in_place = !epilogue_.present() || (layout_.products == 1 && types.size() == 1 && types[0].type == kFloat);
     std::vector<gemm::Product> products;
     for (std::size_t i = 0; i < layout_.products; ++i) {
-      const void* bias = layout_.biased ? inputs[1 + layout_.products + i].data : nullptr;
-      products.push_back({static_cast<const float*>(inputs[1 + i].data), static_cast<const float*>(bias),
-                          in_place ? static_cast<float*>(outputs[i]) : nullptr});
+      const void* bias = layout_.biased ? inputs[layout_.biases() + i].data : nullptr;
+      const void* scales = layout_.block > 0 ? inputs[layout_.scales() + i].data : nullptr;
+      products.push_back({inputs[1 + i].data, static_cast<const float*>(bias), in_place ? static_cast<float*>(outputs[i]) : nullptr,
+                          static_cast<const float*>(scales)});
+    }
+    if (layout_.block > 0) {
+      problem.kind = inputs[1].type == kInt4 ? gemm::Weights::kInt4 : gemm::Weights::kInt8;
+      problem.block = layout_.block;
     }
     problem.products = products.data();
     problem.product_count = products.size();
@@ -88,20 +98,30 @@ class FusedGemm final : public Kernel {
     if (inputs.size() < layout_.epilogue())
       return "It got " + number(static_cast<std::int64_t>(inputs.size())) + " inputs and needs at least " +
              number(static_cast<std::int64_t>(layout_.epilogue())) + ".";
-    for (std::size_t i = 0; i < layout_.epilogue(); ++i)
-      if (inputs[i].type != kFloat)
-        return "Input " + number(static_cast<std::int64_t>(i)) + " is of type " + name_of(inputs[i].type) + " and should be float.";
+    if (inputs[0].type != kFloat) return wrong(inputs[0], 0, kFloat, inputs[0].shape);
     if (inputs[0].shape.empty()) return "Input 0 is a scalar and should have rows.";
-    const auto panel = static_cast<std::int64_t>(gemm::kPanel);
-    const Shape weights{(layout_.columns - 1) / panel + 1, inputs[0].shape.back(), panel};
+    if (layout_.block > 0 && inputs[1].type != kInt8 && inputs[1].type != kInt4)
+      return "Input 1 is of type " + name_of(inputs[1].type) + " and should be int8 or int4.";
+    const std::int64_t panels = (layout_.columns - 1) / kPanel + 1, depth = inputs[0].shape.back();
+    const Shape weights{panels, depth, kPanel}, bias{layout_.columns};
+    const Shape scales{panels, layout_.block > 0 ? (depth + layout_.block - 1) / layout_.block : 0, kPanel};
     for (std::size_t i = 1; i < layout_.epilogue(); ++i) {
-      const Shape expected = i <= layout_.products ? weights : Shape{layout_.columns};
-      if (inputs[i].shape != expected)
-        return "Input " + number(static_cast<std::int64_t>(i)) + " has the shape " + text_of(inputs[i].shape) +
-               " and should have " + text_of(expected) + ".";
+      const bool is_weights = i < layout_.scales();
+      const int type = is_weights && layout_.block > 0 ? inputs[1].type : static_cast<int>(kFloat);
+      const Shape& shape = is_weights ? weights : i < layout_.biases() ? scales : bias;
+      if (std::string sentence = wrong(inputs[i], i, type, shape); !sentence.empty()) return sentence;
     }
     return "";
   }
+
+  static std::string wrong(const Tensor& tensor, std::size_t index, int type, const Shape& shape) {
+    const std::string name = "Input " + number(static_cast<std::int64_t>(index));
+    if (tensor.type != type) return name + " is of type " + name_of(tensor.type) + " and should be " + name_of(type) + ".";
+    if (tensor.shape != shape) return name + " has the shape " + text_of(tensor.shape) + " and should have " + text_of(shape) + ".";
+    return "";
+  }
+
+  static constexpr auto kPanel = static_cast<std::int64_t>(gemm::kPanel);
 
   Layout layout_;
   EpilogueProgram epilogue_;
@@ -141,7 +161,7 @@ std::vector<Variant> list_variants() {
 }  // namespace
 
 const Op& fused_gemm() {
-  static const char* const attributes[] = {"products", "columns", "biased", "epilogue"};
+  static const char* const attributes[] = {"products", "columns", "block", "biased", "epilogue"};
   static const std::vector<Variant> list = list_variants();
   static const Op op{"FusedGemm", attributes, list, create, infer};
   return op;

@@ -9,6 +9,7 @@ std::string name_of(int type) {
   constexpr std::string_view names[] = {"undefined", "float",  "uint8",     "int8",       "uint16",  "int16",
                                         "int32",     "int64",  "string",    "bool",       "float16", "double",
                                         "uint32",    "uint64", "complex64", "complex128", "bfloat16"};
+  if (type == kInt4) return "int4";
   const bool known = type >= 0 && static_cast<std::size_t>(type) < std::size(names);
   return known ? std::string(names[type]) : "number " + std::to_string(type);
 }

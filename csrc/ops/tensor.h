@@ -17,7 +17,8 @@ enum ElementType : int {
   kInt64 = 7,
   kBool = 9,
   kFloat16 = 10,
-  kDouble = 11
+  kDouble = 11,
+  kInt4 = 22  // two in a byte, the lower half first
 };
 
 /// What ONNX calls an element type.

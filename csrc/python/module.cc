@@ -42,6 +42,20 @@ int element_type(const py::dtype& type) {
   return -1;
 }
 
+/// Whether an array has the elements of ml_dtypes' int4, of which it keeps one in a byte.
+bool is_int4(const py::array& array) { return py::str(array.dtype().attr("name")).equal(py::str("int4")); }
+
+/// Two integers of 4 bits in a byte, as ONNX keeps them.
+py::array halves_of(const py::array& array) {
+  const auto* const numbers = static_cast<const std::uint8_t*>(array.data());
+  const py::ssize_t count = array.size();
+  py::array_t<std::uint8_t> made((count + 1) / 2);
+  std::uint8_t* const bytes = made.mutable_data();
+  for (py::ssize_t i = 0; i < count; i += 2)
+    bytes[i / 2] = static_cast<std::uint8_t>((numbers[i] & 15) | (i + 1 < count ? numbers[i + 1] << 4 : 0));
+  return made;
+}
+
 /// The attributes of a call, by name.
 class Attributes final : public ops::Attributes {
  public:
@@ -187,6 +201,10 @@ py::list run(const std::string& op, const std::vector<std::optional<py::array>>&
       tensor.type = element_type(one.dtype());
       tensor.shape.assign(one.shape(), one.shape() + one.ndim());
       tensor.data = one.data();
+      if (is_int4(one)) {
+        tensor.type = ops::kInt4;
+        tensor.data = held.emplace_back(halves_of(one)).data();
+      }
     }
     tensors.push_back(std::move(tensor));
   }

@@ -10,6 +10,7 @@ enum class ScratchOwner {
   kElementwise,
   kGemm,
   kGemmRows,
+  kGemmWeights,
   kConv,
   kConvWeights,
   kConvTiles,

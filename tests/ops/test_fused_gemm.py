@@ -39,11 +39,12 @@ def with_body(depth: int, columns: int, opset: int, *, biased: bool, rank: int =
     loaded = ir.load(model(f"{graph} {{ y = Sum(x, w{', b' if biased else ''}) }}", opset=opset, ir_version=10))
     (node,) = loaded.graph
     node.domain, node.op_type = DOMAIN, op.SPEC.name
-    node.overload = op.overload(depth, columns, opset, biased=biased)
+    variety = op.Variety(depth, columns, biased)
+    node.overload = variety.overload(opset)
     attributes = {"columns": columns, **({"biased": 1} if biased else {})}
     for name, value in attributes.items():
         node.attributes[name] = ir.make_attribute(name, value)
-    body = op.body(depth, columns, opset, biased=biased)
+    body = variety.body(opset)
     loaded.functions[body.identifier()] = body
     prepare_model(loaded)
     return ir.to_proto(loaded)

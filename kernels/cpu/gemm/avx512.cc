@@ -1,3 +1,3 @@
-#include "kernels/cpu/simd/avx512.h"
+#include "kernels/cpu/gemm/integers_avx512.h"
 // The vectors come first.
 #include "kernels/cpu/gemm/generic.h"

@@ -40,6 +40,11 @@ constexpr double kMostTasks = 512;
 /// Multiplications below which a second thread costs more than it saves.
 constexpr double kGrain = 2e5;
 
+/// Rows for which weights of integers are read as they are: for more of them, floats in the cache pay.
+constexpr std::int64_t kMostStreamed = 4;
+/// Bytes of weights of a task while they stream from memory, and its columns: a multiple of those that are multiplied together.
+constexpr std::int64_t kStreamedBytes = 128 << 10, kStreamedStep = 128;
+
 /// Floats of A at whose distance two rows fall into one set of the first-level cache, which then cannot hold a block of rows.
 constexpr std::int64_t kSetDistance = 1024;
 /// What a copy of A, whose rows are a cache line further apart, may take, and from how many columns on it is worth it.
@@ -92,9 +97,17 @@ Problem spread(const Problem& problem, const ParallelFor& parallel_for) {
   return made;
 }
 
+/// Few rows by weights of integers: all rows, and columns enough to be worth a task.
+Blocking streamed_blocking(const Problem& problem) {
+  const std::int64_t column_bytes = std::max<std::int64_t>(problem.depth / (problem.kind == Weights::kInt4 ? 2 : 1), 1);
+  const std::int64_t columns = round_up(ceil_div(kStreamedBytes, column_bytes), kStreamedStep);
+  return {problem.rows, std::min(columns, problem.columns), std::max<std::int64_t>(problem.depth, 1), true};
+}
+
 }  // namespace
 
 Blocking blocking_of(const Problem& problem) {
+  if (problem.kind != Weights::kFloat && problem.rows <= kMostStreamed) return streamed_blocking(problem);
   const std::int64_t depth_blocks = std::max<std::int64_t>(ceil_div(problem.depth, kMostDepth), 1);
   Blocking blocking{problem.rows, problem.columns, std::max<std::int64_t>(ceil_div(problem.depth, depth_blocks), 1)};
   const double work = static_cast<double>(problem.rows) * static_cast<double>(problem.columns) *

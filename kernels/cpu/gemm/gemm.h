@@ -10,11 +10,19 @@
 
 namespace onnxopt::gemm {
 
-/// One product A B. `weights` is B, packed.
+/// What B holds.
+enum class Weights : std::uint8_t {
+  kFloat,
+  kInt8,
+  kInt4,  // two in a byte, the lower half first
+};
+
+/// One product A B. `weights` is B, packed; that of integers is times its scales, [ceil(N / 16), ceil(K / block), 16] of them.
 struct Product {
-  const float* weights;
-  const float* bias = nullptr;  // of the columns; added to each row
-  float* c = nullptr;           // where the result goes; null where only the epilogue reads it
+  const void* weights;
+  const float* bias = nullptr;    // of the columns; added to each row
+  float* c = nullptr;             // where the result goes; null where only the epilogue reads it
+  const float* scales = nullptr;  // of integers
 };
 
 constexpr std::size_t kMostProducts = 4;
@@ -29,11 +37,14 @@ struct Problem {
   const Bounds* clip = nullptr;                     // of the results that go to `c`
   const float* added = nullptr;                     // [rows, columns], added to the results before they are clipped
   const elementwise::Epilogue* epilogue = nullptr;  // of all results
+  Weights kind = Weights::kFloat;                   // of all products
+  std::int64_t block = 1;                           // rows of integers that share a scale
 };
 
 /// How a problem is cut. It depends on the sizes alone, not on the number of threads.
 struct Blocking {
   std::int64_t rows, columns, depth;
+  bool streamed = false;  // weights of integers are read once, for all rows
 };
 
 Blocking blocking_of(const Problem& problem);

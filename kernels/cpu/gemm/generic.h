@@ -1,6 +1,7 @@
 // The product of a block of rows with a block of columns: one template, instantiated once per instruction set.
 #include "kernels/cpu/gemm/gemm.h"
 #include "kernels/cpu/gemm/micro.h"
+#include "kernels/cpu/gemm/stream.h"
 #include "kernels/cpu/scratch.h"
 
 namespace onnxopt::gemm {
@@ -17,19 +18,59 @@ struct Block {
   std::int64_t row, rows, column, columns;
 };
 
+/// The integers of a product from a column on, the first one of a panel.
+Integers integers_of(const Problem& problem, const Product& product, std::int64_t column) {
+  const std::int64_t index = column / static_cast<std::int64_t>(kPanel);
+  const std::int64_t row_bytes = problem.kind == Weights::kInt4 ? Int4::kRowBytes : Int8::kRowBytes;
+  const std::int64_t panel = problem.depth * row_bytes;
+  const std::int64_t scales = (problem.depth + problem.block - 1) / problem.block * static_cast<std::int64_t>(kPanel);
+  return {static_cast<const std::uint8_t*>(product.weights) + index * panel, panel, product.scales + index * scales, scales,
+          problem.block};
+}
+
+/// One product of few rows with integers, into memory whose rows are `ld` apart.
+void stream_block(const Problem& problem, const Product& product, const Block& block, float* c, std::int64_t ld) {
+  const Integers b = integers_of(problem, product, block.column);
+  for (std::int64_t i = 0; i < block.rows; i += kStreamedRows) {
+    const std::int64_t row = block.row + i;
+    Target target{c + i * ld, ld, static_cast<std::size_t>(block.columns)};
+    target.bias = product.bias ? product.bias + block.column : nullptr;
+    target.clip = product.c ? problem.clip : nullptr;
+    target.added = problem.added ? problem.added + row * problem.columns + block.column : nullptr;
+    target.added_ld = problem.columns;
+    const auto stream_rows = problem.kind == Weights::kInt4 ? stream<Int4> : stream<Int8>;
+    stream_rows(static_cast<int>(least(kStreamedRows, block.rows - i)), {problem.a + row * problem.row_step, problem.row_step},
+                problem.depth, b, target);
+  }
+}
+
+/// Some rows of B, of up to `kColumns` columns. Integers become floats in memory of the calling thread.
+Columns columns_of(const Problem& problem, const Product& product, std::int64_t begin, std::int64_t depth, std::int64_t column,
+                   std::int64_t columns) {
+  constexpr auto kWidth = static_cast<std::int64_t>(kPanel);
+  if (problem.kind == Weights::kFloat) {
+    const std::int64_t panel = problem.depth * kWidth;
+    return {static_cast<const float*>(product.weights) + column / kWidth * panel + begin * kWidth, kWidth, panel};
+  }
+  const std::size_t bytes = static_cast<std::size_t>(depth) * kColumns * sizeof(float);
+  auto* const floats = reinterpret_cast<float*>(scratch(bytes, ScratchOwner::kGemmWeights));
+  const int panels = static_cast<int>((least(columns, static_cast<std::int64_t>(kColumns)) + kWidth - 1) / kWidth);
+  const auto unpack_rows = problem.kind == Weights::kInt4 ? unpack<Int4> : unpack<Int8>;
+  unpack_rows(integers_of(problem, product, column), begin, depth, panels, floats);
+  return {floats, kWidth, depth * kWidth};
+}
+
 /// One product of a block, into memory whose rows are `ld` apart.
 void multiply_block(const Problem& problem, const Product& product, const Blocking& blocking, const Block& block, float* c,
                     std::int64_t ld) {
-  const std::int64_t panel = problem.depth * static_cast<std::int64_t>(kPanel);
+  if (blocking.streamed) return stream_block(problem, product, block, c, ld);
   std::int64_t begin = 0;
   do {
     const std::int64_t depth = least(blocking.depth, problem.depth - begin);
     const bool last = begin + depth == problem.depth;
     for (std::int64_t j = 0; j < block.columns; j += static_cast<std::int64_t>(kColumns)) {
       const std::int64_t column = block.column + j;
-      const Columns b{
-          product.weights + column / static_cast<std::int64_t>(kPanel) * panel + begin * static_cast<std::int64_t>(kPanel),
-          static_cast<std::ptrdiff_t>(kPanel), panel};
+      const Columns b = columns_of(problem, product, begin, depth, column, block.columns - j);
       for (std::int64_t i = 0; i < block.rows; i += kRows) {
         const Strided a{problem.a + (block.row + i) * problem.row_step + begin, problem.row_step};
         Target target{c + i * ld + j, ld, static_cast<std::size_t>(least(block.columns - j, static_cast<std::int64_t>(kColumns)))};

@@ -1,3 +1,3 @@
-#include "kernels/cpu/simd/portable.h"
+#include "kernels/cpu/gemm/integers_portable.h"
 // The vectors come first.
 #include "kernels/cpu/gemm/generic.h"

@@ -27,9 +27,14 @@ def is_product_of_rows(m: Match) -> bool | Refusal:
         return Refusal("the kernel computes float32", culprit=node)
     if shape is None or len(shape) != 2 or m.rank("x") in (None, 0, 1):
         return Refusal("it is no product of rows with a matrix", culprit=node)
-    if attribute(node, "transA", 0) or attribute(node, "alpha", 1.0) != 1.0 or attribute(node, "beta", 1.0) != 1.0:
+    if not is_plain(node):
         return Refusal("its left operand is transposed, or it is scaled", culprit=node)
     return _is_worthwhile(m, node, shape)
+
+
+def is_plain(node: ir.Node) -> bool:
+    """Whether a product does not transpose its left operand and does not scale."""
+    return not attribute(node, "transA", 0) and attribute(node, "alpha", 1.0) == attribute(node, "beta", 1.0) == 1.0
 
 
 def _is_worthwhile(m: Match, node: ir.Node, shape: tuple[int, ...]) -> bool | Refusal:
@@ -43,10 +48,10 @@ def _is_worthwhile(m: Match, node: ir.Node, shape: tuple[int, ...]) -> bool | Re
     rows = m.ctx.shapes.static_shape(m["x"])
     if rows is not None and math.prod(rows) * columns < m.ctx.target.costs.product_work:
         return Refusal("{} rows are too few", math.prod(rows[:-1]), culprit=node)
-    return not _awaits_bias(m, columns)
+    return not awaits_bias(m, columns)
 
 
-def _awaits_bias(m: Match, columns: int) -> bool:
+def awaits_bias(m: Match, columns: int) -> bool:
     """Whether the match is a product alone whose bias the next node adds: that node's turn comes after it, and takes both."""
     uses = list(m.output.uses())
     if m.root.op_type != "MatMul" or len(uses) != 1 or m.output.is_graph_output():
@@ -76,16 +81,20 @@ def fuse_gemm(b: Builder, m: Match) -> ir.Value | Refusal:
     inputs = [m["x"], b.constant(ir.packed(tensor, name, transposed=transposed), name)]
     if bias is not None:
         inputs.append(bias)
-    overload = op.overload(depth, columns, m.ctx.opset, biased=bias is not None)
-    if (op.SPEC.domain, op.SPEC.name, overload) not in m.ctx.model.functions:
-        b.functions.append(op.body(depth, columns, m.ctx.opset, biased=bias is not None))
-    attributes = {"columns": columns, "biased": 1 if bias is not None else None}
-    prepare_model(m.ctx.model)
-    (result,) = b.op(
-        op.SPEC.name, inputs, attributes, domain=op.SPEC.domain, overload=overload, name=node.name or op.SPEC.name
-    )
-    m.ctx.shapes.set(result, m.ctx.shapes.dtype(m.output), m.ctx.shapes.shape(m.output))
+    result = make_node(b, m, op.Variety(depth, columns, biased=bias is not None), inputs)
     return result if added is None else b.Add(result, added)
+
+
+def make_node(b: Builder, m: Match, variety: op.Variety, inputs: list[ir.Value]) -> ir.Value:
+    """The result of a FusedGemm in the place of a match's product."""
+    overload = variety.overload(m.ctx.opset)
+    b.define(op.SPEC.domain, op.SPEC.name, overload, lambda: variety.body(m.ctx.opset))
+    attributes = {"columns": variety.columns, "block": variety.block, "biased": 1 if variety.biased else None}
+    prepare_model(m.ctx.model)
+    name = m.node("product").name or op.SPEC.name
+    (result,) = b.op(op.SPEC.name, inputs, attributes, domain=op.SPEC.domain, overload=overload, name=name)
+    m.ctx.shapes.set(result, m.ctx.shapes.dtype(m.output), m.ctx.shapes.shape(m.output))
+    return result
 
 
 def split_bias(m: Match, columns: int) -> tuple[ir.Value | None, ir.Value | None]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import BinaryIO
 
 import numpy as np
-from onnx_ir import Shape, Tensor, TensorProtocol
+import onnx_ir
+from onnx_ir import DataType, Shape, Tensor, TensorProtocol
 
 from onnxopt.ir.lazy import StreamedTensor, TransposedTensor, make_panels, write_panels
 from onnxopt.ir.mapped import MappedTensor
@@ -48,7 +49,17 @@ class PackedTensor(StreamedTensor):
 
 
 def packed(tensor: TensorProtocol, name: str, *, transposed: bool = False) -> TensorProtocol:
-    """A constant matrix, packed: while it is written where it is mapped, else now."""
+    """A constant matrix, packed: while it is written where it is mapped, else now. That of int4 is packed now."""
+    if tensor.dtype is DataType.INT4:
+        return int4(pack(tensor.numpy().view(np.int8), transposed=transposed), name)
     if isinstance(tensor, (MappedTensor, StreamedTensor)):
         return PackedTensor(tensor, name, transposed=transposed)
     return Tensor(pack(tensor.numpy(), transposed=transposed), dtype=tensor.dtype, name=name)
+
+
+def int4(array: np.ndarray, name: str) -> TensorProtocol:
+    """Integers of int8 between -8 and 7 as a tensor of int4, which keeps two of them in a byte, the first one in its lower half."""
+    flat = array.reshape(-1).view(np.uint8)
+    low, high = flat[::2] & 15, flat[1::2] << 4
+    low[: high.size] |= high
+    return onnx_ir.PackedTensor(low, DataType.INT4, shape=Shape(array.shape), name=name)

@@ -34,7 +34,7 @@ class MergeGemms(Pass):
         siblings: dict[tuple[object, ...], list[ir.Node]] = defaultdict(list)
         for node in model.graph:
             if _is_gemm(node) and "epilogue" not in node.attributes and _products(node) == 1:
-                siblings[node.inputs[0], *_sizes(node)].append(node)
+                siblings[node.inputs[0], *_kind(node)].append(node)
         for nodes in siblings.values():
             for start in range(0, len(nodes) - 1, op.MAX_PRODUCTS):
                 patches += self._merge_siblings(nodes[start : start + op.MAX_PRODUCTS], ctx)
@@ -72,13 +72,21 @@ def _products(node: ir.Node) -> int:
     return int(attribute(node, "products", 1))
 
 
-def _sizes(node: ir.Node) -> tuple[int, int]:
-    return attribute(node, "columns"), attribute(node, "biased", 0)
+def _kind(node: ir.Node) -> tuple[object, ...]:
+    """What is the same of all products of a node."""
+    weights = node.inputs[1]
+    dtype = None if weights is None else weights.dtype
+    return attribute(node, "columns"), attribute(node, "biased", 0), attribute(node, "block", 0), dtype
+
+
+def _operands(node: ir.Node) -> int:
+    """How many inputs a product has: weights, scales of integers, biases."""
+    return 1 + bool(attribute(node, "block", 0)) + bool(attribute(node, "biased", 0))
 
 
 def _own_inputs(node: ir.Node) -> int:
     """How many inputs come before those of the epilogue."""
-    return 1 + _products(node) * (2 if attribute(node, "biased", 0) else 1)
+    return 1 + _products(node) * _operands(node)
 
 
 def _gate_of(node: ir.Node) -> ir.Value | None:
@@ -89,18 +97,20 @@ def _gate_of(node: ir.Node) -> ir.Value | None:
         maker = None if value is None else value.producer()
         if maker is None or value is None or not _is_gemm(maker) or "epilogue" in maker.attributes:
             continue
-        same = maker.inputs[0] is node.inputs[0] and _sizes(maker) == _sizes(node) and _products(maker) == 1
+        same = maker.inputs[0] is node.inputs[0] and _kind(maker) == _kind(node) and _products(maker) == 1
         if same and ir.use_count(value) == 1 and not value.is_graph_output():
             return value
     return None
 
 
 def _merged_inputs(nodes: list[ir.Node]) -> list[ir.Value | None]:
-    """The rows, the weights of all, the biases of all."""
-    counts = [_products(node) for node in nodes]
-    weights = [value for node, count in zip(nodes, counts, strict=True) for value in node.inputs[1 : 1 + count]]
-    biases = [value for node, n in zip(nodes, counts, strict=True) for value in node.inputs[1 + n : _own_inputs(node)]]
-    return [nodes[0].inputs[0], *weights, *biases]
+    """The rows, the weights of all, the scales of all, the biases of all."""
+    merged: list[ir.Value | None] = [nodes[0].inputs[0]]
+    for operand in range(_operands(nodes[0])):
+        for node in nodes:
+            first = 1 + operand * _products(node)
+            merged += node.inputs[first : first + _products(node)]
+    return merged
 
 
 def _gated(node: ir.Node, gate: ir.Value, ctx: Context) -> Patch:
@@ -137,7 +147,7 @@ def _gated(node: ir.Node, gate: ir.Value, ctx: Context) -> Patch:
         known = _arguments(second, maker, body, products, products + 1)
         body.copy(second, known)
         arguments = _arguments(first, node, body, 0, products + 1)
-        others = iter(body.inputs[1 + (products + 1) * (2 if attribute(node, "biased", 0) else 1) :])
+        others = iter(body.inputs[1 + (products + 1) * _operands(node) :])
         for formal, actual in zip(first.inputs[own:], rest, strict=True):
             arguments[formal] = known[second.outputs[0]] if actual is gate else next(others)
         body.copy(first, arguments)
@@ -174,11 +184,10 @@ def _projections(nodes: list[ir.Node], ctx: Context) -> Patch:
 def _arguments(
     function: ir.Function, node: ir.Node, body: BodyBuilder, first: int, products: int
 ) -> dict[ir.Value, ir.Value]:
-    """What stands in the merged body for the rows, weights and biases of one node, whose products begin at `first` of `products`."""
+    """What stands in the merged body for the rows and operands of one node, whose products begin at `first` of `products`."""
     own = _products(node)
-    places = [0, *range(1 + first, 1 + first + own)]
-    if attribute(node, "biased", 0):
-        places += range(1 + products + first, 1 + products + first + own)
+    begins = [1 + operand * products + first for operand in range(_operands(node))]
+    places = [0, *(place for begin in begins for place in range(begin, begin + own))]
     return {formal: body.inputs[place] for formal, place in zip(function.inputs, places, strict=False)}
 
 
