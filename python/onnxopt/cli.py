@@ -375,13 +375,26 @@ def quantize(
     keep: Annotated[
         list[str] | None, typer.Option("--keep", help="A convolution or product that stays in float. May be repeated.")
     ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            "--weights",
+            help="int8 or int4: the weights of products alone become integers, which needs no samples; for products of few rows.",
+        ),
+    ] = None,
+    block: Annotated[
+        int | None,
+        typer.Option(
+            help="Rows of these weights that share the scale of a column; unasked, 32 of int4 and all of int8."
+        ),
+    ] = None,
     target: TargetName = "cpu",
     dim: Dims = None,
     report: Annotated[Path | None, typer.Option(help="Write a report: .html or .json.")] = None,
     external_data: Annotated[str | None, typer.Option(help="Weights: auto, inside or external.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Turn the float MODEL into one that multiplies 8-bit integers."""
+    """Turn the float MODEL into one that multiplies 8-bit integers, or one that reads its weights as integers."""
     import dataclasses
 
     from onnxopt.quant import quantize as run
@@ -402,6 +415,8 @@ def quantize(
             keep=keep or (),
             max_drop=max_drop,
             metric=None if metric is None else load_metric(metric),
+            weights=weights,
+            block=block,
             dims=parse_dims(dim),
             external_data=external_data,
             tick=tick,
@@ -422,8 +437,9 @@ def quantize(
 
 def _print_quantization(result: Quantization, output: Path) -> None:
     kinds = ", ".join(f"{count} {kind}" for kind, count in result.quantized.items()) or "nothing"
+    bits = "8 bits" if result.weights is None else f"float, weights of {result.weights}"
     print(
-        f"{output}: {kinds} in 8 bits; weights {human_bytes(result.bytes_before)} -> {human_bytes(result.bytes_after)}"
+        f"{output}: {kinds} in {bits}; weights {human_bytes(result.bytes_before)} -> {human_bytes(result.bytes_after)}"
     )
     for name, ratio in result.sqnr.items():
         print(f"  {name}: {ratio:.1f} dB of signal to quantization noise")

@@ -74,7 +74,7 @@ PHASES: Mapping[str, tuple[str, ...]] = {
         "eliminate_dead_code",
     ),
     "contrib": ("use_contrib_ops",),
-    "quantize": ("write_qdq", "quantize_products"),
+    "quantize": ("write_qdq", "write_weights", "quantize_products"),
     "fuse": (
         "unfold_recurrent_ops",
         "split_gates",

@@ -18,6 +18,7 @@ from onnxopt.rewrite.editor import Editor
 from onnxopt.rewrite.rules import Refusal, RuleSet
 
 if TYPE_CHECKING:
+    from onnxopt.quant.blocks import BlockedMatrix
     from onnxopt.quant.weights import QuantizedMatrix
     from onnxopt.rewrite.patch import Patch
     from onnxopt.runtime.target import Target
@@ -193,6 +194,7 @@ class Options:
         ranges: of activations by their names, which QuantizeLinear and DequantizeLinear are written for; see `onnxopt.quantize`.
         keep_float: names of convolutions and products that do not become integers; those without a name are called by their first output.
         matrices: the integers of constant weights, by the name of the layer; all others are rounded to the nearest.
+        blocked: the integers of the weights of products whose rows stay in float, by the name of the layer; see `onnxopt.quantize`.
         unroll_nodes: write every loop out that takes at most so many nodes; None only those for which it pays.
         unroll_factor: let each iteration of a Loop do the work of so many; None leaves long loops as they are.
         without: names of passes to leave out of the pipeline.
@@ -212,6 +214,7 @@ class Options:
     ranges: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
     keep_float: frozenset[str] = frozenset()
     matrices: Mapping[str, QuantizedMatrix] = dataclasses.field(default_factory=dict)
+    blocked: Mapping[str, BlockedMatrix] = dataclasses.field(default_factory=dict)
     unroll_nodes: int | None = None
     unroll_factor: int | None = None
     without: frozenset[str] = frozenset()

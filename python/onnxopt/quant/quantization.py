@@ -16,6 +16,7 @@ from onnxopt.errors import OptionError
 from onnxopt.passes.base import Context, Options
 from onnxopt.pipeline import PassManager
 from onnxopt.quant import layers, ranges, samples
+from onnxopt.quant.blocks import WeightFormat
 from onnxopt.quant.budget import Budget, Metric, Outputs, decibels, metric_identity, metric_name, score
 from onnxopt.quant.histogram import Histogram
 from onnxopt.quant.journal import Journal
@@ -47,7 +48,7 @@ class LayerResult:
     """What became of a layer that can multiply integers.
 
     Attributes:
-        precision: "int8" or "float".
+        precision: "int8", "int4" or "float".
         reason: why it stayed in float; empty for integers.
         operations: floating-point operations for the first sample; None where sizes are unknown.
         weights: how many numbers its weights are.
@@ -94,16 +95,18 @@ class MetricResult:
 
 @dataclasses.dataclass(slots=True)
 class Quantization:
-    """What was done: nodes that multiply integers, by op; bytes of weights before and after; how near the outputs come.
+    """What was done: nodes that read integers, by op; bytes of weights before and after; how near the outputs come.
 
     `sqnr` is the ratio of signal to quantization noise of each float output over the samples, in dB; empty without samples. `layers`,
     `activations` and `metric` say it in detail; the metric is None where no budget was stated. `latency` is filled by who measures it.
+    `weights` is their type where they alone became integers.
     """
 
     format: str
     quantized: dict[str, int]
     bytes_before: int
     bytes_after: int
+    weights: str | None = None
     samples: int = 0
     sqnr: dict[str, float] = dataclasses.field(default_factory=dict)
     warnings: list[str] = dataclasses.field(default_factory=list)
@@ -124,12 +127,17 @@ def quantize(
     keep: Iterable[str] = (),
     max_drop: str | float | None = None,
     metric: Metric | None = None,
+    weights: str | None = None,
+    block: int | None = None,
     dims: Mapping[str, int | tuple[int, int]] | None = None,
     external_data: str | None = None,
     tick: Callable[[str], object] = lambda _: None,
     report: Callable[[Quantization], None] | None = None,
 ) -> Any:
     """Turn a float32 model into one that multiplies 8-bit integers, and return it as the kind it was given.
+
+    With `weights`, activations stay in float and the weights of products alone become integers, for what waits for memory: products of
+    few rows. No samples are needed; where there are some, they measure the result.
 
     Args:
         model: a path, an `onnx.ModelProto`, an `onnx_ir.Model` (quantized in place) or an `onnx_graphsurgeon.Graph`.
@@ -147,6 +155,8 @@ def quantize(
             in a journal beside `output`, so that a search that was stopped goes on.
         metric: says how good a model is, given an onnxruntime session; higher is better. Without it, the cosine between the outputs of
             both models over some samples.
+        weights: "int8" or "int4": the weights of products alone become integers.
+        block: of these, how many rows share the scale of a column: a power of two of at least 16; without it, 32 of int4 and all of int8.
         dims: fixes or bounds named dims.
         external_data: how `output` holds its weights, see `onnxopt.ir.save`.
         tick: called with a sentence as calibration and search go on.
@@ -154,15 +164,16 @@ def quantize(
 
     Raises:
         ModelError: the model cannot be read or is malformed.
-        OptionError: an unknown format, method or target, a budget of another form, or a node to keep that is none that can be quantized.
+        OptionError: an unknown format, method, target or type of weights, a block or budget of another form, or a node to keep that is
+            none that can be quantized.
         CalibrationError: samples are missing or do not fit the model, or a tensor is not finite for one.
         MetricError: the metric fails, or gives no number.
     """
-    _check(format, method, calibration)
+    _check(format, method, calibration, weights, block)
     budget = _budget(max_drop, metric, calibration)
     original = ir.load_copy(model) if calibration is not None else None
     loaded = ir.load(model)
-    job = _Job(loaded, format, target, dict(dims or {}), frozenset(keep), tick)
+    job = _job(loaded, format, target, dict(dims or {}), frozenset(keep), tick, weights, block)
     if calibration is not None:
         job.calibrate(calibration, method)
     chosen = job.keep
@@ -180,12 +191,35 @@ def quantize(
     return ir.as_kind_of(model, loaded)
 
 
-def _check(format: str, method: str, calibration: samples.Source | None) -> None:
+def _job(
+    model: ir.Model,
+    format: str,
+    target: str,
+    dims: dict[str, int | tuple[int, int]],
+    keep: frozenset[str],
+    tick: Callable[[str], object],
+    weights: str | None,
+    block: int | None,
+) -> Job:
+    if weights is None:
+        return Job(model, format, target, dims, keep, tick)
+    from onnxopt.quant.weight_only import WeightJob
+
+    return WeightJob(model, format, target, dims, keep, tick, WeightFormat.of(weights, block))
+
+
+def _check(
+    format: str, method: str, calibration: samples.Source | None, weights: str | None, block: int | None
+) -> None:
     if format not in FORMATS:
         raise OptionError(f"There is no format '{format}'. The formats are: {', '.join(FORMATS)}.")
     if method not in METHODS:
         raise OptionError(f"There is no method '{method}' for ranges. The methods are: {', '.join(METHODS)}.")
-    if format == "qdq" and calibration is None:
+    if weights is not None:
+        WeightFormat.of(weights, block)
+    elif block is not None:
+        raise OptionError("A block of rows needs the type of weights that it is for (weights).")
+    elif format == "qdq" and calibration is None:
         raise OptionError("The format 'qdq' needs calibration samples.")
 
 
@@ -204,7 +238,7 @@ def _budget(max_drop: str | float | None, metric: Metric | None, calibration: sa
     return budget
 
 
-class _Job:
+class Job:
     """One run: the simplified model in `model`, what is known of its layers and activations, and the result as it fills."""
 
     def __init__(
@@ -219,24 +253,33 @@ class _Job:
         self.model, self.format, self.target, self.keep, self.tick = model, format, target, keep, tick
         self.result = Quantization(format, {}, ir.weight_bytes(model), 0)
         opset = model.graph.opset_imports.get("", MIN_OPSET)
-        options = Options(dims=dims, opset=MIN_OPSET if opset < MIN_OPSET else None)
+        options = Options(dims=dims, opset=self.min_opset if opset < self.min_opset else None)
         PassManager("generic", options=options).run(model)
         self.options = dataclasses.replace(options, opset=None, quantize_products=format == "fused")
         ctx = Context(model, target=PassManager(target).target, options=self.options)
-        placement = place(model, ctx.shapes, products=format == "qdq")
-        nodes = layers.nodes_of(placement, ctx, products=format == "fused")
-        self.layers = layers.describe(nodes, ctx.shapes)
+        self.layers = layers.describe(self.place(ctx), ctx.shapes)
         unknown = sorted(keep - self.layers.keys())
         if unknown:
             raise OptionError(f"No convolution or product that can be quantized is named '{unknown[0]}'.")
-        self.static = {ir.node_name(node) for node in placement.nodes}
-        self.observed = place(model, ctx.shapes, products=format == "qdq", keep=keep).observed
         self.histograms: dict[str, Histogram] = {}
         self.kept: list[samples.Sample] = []
         self.noise: dict[str, float] = {}
         self.weight_sqnr: dict[str, float] = {}
         self.broken: frozenset[str] = frozenset()
+        self.rounded = False
         self._digest = hashlib.sha256()
+
+    min_opset = MIN_OPSET
+    precision = "int8"
+    form: WeightFormat | None = None
+    """Of weights that become integers alone."""
+
+    def place(self, ctx: Context) -> list[ir.Node]:
+        """The nodes that are to read integers. Notes which of them need calibration, and of what."""
+        placement = place(self.model, ctx.shapes, products=self.format == "qdq")
+        self.static = {ir.node_name(node) for node in placement.nodes}
+        self.observed = place(self.model, ctx.shapes, products=self.format == "qdq", keep=self.keep).observed
+        return layers.nodes_of(placement, ctx, products=self.format == "fused")
 
     def calibrate(self, calibration: samples.Source, method: str) -> None:
         """The ranges of the activations; the first samples are kept, since an iterator gives them once."""
@@ -262,7 +305,7 @@ class _Job:
         named = [node for node in self.model.graph if ir.node_name(node) in self.layers and node.op_type in layers.OPS]
         self.layers = layers.describe(named, sized)
 
-    def _weights(self) -> None:
+    def round_weights(self) -> None:
         """Round the weights of all layers once, for all models that are made of them; those that are not finite stay as they are."""
         matrices, broken = {}, set()
         for node in self.model.graph:
@@ -276,6 +319,7 @@ class _Job:
                     broken.add(name)
         self.broken = frozenset(broken)
         self.options = dataclasses.replace(self.options, matrices=matrices)
+        self.rounded = True
 
     def write(self, model: ir.Model, keep: frozenset[str], *, fuse: bool = True) -> dict[str, int]:
         """Write the integers of all other layers into the model, and fuse what is around them. Returns the nodes after, by op."""
@@ -295,7 +339,7 @@ class _Job:
 
     def search(self, original: ir.Model, budget: Budget, metric: Metric | None, path: Path | None) -> frozenset[str]:
         """The layers that stay in float so that the metric is within the budget."""
-        self._weights()
+        self.round_weights()
         reference = session_of(original, library=False)
         outputs = Outputs(reference, self.kept)
         measured = metric or (outputs.signal_to_noise if budget.unit == "dB" else outputs.cosine)
@@ -349,6 +393,8 @@ class _Job:
     def _key(self, metric: str) -> str:
         """A text that stands for all that measurements depend on."""
         parts = [__version__, ir.fingerprint(self.model), self._digest.hexdigest(), self.format, self.target, metric]
+        if self.form is not None:
+            parts.append(repr(self.form))
         limits = sorted(self.options.ranges.items())
         return hashlib.sha256(
             repr([*parts, sorted(self.options.dims.items()), limits, sorted(self.keep)]).encode()
@@ -361,11 +407,11 @@ class _Job:
         left = [name for name in self.static - keep if not calibrated]
         if left:
             result.warnings.append(f"{len(left)} convolutions stay in float: there are no calibration samples.")
-        if not self.options.matrices:
-            self._weights()
+        if not self.rounded:
+            self.round_weights()
         described = [self._described(layer, keep, calibrated) for layer in self.layers.values()]
         made = self.write(self.model, keep)
-        kinds = [one.op_type for one in described if one.precision == "int8" and one.name in self.static]
+        kinds = [one.op_type for one in described if one.precision != "float" and self.is_counted(one)]
         result.quantized = {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}
         if made.get("ai.onnxopt::QGemm"):
             result.quantized["QGemm"] = made["ai.onnxopt::QGemm"]
@@ -378,6 +424,10 @@ class _Job:
             for one in [self.histograms[name]]
         ]
         result.bytes_after = ir.weight_bytes(self.model)
+
+    def is_counted(self, layer: LayerResult) -> bool:
+        """Whether a layer is counted by what it was: products that QGemm computes are counted as what they became."""
+        return layer.name in self.static
 
     def _described(self, layer: layers.Layer, keep: frozenset[str], calibrated: bool) -> LayerResult:
         reason = ""
@@ -396,7 +446,7 @@ class _Job:
             layer.name,
             layer.op_type,
             layer.activation,
-            "float" if reason else "int8",
+            "float" if reason else self.precision,
             reason,
             layer.operations,
             layer.weights,
