@@ -3,7 +3,7 @@ that multiplies registers alone, measured in the same run.
 
     python bench/bench_kernels.py [NAME ...] [--threads 2] [--json out.json]
 
-Every case is a small model in standard ops. onnxopt fuses it; its outputs are compared with float64 (numpy) first. Then both models run
+Every case is a small model in standard ops; of weights of integers, onnxruntime makes its own MatMulNBits where it has one. onnxopt fuses it; its outputs are compared with float64 (numpy) first. Then both models run
 in turn in onnxruntime, in bursts, and the fraction of the ceiling is told: bytes that have to move over the bandwidth for what is bound
 by memory, operations over the rate for what is bound by arithmetic.
 """
@@ -22,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 
@@ -36,13 +37,17 @@ Arrays = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Case:
-    """A model in ONNX's text format, its inputs and constants, what it computes in float64, and its bytes or operations."""
+    """A model in ONNX's text format, its inputs and constants, what it computes in float64, and its bytes or operations.
+
+    Constants are float32, those of `integers` whole numbers of that type.
+    """
 
     body: str
     inputs: dict[str, tuple[int, ...]]
     expected: Callable[[Arrays], list[np.ndarray]]
     op: str
     constants: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    integers: dict[str, Any] = dataclasses.field(default_factory=dict)
     outputs: str = "y"
     moved: int = 0
     operations: int = 0
@@ -172,6 +177,41 @@ def qgemm_case(rows: int, depth: int, columns: int) -> Case:
     )
 
 
+def weights_case(depth: int, columns: int, dtype: Any = None, block: int | None = None) -> Case:
+    """One row by a matrix of float32, int8 or int4, which has a scale for each column or for each block of rows of it."""
+    inputs, shape = {"x": (1, depth)}, (depth, columns)
+    if dtype is None:
+        product = "y = MatMul(x, w)"
+        return Case(
+            product, inputs, lambda a: [a["x"] @ a["w"]], "FusedGemm", constants={"w": shape}, moved=4 * depth * columns
+        )
+    scales = (columns,) if block is None else (depth // block, columns)
+    how = "axis=1" if block is None else f"axis=0, block_size={block}"
+
+    def expected(a: Arrays) -> list[np.ndarray]:
+        return [a["x"] @ (a["w"] * np.repeat(a["s"].reshape(-1, columns), block or depth, axis=0))]
+
+    return Case(
+        f"m = DequantizeLinear<{how}>(w, s) y = MatMul(x, m)",
+        inputs,
+        expected,
+        "FusedGemm",
+        constants={"w": shape, "s": scales},
+        integers={"w": dtype},
+        moved=depth * columns // (2 if dtype is ml_dtypes.int4 else 1) + 4 * math.prod(scales),
+        ceiling="reading",
+    )
+
+
+WEIGHTS = {
+    "float": (None, None),
+    "int8": (np.int8, None),
+    "int4 in 32": (ml_dtypes.int4, 32),
+    "int4 in 64": (ml_dtypes.int4, 64),
+}
+MATRICES = ((4096, 14336), (4096, 4096), (2048, 5632), (768, 3072))
+"""Sizes of a large and a small language model, and of bert; the first one is more than caches hold, also in four bits."""
+
 CASES = {
     "elementwise 64 x 65536": Case(
         "s = Sigmoid(x)\n t = Mul(x, s)\n y = Mul(t, z)",
@@ -194,6 +234,11 @@ CASES = {
         for depth, columns in ((768, 768), (768, 3072), (3072, 768))
     },
     "qgemm 1 x 4096 x 14336": qgemm_case(1, 4096, 14336),  # more weights than caches hold
+    **{
+        f"weights 1 x {depth} x {columns}, {kind}": weights_case(depth, columns, *how)
+        for depth, columns in MATRICES
+        for kind, how in WEIGHTS.items()
+    },
 }
 
 
@@ -265,12 +310,16 @@ def byte_rate(threads: int, rounds: int = 4_000_000) -> float:
 def draw(case: Case) -> Arrays:
     rng = np.random.default_rng(0)
     shapes = {**case.inputs, **case.constants}
-    return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    drawn = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    for name, dtype in case.integers.items():
+        limits = ml_dtypes.iinfo(dtype)
+        drawn[name] = rng.integers(limits.min, limits.max + 1, shapes[name]).astype(np.int8).astype(dtype)
+    return drawn
 
 
 def model_of(case: Case, arrays: Arrays) -> onnx.ModelProto:
     inputs = ", ".join(f"float[{','.join(map(str, shape))}] {name}" for name, shape in case.inputs.items())
-    text = f'<ir_version: 10, opset_import: ["" : 20]> g ({inputs}) => (float[] {case.outputs.replace(", ", ", float[] ")}) {{ {case.body} }}'
+    text = f'<ir_version: 10, opset_import: ["" : 21]> g ({inputs}) => (float[] {case.outputs.replace(", ", ", float[] ")}) {{ {case.body} }}'
     model = onnx.parser.parse_model(text)
     for output in model.graph.output:
         output.type.tensor_type.ClearField("shape")

@@ -124,6 +124,41 @@ bool run_products(Generator& generator, const gemm::Variant& variant, const Matr
   return true;
 }
 
+/// The same products with the weights as integers: small enough for four bits, at a scale of one.
+bool run_integers(Generator& generator, const gemm::Variant& variant, const Matrices& matrices, const std::vector<Floats>& wanted) {
+  const bool halves = generator.below(2) != 0;
+  const std::int64_t block = generator.below(2) != 0 ? 1 + generator.below(40) : std::max<std::int64_t>(matrices.depth, 1);
+  std::vector<std::vector<std::uint8_t>> integers;
+  for (const Floats& packed : matrices.packed) {
+    integers.emplace_back(static_cast<std::size_t>(halves ? packed.count / 2 : packed.count));
+    for (std::int64_t i = 0; i < packed.count; ++i) {
+      const auto number = static_cast<std::uint8_t>(static_cast<std::int8_t>(packed.data[i]));
+      if (halves)
+        integers.back()[static_cast<std::size_t>(i / 2)] |= static_cast<std::uint8_t>((number & 15) << 4 * (i % 2));
+      else
+        integers.back()[static_cast<std::size_t>(i)] = number;
+    }
+    integers.back().shrink_to_fit();
+  }
+  constexpr auto panel = static_cast<std::int64_t>(gemm::kPanel);
+  Floats scales(ceil_div(matrices.columns, panel) * ceil_div(matrices.depth, block) * panel);
+  std::fill_n(scales.data.get(), scales.count, 1.0f);
+  std::vector<Floats> c;
+  for (const Floats& one : wanted) c.emplace_back(one.count);
+  std::vector<gemm::Product> products;
+  gemm::Problem problem = problem_of(matrices, products, c);
+  for (std::size_t i = 0; i < products.size(); ++i) {
+    products[i].weights = integers[i].data();
+    products[i].scales = scales.data.get();
+  }
+  problem.kind = halves ? gemm::Weights::kInt4 : gemm::Weights::kInt8;
+  problem.block = block;
+  gemm::run(problem, variant, ParallelFor::inline_loop());
+  for (std::size_t i = 0; i < c.size(); ++i)
+    if (!same(c[i], wanted[i], variant.name, halves ? "product with int4" : "product with int8")) return false;
+  return true;
+}
+
 /// A program that adds all products and inputs up, and one that is twice that.
 std::string sum_of(std::size_t inputs) {
   std::string declared, statements = " t0=add(i0,i0)";
@@ -190,7 +225,8 @@ bool run_one(Generator& generator) {
   for (std::size_t i = 0; i < matrices.plain.size(); ++i) wanted.push_back(expected(matrices, i));
   for (const gemm::Variant& variant : gemm::variants())
     if (dispatch::supports(variant.isa) &&
-        !(run_products(generator, variant, matrices, wanted) && run_epilogue(generator, variant, matrices, shape, wanted)))
+        !(run_products(generator, variant, matrices, wanted) && run_integers(generator, variant, matrices, wanted) &&
+          run_epilogue(generator, variant, matrices, shape, wanted)))
       return false;
   return true;
 }

@@ -81,6 +81,64 @@ def test_body_of_every_opset(opset: int, columns: int) -> None:
     compare(with_body(9, columns, opset, biased=True), x, matrix, bias)
 
 
+def with_integers(variety: op.Variety, opset: int) -> onnx.ModelProto:
+    """One node over X, integers and their scales, and the function that it stands for."""
+    assert variety.block is not None
+    panels, blocks = -(-variety.columns // ir.PANEL), -(-variety.depth // variety.block)
+    inputs = [
+        f"float[A,{variety.depth}] x",
+        f"{variety.weights.name.lower()}[{panels},{variety.depth},16] w",
+        f"float[{panels},{blocks},16] s",
+        *([f"float[{variety.columns}] b"] if variety.biased else []),
+    ]
+    names = ", ".join(one.split()[-1] for one in inputs)
+    text = f"g ({', '.join(inputs)}) => (float[A,{variety.columns}] y) {{ y = Sum({names}) }}"
+    loaded = ir.load(model(text, opset=opset, ir_version=10))
+    (node,) = loaded.graph
+    node.domain, node.op_type, node.overload = DOMAIN, op.SPEC.name, variety.overload(opset)
+    for name, value in {"columns": variety.columns, "block": variety.block, "biased": int(variety.biased)}.items():
+        node.attributes[name] = ir.make_attribute(name, value)
+    body = variety.body(opset)
+    loaded.functions[body.identifier()] = body
+    prepare_model(loaded)
+    proto = ir.to_proto(loaded)
+    # onnxruntime's Python side takes no int4, so the weights are a constant.
+    proto.graph.input.remove(proto.graph.input[1])
+    return proto
+
+
+SIZES = ((1, 1, 16), (40, 21, 16), (64, 48, 32), (100, 33, 100))
+INTEGERS = [
+    (opset, op.Variety(depth, columns, biased, dtype, block))
+    for opset in (9, 13, 18, 20, 21, 23)
+    for dtype in (ir.DataType.INT8, ir.DataType.INT4)
+    for depth, columns, block in SIZES
+    for biased in (False, True)
+    if op.is_supported(dtype, depth, block, opset)
+]
+
+
+@pytest.mark.parametrize("rows", [1, 4, 20])
+@pytest.mark.parametrize(("opset", "variety"), INTEGERS)
+def test_integers_are_what_the_body_says(opset: int, variety: op.Variety, rows: int) -> None:
+    depth, columns, dtype, block = variety.depth, variety.columns, variety.weights, variety.block
+    assert block is not None
+    rng = np.random.default_rng(rows)
+    proto = with_integers(variety, opset)
+    low, high = (-128, 128) if dtype is ir.DataType.INT8 else (-8, 8)
+    packed = ir.pack(rng.integers(low, high, (depth, columns)).astype(np.int8)).astype(dtype.numpy())
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(packed, "w"))
+    feeds = {
+        "x": rng.standard_normal((rows, depth)).astype(np.float32),
+        "s": ir.pack(rng.uniform(0.1, 1, (-(-depth // block), columns)).astype(np.float32)),
+    }
+    if variety.biased:
+        feeds["b"] = rng.standard_normal(columns).astype(np.float32)
+    kernel, body = (evaluate(proto, feeds, library=library)[0] for library in (True, False))
+    assert kernel.shape == (rows, columns)
+    assert np.abs(kernel - body).max() <= op.SPEC.tolerance[ir.DataType.FLOAT] * np.abs(body).max()
+
+
 def test_limit_of_products_is_that_of_the_library() -> None:
     x, w = ones(3, 8), ones(1, 8, 16)
     attributes = {"columns": 16, "products": op.MAX_PRODUCTS}
