@@ -63,6 +63,7 @@ PHASES: Mapping[str, tuple[str, ...]] = {
         "recognize_activations",
         "recognize_norms",
         "recognize_softmax",
+        "recognize_recurrent_cells",
         "simplify_lookups",
         "simplify_arithmetic",
         "fold_signs",
@@ -77,6 +78,7 @@ PHASES: Mapping[str, tuple[str, ...]] = {
     "quantize": ("write_qdq", "write_weights", "quantize_products"),
     "fuse": (
         "unfold_recurrent_ops",
+        "simplify_reshapes",
         "split_gates",
         "fuse_recurrences",
         "fuse_qconvs",
