@@ -361,6 +361,24 @@ def test_cells_that_read_each_other(kinds: tuple[str, str], seen: bool) -> None:
     check(_two_layers(kinds, seen=seen), *(CELLS[kind][0] for kind in kinds))
 
 
+@pytest.mark.parametrize("reset", [0, 1])
+@pytest.mark.parametrize("op_type", GATES)
+def test_ops_over_one_step(op_type: str, reset: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exporters write a cell as the op over a sequence of one element."""
+
+    def step(body: Body, _: Sums, x: str, states: Sequence[str]) -> list[str]:
+        axis, gates = body.weight(np.array([0])), len(GATES[op_type])
+        x, *given = (body.op("Unsqueeze", name, axis) for name in [x, *states])
+        weights = [body.weight(normal(1, gates * HIDDEN, size)) for size in (WIDTH, HIDDEN)]
+        weights.append(body.weight(normal(1, 2 * gates * HIDDEN)))
+        attributes = {"linear_before_reset": reset} if op_type == "GRU" else {}
+        made = body.ops(op_type, x, *weights, "", *given, outputs=1 + len(states), hidden_size=HIDDEN, **attributes)
+        return [body.op("Squeeze", name, axis) for name in made[1:]]
+
+    monkeypatch.setitem(CELLS, "op", (op_type, step))
+    check(scan("op"), op_type)
+
+
 FINITE_CELLS = ("rnn", "gru that resets after 0", "gru that resets before 0", "lstm")
 
 

@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from helpers import assert_same, op_list, run_passes, set_costs
-from onnxopt.passes.unfold_recurrent_ops import GATES
+from onnxopt.loops.recurrent_ops import GATES
 
 
 @pytest.fixture(autouse=True)

@@ -14,15 +14,13 @@ import numpy as np
 
 from onnxopt import ir
 from onnxopt.ir import shape_rules
+from onnxopt.loops.recurrent_ops import KNOWN_ACTIVATIONS, Form, form_of
 from onnxopt.loops.view import Loop
 from onnxopt.rewrite.rules import attribute
 
 if TYPE_CHECKING:
     from onnxopt.ir.dims import Dim
     from onnxopt.passes.base import Context
-
-ACTIVATIONS = ("Sigmoid", "Tanh", "Relu")
-"""What is applied to gates."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -235,11 +233,15 @@ def _constant(value: ir.Value) -> Constant | None:
     return None if tensor is None or tensor.dtype is not ir.DataType.FLOAT else Constant(np.asarray(tensor.numpy()))
 
 
+READ_BY_FIRST = ("Split", "Slice", "Squeeze", "Unsqueeze")
+"""Ops whose further inputs are numbers."""
+
+
 def _expressions(node: ir.Node, of: Callable[[ir.Value], Expression | None], ctx: Context) -> list[Expression | None]:
-    """What a node makes of its operands; the further inputs of Split and Slice are numbers."""
+    """What a node makes of its operands."""
     rule = None if node.domain else RULES.get(node.op_type)
     inputs = [value for value in node.inputs if value is not None]
-    operands = [of(value) for value in inputs[: 1 if node.op_type in ("Split", "Slice") else None]] if rule else []
+    operands = [of(value) for value in inputs[: 1 if node.op_type in READ_BY_FIRST else None]] if rule else []
     known = [one for one in operands if one is not None]
     return [None] * len(node.outputs) if rule is None or len(known) < len(operands) else rule(ctx, node, known)
 
@@ -320,7 +322,7 @@ def _multiply(ctx: Context, node: ir.Node, operands: Sequence[Expression]) -> li
     return [Times(left, right)]
 
 
-@_on(*ACTIVATIONS)
+@_on(*KNOWN_ACTIVATIONS)
 def _activation(_: Context, node: ir.Node, operands: Sequence[Expression]) -> list[Expression | None]:
     (one,) = operands
     return [Activation(node.op_type, one) if isinstance(one, Linear) else Applied(node.op_type, one)]
@@ -381,3 +383,63 @@ def _slice(ctx: Context, node: ir.Node, operands: Sequence[Expression]) -> list[
         return [None]
     first = begin if begin >= 0 else begin + width
     return [columns(operands[0], first, first + size)] if 0 <= first <= width - size else [None]
+
+
+@_on("Unsqueeze", "Squeeze")
+def _leading_units(ctx: Context, node: ir.Node, operands: Sequence[Expression]) -> list[Expression | None]:
+    """Dims of one element in front of all others change nothing that an expression says."""
+    axes = ir.integers(node.inputs[1]) if len(node.inputs) > 1 else attribute(node, "axes")
+    rank = ctx.shapes.rank(node.outputs[0] if node.op_type == "Unsqueeze" else node.inputs[0])  # type: ignore[arg-type]
+    if axes is None or rank is None:
+        return [None]
+    return [operands[0] if sorted(axis % rank for axis in axes) == list(range(len(axes))) else None]
+
+
+@_on("RNN", "GRU", "LSTM")
+def _one_step(ctx: Context, node: ir.Node, operands: Sequence[Expression]) -> list[Expression | None]:
+    """A recurrent op over a sequence of one element, which exporters write for a cell."""
+    sequence = None if node.inputs[0] is None else ctx.shapes.shape(node.inputs[0])
+    form = form_of(node, ctx)
+    states = operands[-1:] if node.op_type != "LSTM" else operands[-2:]
+    given = len(node.inputs) > 4 + len(states) and None not in node.inputs[5:]
+    if sequence is None or sequence[0] != 1 or not isinstance(form, Form) or len(form.reverse) != 1 or not given:
+        return [None] * len(node.outputs)
+    after = _CellOf(form, operands[0], states[0]).after(states)
+    return [after[0], *after][: len(node.outputs)]
+
+
+class _CellOf:
+    """The expressions of a recurrent op's step."""
+
+    def __init__(self, form: Form, x: Expression, h: Expression) -> None:
+        self.form, self.x, self.h = form, x, h
+
+    def after(self, states: Sequence[Expression]) -> list[Expression | None]:
+        names = self.form.activations[0]
+        if self.form.node.op_type == "RNN":
+            return [Activation(names[0], self._gate(0, self.h))]
+        if self.form.node.op_type == "GRU":
+            return [self._gru(*names)]
+        f, g, last = names
+        i, o, forget = (Activation(f, self._gate(gate, self.h)) for gate in range(3))
+        state = Sum(Times(forget, states[1]), Times(i, Activation(g, self._gate(3, self.h))))
+        return [Times(o, Applied(last, state)), state]
+
+    def _gru(self, f: str, g: str) -> Expression:
+        z, reset = (Activation(f, self._gate(gate, self.h)) for gate in (0, 1))
+        if attribute(self.form.node, "linear_before_reset", 0):
+            inner = self._linear(self.h, self.form.r[0, 2], self.form.r_bias[0, 2])
+            outer = self._linear(self.x, self.form.w[0, 2], self.form.w_bias[0, 2])
+            n = Activation(g, dataclasses.replace(outer, gated=((reset, inner),)))
+        else:
+            n = Activation(g, self._gate(2, Times(reset, self.h)))
+        return Sum(Times(dataclasses.replace(z, complement=True), n), Times(z, self.h))
+
+    def _gate(self, gate: int, h: Expression) -> Linear:
+        form = self.form
+        sum_of = self._linear(self.x, form.w[0, gate], form.w_bias[0, gate] + form.r_bias[0, gate])
+        return dataclasses.replace(sum_of, products=(*sum_of.products, (h, form.r[0, gate].T)))
+
+    @staticmethod
+    def _linear(x: Expression, matrix: np.ndarray, bias: np.ndarray) -> Linear:
+        return Linear(matrix.shape[0], ((x, matrix.T),), bias=bias)

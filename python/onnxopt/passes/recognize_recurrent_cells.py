@@ -12,8 +12,8 @@ from onnxopt.ir.dims import Dim
 from onnxopt.loops import Loop, loops_of
 from onnxopt.loops.cells import Cell, find_cells
 from onnxopt.loops.expressions import Expression, Move, Origin, Permuted, Reshaped, Step
+from onnxopt.loops.recurrent_ops import ACTIVATIONS
 from onnxopt.passes.base import Context, Pass, PassResult, register_pass
-from onnxopt.passes.unfold_recurrent_ops import ACTIVATIONS
 from onnxopt.rewrite.driver import discard
 from onnxopt.rewrite.patch import Builder
 from onnxopt.rewrite.rules import Refusal
@@ -103,6 +103,8 @@ class _Writer:
             return True
         own = _dims(cell.x, self.ctx)
         sequence = shapes.shape(self.loop.scan_inputs[0].sequence)
+        if own is not None and len(own) == 4 and own[1] == 1:
+            own = (own[0], *own[2:])
         if own is None or len(own) != 3 or sequence is None or cell.x.reverse is not self.reverse:
             return False
         return bool(shapes.equal(own[0], sequence[0]) and shapes.equal(own[1], state[0]))
@@ -154,7 +156,7 @@ class _Writer:
         return [None if ir.scalar(value) == 0 else self.builder.unsqueeze(value, 0) for value in values]
 
     def _moved(self, origin: Origin) -> ir.Value:
-        """The sequence that a cell reads."""
+        """The sequence that a cell reads; elements may have a leading dim of one element, as a sequence inside has."""
         value, shape = origin.value, self.ctx.shapes.shape(origin.value)
         for move in origin.moves:
             assert shape is not None
@@ -164,7 +166,7 @@ class _Writer:
             else:
                 target = np.array(_target(shape, before), np.int64)
                 value = self.builder.Reshape(value, self.builder.constant(target, "shape"))
-        return value
+        return self.builder.squeeze(value, 1) if shape is not None and len(shape) == 4 else value
 
     def _turned(self, value: ir.Value) -> ir.Value:
         return self.builder.Slice(value, *(self.builder.constant(one.astype(np.int64)) for one in REVERSED))

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 
 from onnxopt import ir
+from onnxopt.ir.dims import Dim
+from onnxopt.loops.recurrent_ops import GATES, Form, form_of, optional_input
 from onnxopt.loops.view import SCAN_OPSET
 from onnxopt.passes.base import Context, Pass, PassResult, register_pass
 from onnxopt.rewrite.driver import discard
 from onnxopt.rewrite.patch import Builder
 from onnxopt.rewrite.rules import Refusal, attribute
 
-GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
-"""How many products each op computes of its state: input, output, forget and cell; update, reset and hidden; one."""
-
-ACTIVATIONS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), "RNN": ("Tanh",)}
-"""What each direction of the op applies unless it says otherwise."""
-
-KNOWN_ACTIVATIONS = ("Sigmoid", "Tanh", "Relu")
 UNSQUEEZE_INPUT_OPSET = 13
 
 
@@ -54,75 +48,27 @@ class UnfoldRecurrentOps(Pass):
         return PassResult(patches > 0, patches)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Form:
-    """A node that can be written so. `w` is [directions, gates, H, I], `r` [directions, gates, H, H], the biases [directions, gates, H]."""
-
-    node: ir.Node
-    hidden: int
-    reverse: tuple[bool, ...]
-    activations: tuple[tuple[str, ...], ...]
-    w: np.ndarray
-    r: np.ndarray
-    w_bias: np.ndarray
-    r_bias: np.ndarray
-
-
-def _form_of(node: ir.Node, ctx: Context) -> _Form | Refusal:
-    refusal = _refuse(node, ctx)
-    if refusal is not None:
-        return refusal
-    directions = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
-    direction = _text(attribute(node, "direction", "forward"))
-    if direction not in directions:
-        return Refusal("its direction '{}' is unknown", direction, culprit=node)
-    reverse, gates = directions[direction], GATES[node.op_type]
-    w, r = (_weights(node, index) for index in (1, 2))
-    if w is None or r is None or w.ndim != 3 or r.ndim != 3 or w.dtype != np.float32:
-        return Refusal("its weights are not constant float32", culprit=node)
-    hidden = r.shape[2]
-    if r.shape[1] != gates * hidden or w.shape[:2] != r.shape[:2] or r.shape[0] != len(reverse):
-        return Refusal("its weights do not fit each other", culprit=node)
-    slow = _is_slow(node, hidden, ctx)
-    if slow is not None:
-        return slow
-    activations = _activations(node, len(reverse))
-    if isinstance(activations, Refusal):
-        return activations
-    bias = _weights(node, 3)
-    if bias is None:
-        bias = np.zeros((len(reverse), 2 * gates * hidden), np.float32)
-    halves = bias.reshape(len(reverse), 2, gates, hidden)
-    return _Form(
-        node,
-        hidden,
-        reverse,
-        activations,
-        w.reshape(len(reverse), gates, hidden, w.shape[2]),
-        r.reshape(len(reverse), gates, hidden, hidden),
-        halves[:, 0],
-        halves[:, 1],
-    )
-
-
-def _refuse(node: ir.Node, ctx: Context) -> Refusal | None:
-    x = node.inputs[0]
+def _form_of(node: ir.Node, ctx: Context) -> Form | Refusal:
     if ctx.opset < SCAN_OPSET:
         return Refusal("the model's opset {} has no Scan", ctx.opset, culprit=node)
-    if x is None or ctx.shapes.dtype(x) is not ir.DataType.FLOAT or ctx.shapes.rank(x) != 3:
-        return Refusal("its sequence is not float32 of three dims", culprit=node)
-    length = (ctx.shapes.shape(x) or (0,))[0]
+    length = _length(node, ctx)
     if not ctx.shapes.bounds.prove_at_least(length, 1):
         return Refusal("its sequence may be empty", culprit=node)
     if isinstance(length, int) and length < ctx.target.costs.recurrent_steps:
         return Refusal("{} steps are too few", length, culprit=node)
-    if _input(node, 4) is not None or _input(node, 7) is not None:
-        return Refusal("its sequences have lengths of their own, or it has peepholes", culprit=node)
-    if _input(node, 3) is not None and ir.constant(_input(node, 3)) is None:
-        return Refusal("its bias is not constant", culprit=node)
-    if attribute(node, "clip") is not None or attribute(node, "input_forget", 0) or attribute(node, "layout", 0):
-        return Refusal("it clips, couples gates or has the batch first", culprit=node)
-    return None
+    form = form_of(node, ctx)
+    slow = _is_slow(node, form.hidden, ctx) if isinstance(form, Form) else None
+    return form if slow is None else slow
+
+
+def _length(node: ir.Node, ctx: Context) -> Dim:
+    shape = None if node.inputs[0] is None else ctx.shapes.shape(node.inputs[0])
+    return shape[0] if shape else 0
+
+
+def pays(node: ir.Node, ctx: Context) -> bool:
+    """Whether the pass writes a recurrent op as products and Scans."""
+    return isinstance(_form_of(node, ctx), Form)
 
 
 def _is_slow(node: ir.Node, hidden: int, ctx: Context) -> Refusal | None:
@@ -138,31 +84,10 @@ def _is_slow(node: ir.Node, hidden: int, ctx: Context) -> Refusal | None:
     return None
 
 
-def _input(node: ir.Node, index: int) -> ir.Value | None:
-    return node.inputs[index] if index < len(node.inputs) else None
-
-
-def _weights(node: ir.Node, index: int) -> np.ndarray | None:
-    tensor = ir.constant(_input(node, index))
-    return None if tensor is None else np.asarray(tensor.numpy())
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value
-
-
-def _activations(node: ir.Node, directions: int) -> tuple[tuple[str, ...], ...] | Refusal:
-    default = ACTIVATIONS[node.op_type]
-    given = [_text(one) for one in attribute(node, "activations") or default * directions]
-    if len(given) != len(default) * directions or any(one not in KNOWN_ACTIVATIONS for one in given):
-        return Refusal("its activations are {}", given, culprit=node)
-    return tuple(tuple(given[start : start + len(default)]) for start in range(0, len(given), len(default)))
-
-
 class _Writer:
     """Builds the nodes that stand for one op."""
 
-    def __init__(self, form: _Form, ctx: Context) -> None:
+    def __init__(self, form: Form, ctx: Context) -> None:
         self.form, self.ctx = form, ctx
         self.builder = Builder(ctx, form.node)
         self._initials: list[ir.Value] = []
@@ -223,7 +148,7 @@ class _Writer:
         return scanned
 
     def _initial(self, index: int, direction: int) -> ir.Value:
-        given = _input(self.form.node, index)
+        given = optional_input(self.form.node, index)
         b = self.builder
         known = None if given is None else ir.constant(given)
         if known is not None:
@@ -243,7 +168,7 @@ class _Writer:
 class _Step:
     """Builds the body of the Scan: the standard's equations, with what depends on the sequence alone given as elements."""
 
-    def __init__(self, form: _Form, direction: int, ctx: Context, builder: Builder) -> None:
+    def __init__(self, form: Form, direction: int, ctx: Context, builder: Builder) -> None:
         self.form, self.direction, self.ctx, self.outer = form, direction, ctx, builder
         self.initial_inputs = (5, 6) if form.node.op_type == "LSTM" else (5,)
         self.activations = form.activations[direction]
