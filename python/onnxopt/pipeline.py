@@ -64,6 +64,7 @@ PHASES: Mapping[str, tuple[str, ...]] = {
         "recognize_norms",
         "recognize_softmax",
         "recognize_recurrent_cells",
+        "merge_recurrent_directions",
         "simplify_lookups",
         "simplify_arithmetic",
         "fold_signs",

@@ -42,7 +42,7 @@ def form_of(node: ir.Node, ctx: Context) -> Form | Refusal:
     if refusal is not None:
         return refusal
     directions = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
-    direction = _text(attribute(node, "direction", "forward"))
+    direction = direction_of(node)
     if direction not in directions:
         return Refusal("its direction '{}' is unknown", direction, culprit=node)
     reverse, gates = directions[direction], GATES[node.op_type]
@@ -82,6 +82,11 @@ def _refuse(node: ir.Node, ctx: Context) -> Refusal | None:
     if attribute(node, "clip") is not None or attribute(node, "input_forget", 0) or attribute(node, "layout", 0):
         return Refusal("it clips, couples gates or has the batch first", culprit=node)
     return None
+
+
+def direction_of(node: ir.Node) -> str:
+    """ "forward", "reverse" or "bidirectional"."""
+    return _text(attribute(node, "direction", "forward"))
 
 
 def optional_input(node: ir.Node, index: int) -> ir.Value | None:

@@ -67,8 +67,8 @@ def _length(node: ir.Node, ctx: Context) -> Dim:
 
 
 def pays(node: ir.Node, ctx: Context) -> bool:
-    """Whether the pass writes a recurrent op as products and Scans."""
-    return isinstance(_form_of(node, ctx), Form)
+    """Whether the pass writes a recurrent op as products and Scans, where the target has the kernel for them."""
+    return ctx.target.custom_ops and isinstance(_form_of(node, ctx), Form)
 
 
 def _is_slow(node: ir.Node, hidden: int, ctx: Context) -> Refusal | None:
