@@ -2,7 +2,7 @@
 set(family kernels/cuda/elementwise)
 
 # Everything but the launch is compiled by any compiler: tests run the kernels' code on the host.
-add_library(onnxopt_cuda_host STATIC ${family}/pack.cc ${family}/emulate.cc)
+add_library(onnxopt_cuda_host STATIC ${family}/pack.cc ${family}/emulate.cc kernels/cuda/simt/simt.cc)
 onnxopt_own_code(onnxopt_cuda_host)
 target_compile_options(onnxopt_cuda_host PRIVATE -O2 -ffp-contract=off -fno-math-errno)
 target_link_libraries(onnxopt_cuda_host PUBLIC onnxopt_kernels)
