@@ -36,6 +36,9 @@ class EpilogueProgram {
   /// The program as a gate of the only result, where it is one.
   const gemm::Gate* gate() const { return gate_ ? &*gate_ : nullptr; }
 
+  /// The program itself, null without one.
+  const elementwise::Program* program() const { return program_ ? &*program_ : nullptr; }
+
   /// The element types of the outputs.
   std::vector<int> output_types() const;
 

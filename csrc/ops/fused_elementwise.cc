@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "csrc/ops/device.h"
 #include "csrc/ops/epilogue.h"
 #include "kernels/cpu/elementwise/elementwise.h"
 #include "kernels/cuda/elementwise/elementwise.h"
@@ -61,25 +62,47 @@ std::string wrong_input(const Program& program, std::span<const Tensor> inputs) 
   return "";
 }
 
-/// Runs a program on tensors.
-using Run = Result<bool> (*)(const elementwise::Variant*, const Program&, const elementwise::Arguments&, const Execution&);
-
-Result<bool> run_on_cpu(const elementwise::Variant* variant, const Program& program, const elementwise::Arguments& arguments,
-                        const Execution& execution) {
-  return elementwise::run(program, *variant, arguments, execution.parallel_for);
+std::vector<std::span<const std::int64_t>> shapes_of(std::span<const Tensor> inputs) {
+  std::vector<std::span<const std::int64_t>> shapes;
+  for (const Tensor& tensor : inputs) shapes.emplace_back(tensor.shape);
+  return shapes;
 }
 
-Result<bool> run_emulated(const elementwise::Variant*, const Program& program, const elementwise::Arguments& arguments,
-                          const Execution&) {
-  return elementwise::cuda::emulate(program, arguments);
+/// The tensors of one run, as programs take them.
+struct Tensors {
+  std::span<const Tensor> inputs;
+  std::span<const TensorType> types;
+  std::span<void* const> outputs;
+
+  template <class Use>
+  Result<bool> use(const Use& use) const {
+    std::vector<const void*> data;
+    for (const Tensor& tensor : inputs) data.push_back(tensor.data);
+    std::vector<Shape> output_shapes;
+    for (const TensorType& type : types) output_shapes.push_back(type.shape);
+    return use(elementwise::Arguments{data, shapes_of(inputs), outputs, output_shapes});
+  }
+};
+
+/// Runs a program on tensors.
+using Run = Result<bool> (*)(const elementwise::Variant*, const Program&, const Tensors&, const Execution&);
+
+Result<bool> run_on_cpu(const elementwise::Variant* variant, const Program& program, const Tensors& tensors,
+                        const Execution& execution) {
+  return tensors.use([&](const auto& arguments) { return elementwise::run(program, *variant, arguments, execution.parallel_for); });
+}
+
+Result<bool> run_emulated(const elementwise::Variant*, const Program& program, const Tensors& tensors, const Execution&) {
+  return tensors.use([&](const auto& arguments) { return elementwise::cuda::emulate(program, arguments); });
 }
 
 #if defined(ONNXOPT_HAVE_CUDA)
-Result<bool> run_on_cuda(const elementwise::Variant*, const Program& program, const elementwise::Arguments& arguments,
-                         const Execution& execution) {
-  const elementwise::cuda::Interpreter& interpreter = elementwise::cuda::interpreter();
-  return execution.host_memory ? interpreter.run_on_copies(program, arguments)
-                               : interpreter.run(program, arguments, execution.stream);
+Result<bool> run_on_cuda(const elementwise::Variant*, const Program& program, const Tensors& tensors, const Execution& execution) {
+  const auto start = [&](auto inputs, auto outputs, void* stream) {
+    return Tensors{inputs, tensors.types, outputs}.use(
+        [&](const auto& arguments) { return elementwise::cuda::interpreter().run(program, arguments, stream); });
+  };
+  return run_on_device(tensors.inputs, tensors.types, tensors.outputs, execution, start);
 }
 #endif
 
@@ -101,20 +124,10 @@ class FusedElementwise final : public Kernel {
 
   Result<bool> run(std::span<const Tensor> inputs, std::span<const TensorType> types, std::span<void* const> outputs,
                    const Execution& execution) const override {
-    std::vector<const void*> data;
-    for (const Tensor& tensor : inputs) data.push_back(tensor.data);
-    std::vector<Shape> output_shapes;
-    for (const TensorType& type : types) output_shapes.push_back(type.shape);
-    return run_(variant_, programs_.choose(inputs), {data, shapes_of(inputs), outputs, output_shapes}, execution);
+    return run_(variant_, programs_.choose(inputs), {inputs, types, outputs}, execution);
   }
 
  private:
-  static std::vector<std::span<const std::int64_t>> shapes_of(std::span<const Tensor> inputs) {
-    std::vector<std::span<const std::int64_t>> shapes;
-    for (const Tensor& tensor : inputs) shapes.emplace_back(tensor.shape);
-    return shapes;
-  }
-
   Programs programs_;
   const elementwise::Variant* variant_;
   Run run_;

@@ -17,6 +17,8 @@ class PrologueProgram {
   static Result<PrologueProgram> read(const Attributes& attributes, std::string_view isa);
 
   bool present() const { return program_.has_value(); }
+  /// The program itself, null without one.
+  const elementwise::Program* program() const { return program_ ? &*program_ : nullptr; }
   /// How many of the op's inputs are read.
   std::size_t inputs() const { return program_ ? program_->inputs().size() : 1; }
 

@@ -4,7 +4,9 @@
 #include <functional>
 #include <numeric>
 
+#include "csrc/ops/device.h"
 #include "csrc/ops/epilogue.h"
+#include "kernels/cuda/norm/norm.h"
 
 namespace onnxopt::ops {
 
@@ -73,10 +75,18 @@ std::vector<Tensor> merged(std::span<const Tensor> inputs, std::size_t count) {
   return tensors;
 }
 
-class Rows final : public Kernel {
+/// What the attributes say.
+struct Description {
+  RowsLayout layout;
+  PrologueProgram prologue;
+  EpilogueProgram epilogue;
+};
+
+/// What kernels of all devices share: the sizes.
+class Rows : public Kernel {
  public:
-  Rows(RowsLayout layout, PrologueProgram prologue, EpilogueProgram epilogue, const norm::Variant& variant)
-      : layout_(layout), prologue_(std::move(prologue)), epilogue_(std::move(epilogue)), variant_(variant) {}
+  explicit Rows(Description description)
+      : layout_(description.layout), prologue_(std::move(description.prologue)), epilogue_(std::move(description.epilogue)) {}
 
   Result<std::vector<TensorType>> outputs(std::span<const Tensor> inputs) const override {
     using Types = Result<std::vector<TensorType>>;
@@ -96,6 +106,26 @@ class Rows final : public Kernel {
     if (types && layout_.kept) types->push_back({kFloat, *shape});
     return types;
   }
+
+ protected:
+  std::size_t first_of_epilogue() const { return prologue_.inputs() + layout_.affine(); }
+
+  norm::Affine affine(std::span<const Tensor> inputs, const Cut& made) const {
+    norm::Affine one{nullptr, nullptr, made.run, made.period};
+    std::size_t next = prologue_.inputs();
+    if (layout_.scaled) one.scale = static_cast<const float*>(inputs[next++].data);
+    if (layout_.biased) one.bias = static_cast<const float*>(inputs[next].data);
+    return one;
+  }
+
+  RowsLayout layout_;
+  PrologueProgram prologue_;
+  EpilogueProgram epilogue_;
+};
+
+class CpuRows final : public Rows {
+ public:
+  CpuRows(Description description, const norm::Variant& variant) : Rows(std::move(description)), variant_(variant) {}
 
   Result<bool> run(std::span<const Tensor> inputs, std::span<const TensorType> types, std::span<void* const> outputs,
                    const Execution& execution) const override {
@@ -151,21 +181,119 @@ class Rows final : public Kernel {
   }
 
  private:
-  std::size_t first_of_epilogue() const { return prologue_.inputs() + layout_.affine(); }
-
-  norm::Affine affine(std::span<const Tensor> inputs, const Cut& made) const {
-    norm::Affine one{nullptr, nullptr, made.run, made.period};
-    std::size_t next = prologue_.inputs();
-    if (layout_.scaled) one.scale = static_cast<const float*>(inputs[next++].data);
-    if (layout_.biased) one.bias = static_cast<const float*>(inputs[next].data);
-    return one;
-  }
-
-  RowsLayout layout_;
-  PrologueProgram prologue_;
-  EpilogueProgram epilogue_;
   const norm::Variant& variant_;
 };
+
+/// Tensors as a program of a CUDA kernel takes them.
+struct Arguments {
+  std::vector<const void*> inputs;
+  std::vector<std::span<const std::int64_t>> input_shapes;
+  std::vector<void*> outputs;
+  std::vector<Shape> output_shapes;
+
+  void add(std::span<const Tensor> tensors) {
+    for (const Tensor& tensor : tensors) {
+      inputs.push_back(tensor.data);
+      input_shapes.emplace_back(tensor.shape);
+    }
+  }
+  norm::cuda::Bound bound(const elementwise::Program& program) const {
+    return {&program, {inputs, input_shapes, outputs, output_shapes}};
+  }
+};
+
+/// Runs a problem on tensors of a device, or on those of the host that a device's code is given in tests.
+using Start = Result<bool> (*)(const norm::cuda::Problem&, void* stream);
+
+class CudaRows final : public Rows {
+ public:
+  CudaRows(Description description, Start start, bool emulated)
+      : Rows(std::move(description)), start_(start), emulated_(emulated) {}
+
+  Result<bool> run(std::span<const Tensor> inputs, std::span<const TensorType> types, std::span<void* const> outputs,
+                   const Execution& execution) const override {
+    const auto start = [&](std::span<const Tensor> tensors, std::span<void* const> memory, void* stream) {
+      return this->start(tensors, types, memory, stream);
+    };
+#if defined(ONNXOPT_HAVE_CUDA)
+    if (!emulated_) return run_on_device(inputs, types, outputs, execution, start);
+#endif
+    return start(inputs, outputs, execution.stream);
+  }
+
+ private:
+  Result<bool> start(std::span<const Tensor> inputs, std::span<const TensorType> types, std::span<void* const> outputs,
+                     void* stream) const {
+    const Shape& shape = types[0].shape;
+    const Cut made = *cut(layout_, shape);
+    if (made.rows == 0 || made.width == 0) return true;
+    norm::cuda::Problem problem;
+    problem.kind = layout_.kind;
+    problem.rows = made.rows;
+    problem.width = made.width;
+    problem.inner = made.inner;
+    problem.epsilon = layout_.epsilon;
+    problem.affine = affine(inputs, made);
+    problem.kept = layout_.kept ? static_cast<float*>(outputs.back()) : nullptr;
+    std::optional<norm::Terms> terms;
+    Arguments before, after;
+    std::optional<norm::cuda::Bound> prologue, epilogue;
+    if (prologue_.present()) {
+      if (made.inner == 1 && made.width == shape.back()) terms = prologue_.terms(shape, inputs.first(prologue_.inputs()));
+      problem.terms = terms ? &*terms : nullptr;
+      before.add(inputs.first(prologue_.inputs()));
+      before.outputs = {problem.kept};
+      before.output_shapes = {shape};
+      problem.prologue = &prologue.emplace(before.bound(*prologue_.program()));
+    } else {
+      problem.x = static_cast<const float*>(inputs[0].data);
+    }
+    if (epilogue_.program() != nullptr) {
+      const std::size_t results = types.size() - (layout_.kept ? 1 : 0);
+      after.inputs = {nullptr};
+      after.input_shapes = {shape};
+      after.add(inputs.subspan(first_of_epilogue()));
+      after.outputs.assign(outputs.begin(), outputs.begin() + static_cast<std::ptrdiff_t>(results));
+      after.output_shapes.assign(results, shape);
+      problem.epilogue = &epilogue.emplace(after.bound(*epilogue_.program()));
+    } else {
+      problem.y = static_cast<float*>(outputs[0]);
+    }
+    return start_(problem, stream);
+  }
+
+  Start start_;
+  bool emulated_;
+};
+
+constexpr const char* kCudaVariant = "norm__cuda";
+/// The code of the CUDA kernel on the host: for tests, never chosen.
+constexpr std::string_view kEmulatedVariant = "norm__cuda_emulated";
+
+Result<Description> read(const Attributes& attributes, const RowsLayout& layout, std::string_view isa) {
+  using Made = Result<Description>;
+  Result<PrologueProgram> prologue = PrologueProgram::read(attributes, isa);
+  if (!prologue) return Made::failure(prologue.error());
+  Result<EpilogueProgram> epilogue = EpilogueProgram::read(attributes, 1, isa);
+  if (!epilogue) return Made::failure(epilogue.error());
+  if (layout.kept && !prologue->present()) return Made::failure("It keeps the result of a prologue that it does not have.");
+  return Description{layout, std::move(*prologue), std::move(*epilogue)};
+}
+
+/// A kernel for a CUDA device, or its code on the host.
+Result<std::unique_ptr<Kernel>> make_cuda_kernel(Description description, std::string_view name) {
+  using Made = Result<std::unique_ptr<Kernel>>;
+  if (name == kEmulatedVariant) {
+    const auto start = [](const norm::cuda::Problem& problem, void*) { return norm::cuda::emulate(problem); };
+    return Made(std::make_unique<CudaRows>(std::move(description), start, true));
+  }
+#if defined(ONNXOPT_HAVE_CUDA)
+  if (const Result<bool> prepared = norm::cuda::kernels().prepare(); !prepared) return Made::failure(prepared.error());
+  return Made(std::make_unique<CudaRows>(std::move(description), norm::cuda::kernels().run, false));
+#else
+  return Made::failure("This build of onnxopt has no CUDA kernels.");
+#endif
+}
 
 }  // namespace
 
@@ -173,13 +301,12 @@ Result<std::unique_ptr<Kernel>> make_rows_kernel(const Attributes& attributes, c
   using Made = Result<std::unique_ptr<Kernel>>;
   const auto list = norm::variants();
   const auto variant = std::find_if(list.begin(), list.end(), [&](const auto& one) { return name == one.name; });
-  if (variant == list.end()) return Made::failure("There is no variant '" + std::string(name) + "'.");
-  Result<PrologueProgram> prologue = PrologueProgram::read(attributes, variant->isa);
-  if (!prologue) return Made::failure(prologue.error());
-  Result<EpilogueProgram> epilogue = EpilogueProgram::read(attributes, 1, variant->isa);
-  if (!epilogue) return Made::failure(epilogue.error());
-  if (layout.kept && !prologue->present()) return Made::failure("It keeps the result of a prologue that it does not have.");
-  return Made(std::make_unique<Rows>(layout, std::move(*prologue), std::move(*epilogue), *variant));
+  const bool for_cuda = name == kCudaVariant || name == kEmulatedVariant;
+  if (variant == list.end() && !for_cuda) return Made::failure("There is no variant '" + std::string(name) + "'.");
+  Result<Description> description = read(attributes, layout, for_cuda ? "scalar" : variant->isa);
+  if (!description) return Made::failure(description.error());
+  if (for_cuda) return make_cuda_kernel(std::move(*description), name);
+  return Made(std::make_unique<CpuRows>(std::move(*description), *variant));
 }
 
 std::vector<std::optional<InferredType>> infer_rows(const Attributes& attributes, const RowsLayout& layout,
@@ -199,6 +326,7 @@ std::span<const Variant> rows_variants() {
   static const std::vector<Variant> list = [] {
     std::vector<Variant> made;
     for (const norm::Variant& variant : norm::variants()) made.push_back({variant.name, variant.isa});
+    made.push_back({kCudaVariant, "cuda"});
     return made;
   }();
   return list;

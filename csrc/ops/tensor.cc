@@ -5,6 +5,20 @@
 
 namespace onnxopt::ops {
 
+std::size_t size_of(int type) {
+  switch (type) {
+    case kUint8:
+    case kInt8:
+    case kBool: return 1;
+    case kFloat16: return 2;
+    case kFloat:
+    case kInt32: return 4;
+    case kInt64:
+    case kDouble: return 8;
+    default: return 0;
+  }
+}
+
 std::string name_of(int type) {
   constexpr std::string_view names[] = {"undefined", "float",  "uint8",     "int8",       "uint16",  "int16",
                                         "int32",     "int64",  "string",    "bool",       "float16", "double",

@@ -21,6 +21,9 @@ enum ElementType : int {
   kInt4 = 22  // two in a byte, the lower half first
 };
 
+/// Bytes of an element; 0 where the type has none.
+std::size_t size_of(int type);
+
 /// What ONNX calls an element type.
 std::string name_of(int type);
 

@@ -209,7 +209,9 @@ int main(int argc, char** argv) {
   for (int i = 0; i < nodes; ++i) {
     const Case one = draw(generator);
     const ops::Op& op = one.softmax ? ops::fused_softmax() : ops::fused_norm();
-    for (const ops::Variant& variant : op.variants)
+    std::vector<ops::Variant> variants(op.variants.begin(), op.variants.end());
+    variants.push_back({"norm__cuda_emulated", "scalar"});
+    for (const ops::Variant& variant : variants)
       if (dispatch::supports(variant.isa) && !run(one, op, variant)) {
         std::printf("node %d failed, of shape %s\n", i, ops::text_of(one.shape).c_str());
         return 1;

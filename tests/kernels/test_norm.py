@@ -15,7 +15,9 @@ native = pytest.importorskip("onnxopt._native", reason="the native library is no
 
 Array = np.ndarray[Any, Any]
 VARIANTS = [v for op in native.ops() if op["op"] == "FusedNorm" for v in op["variants"]]
-SUPPORTED = [v["name"] for v in VARIANTS if v["usable"]]
+EMULATED = "norm__cuda_emulated"
+"""The kernel for CUDA devices, run by the host."""
+SUPPORTED = [*(v["name"] for v in VARIANTS if v["usable"]), EMULATED]
 WIDTHS = [1, 2, 3, 4, 7, 8, 15, 16, 17, 31, 49, 63, 64, 65, 100, 129, 768, 4095, 4096, 4097, 9001]
 TOLERANCE = 1e-6
 INF, NAN = math.inf, math.nan

@@ -36,7 +36,7 @@ RIGHT = {
     "index_of_each": range(288),
     "reversed_through_static_memory": INDEX[::-1],
     "reversed": INDEX[::-1],
-    "shuffles": sum(SHUFFLED, []),
+    "shuffles": [number for row in SHUFFLED for number in row],
     "votes": [0xAAAA + 1] * 32,
     "halves_of_a_warp": [8] * 16 + [2] * 16,
     "atomics": [192, 60],

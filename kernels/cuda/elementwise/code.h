@@ -11,7 +11,8 @@
 namespace onnxopt::elementwise::cuda {
 
 struct alignas(16) Statement {
-  enum Kind : std::uint8_t { kApply, kLoad, kStore };
+  /// `kTake` makes a value at hand that is not in memory: a result of the kernel that the program is part of.
+  enum Kind : std::uint8_t { kApply, kLoad, kStore, kTake };
   /// Operands: the value at hand, a scalar (with its index), or else a slot. A target: a slot, or nowhere.
   static constexpr std::uint16_t kAtHand = 0xffff, kNowhere = 0xffff, kScalar = 0x8000;
 
@@ -20,7 +21,7 @@ struct alignas(16) Statement {
   DType type = {};    // of the operands
   bool half = false;  // the result is rounded to float16
   std::uint16_t target = kNowhere;
-  std::uint16_t tensor = 0;  // the input that is loaded, or the output that is stored
+  std::uint16_t tensor = 0;  // the input that is loaded or taken, or the output that is stored
   std::uint16_t operands[3] = {kAtHand, kAtHand, kAtHand};
 };
 

@@ -15,8 +15,6 @@ struct Interpreter {
   Result<bool> (*prepare)();
   /// Starts the kernels on a stream (a `cudaStream_t`) and returns; all addresses are the device's.
   Result<bool> (*run)(const Program&, const Arguments&, void* stream);
-  /// Copies tensors of the host to the device, runs, and copies the outputs back: for tests and tools.
-  Result<bool> (*run_on_copies)(const Program&, const Arguments&);
 };
 
 const Interpreter& interpreter();

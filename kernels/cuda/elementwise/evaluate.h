@@ -514,9 +514,10 @@ ONNXOPT_DEVICE L read_operand(const Code& code, const Slots<L>& slots, std::uint
   return lanes;
 }
 
-/// Runs all statements for the elements of a thread, which begin at `first`.
+/// Runs all statements for the elements of a thread, which begin at `first`, and returns the last result. `taken` are the results
+/// of a kernel that the program is part of.
 template <class L, class Code>
-ONNXOPT_DEVICE void evaluate(const Code& code, const Slots<L>& slots, std::int64_t first) {
+ONNXOPT_DEVICE L evaluate(const Code& code, const Slots<L>& slots, std::int64_t first, const L* taken = nullptr) {
   const std::int64_t left = code.elements - first;
   const int count = left < L::kCount ? static_cast<int>(left) : L::kCount;
   L at_hand = {};
@@ -528,6 +529,8 @@ ONNXOPT_DEVICE void evaluate(const Code& code, const Slots<L>& slots, std::int64
     }
     if (statement.kind == Statement::kLoad) {
       at_hand = load<L>(code, code.inputs[statement.tensor], first, count);
+    } else if (statement.kind == Statement::kTake) {
+      at_hand = taken[statement.tensor];
     } else {
       const L a = read_operand(code, slots, statement.operands[0], at_hand);
       const L b = read_operand(code, slots, statement.operands[1], at_hand);
@@ -537,6 +540,7 @@ ONNXOPT_DEVICE void evaluate(const Code& code, const Slots<L>& slots, std::int64
     if (statement.half) at_hand = map<float>(at_hand, [](float x) { return from_half(to_half(x)); });
     if (statement.target != Statement::kNowhere) slots.put(statement.target, at_hand);
   }
+  return at_hand;
 }
 
 /// What one of `threads` threads does, which share the elements.

@@ -18,8 +18,9 @@ struct Line {
 
 class Assembler {
  public:
-  Assembler(const Program& program, std::span<const std::uint16_t> outputs)
+  Assembler(const Program& program, std::span<const std::uint16_t> outputs, const Surroundings& surroundings)
       : program_(program),
+        surroundings_(surroundings),
         needed_(program.instructions().size(), false),
         loaded_(program.inputs().size(), kNone),
         made_(program.instructions().size(), kNone) {
@@ -58,7 +59,7 @@ class Assembler {
       line.statement.operands[info.operands + k] = scalar(std::bit_cast<std::uint32_t>(instruction.parameters[k]));
     made_[index] = line.value = values_++;
     lines_.push_back(line);
-    for (std::size_t k = 0; k < outputs.size(); ++k)
+    for (std::size_t k = 0; k < outputs.size() && surroundings_.stores; ++k)
       if (outputs[k] == index) lines_.push_back(storing(static_cast<std::uint16_t>(k)));
   }
 
@@ -72,12 +73,13 @@ class Assembler {
   /// The value of an input, which is loaded before it is read first.
   int loaded(std::uint16_t input) {
     if (loaded_[input] != kNone) return loaded_[input];
+    const bool taken = input < surroundings_.taken;
     Line line;
-    line.statement.kind = Statement::kLoad;
-    line.statement.tensor = static_cast<std::uint16_t>(listing_.inputs.size());
+    line.statement.kind = taken ? Statement::kTake : Statement::kLoad;
+    line.statement.tensor = taken ? input : static_cast<std::uint16_t>(listing_.inputs.size());
     line.value = loaded_[input] = values_++;
     listing_.wide |= program_.inputs()[input] == DType::i64;
-    listing_.inputs.push_back(input);
+    if (!taken) listing_.inputs.push_back(input);
     lines_.push_back(line);
     return line.value;
   }
@@ -141,6 +143,7 @@ class Assembler {
   }
 
   const Program& program_;
+  const Surroundings surroundings_;
   std::vector<bool> needed_;
   std::vector<int> loaded_, made_;  // the values of inputs and statements
   std::vector<Line> lines_;
@@ -188,7 +191,9 @@ Input input_of(const PlanInput& source, const Plan& plan, int elements) {
 
 }  // namespace
 
-Listing assemble(const Program& program, std::span<const std::uint16_t> outputs) { return Assembler(program, outputs).run(); }
+Listing assemble(const Program& program, std::span<const std::uint16_t> outputs, const Surroundings& surroundings) {
+  return Assembler(program, outputs, surroundings).run();
+}
 
 Dim dim_of(std::int64_t size) {
   Dim dim{size, 0, 0};

@@ -19,8 +19,14 @@ struct Listing {
   bool wide = false;  // some value is an int64
 };
 
+/// What a kernel that a program is part of has in its registers.
+struct Surroundings {
+  std::size_t taken = 0;  // so many first inputs
+  bool stores = true;     // whether outputs go to memory; else the only one is what the kernel asks for
+};
+
 /// `outputs` are statements of the program.
-Listing assemble(const Program& program, std::span<const std::uint16_t> outputs);
+Listing assemble(const Program& program, std::span<const std::uint16_t> outputs, const Surroundings& surroundings = {});
 
 /// The statements that a plan's outputs are.
 std::vector<std::uint16_t> output_statements(const Program& program, const Plan& plan);

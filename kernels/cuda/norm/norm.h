@@ -1,0 +1,42 @@
+// Rows that are scaled by what is computed of the whole row, on a CUDA device; see kernels/cpu/norm/norm.h.
+#pragma once
+
+#include "kernels/cpu/norm/norm.h"
+
+namespace onnxopt::norm::cuda {
+
+/// A program with the tensors of one run, all of the same elements as the rows. The data of tensors that the kernel has in its
+/// registers are not read.
+struct Bound {
+  const elementwise::Program* program;
+  elementwise::Arguments arguments;
+};
+
+/// `x` is null where the prologue or the terms make it, `y` where the epilogue reads it.
+struct Problem {
+  Kind kind = Kind::kLayer;
+  std::int64_t rows = 0, width = 0, inner = 1;
+  float epsilon = 0.0f;
+  Affine affine;
+  const float* x = nullptr;
+  float* y = nullptr;
+  const Bound* prologue = nullptr;  // of one float32 output
+  const Terms* terms = nullptr;     // the same, where it is a sum over rows of one axis
+  float* kept = nullptr;            // where the prologue's output goes, too
+  const Bound* epilogue = nullptr;  // its first input is the result
+};
+
+/// What the library offers to callers that have no CUDA runtime of their own.
+struct Kernels {
+  /// Loads all kernels, which must not happen while a graph is captured.
+  Result<bool> (*prepare)();
+  /// Starts the kernel on a stream (a `cudaStream_t`) and returns; all addresses are the device's.
+  Result<bool> (*run)(const Problem&, void* stream);
+};
+
+const Kernels& kernels();
+
+/// Runs the kernel on the host, a fiber for each thread, on tensors of the host.
+Result<bool> emulate(const Problem& problem);
+
+}  // namespace onnxopt::norm::cuda
