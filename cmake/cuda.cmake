@@ -1,6 +1,8 @@
 # The CUDA kernels. ONNXOPT_CUDA = auto (compiled where nvcc is found) | on (nvcc has to be there) | off.
 # Everything but the launch is compiled by any compiler: tests run the kernels' code on the host.
-add_library(onnxopt_cuda_host STATIC kernels/cuda/simt/simt.cc kernels/cuda/elementwise/pack.cc kernels/cuda/elementwise/emulate.cc
+add_library(onnxopt_cuda_host STATIC kernels/cuda/simt/simt.cc kernels/cuda/attention/emulate.cc
+  kernels/cuda/elementwise/pack.cc kernels/cuda/elementwise/emulate.cc
+  kernels/cuda/elementwise/embedded.cc kernels/cuda/gemm/plan.cc kernels/cuda/gemm/emulate.cc
   kernels/cuda/norm/plan.cc kernels/cuda/norm/emulate.cc)
 onnxopt_own_code(onnxopt_cuda_host)
 target_compile_options(onnxopt_cuda_host PRIVATE -O2 -ffp-contract=off -fno-math-errno)
@@ -41,7 +43,9 @@ endif()
 message(STATUS "CUDA kernels: compiled by nvcc ${CMAKE_CUDA_COMPILER_VERSION} for ${CMAKE_CUDA_ARCHITECTURES}")
 
 # Contraction stays off, as on the CPU: operations of an expression are rounded one by one. A kernel that spills is an error.
-add_library(onnxopt_cuda STATIC kernels/cuda/runtime.cu kernels/cuda/elementwise/interpreter.cu kernels/cuda/norm/norm.cu)
+add_library(onnxopt_cuda STATIC kernels/cuda/runtime.cu kernels/cuda/attention/attention.cu
+  kernels/cuda/elementwise/interpreter.cu kernels/cuda/gemm/gemm.cu
+  kernels/cuda/norm/norm.cu)
 target_include_directories(onnxopt_cuda PRIVATE ${CMAKE_CURRENT_SOURCE_DIR})
 target_compile_options(onnxopt_cuda PRIVATE -O3 -fmad=false "SHELL:-Xptxas --warn-on-spills,--warning-as-error" "SHELL:-Werror all-warnings" "SHELL:-Werror default-stream-launch"
   -Xcompiler=-Wall,-Wextra,-Werror)

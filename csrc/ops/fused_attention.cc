@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <charconv>
 
+#include "csrc/ops/device.h"
 #include "csrc/ops/layout.h"
 #include "kernels/cpu/attention/attention.h"
+#include "kernels/cuda/attention/attention.h"
 
 namespace onnxopt::ops {
 
@@ -125,9 +127,10 @@ bool broadcasts(const Shape& shape, const Axes& to, bool repeats) {
   return true;
 }
 
-class FusedAttention final : public Kernel {
+/// What kernels of all devices share: the sizes, and where tensors lie.
+class FusedAttention : public Kernel {
  public:
-  FusedAttention(Description description, const attention::Variant& variant) : d_(std::move(description)), variant_(variant) {}
+  explicit FusedAttention(Description description) : d_(std::move(description)) {}
 
   Result<std::vector<TensorType>> outputs(std::span<const Tensor> inputs) const override {
     using Types = Result<std::vector<TensorType>>;
@@ -141,8 +144,8 @@ class FusedAttention final : public Kernel {
     return std::vector<TensorType>{{kFloat, d_.y.shape(result_sizes(*sizes))}};
   }
 
-  Result<bool> run(std::span<const Tensor> inputs, std::span<const TensorType> types, std::span<void* const> outputs,
-                   const Execution& execution) const override {
+ protected:
+  attention::Problem problem_of(std::span<const Tensor> inputs, const TensorType& type, void* output) const {
     const Sizes sizes = *sizes_of(inputs);
     attention::Problem problem;
     problem.batch = sizes.q[kBatch];
@@ -155,21 +158,15 @@ class FusedAttention final : public Kernel {
     problem.q = view_of(inputs[0], d_.q, sizes.q);
     problem.k = view_of(inputs[1], d_.k, sizes.k);
     problem.v = view_of(inputs[2], d_.v, sizes.v);
-    problem.y = static_cast<float*>(outputs[0]);
-    if (problem.keys == 0) {  // a sum of no values
-      const Axes& q = sizes.q;
-      std::fill_n(problem.y, q[kBatch] * q[kRow] * d_.heads * d_.width, 0.0f);
-      return true;
-    }
-    problem.y_steps = steps_of(d_.y.steps(types[0].shape, result_sizes(sizes)));
+    problem.y = static_cast<float*>(output);
+    problem.y_steps = steps_of(d_.y.steps(type.shape, result_sizes(sizes)));
     problem.scale = d_.scale;
     problem.cap = d_.cap;
     problem.nan_to_zero = d_.nan_to_zero;
     problem.mask_count = d_.masks.size();
     for (std::size_t i = 0; i < d_.masks.size(); ++i) problem.masks[i] = mask_of(inputs[3 + i], d_.masks[i]);
     if (d_.rotates()) problem.rotary = rotary_of(inputs[3 + d_.masks.size()], inputs[4 + d_.masks.size()]);
-    attention::run(problem, variant_, execution.parallel_for);
-    return true;
+    return problem;
   }
 
  private:
@@ -246,17 +243,81 @@ class FusedAttention final : public Kernel {
   }
 
   Description d_;
+};
+
+class CpuAttention final : public FusedAttention {
+ public:
+  CpuAttention(Description description, const attention::Variant& variant)
+      : FusedAttention(std::move(description)), variant_(variant) {}
+
+  Result<bool> run(std::span<const Tensor> inputs, std::span<const TensorType> types, std::span<void* const> outputs,
+                   const Execution& execution) const override {
+    const attention::Problem problem = problem_of(inputs, types[0], outputs[0]);
+    if (problem.keys == 0)  // a sum of no values
+      std::fill_n(problem.y, problem.batch * problem.rows * problem.heads * problem.width, 0.0f);
+    else
+      attention::run(problem, variant_, execution.parallel_for);
+    return true;
+  }
+
+ private:
   const attention::Variant& variant_;
 };
+
+/// Runs a problem on tensors of a device, or on those of the host that a device's code is given in tests.
+using Start = Result<bool> (*)(const attention::Problem&, void* stream);
+
+class CudaAttention final : public FusedAttention {
+ public:
+  CudaAttention(Description description, Start start, bool emulated)
+      : FusedAttention(std::move(description)), start_(start), emulated_(emulated) {}
+
+  Result<bool> run(std::span<const Tensor> inputs, std::span<const TensorType> types, std::span<void* const> outputs,
+                   const Execution& execution) const override {
+    const auto start = [&](std::span<const Tensor> tensors, std::span<void* const> memory, void* stream) -> Result<bool> {
+      const attention::Problem problem = problem_of(tensors, types[0], memory[0]);
+      return problem.batch == 0 || problem.rows == 0 ? true : start_(problem, stream);
+    };
+#if defined(ONNXOPT_HAVE_CUDA)
+    if (!emulated_) return run_on_device(inputs, types, outputs, execution, start);
+#endif
+    return start(inputs, outputs, execution.stream);
+  }
+
+ private:
+  Start start_;
+  bool emulated_;
+};
+
+constexpr const char* kCudaVariant = "attention__cuda";
+/// The code of the CUDA kernel on the host: for tests, never chosen.
+constexpr std::string_view kEmulatedVariant = "attention__cuda_emulated";
+
+/// A kernel for a CUDA device, or its code on the host.
+Result<std::unique_ptr<Kernel>> make_cuda_kernel(Description description, std::string_view name) {
+  using Made = Result<std::unique_ptr<Kernel>>;
+  if (name == kEmulatedVariant) {
+    const auto start = [](const attention::Problem& problem, void*) { return attention::cuda::emulate(problem); };
+    return Made(std::make_unique<CudaAttention>(std::move(description), start, true));
+  }
+#if defined(ONNXOPT_HAVE_CUDA)
+  if (const Result<bool> prepared = attention::cuda::kernels().prepare(); !prepared) return Made::failure(prepared.error());
+  return Made(std::make_unique<CudaAttention>(std::move(description), attention::cuda::kernels().run, false));
+#else
+  return Made::failure("This build of onnxopt has no CUDA kernels.");
+#endif
+}
 
 Result<std::unique_ptr<Kernel>> create(const Attributes& attributes, std::string_view name) {
   using Made = Result<std::unique_ptr<Kernel>>;
   const auto list = attention::variants();
   const auto variant = std::find_if(list.begin(), list.end(), [&](const auto& one) { return name == one.name; });
-  if (variant == list.end()) return Made::failure("There is no variant '" + std::string(name) + "'.");
+  const bool for_cuda = name == kCudaVariant || name == kEmulatedVariant;
+  if (variant == list.end() && !for_cuda) return Made::failure("There is no variant '" + std::string(name) + "'.");
   Described description = read(attributes);
   if (!description) return Made::failure(description.error());
-  return Made(std::make_unique<FusedAttention>(std::move(*description), *variant));
+  if (for_cuda) return make_cuda_kernel(std::move(*description), name);
+  return Made(std::make_unique<CpuAttention>(std::move(*description), *variant));
 }
 
 /// The dim of Q that holds an axis alone, or a fresh one.
@@ -291,6 +352,7 @@ std::vector<std::optional<InferredType>> infer(const Attributes& attributes, std
 std::vector<Variant> list_variants() {
   std::vector<Variant> list;
   for (const attention::Variant& variant : attention::variants()) list.push_back({variant.name, variant.isa});
+  list.push_back({kCudaVariant, "cuda"});
   return list;
 }
 

@@ -2,8 +2,11 @@
 
 #include <algorithm>
 
+#include "csrc/ops/bound_program.h"
+#include "csrc/ops/device.h"
 #include "csrc/ops/epilogue.h"
 #include "kernels/cpu/gemm/gemm.h"
+#include "kernels/cuda/gemm/gemm.h"
 
 namespace onnxopt::ops {
 
@@ -39,10 +42,10 @@ Result<Layout> read_layout(const Attributes& attributes) {
   return layout;
 }
 
-class FusedGemm final : public Kernel {
+/// What kernels of all devices share: the sizes.
+class FusedGemm : public Kernel {
  public:
-  FusedGemm(Layout layout, EpilogueProgram epilogue, const gemm::Variant& variant)
-      : layout_(layout), epilogue_(std::move(epilogue)), variant_(variant) {}
+  FusedGemm(Layout layout, EpilogueProgram epilogue) : layout_(layout), epilogue_(std::move(epilogue)) {}
 
   Result<std::vector<TensorType>> outputs(std::span<const Tensor> inputs) const override {
     using Types = Result<std::vector<TensorType>>;
@@ -50,47 +53,26 @@ class FusedGemm final : public Kernel {
     return epilogue_.outputs(result_shape(inputs), inputs.subspan(layout_.epilogue()));
   }
 
-  Result<bool> run(std::span<const Tensor> inputs, std::span<const TensorType> types, std::span<void* const> outputs,
-                   const Execution& execution) const override {
-    const Shape& x = inputs[0].shape;
-    gemm::Problem problem{
-        static_cast<const float*>(inputs[0].data), x.back(), 1, x.back(), layout_.columns, nullptr, 0, epilogue_.clip(), nullptr};
-    for (std::size_t axis = 0; axis + 1 < x.size(); ++axis) problem.rows *= x[axis];
-    // A single result that a single output is made of lies where that output goes.
-    const bool in_place = !epilogue_.present() || (layout_.products == 1 && types.size() == 1 && types[0].type == kFloat);
-    std::vector<gemm::Product> products;
-    for (std::size_t i = 0; i < layout_.products; ++i) {
-      const void* bias = layout_.biased ? inputs[layout_.biases() + i].data : nullptr;
-      const void* scales = layout_.block > 0 ? inputs[layout_.scales() + i].data : nullptr;
-      products.push_back({inputs[1 + i].data, static_cast<const float*>(bias), in_place ? static_cast<float*>(outputs[i]) : nullptr,
-                          static_cast<const float*>(scales)});
-    }
-    if (layout_.block > 0) {
-      problem.kind = inputs[1].type == kInt4 ? gemm::Weights::kInt4 : gemm::Weights::kInt8;
-      problem.block = layout_.block;
-    }
-    problem.products = products.data();
-    problem.product_count = products.size();
-    std::optional<elementwise::Epilogue> epilogue;
-    const std::span<const Tensor> further = inputs.subspan(layout_.epilogue());
-    if (const auto sum = epilogue_.sum(result_shape(inputs), further)) {
-      problem.added = sum->added;
-      problem.clip = sum->clip;
-    } else if (epilogue_.present()) {
-      Result<elementwise::Epilogue> bound = epilogue_.bind(result_shape(inputs), further, types, outputs);
-      if (!bound) return Result<bool>::failure(bound.error());
-      epilogue = std::move(*bound);
-      problem.epilogue = &*epilogue;
-    }
-    gemm::run(problem, variant_, execution.parallel_for);
-    return true;
-  }
-
- private:
+ protected:
   Shape result_shape(std::span<const Tensor> inputs) const {
     Shape shape = inputs[0].shape;
     shape.back() = layout_.columns;
     return shape;
+  }
+
+  static std::int64_t rows_of(std::span<const Tensor> inputs) {
+    const Shape& x = inputs[0].shape;
+    std::int64_t rows = 1;
+    for (std::size_t axis = 0; axis + 1 < x.size(); ++axis) rows *= x[axis];
+    return rows;
+  }
+
+  gemm::Product product(std::span<const Tensor> inputs, std::size_t index, void* c) const {
+    const auto floats = [&](bool there, std::size_t first) {
+      return there ? static_cast<const float*>(inputs[first + index].data) : nullptr;
+    };
+    return {inputs[1 + index].data, floats(layout_.biased, layout_.biases()), static_cast<float*>(c),
+            floats(layout_.block > 0, layout_.scales())};
   }
 
   /// A sentence that says which input does not fit; empty when all do.
@@ -125,19 +107,130 @@ class FusedGemm final : public Kernel {
 
   Layout layout_;
   EpilogueProgram epilogue_;
+};
+
+class CpuGemm final : public FusedGemm {
+ public:
+  CpuGemm(Layout layout, EpilogueProgram epilogue, const gemm::Variant& variant)
+      : FusedGemm(layout, std::move(epilogue)), variant_(variant) {}
+
+  Result<bool> run(std::span<const Tensor> inputs, std::span<const TensorType> types, std::span<void* const> outputs,
+                   const Execution& execution) const override {
+    const std::int64_t depth = inputs[0].shape.back();
+    gemm::Problem problem{static_cast<const float*>(inputs[0].data),
+                          depth,
+                          rows_of(inputs),
+                          depth,
+                          layout_.columns,
+                          nullptr,
+                          0,
+                          epilogue_.clip(),
+                          nullptr};
+    // A single result that a single output is made of lies where that output goes.
+    const bool in_place = !epilogue_.present() || (layout_.products == 1 && types.size() == 1 && types[0].type == kFloat);
+    std::vector<gemm::Product> products;
+    for (std::size_t i = 0; i < layout_.products; ++i) products.push_back(product(inputs, i, in_place ? outputs[i] : nullptr));
+    if (layout_.block > 0) {
+      problem.kind = inputs[1].type == kInt4 ? gemm::Weights::kInt4 : gemm::Weights::kInt8;
+      problem.block = layout_.block;
+    }
+    problem.products = products.data();
+    problem.product_count = products.size();
+    std::optional<elementwise::Epilogue> epilogue;
+    const std::span<const Tensor> further = inputs.subspan(layout_.epilogue());
+    if (const auto sum = epilogue_.sum(result_shape(inputs), further)) {
+      problem.added = sum->added;
+      problem.clip = sum->clip;
+    } else if (epilogue_.present()) {
+      Result<elementwise::Epilogue> bound = epilogue_.bind(result_shape(inputs), further, types, outputs);
+      if (!bound) return Result<bool>::failure(bound.error());
+      epilogue = std::move(*bound);
+      problem.epilogue = &*epilogue;
+    }
+    gemm::run(problem, variant_, execution.parallel_for);
+    return true;
+  }
+
+ private:
   const gemm::Variant& variant_;
 };
+
+/// Runs a problem on tensors of a device, or on those of the host that a device's code is given in tests.
+using Start = Result<bool> (*)(const gemm::cuda::Problem&, void* stream);
+
+class CudaGemm final : public FusedGemm {
+ public:
+  CudaGemm(Layout layout, EpilogueProgram epilogue, Start start, bool emulated)
+      : FusedGemm(layout, std::move(epilogue)), start_(start), emulated_(emulated) {}
+
+  Result<bool> run(std::span<const Tensor> inputs, std::span<const TensorType> types, std::span<void* const> outputs,
+                   const Execution& execution) const override {
+    const auto start = [&](std::span<const Tensor> tensors, std::span<void* const> memory, void* stream) {
+      return this->start(tensors, types[0].shape, memory, stream);
+    };
+#if defined(ONNXOPT_HAVE_CUDA)
+    if (!emulated_) return run_on_device(inputs, types, outputs, execution, start);
+#endif
+    return start(inputs, outputs, execution.stream);
+  }
+
+ private:
+  Result<bool> start(std::span<const Tensor> inputs, const Shape& shape, std::span<void* const> outputs, void* stream) const {
+    gemm::cuda::Problem problem;
+    problem.a = static_cast<const float*>(inputs[0].data);
+    problem.rows = rows_of(inputs);
+    problem.depth = inputs[0].shape.back();
+    problem.columns = layout_.columns;
+    if (problem.rows == 0) return true;
+    const elementwise::Program* const program = epilogue_.program();
+    problem.product_count = layout_.products;
+    for (std::size_t i = 0; i < layout_.products; ++i) problem.products[i] = product(inputs, i, program ? nullptr : outputs[i]);
+    if (program == nullptr) return start_(problem, stream);
+    BoundProgram after;
+    after.take(layout_.products, shape);
+    after.read(inputs.subspan(layout_.epilogue()));
+    after.write(outputs, shape);
+    const elementwise::cuda::Bound epilogue = after.bound(*program);
+    problem.epilogue = &epilogue;
+    return start_(problem, stream);
+  }
+
+  Start start_;
+  bool emulated_;
+};
+
+constexpr const char* kCudaVariant = "gemm__cuda";
+/// The code of the CUDA kernel on the host: for tests, never chosen.
+constexpr std::string_view kEmulatedVariant = "gemm__cuda_emulated";
+
+/// A kernel for a CUDA device, or its code on the host.
+Result<std::unique_ptr<Kernel>> make_cuda_kernel(const Layout& layout, EpilogueProgram epilogue, std::string_view name) {
+  using Made = Result<std::unique_ptr<Kernel>>;
+  if (layout.block > 0) return Made::failure("There is no CUDA kernel for weights of integers; the format qdq runs there.");
+  if (name == kEmulatedVariant) {
+    const auto start = [](const gemm::cuda::Problem& problem, void*) { return gemm::cuda::emulate(problem); };
+    return Made(std::make_unique<CudaGemm>(layout, std::move(epilogue), start, true));
+  }
+#if defined(ONNXOPT_HAVE_CUDA)
+  if (const Result<bool> prepared = gemm::cuda::kernels().prepare(); !prepared) return Made::failure(prepared.error());
+  return Made(std::make_unique<CudaGemm>(layout, std::move(epilogue), gemm::cuda::kernels().run, false));
+#else
+  return Made::failure("This build of onnxopt has no CUDA kernels.");
+#endif
+}
 
 Result<std::unique_ptr<Kernel>> create(const Attributes& attributes, std::string_view name) {
   using Made = Result<std::unique_ptr<Kernel>>;
   const auto list = gemm::variants();
   const auto variant = std::find_if(list.begin(), list.end(), [&](const auto& one) { return name == one.name; });
-  if (variant == list.end()) return Made::failure("There is no variant '" + std::string(name) + "'.");
+  const bool for_cuda = name == kCudaVariant || name == kEmulatedVariant;
+  if (variant == list.end() && !for_cuda) return Made::failure("There is no variant '" + std::string(name) + "'.");
   const Result<Layout> layout = read_layout(attributes);
   if (!layout) return Made::failure(layout.error());
-  Result<EpilogueProgram> epilogue = EpilogueProgram::read(attributes, layout->products, variant->isa);
+  Result<EpilogueProgram> epilogue = EpilogueProgram::read(attributes, layout->products, for_cuda ? "scalar" : variant->isa);
   if (!epilogue) return Made::failure(epilogue.error());
-  return Made(std::make_unique<FusedGemm>(*layout, std::move(*epilogue), *variant));
+  if (for_cuda) return make_cuda_kernel(*layout, std::move(*epilogue), name);
+  return Made(std::make_unique<CpuGemm>(*layout, std::move(*epilogue), *variant));
 }
 
 std::vector<std::optional<InferredType>> infer(const Attributes& attributes, std::span<const InferredType> inputs) {
@@ -155,6 +248,7 @@ std::vector<std::optional<InferredType>> infer(const Attributes& attributes, std
 std::vector<Variant> list_variants() {
   std::vector<Variant> list;
   for (const gemm::Variant& variant : gemm::variants()) list.push_back({variant.name, variant.isa});
+  list.push_back({kCudaVariant, "cuda"});
   return list;
 }
 

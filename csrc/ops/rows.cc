@@ -4,6 +4,7 @@
 #include <functional>
 #include <numeric>
 
+#include "csrc/ops/bound_program.h"
 #include "csrc/ops/device.h"
 #include "csrc/ops/epilogue.h"
 #include "kernels/cuda/norm/norm.h"
@@ -184,24 +185,6 @@ class CpuRows final : public Rows {
   const norm::Variant& variant_;
 };
 
-/// Tensors as a program of a CUDA kernel takes them.
-struct Arguments {
-  std::vector<const void*> inputs;
-  std::vector<std::span<const std::int64_t>> input_shapes;
-  std::vector<void*> outputs;
-  std::vector<Shape> output_shapes;
-
-  void add(std::span<const Tensor> tensors) {
-    for (const Tensor& tensor : tensors) {
-      inputs.push_back(tensor.data);
-      input_shapes.emplace_back(tensor.shape);
-    }
-  }
-  norm::cuda::Bound bound(const elementwise::Program& program) const {
-    return {&program, {inputs, input_shapes, outputs, output_shapes}};
-  }
-};
-
 /// Runs a problem on tensors of a device, or on those of the host that a device's code is given in tests.
 using Start = Result<bool> (*)(const norm::cuda::Problem&, void* stream);
 
@@ -236,25 +219,23 @@ class CudaRows final : public Rows {
     problem.affine = affine(inputs, made);
     problem.kept = layout_.kept ? static_cast<float*>(outputs.back()) : nullptr;
     std::optional<norm::Terms> terms;
-    Arguments before, after;
+    BoundProgram before, after;
     std::optional<norm::cuda::Bound> prologue, epilogue;
     if (prologue_.present()) {
       if (made.inner == 1 && made.width == shape.back()) terms = prologue_.terms(shape, inputs.first(prologue_.inputs()));
       problem.terms = terms ? &*terms : nullptr;
-      before.add(inputs.first(prologue_.inputs()));
-      before.outputs = {problem.kept};
-      before.output_shapes = {shape};
+      void* const kept[] = {problem.kept};
+      before.read(inputs.first(prologue_.inputs()));
+      before.write(kept, shape);
       problem.prologue = &prologue.emplace(before.bound(*prologue_.program()));
     } else {
       problem.x = static_cast<const float*>(inputs[0].data);
     }
     if (epilogue_.program() != nullptr) {
       const std::size_t results = types.size() - (layout_.kept ? 1 : 0);
-      after.inputs = {nullptr};
-      after.input_shapes = {shape};
-      after.add(inputs.subspan(first_of_epilogue()));
-      after.outputs.assign(outputs.begin(), outputs.begin() + static_cast<std::ptrdiff_t>(results));
-      after.output_shapes.assign(results, shape);
+      after.take(1, shape);
+      after.read(inputs.subspan(first_of_epilogue()));
+      after.write(outputs.first(results), shape);
       problem.epilogue = &epilogue.emplace(after.bound(*epilogue_.program()));
     } else {
       problem.y = static_cast<float*>(outputs[0]);

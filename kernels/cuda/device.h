@@ -6,9 +6,12 @@
 
 #if defined(__CUDACC__)
 #define ONNXOPT_IN_KERNEL __device__ __forceinline__
+/// A function that several kernels call, so that it is compiled once.
+#define ONNXOPT_CALLED __device__ __noinline__
 #else
 #include "kernels/cuda/simt/simt.h"
 #define ONNXOPT_IN_KERNEL inline
+#define ONNXOPT_CALLED inline
 #endif
 
 namespace onnxopt {
@@ -22,6 +25,54 @@ ONNXOPT_IN_KERNEL void* shared_memory() {
 #else
   return simt::self().shared;
 #endif
+}
+
+constexpr unsigned kWholeWarp = 0xffffffffu;
+
+/// Neighbouring elements.
+template <int E>
+struct Floats {
+  float values[E];
+};
+
+template <int E>
+ONNXOPT_IN_KERNEL Floats<E> splat(float value) {
+  Floats<E> floats;
+  ONNXOPT_UNROLL for (int k = 0; k < E; ++k) floats.values[k] = value;
+  return floats;
+}
+
+template <class L>
+ONNXOPT_IN_KERNEL Floats<L::kCount> floats_of(const L& lanes) {
+  Floats<L::kCount> floats;
+  ONNXOPT_UNROLL for (int k = 0; k < L::kCount; ++k) floats.values[k] =
+      elementwise::cuda::Held<float, typename L::Word>::get(lanes.words[k]);
+  return floats;
+}
+
+template <class L>
+ONNXOPT_IN_KERNEL L lanes_of(const Floats<L::kCount>& floats) {
+  L lanes;
+  ONNXOPT_UNROLL for (int k = 0; k < L::kCount; ++k) lanes.words[k] =
+      elementwise::cuda::word_of<typename L::Word>(floats.values[k]);
+  return lanes;
+}
+
+/// Reads and writes neighbours, whose place is aligned as they are together.
+template <int E>
+ONNXOPT_IN_KERNEL Floats<E> read(const float* source) {
+  elementwise::cuda::Vector<float, E> vector;
+  vector.read(source);
+  Floats<E> floats;
+  ONNXOPT_UNROLL for (int k = 0; k < E; ++k) floats.values[k] = vector.values[k];
+  return floats;
+}
+
+template <int E>
+ONNXOPT_IN_KERNEL void write(float* target, const Floats<E>& floats) {
+  elementwise::cuda::Vector<float, E> vector;
+  ONNXOPT_UNROLL for (int k = 0; k < E; ++k) vector.values[k] = floats.values[k];
+  vector.write(target);
 }
 
 }  // namespace

@@ -2,15 +2,11 @@
 #pragma once
 
 #include "kernels/cpu/norm/norm.h"
+#include "kernels/cuda/elementwise/embedded.h"
 
 namespace onnxopt::norm::cuda {
 
-/// A program with the tensors of one run, all of the same elements as the rows. The data of tensors that the kernel has in its
-/// registers are not read.
-struct Bound {
-  const elementwise::Program* program;
-  elementwise::Arguments arguments;
-};
+using elementwise::cuda::Bound;
 
 /// `x` is null where the prologue or the terms make it, `y` where the epilogue reads it.
 struct Problem {

@@ -1,12 +1,10 @@
 // From a problem to one launch: which threads share a row, what they keep of it, and the kernel's parameter.
 #pragma once
 
-#include <functional>
 #include <memory>
 #include <optional>
 #include <type_traits>
 
-#include "kernels/cuda/elementwise/pack.h"
 #include "kernels/cuda/norm/geometry.h"
 #include "kernels/cuda/norm/norm.h"
 
@@ -64,16 +62,9 @@ Result<bool> for_each_form(const Use& use) {
   return done;
 }
 
-/// A program and the plan of its only set of outputs.
-struct Planned {
-  const elementwise::Program* program;
-  const elementwise::Plan* plan;
-  ew::Listing listing;
-};
-
 /// Both programs, null where there is none.
 struct Programs {
-  const Planned *prologue, *epilogue;
+  const ew::Planned *prologue, *epilogue;
 };
 
 /// Fills in the parameter; nothing when a program does not fit.

@@ -7,7 +7,6 @@
 namespace onnxopt::norm::cuda {
 namespace {
 
-constexpr unsigned kWholeWarp = 0xffffffffu;
 constexpr int kTerms = Terms::kMost;
 
 struct Plus {
@@ -44,24 +43,12 @@ struct Team {
   ONNXOPT_IN_KERNEL unsigned rows() const { return blockDim.x / members(); }
 };
 
-template <int E>
-struct Floats {
-  float values[E];
-};
-
 /// Combines the values that a thread has of its items, and then those of the team.
 template <int E, class Combine>
 ONNXOPT_IN_KERNEL float combine_all(const Team& team, Floats<E> floats, Combine combine) {
   ONNXOPT_UNROLL for (int step = 1; step < E; step *= 2) ONNXOPT_UNROLL for (int k = 0; k + step < E; k += 2 * step)
       floats.values[k] = combine(floats.values[k], floats.values[k + step]);
   return team.all(floats.values[0], combine);
-}
-
-template <int E>
-ONNXOPT_IN_KERNEL Floats<E> splat(float value) {
-  Floats<E> floats;
-  ONNXOPT_UNROLL for (int k = 0; k < E; ++k) floats.values[k] = value;
-  return floats;
 }
 
 /// What a row needs to be finished: a row x becomes factor (x - center) + shift, or what Softmax makes of it.
@@ -131,37 +118,6 @@ struct Statistics {
     return x;
   }
 };
-
-template <class L>
-ONNXOPT_IN_KERNEL Floats<L::kCount> floats_of(const L& lanes) {
-  Floats<L::kCount> floats;
-  ONNXOPT_UNROLL for (int k = 0; k < L::kCount; ++k) floats.values[k] = ew::Held<float, typename L::Word>::get(lanes.words[k]);
-  return floats;
-}
-
-template <class L>
-ONNXOPT_IN_KERNEL L lanes_of(const Floats<L::kCount>& floats) {
-  L lanes;
-  ONNXOPT_UNROLL for (int k = 0; k < L::kCount; ++k) lanes.words[k] = ew::word_of<typename L::Word>(floats.values[k]);
-  return lanes;
-}
-
-/// Reads and writes neighbours, whose place is aligned as they are together.
-template <int E>
-ONNXOPT_IN_KERNEL Floats<E> read(const float* source) {
-  ew::Vector<float, E> vector;
-  vector.read(source);
-  Floats<E> floats;
-  ONNXOPT_UNROLL for (int k = 0; k < E; ++k) floats.values[k] = vector.values[k];
-  return floats;
-}
-
-template <int E>
-ONNXOPT_IN_KERNEL void write(float* target, const Floats<E>& floats) {
-  ew::Vector<float, E> vector;
-  ONNXOPT_UNROLL for (int k = 0; k < E; ++k) vector.values[k] = floats.values[k];
-  vector.write(target);
-}
 
 /// A factor or term of each element: of the element's own, or of its channel. A channel has all elements of an item.
 template <int E, class Code>

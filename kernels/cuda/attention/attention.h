@@ -1,0 +1,21 @@
+// Attention on a CUDA device; see kernels/cpu/attention/attention.h.
+#pragma once
+
+#include "kernels/cpu/attention/attention.h"
+
+namespace onnxopt::attention::cuda {
+
+/// What the library offers to callers that have no CUDA runtime of their own.
+struct Kernels {
+  /// Loads all kernels, which must not happen while a graph is captured.
+  Result<bool> (*prepare)();
+  /// Starts the kernel on a stream (a `cudaStream_t`) and returns; all addresses are the device's.
+  Result<bool> (*run)(const Problem&, void* stream);
+};
+
+const Kernels& kernels();
+
+/// Runs the kernel on the host, a fiber for each thread, on tensors of the host.
+Result<bool> emulate(const Problem& problem);
+
+}  // namespace onnxopt::attention::cuda

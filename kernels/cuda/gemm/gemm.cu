@@ -1,0 +1,37 @@
+#include "kernels/cuda/gemm/products.cuh"
+#include "kernels/cuda/runtime.h"
+
+namespace onnxopt::gemm::cuda {
+
+namespace {
+
+struct OnDevice {
+  cudaStream_t stream;
+
+  template <int P, class L, class Code>
+  Result<bool> operator()(const Products<Code>& products, const Launch& launch) const {
+    return onnxopt::cuda::start(multiply_packed<P, L, Code>, products, launch.tiles, kThreads, launch.shared_bytes, stream);
+  }
+};
+
+struct Load {
+  template <int P, class L, class Code>
+  Result<bool> operator()() const {
+    return onnxopt::cuda::load(multiply_packed<P, L, Code>);
+  }
+};
+
+Result<bool> prepare() { return for_each_form(Load{}); }
+
+Result<bool> run(const Problem& problem, void* stream) {
+  return with_products(problem, OnDevice{static_cast<cudaStream_t>(stream)});
+}
+
+}  // namespace
+
+const Kernels& kernels() {
+  static constexpr Kernels instance{prepare, run};
+  return instance;
+}
+
+}  // namespace onnxopt::gemm::cuda
