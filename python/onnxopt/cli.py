@@ -118,6 +118,17 @@ def parse_shapes(texts: list[str] | None) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def parse_sizes(text: str) -> tuple[int, ...]:
+    """Parse `16384x768`.
+
+    Raises:
+        OptionError: the text has another form.
+    """
+    if not all(size.isdecimal() for size in text.split("x")):
+        raise OptionError(f"--shape {text}: expected SIZExSIZE.")
+    return tuple(map(int, text.split("x")))
+
+
 PIPED_WIDTH = 1 << 16
 """Longer than any line: names of nodes and shapes of symbolic dims are printed whole."""
 
@@ -638,6 +649,67 @@ def bench(
         for one in found
     ]
     _table(_console(), f"{threads} threads", ("model", "median ms", "fastest", "slowest", "speed-up"), rows)
+    return None
+
+
+@app.command(name="bench-kernel")
+def bench_kernel(
+    op: Annotated[str, typer.Argument(metavar="OP", help="A custom op, as `onnxopt ops` lists them.")],
+    shape: Annotated[
+        list[str] | None, typer.Option(help="Sizes of a problem: 16384x768 for FusedNorm. May be repeated.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="Of inputs and outputs.")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu.")] = "cpu",
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(help="A kernel variant, or all; unasked, the one that this machine chooses. May be repeated."),
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of each session.")] = 2,
+    rounds: Annotated[int, typer.Option(min=1, help="Bursts of each contender, in turn.")] = 5,
+    chart: Annotated[Path | None, typer.Option(help="Write the roofline to an SVG file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure kernels of OP: right first, then beside onnxruntime's own ops and the ceilings of this machine."""
+    from onnxopt.kernels import bench_kernel as run
+
+    with _progress(f"Measuring {op}") as tick:
+        found = run(
+            op,
+            [parse_sizes(text) for text in shape or []],
+            dtype=dtype,
+            device=device,
+            variants=variant,
+            threads=threads,
+            rounds=rounds,
+            tick=tick,
+        )
+    if chart is not None:
+        from onnxopt.kernels.roofline import draw
+
+        chart.write_text(draw(found), encoding="utf-8")
+    if as_json:
+        return _print_json(found)
+    limits = found.ceilings
+    rows = [
+        (
+            "x".join(map(str, one.shape)),
+            one.variant,
+            f"{one.median_ms:.4f}",
+            f"{one.gigabytes_per_second:.1f}",
+            f"{one.gigaoperations_per_second:.1f}",
+            f"{one.of_ceiling:.0%} of {one.bound}",
+            f"{one.times_onnxruntime:.2f} x",
+            f"{one.error:.0e}",
+        )
+        for one in found.measurements
+    ]
+    header = ("shape", "variant", "median ms", "GB/s", "G op/s", "of ceiling", "speed-up", "error")
+    _table(_console(), f"{op}, {dtype}, {threads} threads", header, rows)
+    bytes_rate = "" if limits.int8 is None else f", products of bytes {limits.int8 / 1e9:.0f} G op/s"
+    typer.echo(
+        f"ceilings: copying {limits.copying / 1e9:.1f} GB/s, reading {limits.reading / 1e9:.1f} GB/s, "
+        f"products {limits.float32 / 1e9:.0f} G op/s{bytes_rate}"
+    )
     return None
 
 

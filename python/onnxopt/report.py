@@ -157,10 +157,10 @@ def bars(title: str, labels: list[str], series: dict[str, list[float]]) -> str:
     chart.uuid = title.split(",")[0].replace(" ", "-").lower()
     for name, values in series.items():
         chart.add(name, values[::-1])
-    return _still(chart.render_tree())
+    return still(chart.render_tree())
 
 
-def _still(svg: Element) -> str:
+def still(svg: Element) -> str:
     """The picture alone: pygal adds scripts for a library that it would load, and comments with the date."""
     from pygal.etree import etree
 

@@ -1,0 +1,204 @@
+"""One op's kernel variants side by side with onnxruntime's own, and each beside what the machine can do at most."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnxopt.errors import OptionError, VerificationError
+from onnxopt.kernels.ceilings import Ceilings
+from onnxopt.kernels.problems import PROBLEMS, Case
+from onnxopt.runtime.bench import Latency, compare
+from onnxopt.runtime.library import native, session
+
+ROTATED_BYTES = 96 << 20
+"""Inputs that are run in turn are so large together that caches hold none of them when its turn comes."""
+
+MOST_ROTATED = 64
+"""Inputs that are run in turn at most: small ones lie in a cache in every program that uses them."""
+
+ONNXRUNTIME = "onnxruntime"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Measurement:
+    """One variant at one shape.
+
+    Attributes:
+        shape: the sizes of the problem.
+        variant: the kernel variant, or "onnxruntime" for the same nodes without the library.
+        median_ms: milliseconds of a run in onnxruntime.
+        gigabytes_per_second: bytes that have to move, over that time.
+        gigaoperations_per_second: operations over that time.
+        intensity: operations for each byte that has to move.
+        bound: "memory" or "arithmetic", whichever takes longer at the machine's ceilings.
+        of_ceiling: the least time that the ceilings allow, over that time.
+        times_onnxruntime: speed relative to onnxruntime, the median over rounds.
+        error: the largest one to float64, relative to the largest magnitude.
+    """
+
+    shape: tuple[int, ...]
+    variant: str
+    median_ms: float
+    gigabytes_per_second: float
+    gigaoperations_per_second: float
+    intensity: float
+    bound: str
+    of_ceiling: float
+    times_onnxruntime: float
+    error: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class KernelBench:
+    """What was measured of one op, and the ceilings of the same run; `rate` is the one of them that bounds its operations."""
+
+    op: str
+    dtype: str
+    rate: str
+    ceilings: Ceilings
+    measurements: tuple[Measurement, ...]
+
+
+def bench_kernel(
+    op: str,
+    shapes: Sequence[tuple[int, ...]],
+    *,
+    dtype: str = "float32",
+    device: str = "cpu",
+    variants: Sequence[str] | None = None,
+    threads: int = 2,
+    rounds: int = 5,
+    tick: Callable[[str], object] = lambda _: None,
+) -> KernelBench:
+    """Measure an op's kernels: first whether they are right, then how fast they are, then how near the machine's ceilings.
+
+    Runs are in onnxruntime, in turn and in bursts, on inputs that take turns.
+
+    Args:
+        op: the name of a custom op, one of `PROBLEMS`.
+        shapes: sizes as the op's problem names them.
+        dtype: of inputs and outputs.
+        device: "cpu".
+        variants: kernel variants; None is the one that this machine chooses.
+        threads: intra-op threads.
+        rounds: bursts of each contender.
+        tick: called with a sentence as it goes on.
+
+    Raises:
+        OptionError: an unknown op, variant, dtype or device, a shape of other sizes, or a variant that cannot run here.
+        VerificationError: a kernel is further from float64 than it may be.
+    """
+    problem = PROBLEMS.get(op)
+    if problem is None:
+        raise OptionError(f"There is no problem for the op '{op}'. There is one for {', '.join(PROBLEMS)}.")
+    if device != "cpu":
+        raise OptionError(f"Kernels are measured on the device 'cpu'; '{device}' is not supported.")
+    if not shapes:
+        raise OptionError(f"{op} needs a shape: {'x'.join(problem.sizes)}.")
+    chosen = _variants(op, variants)
+    cases = [(shape, problem.case(op, shape, dtype)) for shape in shapes]
+    tick("ceilings")
+    ceilings = Ceilings.measure(threads)
+    found: list[Measurement] = []
+    for shape, case in cases:
+        tick("x".join(map(str, shape)))
+        found += _measure(op, shape, case, dtype, chosen, ceilings, rounds)
+    return KernelBench(op, dtype, cases[0][1].rate, ceilings, tuple(found))
+
+
+def _variants(op: str, names: Sequence[str] | None) -> list[str]:
+    """Variants of the processor that may be measured; "all" is every one that runs here."""
+    listed = next(one["variants"] for one in native().ops() if one["op"] == op)
+    here = {one["name"]: one for one in listed if one["device"] == "cpu"}
+    if names is None:
+        return [name for name, one in here.items() if one["chosen"]]
+    if list(names) == ["all"]:
+        return [name for name, one in here.items() if one["usable"]]
+    for name in names:
+        if name not in here:
+            raise OptionError(f"{op} has no kernel variant '{name}'. It has {', '.join(here)}.")
+        if not here[name]["usable"]:
+            raise OptionError(f"The variant '{name}' cannot run here: {here[name]['problem']}")
+    return list(names)
+
+
+def _measure(
+    op: str, shape: tuple[int, ...], case: Case, dtype: str, variants: list[str], ceilings: Ceilings, rounds: int
+) -> list[Measurement]:
+    import onnxopt
+
+    arrays = case.draw(dtype, 0)
+    model = case.model(arrays, dtype)
+    optimized = onnxopt.optimize(model)
+    if op not in [node.op_type for node in optimized.graph.node]:
+        raise OptionError(
+            f"{op} does not pay for the shape {'x'.join(map(str, shape))}: onnxopt leaves the standard ops there."
+        )
+    exact = case.expected({name: array.astype(np.float64) for name, array in arrays.items()})
+    sets = _rotated(case, arrays, dtype)
+    contenders = [(ONNXRUNTIME, session(model, threads=ceilings.threads, library=False))]
+    contenders += [(name, _session(optimized, op, name, ceilings.threads)) for name in variants]
+    errors = {name: _error(exact, one.run(None, sets[0])) for name, one in contenders}
+    for name in variants:
+        if not errors[name] <= case.largest_error:
+            raise VerificationError(
+                f"{name} is off by {errors[name]:.1e} of the largest magnitude; {case.largest_error:.0e} is allowed."
+            )
+    calls = [(name, _in_turn(one, sets)) for name, one in contenders]
+    return [_described(shape, case, one, ceilings, errors[one.name]) for one in compare(calls, rounds)]
+
+
+def _rotated(case: Case, arrays: dict[str, np.ndarray], dtype: str) -> list[dict[str, np.ndarray]]:
+    first = {name: arrays[name] for name in case.inputs}
+    size = sum(array.nbytes for array in first.values())
+    count = min(max(ROTATED_BYTES // size, 1), MOST_ROTATED)
+    return [first] + [{name: array.copy() for name, array in first.items()} for _ in range(count - 1)]
+
+
+def _session(model: onnx.ModelProto, op: str, variant: str, threads: int) -> Any:
+    from onnxopt.tuning.file import Tuning
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "variant.toml"
+        Tuning("one kernel", variants={op: variant}).write(file)
+        return session(model, threads=threads, tuning=file)
+
+
+def _in_turn(one: Any, sets: list[dict[str, np.ndarray]]) -> Callable[[], object]:
+    feeds = itertools.cycle(sets)
+    return lambda: one.run(None, next(feeds))
+
+
+def _error(exact: list[np.ndarray], found: list[np.ndarray]) -> float:
+    return max(
+        float(np.abs(one - two).max(initial=0) / max(np.abs(one).max(initial=0), np.finfo(np.float32).tiny))
+        for one, two in zip(exact, found, strict=True)
+    )
+
+
+def _described(shape: tuple[int, ...], case: Case, latency: Latency, ceilings: Ceilings, error: float) -> Measurement:
+    seconds, moved = latency.median_ms / 1e3, case.bytes_read + case.bytes_written
+    # A copy writes as much as it reads; what hardly writes is bound by reading.
+    memory = moved / (ceilings.reading if case.bytes_written * 8 < case.bytes_read else ceilings.copying)
+    rate = getattr(ceilings, case.rate)
+    arithmetic = case.operations / rate if rate else 0.0
+    return Measurement(
+        shape,
+        latency.name,
+        latency.median_ms,
+        moved / seconds / 1e9,
+        case.operations / seconds / 1e9,
+        case.operations / moved,
+        "memory" if memory > arithmetic else "arithmetic",
+        max(memory, arithmetic) / seconds,
+        latency.speedup,
+        error,
+    )
