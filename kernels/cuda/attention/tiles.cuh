@@ -57,22 +57,33 @@ ONNXOPT_IN_KERNEL std::int64_t offset_of(const Steps& steps, std::int64_t batch,
 
 /// Queries or keys of a head.
 struct Rows {
-  const View& view;
+  const float *x, *cos, *sin;  // of the head's first row
+  const Steps& steps;
   const Rotary& rotary;
-  bool rotates;
-  std::int64_t batch, head, count, depth;
+  std::int64_t rotated;  // so many columns
+  std::int64_t count, depth;
+
+  ONNXOPT_IN_KERNEL Rows(const View& view, const Rotary& rotary, bool rotates, std::int64_t batch, std::int64_t head,
+                         std::int64_t count, std::int64_t depth)
+      : x(view.data + offset_of(view.steps, batch, head, 0)),
+        cos(rotary.cos + offset_of(rotary.cos_steps, batch, head, 0)),
+        sin(rotary.sin + offset_of(rotary.sin_steps, batch, head, 0)),
+        steps(view.steps),
+        rotary(rotary),
+        rotated(rotates ? rotary.width : 0),
+        count(count),
+        depth(depth) {}
 
   /// An element, rotated where it has to be; 0 where there is none.
   ONNXOPT_IN_KERNEL float at(std::int64_t row, std::int64_t column) const {
     if (row >= count || column >= depth) return 0.0f;
-    const float* const x = view.data + offset_of(view.steps, batch, head, row);
-    const float value = x[column * view.steps.column];
-    if (!rotates || column >= rotary.width) return value;
-    const std::int64_t half = rotary.width / 2;
+    const float* const own = x + row * steps.row;
+    const float value = own[column * steps.column];
+    if (column >= rotated) return value;
+    const std::int64_t half = rotated / 2;
     const std::int64_t partner = rotary.interleaved ? column ^ 1 : column < half ? column + half : column - half;
-    const float cos = rotary.cos[offset_of(rotary.cos_steps, batch, head, row) + column * rotary.cos_steps.column];
-    const float sin = rotary.sin[offset_of(rotary.sin_steps, batch, head, row) + column * rotary.sin_steps.column];
-    return value * cos + x[partner * view.steps.column] * sin;
+    return value * cos[row * rotary.cos_steps.row + column * rotary.cos_steps.column] +
+           own[partner * steps.column] * sin[row * rotary.sin_steps.row + column * rotary.sin_steps.column];
   }
 
   /// Lays 16 steps of 64 rows into shared memory.
@@ -197,13 +208,13 @@ ONNXOPT_IN_KERNEL void write_rows(const Problem& p, const Task& task, const Onli
 }
 
 template <int C>
-__global__ void __launch_bounds__(kThreads, 1) attend(const Problem __grid_constant__ p) {
+__global__ void __launch_bounds__(kThreads, 2) attend(const Problem __grid_constant__ p) {
   auto& shared = *static_cast<Shared<C>*>(shared_memory());
   const std::int64_t tiles = tiles_of<C>(p);
   for (std::int64_t number = blockIdx.x; number < tiles; number += gridDim.x) {
     const Task task = task_of<C>(p, number);
-    const Rows queries{p.q, p.rotary, p.rotary.of_queries, task.batch, task.head, p.rows, p.depth};
-    const Rows keys{p.k, p.rotary, p.rotary.of_keys, task.batch, task.kv_head, p.keys, p.depth};
+    const Rows queries(p.q, p.rotary, p.rotary.of_queries, task.batch, task.head, p.rows, p.depth);
+    const Rows keys(p.k, p.rotary, p.rotary.of_keys, task.batch, task.kv_head, p.keys, p.depth);
     const unsigned row = threadIdx.x / kSide * 4, key = threadIdx.x % kSide * 4;
     Online online;
     Square<C> sums{};

@@ -139,7 +139,7 @@ ONNXOPT_CALLED void finish_tile(const Products<Code>& p, const Tile& tile, const
 }
 
 template <int P, class L, class Code>
-__global__ void __launch_bounds__(kThreads, 1) multiply_packed(const Products<Code> __grid_constant__ p) {
+__global__ void __launch_bounds__(kThreads, 2) multiply_packed(const Products<Code> __grid_constant__ p) {
   static_assert(sizeof(Operands<P>) <= kTileFloats * sizeof(float));
   auto* const held = static_cast<float*>(shared_memory());
   const std::int64_t across = (p.columns + kTileColumns - 1) / kTileColumns;

@@ -1,0 +1,20 @@
+"""The committed record of what CUDA kernels need. A build with nvcc fails where a kernel spills."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+RECORD = json.loads((ROOT / "bench" / "results" / "registers.json").read_text())
+KERNELS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("kernels/cuda/*/*.cu"))
+
+
+def test_every_kernel_is_recorded_and_none_spills() -> None:
+    assert sorted(RECORD)[: len(KERNELS)] == KERNELS
+    for source in KERNELS:
+        assert set(RECORD[source]) == {"sm_80", "sm_90"}
+        for kernels in RECORD[source].values():
+            assert kernels
+            assert {one["spilled bytes"] for one in kernels.values()} == {0}
+            assert all(one["registers"] <= 128 for one in kernels.values())  # so that two blocks of 256 threads fit
