@@ -1,4 +1,4 @@
-"""The committed record of what CUDA kernels need. A build with nvcc fails where a kernel spills."""
+"""The committed record of what CUDA kernels need. A build with -DONNXOPT_CUDA=on fails where a kernel spills."""
 
 from __future__ import annotations
 

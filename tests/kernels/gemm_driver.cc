@@ -12,6 +12,7 @@
 
 #include "csrc/dispatch/cpu.h"
 #include "kernels/cpu/gemm/gemm.h"
+#include "kernels/cuda/gemm/gemm.h"
 
 namespace {
 
@@ -214,6 +215,39 @@ bool run_epilogue(Generator& generator, const gemm::Variant& variant, const Matr
   return same(results[0], reference[0], variant.name, "epilogue") && same(results[1], reference[1], variant.name, "second output");
 }
 
+/// The kernel for CUDA devices, on fibers of the host: products alone, and with a program that adds them up.
+bool run_emulated(const Matrices& matrices, const Shape& shape, const std::vector<Floats>& wanted) {
+  constexpr const char* name = "gemm__cuda_emulated";
+  Floats a(matrices.rows * matrices.depth);
+  for (std::int64_t row = 0; row < matrices.rows; ++row)
+    std::copy_n(matrices.a.data.get() + row * matrices.row_step, matrices.depth, a.data.get() + row * matrices.depth);
+  std::vector<Floats> c;
+  for (const Floats& one : wanted) c.emplace_back(one.count);
+  std::vector<gemm::Product> products;
+  problem_of(matrices, products, c);
+  gemm::cuda::Problem problem{a.data.get(), matrices.rows, matrices.depth, matrices.columns, {}, products.size(), nullptr};
+  std::copy(products.begin(), products.end(), problem.products);
+  if (matrices.rows == 0) return true;
+  if (!gemm::cuda::emulate(problem)) return false;
+  for (std::size_t i = 0; i < c.size(); ++i)
+    if (!same(c[i], wanted[i], name, "product")) return false;
+  Floats sum(wanted[0].count), twice(wanted[0].count), results[2] = {Floats(sum.count), Floats(sum.count)};
+  for (std::int64_t k = 0; k < sum.count; ++k) {
+    sum.data[k] = 2 * wanted[0].data[k];
+    for (const Floats& one : wanted) sum.data[k] += one.data[k];
+    twice.data[k] = 2 * sum.data[k];
+  }
+  const auto program = elementwise::Program::parse(sum_of(wanted.size()));
+  const std::vector<const void*> taken(wanted.size(), nullptr);
+  const std::vector<std::span<const std::int64_t>> shapes(wanted.size(), shape);
+  const std::vector<Shape> output_shapes(2, shape);
+  void* const outputs[] = {results[0].data.get(), results[1].data.get()};
+  const elementwise::cuda::Bound epilogue{&*program, {taken, shapes, outputs, output_shapes}};
+  problem.epilogue = &epilogue;
+  for (gemm::Product& product : problem.products) product.c = nullptr;
+  return gemm::cuda::emulate(problem) && same(results[0], sum, name, "epilogue") && same(results[1], twice, name, "second output");
+}
+
 bool run_one(Generator& generator) {
   Shape shape;
   std::int64_t rows = 1;
@@ -228,7 +262,7 @@ bool run_one(Generator& generator) {
         !(run_products(generator, variant, matrices, wanted) && run_integers(generator, variant, matrices, wanted) &&
           run_epilogue(generator, variant, matrices, shape, wanted)))
       return false;
-  return true;
+  return run_emulated(matrices, shape, wanted);
 }
 
 }  // namespace
