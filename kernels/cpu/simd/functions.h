@@ -26,8 +26,8 @@ inline F clamp_keep_nan(F x, float low, float high) {
   return min(splat<F>(high), max(splat<F>(low), x));
 }
 
-/// 1.5 * 2^23. Added to a number of at most 2^22 and taken off again, it leaves the nearest integer, since the unit in the last place
-/// of such a sum is 1: fewer operations than the processor's own rounding.
+/// 1.5 * 2^23. Added to a number of at most 2^22 and taken off again, it leaves the nearest integer, since the unit in the last
+/// place of such a sum is 1: fewer operations than the processor's own rounding.
 constexpr float kRounding = 12582912.0f;
 
 /// The integer nearest to x, |x| <= 2^22.
