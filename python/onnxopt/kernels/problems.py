@@ -220,22 +220,27 @@ def _heads(batch: int, rows: int, heads: int, size: int, *, item: int) -> Case:
     )
 
 
-def _conv(batch: int, channels: int, height: int, width: int, filters: int, kernel: int, *, item: int) -> Case:
+def _conv(batch: int, height: int, width: int, channels: int, filters: int, kernel: int, *, item: int) -> Case:
     if kernel % 2 == 0:
         raise OptionError(
             f"The kernel of a FusedConv that is measured is odd, so that the image keeps its size; {kernel} is not."
         )
     pads = f"[{','.join([str(kernel // 2)] * 4)}]"
-    body = f"c = Conv<kernel_shape=[{kernel},{kernel}], pads={pads}>(x, w, b)\n h = HardSigmoid(c)\n y = Mul(c, h)"
+    # Channels last, as the kernel's neighbours in a model are; onnxruntime's own takes the time of the Transposes as well.
+    body = f"""planar = Transpose<perm=[0,3,1,2]>(x)
+    c = Conv<kernel_shape=[{kernel},{kernel}], pads={pads}>(planar, w, b)
+    h = HardSigmoid(c)
+    m = Mul(c, h)
+    y = Transpose<perm=[0,2,3,1]>(m)"""
     pixels, weights = batch * height * width, channels * filters * kernel * kernel
 
     def expected(a: Arrays) -> list[np.ndarray]:
-        made = _convolve(a["x"], a["w"], a["b"])
-        return [made * np.clip(made * 0.2 + 0.5, 0, 1)]
+        made = _convolve(a["x"].transpose(0, 3, 1, 2), a["w"], a["b"])
+        return [(made * np.clip(made * 0.2 + 0.5, 0, 1)).transpose(0, 2, 3, 1)]
 
     return Case(
         body,
-        {"x": (batch, channels, height, width)},
+        {"x": (batch, height, width, channels)},
         expected,
         bytes_read=item * (pixels * channels + weights),
         bytes_written=item * pixels * filters,
@@ -251,6 +256,6 @@ PROBLEMS: dict[str, Problem] = {
     "FusedGemm": Problem(("ROWS", "DEPTH", "COLUMNS"), _gemm),
     "QGemm": Problem(("ROWS", "DEPTH", "COLUMNS"), _qgemm),
     "FusedAttention": Problem(("BATCH", "ROWS", "HEADS", "SIZE"), _heads),
-    "FusedConv": Problem(("BATCH", "CHANNELS", "HEIGHT", "WIDTH", "FILTERS", "KERNEL"), _conv),
+    "FusedConv": Problem(("BATCH", "HEIGHT", "WIDTH", "CHANNELS", "FILTERS", "KERNEL"), _conv),
 }
 """Every op that is measured alone."""
