@@ -47,6 +47,7 @@ PHASES: Mapping[str, tuple[str, ...]] = {
         "convert_loops",
         "batch_loop_inputs",
         "sink_loop_outputs",
+        "split_linear_recurrences",
         "vectorize_loops",
         "unroll_loops",
     ),
