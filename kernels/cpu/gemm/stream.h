@@ -27,7 +27,7 @@ template <class Kind, int R, int P>
 inline void add_rows(F (&sums)[R][P * kVectorsOfPanel], const Strided& a, std::int64_t k, std::int64_t count, const Integers& b) {
   const auto add_row = [&](const std::uint8_t* row, std::int64_t at) {
     F weights[P * kVectorsOfPanel];
-#pragma GCC unroll 8
+#pragma GCC unroll 4
     for (int p = 0; p < P; ++p) Kind::load(row + p * b.panel, weights + p * kVectorsOfPanel);
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
@@ -40,7 +40,7 @@ inline void add_rows(F (&sums)[R][P * kVectorsOfPanel], const Strided& a, std::i
   const std::uint8_t* row = b.rows + k * Kind::kRowBytes;
   const std::int64_t end = k + count;
   for (; k + kTogether <= end; k += kTogether, row += kLineBytes) {
-#pragma GCC unroll 8
+#pragma GCC unroll 4
     for (int p = 0; p < P; ++p) __builtin_prefetch(row + p * b.panel + kStreamedAhead);
 #pragma GCC unroll 8
     for (std::int64_t i = 0; i < kTogether; ++i) add_row(row + i * Kind::kRowBytes, k + i);
@@ -88,7 +88,7 @@ template <class Kind, int R, int P>
     add_rows<Kind, R, P>(parts, a, k, depth - k < b.block ? depth - k : b.block, b);
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
+#pragma GCC unroll 4
       for (int p = 0; p < P; ++p) {
         Kind::put_in_order(parts[r] + p * kVectorsOfPanel);
 #pragma GCC unroll 4
@@ -126,9 +126,8 @@ template <class Kind, int R = kStreamedRows>
 inline void stream(int rows, Strided a, std::int64_t depth, const Integers& b, const Target& target) {
   if constexpr (R > 1)
     if (rows < R) return stream<Kind, R - 1>(rows, a, depth, b, target);
-  constexpr int kMost = kMostSums / (R * kVectorsOfPanel);
-  // Three rows leave room for panels that are no power of two.
-  walk_panels<Kind, R, kMost >= 8 ? 8 : kMost >= 4 ? 4 : kMost >= 2 ? 2 : 1>(a, depth, b, target);
+  constexpr int kFit = kMostSums / (R * kVectorsOfPanel);
+  walk_panels<Kind, R, kFit >= 4 ? 4 : kFit >= 2 ? 2 : 1>(a, depth, b, target);
 }
 
 /// `depth` rows of `panels` panels, from row `begin` on, as floats times their scales: panels of floats one right after the other.
