@@ -19,8 +19,8 @@ Array = np.ndarray[Any, Any]
 USABLE = [one["name"] for one in OP["variants"] if one["usable"]]
 LIMITS = {"int8": (-128, 128), "int4": (-8, 8)}
 KINDS = pytest.mark.parametrize("kind", LIMITS)
-ROWS = (1, 2, 3, 4, 5, 13, 40)
-"""Up to four rows stream the weights; more of them meet floats in the cache."""
+ROWS = (1, 2, 3, 4, 7, 13, 40)
+"""Up to eight rows stream the weights; more of them meet floats in the cache."""
 
 ADD = "i0:f32 i1:f32 | t0=add(i0,i1) | t0:f32"
 
