@@ -42,8 +42,6 @@ constexpr double kGrain = 2e5;
 
 /// Rows for which weights of integers are read as they are: for more of them, floats in the cache pay.
 constexpr std::int64_t kMostStreamed = 8;
-/// Rows of weights of integers that are floats at a time: they stay in the first-level cache.
-constexpr std::int64_t kMostUnpacked = 128;
 /// Bytes of weights of a task while they stream from memory, and its columns: a multiple of those that are multiplied together.
 constexpr std::int64_t kStreamedBytes = 128 << 10, kStreamedStep = 128;
 
@@ -109,15 +107,13 @@ Blocking streamed_blocking(const Problem& problem) {
 }  // namespace
 
 Blocking blocking_of(const Problem& problem) {
-  const bool integers = problem.kind != Weights::kFloat;
-  if (integers && problem.rows <= kMostStreamed) return streamed_blocking(problem);
-  const std::int64_t depth_blocks = std::max<std::int64_t>(ceil_div(problem.depth, integers ? kMostUnpacked : kMostDepth), 1);
+  if (problem.kind != Weights::kFloat && problem.rows <= kMostStreamed) return streamed_blocking(problem);
+  const std::int64_t depth_blocks = std::max<std::int64_t>(ceil_div(problem.depth, kMostDepth), 1);
   Blocking blocking{problem.rows, problem.columns, std::max<std::int64_t>(ceil_div(problem.depth, depth_blocks), 1)};
   const double work = static_cast<double>(problem.rows) * static_cast<double>(problem.columns) *
                       static_cast<double>(problem.depth) * static_cast<double>(problem.product_count);
   const auto tasks = static_cast<std::int64_t>(std::clamp(work / kTask, work < kGrain ? 1.0 : 2.0, kMostTasks));
-  // Integers are made floats anew for each block of rows: few, large ones.
-  const bool weights_fit = !integers && problem.columns * blocking.depth <= kCachedColumns;
+  const bool weights_fit = problem.columns * blocking.depth <= kCachedColumns;
   const std::int64_t most_rows = std::max(kCachedRows / blocking.depth / kRowStep * kRowStep, kRowStep);
   if (weights_fit || problem.rows > 4 * most_rows)
     blocking.rows = std::min(round_up(ceil_div(problem.rows, tasks), kRowStep), most_rows);
