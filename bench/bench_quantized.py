@@ -66,8 +66,10 @@ def _upgraded(model: Path, folder: Path) -> Path:
     return path
 
 
-def onnxruntime_quantized(model: Path, samples: list[Sample], folder: Path, threads: int) -> Any:
-    """A session of what onnxruntime's scripts make."""
+def onnxruntime_quantized(
+    model: Path, samples: list[Sample], folder: Path, threads: int, *, static: bool = False
+) -> Any:
+    """A session of what onnxruntime's scripts make: static where the model has convolutions, or always."""
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -80,7 +82,7 @@ def onnxruntime_quantized(model: Path, samples: list[Sample], folder: Path, thre
 
     prepared, out = folder / "prepared.onnx", folder / "onnxruntime.onnx"
     quant_pre_process(_upgraded(model, folder), prepared, skip_symbolic_shape=True)
-    if any(node.op_type == "Conv" and node.input for node in onnx.load(prepared).graph.node[:400]):
+    if static or any(node.op_type == "Conv" and node.input for node in onnx.load(prepared).graph.node[:400]):
         quantization.quantize_static(prepared, out, Reader(), per_channel=True)
     else:
         quantization.quantize_dynamic(prepared, out, per_channel=True)

@@ -371,6 +371,18 @@ def quantize(
         str,
         typer.Option("--range", help="How ranges of activations are chosen: minmax, percentile, mse, entropy, auto."),
     ] = "mse",
+    smooth: Annotated[
+        bool,
+        typer.Option(help="Move scales of channels from activations into weights, where samples show that it helps."),
+    ] = True,
+    bias_correction: Annotated[
+        bool,
+        typer.Option(help="Add to biases what rounding takes from results on average over the samples."),
+    ] = True,
+    rounding: Annotated[
+        str,
+        typer.Option(help="Of weights: nearest, or adaptive, for the least error of results on the samples (slower)."),
+    ] = "nearest",
     max_drop: Annotated[
         str | None,
         typer.Option(
@@ -423,6 +435,9 @@ def quantize(
             format=format,
             method=method,
             target=target,
+            smooth=smooth,
+            bias_correction=bias_correction,
+            rounding=rounding,
             keep=keep or (),
             max_drop=max_drop,
             metric=None if metric is None else load_metric(metric),

@@ -73,3 +73,15 @@ def test_zero_is_exact(limits: ranges.Range) -> None:
 
 def test_a_tensor_without_elements() -> None:
     assert ranges.estimate(Histogram(), "mse") == (0.0, 0.0)
+
+
+def test_each_bound_is_chosen_by_itself() -> None:
+    swish = RNG.standard_normal(100_000) * 3
+    swish = swish * np.clip(swish / 6 + 0.5, 0, 1)
+    array = np.append(swish, 100.0)
+    low, high = ranges.estimate(seen(array), "mse")
+    assert high < 95
+    together = min(
+        ((array.min() * one, array.max() * one) for one in ranges.FRACTIONS), key=lambda it: true_error(array, it)
+    )
+    assert true_error(array, (low, high)) <= true_error(array, together) * 1.01

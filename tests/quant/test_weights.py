@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from onnxopt.quant import weights
 from onnxopt.quant.weights import quantize_columns
 
 
@@ -36,3 +37,19 @@ def test_no_rows() -> None:
     quantized, scales = quantize_columns(np.zeros((0, 3), np.float32))
     assert quantized.shape == (0, 3)
     assert (scales > 0).all()
+
+
+def test_a_bias_is_whole_steps_of_sums_and_fits_32_bits() -> None:
+    unit = weights.unit_of_sums(np.float32(0.5), np.array([0.25, 1e-45], np.float32))
+    assert unit.dtype == np.float32 and unit[0] == 0.125 and unit[1] == weights.SMALLEST_SCALE
+    found = weights.whole_bias(np.array([1.3, -1.0]), unit)
+    assert found.dtype == np.int32 and found.tolist() == [10, np.iinfo(np.int32).min]
+
+
+def test_scales_grow_until_a_bias_fits() -> None:
+    columns = np.array([[1e-20, 0.5]], np.float32)
+    integers, scales = weights.quantize_columns(columns)
+    bias, x_scale = np.array([3.0, 3.0]), np.float32(0.1)
+    found, raised = weights.coarse_enough(columns, integers, scales, bias, x_scale)
+    assert found.tolist() == [[0, 127]] and raised[1] == scales[1]
+    assert abs(bias[0] / weights.unit_of_sums(x_scale, raised)[0]) <= weights.LARGEST_BIAS * 1.001

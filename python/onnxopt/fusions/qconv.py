@@ -30,7 +30,8 @@ REQUANTIZATION = "fuse_requantization"
 def build(node: ir.Node, ctx: Context) -> Patch | Refusal | None:
     """The patch for Conv `node`; None where its operands are not quantized."""
     filters = quantized.weights(node.inputs[1])
-    x = None if filters is None else quantized.dequantized(node.inputs[0], ctx)
+    given_x = node.inputs[0]
+    x = None if filters is None else quantized.dequantized(given_x, ctx) or quantized.measured(given_x, ctx)
     if filters is None or x is None:
         return None
     shape, group = filters.array.shape, int(attribute(node, "group", 1))
@@ -50,7 +51,7 @@ def build(node: ir.Node, ctx: Context) -> Patch | Refusal | None:
     variety = op.Variety(shape, windows, group, bias is not None)
     builder = Builder(ctx, node)
     builder.define(op.SPEC.domain, op.SPEC.name, variety.overload(ctx.opset), lambda: variety.body(ctx.opset))
-    constants: dict[str, np.ndarray] = {
+    operands: dict[str, np.ndarray | ir.Value] = {
         "weights": op.pack(filters.array, group, windows),
         "weight_scales": np.broadcast_to(filters.scale, shape[:1]).astype(np.float32),
         "weight_sums": op.filter_sums(filters.array),
@@ -58,7 +59,7 @@ def build(node: ir.Node, ctx: Context) -> Patch | Refusal | None:
         "zero_point": x.zero,
     }
     if bias is not None:
-        constants["bias"] = bias
+        operands["bias"] = bias
     data = source_of(x.value, ctx)
     if data is None:
         data = builder.Transpose(x.value, perm=channels_last(len(shape)))
@@ -67,7 +68,7 @@ def build(node: ir.Node, ctx: Context) -> Patch | Refusal | None:
     prepare_model(ctx.model)
     (result,) = builder.op(
         op.SPEC.name,
-        [data, *(builder.constant(array, name) for name, array in constants.items())],
+        [data, *(one if isinstance(one, ir.Value) else builder.constant(one, name) for name, one in operands.items())],
         attributes,
         domain=op.SPEC.domain,
         overload=variety.overload(ctx.opset),

@@ -37,7 +37,7 @@ def build(node: ir.Node, ctx: Context) -> Patch | Refusal | None:
     columns = matrix.array.shape[1]
     given = node.inputs[2] if len(node.inputs) > 2 else None
     if given is None:
-        addend, last = _added_bias(node, columns)
+        addend, last = added_bias(node, columns)
         return _patch(last, x, matrix, addend, ctx)
     vector = quantized.bias(given)
     if vector is None or vector.shape not in ((columns,), (1, columns)):
@@ -54,11 +54,11 @@ def _build_from_sums(node: ir.Node, ctx: Context) -> Patch | Refusal:
         return Refusal("opset {} has no scales per column", ctx.opset, culprit=node)
     if found.matrix.array.ndim != 2 or (ctx.shapes.rank(found.x.value) or 0) < 2:
         return Refusal("it is no product of rows with a matrix", culprit=node)
-    addend, last = _added_bias(found.last, found.matrix.array.shape[1])
+    addend, last = added_bias(found.last, found.matrix.array.shape[1])
     return _patch(last, found.x, found.matrix, addend, ctx)
 
 
-def _added_bias(node: ir.Node, columns: int) -> tuple[np.ndarray | None, ir.Node]:
+def added_bias(node: ir.Node, columns: int) -> tuple[np.ndarray | None, ir.Node]:
     """The bias of the columns that is added to a node's result, and the node whose result has it."""
     result = node.outputs[0]
     uses = list(result.uses())

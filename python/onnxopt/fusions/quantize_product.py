@@ -48,6 +48,8 @@ def quantize_product(b: Builder, m: Match) -> ir.Value | Refusal:
         return Refusal("its weights '{}' are not finite", m["w"].name, culprit=m["w"])
     held = m.ctx.options.matrices.get(ir.node_name(node))
     quantized, scales = quantize_columns(matrix) if held is None else (held.array, held.scales)
+    if held is not None and held.correction is not None:
+        bias = _corrected(b, bias, held.correction)
     name = m["w"].name or "weights"
     inputs = [
         m["x"],
@@ -66,6 +68,12 @@ def quantize_product(b: Builder, m: Match) -> ir.Value | Refusal:
     )
     m.ctx.shapes.set(result, m.ctx.shapes.dtype(m.output), m.ctx.shapes.shape(m.output))
     return result if added is None else b.Add(result, added)
+
+
+def _corrected(b: Builder, bias: ir.Value | None, correction: np.ndarray) -> ir.Value:
+    tensor = ir.constant(bias)
+    total = correction if tensor is None else np.asarray(tensor.numpy()).reshape(-1) + correction
+    return b.constant(total.astype(np.float32), "bias")
 
 
 def integer_products(ctx: Context) -> list[ir.Node]:

@@ -68,6 +68,18 @@ def dequantized(value: ir.Value | None, ctx: Context) -> Bytes | None:
     return Bytes(source, dtype, scale.reshape(()), zero.reshape(()))
 
 
+def measured(value: ir.Value | None, ctx: Context) -> Operand | None:
+    """The bytes that DynamicQuantizeLinear makes, where a DequantizeLinear with its scale makes `value` of them; None where it does not."""
+    node = _dequantized(value)
+    maker = None if node is None or node.inputs[0] is None else node.inputs[0].producer()
+    if node is None or maker is None or maker.op_type != "DynamicQuantizeLinear" or maker.domain:
+        return None
+    if tuple(node.inputs) != tuple(maker.outputs) or ctx.shapes.dtype(maker.outputs[1]) is not DataType.FLOAT:
+        return None
+    data, scale, zero = maker.outputs
+    return Operand(data, DataType.UINT8, scale, zero)
+
+
 def quantization(node: ir.Node | None) -> tuple[np.ndarray, np.ndarray] | None:
     """The single scale and zero point of a QuantizeLinear of float32 to bytes; None where it is something else."""
     if node is None or node.op_type != "QuantizeLinear" or node.domain:

@@ -37,6 +37,7 @@ from onnxopt.ir.packed import PANEL, PackedTensor, int4, pack, packed
 from onnxopt.ir.packed_filters import PackedFilters, is_depthwise, pack_filters, packed_filters
 from onnxopt.ir.protos import (
     captures,
+    function_to_proto,
     inputs_with_captures,
     make_attribute,
     node_to_proto,
@@ -94,6 +95,7 @@ __all__ = [
     "count_ops",
     "fingerprint",
     "from_graphsurgeon",
+    "function_to_proto",
     "given_name",
     "inner_graphs",
     "inputs_with_captures",

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir
-from onnx_ir import Attr, AttributeType, DataType, Graph, Node, Shape, TensorProtocol, Value, serde
+from onnx_ir import Attr, AttributeType, DataType, Function, Graph, Node, Shape, TensorProtocol, Value, serde
 from onnx_ir.convenience import convert_attribute
 
 _GRAPH_TYPES = frozenset({AttributeType.GRAPH, AttributeType.GRAPHS})
@@ -77,6 +77,10 @@ def make_attribute(name: str, value: Any) -> Attr:
 
 def node_to_proto(node: Node) -> onnx.NodeProto:
     return serde.serialize_node(node)
+
+
+def function_to_proto(function: Function) -> onnx.FunctionProto:
+    return serde.serialize_function(function)
 
 
 def tensor_to_proto(tensor: TensorProtocol, name: str) -> onnx.TensorProto:

@@ -192,6 +192,7 @@ class Options:
             onnxruntime.
         quantize_products: let products with constant matrices multiply 8-bit integers; see `onnxopt.quantize`.
         ranges: of activations by their names, which QuantizeLinear and DequantizeLinear are written for; see `onnxopt.quantize`.
+        dynamic: names of convolutions whose operand gets its range when the model runs.
         keep_float: names of convolutions and products that do not become integers; those without a name are called by their first output.
         matrices: the integers of constant weights, by the name of the layer; all others are rounded to the nearest.
         blocked: the integers of the weights of products whose rows stay in float, by the name of the layer; see `onnxopt.quantize`.
@@ -212,6 +213,7 @@ class Options:
     allow_contrib: bool = False
     quantize_products: bool = False
     ranges: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+    dynamic: frozenset[str] = frozenset()
     keep_float: frozenset[str] = frozenset()
     matrices: Mapping[str, QuantizedMatrix] = dataclasses.field(default_factory=dict)
     blocked: Mapping[str, BlockedMatrix] = dataclasses.field(default_factory=dict)

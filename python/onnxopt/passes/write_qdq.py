@@ -7,17 +7,15 @@ from collections.abc import Iterable
 import numpy as np
 
 from onnxopt import ir
+from onnxopt.fusions.qgemm import added_bias
 from onnxopt.passes.base import Context, Pass, PassResult, register_pass
 from onnxopt.quant.placement import CONVOLUTIONS, place
 from onnxopt.quant.ranges import scale_and_zero
-from onnxopt.quant.weights import HIGHEST, SMALLEST_SCALE, quantize_columns
+from onnxopt.quant.weights import QuantizedMatrix, coarse_enough, quantize_columns, unit_of_sums, whole_bias
 from onnxopt.rewrite.patch import Builder
 from onnxopt.rewrite.rules import attribute
 
 RULE = "write_qdq"
-
-LARGEST_BIAS = 1 << 30
-"""Of a convolution, in steps of its sums: half of what 32 bits hold, the other half is for the sums."""
 
 
 @register_pass
@@ -36,7 +34,13 @@ class WriteQdq(Pass):
         ranges = ctx.options.ranges
         if not ranges:
             return PassResult(False)
-        placement = place(model, ctx.shapes, keep=ctx.options.keep_float)
+        placement = place(
+            model,
+            ctx.shapes,
+            epilogues=ctx.options.quantize_products,
+            keep=ctx.options.keep_float,
+            dynamic=ctx.options.dynamic,
+        )
         applied = sum(self._write_everywhere(value, ctx) for value in placement.everywhere if value.name in ranges)
         applied += sum(self._write_node(node, ctx) for node in placement.nodes)
         return PassResult(applied > 0, applied)
@@ -55,12 +59,29 @@ class WriteQdq(Pass):
         assert x is not None
         builder = Builder(ctx, node)
         given = _scale_of(x)
+        if given is None and ir.node_name(node) in ctx.options.dynamic:
+            return self._write_dynamic(builder, node, ctx)
         if given is None:
             if x.name not in ctx.options.ranges:
                 return False
             given = scale_and_zero(ctx.options.ranges[str(x.name)])[0]
             x = _rounded(builder, x, ctx)
         inputs: list[ir.Value | None] = [x, *_weights(builder, node, given, ctx)]
+        (result,) = builder.copy_of(node, inputs)
+        ctx.shapes.set(result, ctx.shapes.dtype(node.outputs[0]), ctx.shapes.shape(node.outputs[0]))
+        last = node
+        if node.op_type not in CONVOLUTIONS:
+            result, last = _corrected(builder, node, result, ctx)
+        if not ctx.editor.apply(builder.patch(RULE, {last.outputs[0]: result})):
+            return False
+        ctx.editor.remove_unused([last, node])
+        return True
+
+    def _write_dynamic(self, builder: Builder, node: ir.Node, ctx: Context) -> bool:
+        """Let a convolution read bytes whose range is that of the sample; its bias stays in floats."""
+        x = node.inputs[0]
+        data, scale, zero = builder.op("DynamicQuantizeLinear", [x], outputs=3)
+        inputs = [builder.DequantizeLinear(data, scale, zero), *_weights(builder, node, None, ctx)]
         (result,) = builder.copy_of(node, inputs)
         ctx.shapes.set(result, ctx.shapes.dtype(node.outputs[0]), ctx.shapes.shape(node.outputs[0]))
         if not ctx.editor.apply(builder.patch(RULE, {node.outputs[0]: result})):
@@ -70,6 +91,25 @@ class WriteQdq(Pass):
 
     def rule_names(self) -> list[str]:
         return [RULE]
+
+
+def _corrected(builder: Builder, node: ir.Node, result: ir.Value, ctx: Context) -> tuple[ir.Value, ir.Node]:
+    """A product's result with its correction, and the node that it takes the place of: the one that adds a bias, where there is one."""
+    matrix = ctx.options.matrices.get(ir.node_name(node))
+    if matrix is None or matrix.correction is None or _vector(node, matrix) is not None:
+        return result, node
+    bias, last = added_bias(node, len(matrix.scales))
+    total = matrix.correction if bias is None else bias + matrix.correction
+    added = builder.Add(result, builder.constant(total.astype(np.float32), "bias"))
+    ctx.shapes.set(added, ctx.shapes.dtype(last.outputs[0]), ctx.shapes.shape(last.outputs[0]))
+    return added, last
+
+
+def _vector(node: ir.Node, matrix: QuantizedMatrix) -> np.ndarray | None:
+    """The constant bias of a Gemm that has a number for each column."""
+    tensor = ir.constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    fits = tensor is not None and tensor.shape.numpy() in (matrix.scales.shape, (1, *matrix.scales.shape))
+    return np.asarray(tensor.numpy()) if tensor is not None and fits else None
 
 
 def _rounded(builder: Builder, value: ir.Value, ctx: Context) -> ir.Value:
@@ -86,20 +126,8 @@ def _scale_of(value: ir.Value) -> np.float32 | None:
     return None if found is None else np.float32(found)
 
 
-def _coarse_enough(
-    columns: np.ndarray, quantized: np.ndarray, scales: np.ndarray, least: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """The integers of columns with scales of at least `least`: weights so small that their bias would not fit 32 bits count for nothing."""
-    fine = scales < least
-    if not fine.any():
-        return quantized, scales
-    raised = np.where(fine, least, scales).astype(np.float32)
-    rounded = np.clip(np.rint(columns / raised), -HIGHEST, HIGHEST).astype(np.int8)
-    return np.where(fine, rounded, quantized), raised
-
-
-def _weights(builder: Builder, node: ir.Node, x_scale: np.float32, ctx: Context) -> Iterable[ir.Value | None]:
-    """The further inputs of a node, of constants in 8 bits (weights) and 32 bits (a convolution's bias)."""
+def _weights(builder: Builder, node: ir.Node, x_scale: np.float32 | None, ctx: Context) -> Iterable[ir.Value | None]:
+    """The further inputs of a node, of constants in 8 bits (weights) and 32 bits (a convolution's bias; floats where X's scale is unknown)."""
     weights = node.inputs[1]
     tensor = None if weights is None else ir.constant(weights)
     assert weights is not None and tensor is not None
@@ -111,8 +139,11 @@ def _weights(builder: Builder, node: ir.Node, x_scale: np.float32, ctx: Context)
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     held = None if bias is None or node.op_type not in CONVOLUTIONS else ir.constant(bias)
     added = None if held is None else np.asarray(held.numpy(), np.float64)
-    if added is not None:
-        quantized, scales = _coarse_enough(columns, quantized, scales, np.abs(added) / (x_scale * LARGEST_BIAS))
+    lacking = None if matrix is None or node.op_type not in CONVOLUTIONS else matrix.correction
+    if lacking is not None and (bias is None or added is not None):
+        added = lacking + (np.zeros(lacking.shape) if added is None else added)
+    if added is not None and x_scale is not None:
+        quantized, scales = coarse_enough(columns, quantized, scales, added, x_scale)
     restored = np.ascontiguousarray(quantized.T).reshape(array.shape) if first else quantized
     axis = 0 if first else 1
     yield builder.DequantizeLinear(
@@ -121,15 +152,20 @@ def _weights(builder: Builder, node: ir.Node, x_scale: np.float32, ctx: Context)
         builder.constant(np.zeros(scales.shape, np.int8), f"{name}_zero_points"),
         axis=axis,
     )
-    if bias is None:
-        return
     if added is None:
-        yield bias
+        vector = None if matrix is None or matrix.correction is None else _vector(node, matrix)
+        if matrix is not None and vector is not None:
+            yield builder.constant((vector + matrix.correction).astype(np.float32), f"{name}_bias")
+        elif bias is not None:
+            yield bias
         return
-    limits, step = np.iinfo(np.int32), np.maximum(x_scale * scales, SMALLEST_SCALE)
-    whole = np.clip(np.rint(added / step), limits.min, limits.max).astype(np.int32)
+    if x_scale is None:
+        yield builder.constant(added.astype(np.float32), f"{name}_bias")
+        return
+    unit = unit_of_sums(x_scale, scales)
+    whole = whole_bias(added, unit)
     yield builder.DequantizeLinear(
         builder.constant(whole, f"{name}_bias"),
-        builder.constant(step.astype(np.float32), f"{name}_bias_scales"),
+        builder.constant(unit, f"{name}_bias_scales"),
         axis=0,
     )

@@ -61,7 +61,11 @@ def matrix_of(node: ir.Node) -> np.ndarray:
     weights = node.inputs[1]
     tensor = None if weights is None else ir.constant(weights)
     assert tensor is not None
-    array = np.asarray(tensor.numpy())
+    return as_matrix(node, np.asarray(tensor.numpy()))
+
+
+def as_matrix(node: ir.Node, array: np.ndarray) -> np.ndarray:
+    """Weights in the layout of a layer as a matrix [K, N]."""
     if node.op_type in CONVOLUTIONS:
         return array.reshape(array.shape[0], -1).T
     return array.T if attribute(node, "transB", 0) else array

@@ -7,14 +7,22 @@ bytes, but what else reads their rows (residual sums, norms) reads floats: there
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Set
 
 from onnxopt import ir
 from onnxopt.ir import DataType
+from onnxopt.ops.fused_elementwise import refuse_node
 from onnxopt.rewrite.rules import attribute
 
 CONVOLUTIONS, PRODUCTS = ("Conv",), ("MatMul", "Gemm")
 IN_PLACE = ("Relu", "Clip")
 """Activations that engines compute before they round a convolution's results."""
+
+MOVES = ("MaxPool", "Concat", "Split", "Slice", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity")
+"""Ops whose results are elements of their operands, so that bytes stay bytes."""
+
+MOST_IN_ACTIVATION = 16
+"""Nodes of an activation that are looked at: the longest that exporters write for one (Mish, Gelu) have fewer."""
 
 MIN_DEPTH, MIN_COLUMNS = 16, 16
 """The least size of a product: below, quantizing takes longer than it saves."""
@@ -22,10 +30,12 @@ MIN_DEPTH, MIN_COLUMNS = 16, 16
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Placement:
-    """Nodes that are to read bytes, and the activations that become bytes for everyone who reads them."""
+    """Nodes that are to read bytes, the activations that become bytes for everyone who reads them, and those of the nodes whose operand is
+    computed in floats: no layer or sum of bytes makes it."""
 
     nodes: tuple[ir.Node, ...]
     everywhere: tuple[ir.Value, ...]
+    fresh: tuple[ir.Node, ...] = ()
 
     @property
     def observed(self) -> tuple[ir.Value, ...]:
@@ -35,26 +45,73 @@ class Placement:
 
 
 def place(
-    model: ir.Model, shapes: ir.ShapeEnv, *, products: bool = True, keep: frozenset[str] = frozenset()
+    model: ir.Model,
+    shapes: ir.ShapeEnv,
+    *,
+    products: bool = True,
+    epilogues: bool = False,
+    keep: frozenset[str] = frozenset(),
+    dynamic: frozenset[str] = frozenset(),
 ) -> Placement:
     """Which nodes of the main graph are quantized.
 
     Args:
         products: MatMul and Gemm with constant weights too, not convolutions alone.
+        epilogues: a convolution computes any element-wise function of its result before that is rounded, not those of `IN_PLACE` alone.
         keep: names of nodes that stay in float.
+        dynamic: names of convolutions that do not make their operand bytes for others, since its range is found when the model runs.
     """
+
+    def rounded(value: ir.Value) -> ir.Value:
+        return _after_function(value, shapes) if epilogues else _after_activation(value)
+
     kinds = (*CONVOLUTIONS, *PRODUCTS) if products else CONVOLUTIONS
     nodes = [node for node in model.graph if node.op_type in kinds and not node.domain]
     chosen = [node for node in nodes if ir.node_name(node) not in keep and _is_fit(node, shapes)]
     everywhere: dict[ir.Value, None] = {}
+    made: set[ir.Value] = set()
     for node in chosen:
         if node.op_type in CONVOLUTIONS:
-            everywhere[node.inputs[0]] = None  # type: ignore[index]
-            everywhere[_after_activation(node.outputs[0])] = None
+            if ir.node_name(node) not in dynamic:
+                everywhere[node.inputs[0]] = None  # type: ignore[index]
+            made.add(rounded(node.outputs[0]))
+            everywhere[rounded(node.outputs[0])] = None
     for node in model.graph:
         if node.op_type == "Add" and all(value in everywhere for value in node.inputs):
-            everywhere[_after_activation(node.outputs[0])] = None
-    return Placement(tuple(chosen), tuple(value for value in everywhere if not value.is_graph_output()))
+            made.add(rounded(node.outputs[0]))
+            everywhere[rounded(node.outputs[0])] = None
+    values = [value for value in everywhere if not value.is_graph_output()]
+    if epilogues:
+        values = [value for value in values if _reaches_integers(value, set(chosen), everywhere.keys())]
+    fresh = [node for node in chosen if node.op_type in CONVOLUTIONS and not _is_made_of(node.inputs[0], made)]
+    return Placement(tuple(chosen), tuple(values), tuple(fresh))
+
+
+def _is_made_of(value: ir.Value | None, made: set[ir.Value]) -> bool:
+    """Whether a value is one of some others, perhaps after it was moved."""
+    stack, seen = [value], set[ir.Value | None]()
+    while stack:
+        one = stack.pop()
+        if one in made:
+            return True
+        producer = None if one is None or one in seen else one.producer()
+        seen.add(one)
+        if producer is not None and producer.op_type in MOVES and not producer.domain:
+            stack += producer.inputs
+    return False
+
+
+def _reaches_integers(value: ir.Value, chosen: set[ir.Node], everywhere: Set[ir.Value]) -> bool:
+    """Whether a layer or a sum of bytes reads a value, perhaps after it was moved: what floats alone read is better left in floats."""
+    stack, seen = [value], {value}
+    while stack:
+        for user, _ in stack.pop().uses():
+            if user in chosen or (user.op_type == "Add" and all(one in everywhere for one in user.inputs)):
+                return True
+            if user.op_type in MOVES and not user.domain:
+                stack += [one for one in user.outputs if one not in seen]
+                seen.update(user.outputs)
+    return False
 
 
 def _is_fit(node: ir.Node, shapes: ir.ShapeEnv) -> bool:
@@ -77,3 +134,34 @@ def _after_activation(value: ir.Value) -> ir.Value:
     if len(users) == 1 and users[0][0].op_type in IN_PLACE and not value.is_graph_output():
         return users[0][0].outputs[0]
     return value
+
+
+def _after_function(value: ir.Value, shapes: ir.ShapeEnv) -> ir.Value:
+    """The last value that is computed of one and of constants, element by element, where nothing else reads what lies between."""
+    end, made, inside = value, {value}, set[ir.Node]()
+    while len(inside) < MOST_IN_ACTIVATION:
+        users = {user: None for one in made for user, _ in one.uses() if user not in inside}
+        node = next((user for user in users if _is_function_of(user, made, value, shapes)), None)
+        if node is None:
+            break
+        inside.add(node)
+        made.add(node.outputs[0])
+        read = [one for one in made if one.is_graph_output() or any(user not in inside for user, _ in one.uses())]
+        if read == [node.outputs[0]]:
+            end = node.outputs[0]
+    return end
+
+
+def _is_function_of(node: ir.Node, made: set[ir.Value], value: ir.Value, shapes: ir.ShapeEnv) -> bool:
+    if refuse_node(node, shapes) is not None or shapes.dtype(node.outputs[0]) is not DataType.FLOAT:
+        return False
+    return all(one in made or _spreads_over(one, value, shapes) for one in node.inputs)
+
+
+def _spreads_over(constant: ir.Value | None, value: ir.Value, shapes: ir.ShapeEnv) -> bool:
+    """Whether a value is constant, and broadcasts to the shape of another."""
+    tensor, shape = ir.constant(constant), shapes.shape(value)
+    if tensor is None or shape is None or len(tensor.shape) > len(shape):
+        return False
+    sizes = tensor.shape.numpy()
+    return all(size in (1, dim) for size, dim in zip(reversed(sizes), reversed(shape), strict=False))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -12,14 +13,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxopt import __version__, ir
-from onnxopt.errors import OptionError
+from onnxopt.errors import CalibrationError, OptionError
 from onnxopt.passes.base import Context, Options
 from onnxopt.pipeline import PassManager
 from onnxopt.quant import layers, ranges, samples
 from onnxopt.quant.blocks import WeightFormat
 from onnxopt.quant.budget import Budget, Metric, Outputs, decibels, metric_identity, metric_name, score
+from onnxopt.quant.correction import correct
+from onnxopt.quant.dynamic import choose
 from onnxopt.quant.histogram import Histogram
 from onnxopt.quant.journal import Journal
+from onnxopt.quant.migration import Rounding, migrate, places
 from onnxopt.quant.observe import observe, session_of
 from onnxopt.quant.placement import place
 from onnxopt.quant.search import Candidate, search
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
     from onnxopt.runtime.bench import Latency
 
 FORMATS = ("fused", "qdq")
+ROUNDINGS = ("nearest", "adaptive")
 METHODS = (*ranges.ESTIMATORS, "auto")
 MIN_OPSET = 13
 """The opset from which on weights have a scale per channel."""
@@ -38,6 +43,9 @@ MIN_OPSET = 13
 WRITE = ("write_qdq", "eliminate_common_subexpressions", "eliminate_dead_code")
 MEASURED_SAMPLES = 8
 """Samples on which the outputs of both models are compared."""
+
+KEPT_SAMPLES = 16
+"""Samples that are kept, and on which layers are corrected: what is alive of the model for all of them is in memory at once."""
 
 PROBED_SAMPLES = 2
 """Of these, with which the noise of one layer is measured."""
@@ -98,7 +106,8 @@ class Quantization:
     """What was done: nodes that read integers, by op; bytes of weights before and after; how near the outputs come.
 
     `sqnr` is the ratio of signal to quantization noise of each float output over the samples, in dB; empty without samples. `layers`,
-    `activations` and `metric` say it in detail; the metric is None where no budget was stated. `latency` is filled by who measures it.
+    `activations` and `metric` say it in detail; the metric is None where no budget was stated. `migrated` has the activations whose scales
+    were moved into weights, and by how many dB that lowered the error of the layers that read them. `latency` is filled by who measures it.
     `weights` is their type where they alone became integers.
     """
 
@@ -112,6 +121,7 @@ class Quantization:
     warnings: list[str] = dataclasses.field(default_factory=list)
     layers: list[LayerResult] = dataclasses.field(default_factory=list)
     activations: list[ActivationResult] = dataclasses.field(default_factory=list)
+    migrated: dict[str, float] = dataclasses.field(default_factory=dict)
     metric: MetricResult | None = None
     latency: list[Latency] = dataclasses.field(default_factory=list)
 
@@ -124,6 +134,9 @@ def quantize(
     format: str = "fused",
     method: str = "mse",
     target: str = "cpu",
+    smooth: bool = True,
+    bias_correction: bool = True,
+    rounding: str = "nearest",
     keep: Iterable[str] = (),
     max_drop: str | float | None = None,
     metric: Metric | None = None,
@@ -149,6 +162,10 @@ def quantize(
             DequantizeLinear, for any engine.
         method: how ranges of activations are chosen: "minmax", "percentile", "mse", "entropy", or "auto", the one with the least error.
         target: see `onnxopt.optimize`; for the format "fused".
+        smooth: move scales of channels from activations into the weights they are multiplied with, where that lowers the error of layers on
+            calibration samples (SmoothQuant, and equalization across layers).
+        rounding: of weights: "nearest", or "adaptive", for the least error of results on calibration samples (GPTQ), which takes longer.
+        bias_correction: add to each layer's bias what rounding takes from its results on average over calibration samples.
         keep: names of convolutions and products that stay in float.
         max_drop: how much worse than the float model the result may be: "0.5%" of its metric, a difference, or "30dB" of signal to noise
             in the outputs. Layers stay in float until it is good enough, as few operations as a search finds; what was measured is kept
@@ -169,11 +186,17 @@ def quantize(
         CalibrationError: samples are missing or do not fit the model, or a tensor is not finite for one.
         MetricError: the metric fails, or gives no number.
     """
-    _check(format, method, calibration, weights, block)
+    _check(format, method, rounding, calibration, weights, block)
     budget = _budget(max_drop, metric, calibration)
     original = ir.load_copy(model) if calibration is not None else None
     loaded = ir.load(model)
-    job = _job(loaded, format, target, dict(dims or {}), frozenset(keep), tick, weights, block)
+    task = Task(format, target, dict(dims or {}), frozenset(keep), tick)
+    if weights is None:
+        job = Job(loaded, task, smooth=smooth, bias_correction=bias_correction, adaptive=rounding == "adaptive")
+    else:
+        from onnxopt.quant.weight_only import WeightJob
+
+        job = WeightJob(loaded, task, WeightFormat.of(weights, block))
     if calibration is not None:
         job.calibrate(calibration, method)
     chosen = job.keep
@@ -182,7 +205,7 @@ def quantize(
         chosen = job.search(original, budget, metric, path)
     job.finish(chosen)
     if original is not None:
-        job.result.sqnr = measure(original, loaded, job.kept)
+        job.result.sqnr = measure(original, loaded, job.kept[:MEASURED_SAMPLES])
     if report is not None:
         report(job.result)
     if output is not None:
@@ -191,30 +214,26 @@ def quantize(
     return ir.as_kind_of(model, loaded)
 
 
-def _job(
-    model: ir.Model,
+def _check(
     format: str,
-    target: str,
-    dims: dict[str, int | tuple[int, int]],
-    keep: frozenset[str],
-    tick: Callable[[str], object],
+    method: str,
+    rounding: str,
+    calibration: samples.Source | None,
     weights: str | None,
     block: int | None,
-) -> Job:
-    if weights is None:
-        return Job(model, format, target, dims, keep, tick)
-    from onnxopt.quant.weight_only import WeightJob
-
-    return WeightJob(model, format, target, dims, keep, tick, WeightFormat.of(weights, block))
-
-
-def _check(
-    format: str, method: str, calibration: samples.Source | None, weights: str | None, block: int | None
 ) -> None:
     if format not in FORMATS:
         raise OptionError(f"There is no format '{format}'. The formats are: {', '.join(FORMATS)}.")
     if method not in METHODS:
         raise OptionError(f"There is no method '{method}' for ranges. The methods are: {', '.join(METHODS)}.")
+    if rounding not in ROUNDINGS:
+        raise OptionError(f"There is no rounding '{rounding}'. The roundings are: {', '.join(ROUNDINGS)}.")
+    if rounding == "adaptive" and weights is not None:
+        raise OptionError(
+            "Weights that alone become integers are rounded to the nearest ones; adaptive rounding is for layers of bytes."
+        )
+    if rounding == "adaptive" and calibration is None:
+        raise OptionError("Adaptive rounding needs calibration samples.")
     if weights is not None:
         WeightFormat.of(weights, block)
     elif block is not None:
@@ -238,27 +257,33 @@ def _budget(max_drop: str | float | None, metric: Metric | None, calibration: sa
     return budget
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Task:
+    """What every run is told: the arguments of `quantize` of these names."""
+
+    format: str
+    target: str
+    dims: dict[str, int | tuple[int, int]]
+    keep: frozenset[str]
+    tick: Callable[[str], object]
+
+
 class Job:
     """One run: the simplified model in `model`, what is known of its layers and activations, and the result as it fills."""
 
     def __init__(
-        self,
-        model: ir.Model,
-        format: str,
-        target: str,
-        dims: dict[str, int | tuple[int, int]],
-        keep: frozenset[str],
-        tick: Callable[[str], object],
+        self, model: ir.Model, task: Task, *, smooth: bool = True, bias_correction: bool = True, adaptive: bool = False
     ) -> None:
-        self.model, self.format, self.target, self.keep, self.tick = model, format, target, keep, tick
-        self.result = Quantization(format, {}, ir.weight_bytes(model), 0)
+        self.smooth, self.bias_correction, self.adaptive = smooth, bias_correction, adaptive
+        self.model, self.format, self.target = model, task.format, task.target
+        self.keep, self.tick = task.keep, task.tick
+        self.result = Quantization(self.format, {}, ir.weight_bytes(model), 0)
         opset = model.graph.opset_imports.get("", MIN_OPSET)
-        options = Options(dims=dims, opset=self.min_opset if opset < self.min_opset else None)
+        options = Options(dims=task.dims, opset=self.min_opset if opset < self.min_opset else None)
         PassManager("generic", options=options).run(model)
-        self.options = dataclasses.replace(options, opset=None, quantize_products=format == "fused")
-        ctx = Context(model, target=PassManager(target).target, options=self.options)
-        self.layers = layers.describe(self.place(ctx), ctx.shapes)
-        unknown = sorted(keep - self.layers.keys())
+        self.options = dataclasses.replace(options, opset=None, quantize_products=self.format == "fused")
+        self._place()
+        unknown = sorted(self.keep - self.layers.keys())
         if unknown:
             raise OptionError(f"No convolution or product that can be quantized is named '{unknown[0]}'.")
         self.histograms: dict[str, Histogram] = {}
@@ -274,12 +299,56 @@ class Job:
     form: WeightFormat | None = None
     """Of weights that become integers alone."""
 
+    def _context(self) -> Context:
+        return Context(self.model, target=PassManager(self.target).target, options=self.options)
+
+    def _place(self) -> None:
+        """Find the layers, and the activations that become bytes."""
+        ctx = self._context()
+        self.layers = layers.describe(self.place(ctx), ctx.shapes)
+
     def place(self, ctx: Context) -> list[ir.Node]:
         """The nodes that are to read integers. Notes which of them need calibration, and of what."""
-        placement = place(self.model, ctx.shapes, products=self.format == "qdq")
-        self.static = {ir.node_name(node) for node in placement.nodes}
-        self.observed = place(self.model, ctx.shapes, products=self.format == "qdq", keep=self.keep).observed
-        return layers.nodes_of(placement, ctx, products=self.format == "fused")
+        fused = self.format == "fused"
+        whole, partly = (
+            place(self.model, ctx.shapes, products=not fused, epilogues=fused, keep=keep, dynamic=self.options.dynamic)
+            for keep in (frozenset[str](), self.keep)
+        )
+        self.static = {ir.node_name(node) for node in whole.nodes}
+        self.everywhere, self.observed, self.fresh = whole.everywhere, partly.observed, partly.fresh
+        return layers.nodes_of(whole, ctx, products=fused)
+
+    def _migrate(self, method: str) -> None:
+        """Move scales from activations into weights where that lowers the error of layers."""
+        ctx = self._context()
+        nodes = [node for node in self._nodes() if ir.node_name(node) not in self.keep]
+        found = places(ctx, nodes, self.everywhere, insert=self.format == "fused")
+        self.tick(f"{len(found)} places where scales can move")
+        try:
+            moved = migrate(self.model, ctx, found, self._rounding, self.kept, method)
+        except CalibrationError as error:
+            self.result.warnings.append(f"Scales are not moved: {error}")
+            return
+        self.result.migrated = {one.name: decibels(one.error) for one in moved}
+        self._place()
+
+    def _rounding(self, node: ir.Node) -> Rounding:
+        name = ir.node_name(node)
+        return "sample" if name in self.options.dynamic else "model" if name in self.static else "row"
+
+    def _choose_dynamic(self, method: str) -> None:
+        """Find the convolutions that are better off with a range for each sample; other engines compute such ones in floats."""
+        try:
+            chosen = choose(self.model, self.fresh, self.kept, method)
+        except CalibrationError as error:
+            self.result.warnings.append(f"All convolutions have one range for all samples: {error}")
+            return
+        self.options = dataclasses.replace(self.options, dynamic=chosen)
+        self._place()
+
+    def _nodes(self) -> list[ir.Node]:
+        """The nodes of the layers, in order."""
+        return [node for node in self.model.graph if ir.node_name(node) in self.layers and node.op_type in layers.OPS]
 
     def calibrate(self, calibration: samples.Source, method: str) -> None:
         """The ranges of the activations; the first samples are kept, since an iterator gives them once."""
@@ -287,14 +356,20 @@ class Job:
         def counted() -> Iterator[dict[str, np.ndarray]]:
             for sample in samples.read(calibration, self.model):
                 self.result.samples += 1
-                if len(self.kept) < MEASURED_SAMPLES:
+                if len(self.kept) < KEPT_SAMPLES:
                     self.kept.append(sample)
                 for name in sorted(sample):
                     self._digest.update(f"{name} {sample[name].dtype} {sample[name].shape}".encode())
                     self._digest.update(sample[name].tobytes())
                 yield sample
 
-        self.histograms = observe(self.model, self.observed, counted(), self.tick)
+        source = counted()
+        first = list(itertools.islice(source, KEPT_SAMPLES))
+        if self.format == "fused":
+            self._choose_dynamic(method)
+        if self.smooth:
+            self._migrate(method)
+        self.histograms = observe(self.model, self.observed, itertools.chain(first, source), self.tick)
         limits = {name: ranges.estimate(one, method) for name, one in self.histograms.items() if one.seen}
         self.result.warnings += [
             f"'{name}' has no element in any sample." for name in self.histograms if name not in limits
@@ -302,15 +377,14 @@ class Job:
         self.options = dataclasses.replace(self.options, ranges=limits)
         sized = ir.ShapeEnv(self.model, {**samples.sizes(self.model, self.kept[0]), **self.options.dims})
         sized.infer_model()
-        named = [node for node in self.model.graph if ir.node_name(node) in self.layers and node.op_type in layers.OPS]
-        self.layers = layers.describe(named, sized)
+        self.layers = layers.describe(self._nodes(), sized)
 
     def round_weights(self) -> None:
         """Round the weights of all layers once, for all models that are made of them; those that are not finite stay as they are."""
         matrices, broken = {}, set()
-        for node in self.model.graph:
+        for node in self._nodes():
             name = ir.node_name(node)
-            if name in self.layers and node.op_type in layers.OPS and name not in matrices:
+            if name not in matrices:
                 matrix = layers.matrix_of(node)
                 if np.isfinite(matrix).all():
                     rounded = matrices[name] = QuantizedMatrix(*quantize_columns(matrix))
@@ -320,6 +394,36 @@ class Job:
         self.broken = frozenset(broken)
         self.options = dataclasses.replace(self.options, matrices=matrices)
         self.rounded = True
+        if (self.bias_correction or self.adaptive) and self.kept:
+            self._correct()
+
+    def _correct(self) -> None:
+        """Measure what layers lack on average, with all of them in integers that can be."""
+        ranges, nodes = self.options.ranges, [node for node in self.model.graph if node.op_type in layers.OPS]
+        names = [ir.node_name(node) for node in nodes]
+        chosen = [
+            node
+            for node, name in zip(nodes, names, strict=True)
+            if name in self.options.matrices and name not in self.keep and names.count(name) == 1
+            if name not in self.static or self.layers[name].activation in ranges
+        ]
+        try:
+            matrices = correct(
+                self.model,
+                chosen,
+                self.everywhere,
+                ranges,
+                self.options.matrices,
+                self.kept,
+                dynamic=self.options.dynamic,
+                biases=self.bias_correction,
+                adaptive=self.adaptive,
+                tick=self.tick,
+            )
+        except CalibrationError as error:
+            self.result.warnings.append(f"Layers are not corrected: {error}")
+        else:
+            self.options = dataclasses.replace(self.options, matrices=matrices)
 
     def write(self, model: ir.Model, keep: frozenset[str], *, fuse: bool = True) -> dict[str, int]:
         """Write the integers of all other layers into the model, and fuse what is around them. Returns the nodes after, by op."""
@@ -341,7 +445,7 @@ class Job:
         """The layers that stay in float so that the metric is within the budget."""
         self.round_weights()
         reference = session_of(original, library=False)
-        outputs = Outputs(reference, self.kept)
+        outputs = Outputs(reference, self.kept[:MEASURED_SAMPLES])
         measured = metric or (outputs.signal_to_noise if budget.unit == "dB" else outputs.cosine)
         title = metric_name(metric) if metric else "signal to noise, dB" if budget.unit == "dB" else "cosine to float"
         journal = Journal(path, self._key(metric_identity(measured)))
@@ -397,7 +501,16 @@ class Job:
             parts.append(repr(self.form))
         limits = sorted(self.options.ranges.items())
         return hashlib.sha256(
-            repr([*parts, sorted(self.options.dims.items()), limits, sorted(self.keep)]).encode()
+            repr(
+                [
+                    *parts,
+                    sorted(self.options.dims.items()),
+                    limits,
+                    sorted(self.keep),
+                    self.smooth,
+                    self.bias_correction,
+                ]
+            ).encode()
         ).hexdigest()
 
     def finish(self, keep: frozenset[str]) -> None:

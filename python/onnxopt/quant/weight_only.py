@@ -6,7 +6,6 @@ Tables that Gather reads stay as they are: of them, a run reads a few rows.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from onnxopt.pipeline import PassManager
 from onnxopt.quant import layers
 from onnxopt.quant.blocks import BlockedMatrix, WeightFormat, quantize_blocks
 from onnxopt.quant.placement import PRODUCTS, place
-from onnxopt.quant.quantization import Job, LayerResult
+from onnxopt.quant.quantization import Job, LayerResult, Task
 
 WRITE = ("write_weights", "eliminate_common_subexpressions", "eliminate_dead_code")
 
@@ -25,26 +24,17 @@ WRITE = ("write_weights", "eliminate_common_subexpressions", "eliminate_dead_cod
 class WeightJob(Job):
     """A run that leaves activations in float: there is nothing to observe, and samples only measure the result."""
 
-    def __init__(
-        self,
-        model: ir.Model,
-        format: str,
-        target: str,
-        dims: dict[str, int | tuple[int, int]],
-        keep: frozenset[str],
-        tick: Callable[[str], object],
-        form: WeightFormat,
-    ) -> None:
+    def __init__(self, model: ir.Model, task: Task, form: WeightFormat) -> None:
         self.form, self.precision = form, form.dtype
         if form != WeightFormat("int8", None):
             self.min_opset = BLOCKS_OPSET  # before, DequantizeLinear knows neither blocks nor int4
-        super().__init__(model, format, target, dims, keep, tick)
+        super().__init__(model, task, smooth=False, bias_correction=False)
         self.options = dataclasses.replace(self.options, quantize_products=False)
         self.result.weights = form.dtype
 
     def place(self, ctx: Context) -> list[ir.Node]:
         """The products with constant weights."""
-        self.static, self.observed = set(), ()
+        self.static, self.everywhere, self.observed, self.fresh = set(), (), (), ()
         return [node for node in place(self.model, ctx.shapes).nodes if node.op_type in PRODUCTS]
 
     def round_weights(self) -> None:
