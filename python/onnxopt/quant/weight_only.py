@@ -39,6 +39,7 @@ class WeightJob(Job):
 
     def round_weights(self) -> None:
         """Round the weights of all layers once; those that are not finite stay as they are."""
+        assert self.form is not None
         matrices: dict[str, BlockedMatrix] = {}
         broken = set()
         for node in self.model.graph:
