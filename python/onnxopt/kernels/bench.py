@@ -103,19 +103,23 @@ def bench_kernel(
         raise OptionError(f"Kernels are measured on the device 'cpu'; '{device}' is not supported.")
     if not shapes:
         raise OptionError(f"{op} needs a shape: {'x'.join(problem.sizes)}.")
-    chosen = _variants(op, variants)
+    chosen = variants_of(op, variants)
     cases = [(shape, problem.case(op, shape, dtype)) for shape in shapes]
     tick("ceilings")
     ceilings = Ceilings.measure(threads)
     found: list[Measurement] = []
     for shape, case in cases:
         tick("x".join(map(str, shape)))
-        found += _measure(op, shape, case, dtype, chosen, ceilings, rounds)
+        found += measure(op, shape, case, dtype, chosen, ceilings, rounds)
     return KernelBench(op, dtype, cases[0][1].rate, ceilings, tuple(found))
 
 
-def _variants(op: str, names: Sequence[str] | None) -> list[str]:
-    """Variants of the processor that may be measured; "all" is every one that runs here."""
+def variants_of(op: str, names: Sequence[str] | None) -> list[str]:
+    """The kernel variants that names mean: None is the one that this machine chooses, "all" every one that runs here.
+
+    Raises:
+        OptionError: there is none of that name, or it cannot run here.
+    """
     listed = next(one["variants"] for one in native().ops() if one["op"] == op)
     here = {one["name"]: one for one in listed if one["device"] == "cpu"}
     if names is None:
@@ -130,9 +134,15 @@ def _variants(op: str, names: Sequence[str] | None) -> list[str]:
     return list(names)
 
 
-def _measure(
+def measure(
     op: str, shape: tuple[int, ...], case: Case, dtype: str, variants: list[str], ceilings: Ceilings, rounds: int
 ) -> list[Measurement]:
+    """Measure variants of an op on one case, onnxruntime first.
+
+    Raises:
+        OptionError: onnxopt does not make the op of that case.
+        VerificationError: a kernel is further from float64 than it may be.
+    """
     import onnxopt
 
     arrays = case.draw(dtype, 0)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 
@@ -25,7 +27,7 @@ class Case:
 
     Attributes:
         body: nodes in ONNX's text syntax.
-        inputs, constants: shapes by name; all are drawn from a normal distribution.
+        inputs, constants: shapes by name; all are drawn from a normal distribution, but those of `integers` evenly from all of their type.
         expected: the outputs for inputs and constants in float64.
         bytes_read, bytes_written: what has to move at least, for elements of the dtype asked for.
         operations: multiplications, additions and functions of elements.
@@ -44,19 +46,24 @@ class Case:
     outputs: str = "y"
     rate: str = "float32"
     largest_error: float = LARGEST_ERROR
+    integers: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def draw(self, dtype: str, seed: int) -> Arrays:
         """Inputs and constants of one seed."""
         rng = np.random.default_rng(seed)
         shapes = {**self.inputs, **self.constants}
-        return {name: rng.standard_normal(shape).astype(dtype) for name, shape in shapes.items()}
+        drawn = {name: rng.standard_normal(shape).astype(dtype) for name, shape in shapes.items()}
+        for name, kind in self.integers.items():
+            limits = ml_dtypes.iinfo(kind)  # type: ignore[no-untyped-call]
+            drawn[name] = rng.integers(limits.min, limits.max + 1, shapes[name]).astype(np.int8).astype(kind)
+        return drawn
 
     def model(self, arrays: Arrays, dtype: str) -> onnx.ModelProto:
         """The model, with its constants as initializers."""
         kind = _TEXT_TYPES[dtype]
         inputs = ", ".join(f"{kind}[{','.join(map(str, shape))}] {name}" for name, shape in self.inputs.items())
         outputs = ", ".join(f"{kind}[] {name}" for name in self.outputs.split(", "))
-        text = f'<ir_version: 8, opset_import: ["" : 20]> g ({inputs}) => ({outputs}) {{ {self.body} }}'
+        text = f'<ir_version: 10, opset_import: ["" : 21]> g ({inputs}) => ({outputs}) {{ {self.body} }}'
         model = onnx.parser.parse_model(text)
         for output in model.graph.output:
             output.type.tensor_type.ClearField("shape")
