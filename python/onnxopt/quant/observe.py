@@ -10,6 +10,7 @@ import numpy as np
 
 from onnxopt import ir
 from onnxopt.errors import CalibrationError
+from onnxopt.quant.checkpoint import Checkpoint
 from onnxopt.quant.histogram import Histogram
 
 MAPPED_BYTES = 64 << 20
@@ -21,20 +22,29 @@ def observe(
     values: Sequence[ir.Value],
     samples: Iterable[dict[str, np.ndarray]],
     tick: Callable[[str], object] = lambda _: None,
+    checkpoint: Checkpoint | None = None,
 ) -> dict[str, Histogram]:
     """A histogram of each of some float values of the main graph, by name. Activations are kept for one sample at a time.
 
     Args:
         tick: called with a sentence after every sample.
+        checkpoint: what was observed of the first samples before; it is kept up to date.
 
     Raises:
         CalibrationError: a value is not finite for a sample, or onnxruntime cannot run one.
     """
-    histograms = {str(value.name): Histogram() for value in values}
+    checkpoint = checkpoint or Checkpoint(None, "")
+    histograms = checkpoint.histograms = {
+        name: checkpoint.histograms.get(name) or Histogram() for name in (str(value.name) for value in values)
+    }
+    known = len(checkpoint.seen)
     computed = [value for value in values if not value.is_graph_input()]
-    session = _session(model, computed) if computed else None
+    session = None
     names = [str(value.name) for value in computed]
     for number, sample in enumerate(samples):
+        if number < known:
+            continue
+        session = session or (_session(model, computed) if computed else None)
         try:
             results = {} if session is None else dict(zip(names, session.run(names, sample), strict=True))
         except Exception as error:  # onnxruntime's own kinds of errors
@@ -46,7 +56,10 @@ def observe(
             if not np.isfinite(array).all():
                 raise CalibrationError(f"'{name}' is not finite for calibration sample {number}.")
             histogram.add(array)
+        checkpoint.note(sample)
         tick(f"{number + 1} samples")
+    if len(checkpoint.seen) > known:
+        checkpoint.close()
     return histograms
 
 

@@ -19,6 +19,7 @@ from onnxopt.pipeline import PassManager
 from onnxopt.quant import layers, ranges, samples
 from onnxopt.quant.blocks import WeightFormat
 from onnxopt.quant.budget import Budget, Metric, Outputs, decibels, metric_identity, metric_name, score
+from onnxopt.quant.checkpoint import Checkpoint
 from onnxopt.quant.correction import correct
 from onnxopt.quant.dynamic import choose
 from onnxopt.quant.histogram import Histogram
@@ -157,7 +158,8 @@ def quantize(
         output: where to write the result; see `onnxopt.optimize`.
         calibration: samples of the inputs: a folder of .npz or .npy files, an iterable of dicts of arrays, or a function that returns one.
             Convolutions, and everything of the format "qdq", need them; products in the format "fused" do not, since their kernel
-            measures each row.
+            measures each row. Where they take more than seconds, what was observed is kept in a file `.calibration` beside `output`, so
+            that a run that was stopped goes on, and one of the same model and samples does not observe them again (not of iterators).
         format: "fused": products become QGemm and the rest is optimized for `target`; "qdq": standard QuantizeLinear and
             DequantizeLinear, for any engine.
         method: how ranges of activations are chosen: "minmax", "percentile", "mse", "entropy", or "auto", the one with the least error.
@@ -198,11 +200,10 @@ def quantize(
 
         job = WeightJob(loaded, task, WeightFormat.of(weights, block))
     if calibration is not None:
-        job.calibrate(calibration, method)
+        job.calibrate(calibration, method, _beside(output, "calibration"))
     chosen = job.keep
     if original is not None and budget is not None:
-        path = None if output is None else Path(output).with_name(f"{Path(output).name}.journal")
-        chosen = job.search(original, budget, metric, path)
+        chosen = job.search(original, budget, metric, _beside(output, "journal"))
     job.finish(chosen)
     if original is not None:
         job.result.sqnr = measure(original, loaded, job.kept[:MEASURED_SAMPLES])
@@ -212,6 +213,11 @@ def quantize(
         ir.save(loaded, output, external_data=external_data)
         return Path(output)
     return ir.as_kind_of(model, loaded)
+
+
+def _beside(output: str | Path | None, what: str) -> Path | None:
+    """The file that keeps what was measured for an output."""
+    return None if output is None else Path(output).with_name(f"{Path(output).name}.{what}")
 
 
 def _check(
@@ -350,8 +356,8 @@ class Job:
         """The nodes of the layers, in order."""
         return [node for node in self.model.graph if ir.node_name(node) in self.layers and node.op_type in layers.OPS]
 
-    def calibrate(self, calibration: samples.Source, method: str) -> None:
-        """The ranges of the activations; the first samples are kept, since an iterator gives them once."""
+    def calibrate(self, calibration: samples.Source, method: str, path: Path | None = None) -> None:
+        """The ranges of the activations; the first samples are kept, since an iterator gives them once. What was observed stays in a file."""
 
         def counted() -> Iterator[dict[str, np.ndarray]]:
             for sample in samples.read(calibration, self.model):
@@ -369,7 +375,8 @@ class Job:
             self._choose_dynamic(method)
         if self.smooth:
             self._migrate(method)
-        self.histograms = observe(self.model, self.observed, itertools.chain(first, source), self.tick)
+        checkpoint = self._checkpoint(calibration, path)
+        self.histograms = observe(self.model, self.observed, itertools.chain(first, source), self.tick, checkpoint)
         limits = {name: ranges.estimate(one, method) for name, one in self.histograms.items() if one.seen}
         self.result.warnings += [
             f"'{name}' has no element in any sample." for name in self.histograms if name not in limits
@@ -378,6 +385,15 @@ class Job:
         sized = ir.ShapeEnv(self.model, {**samples.sizes(self.model, self.kept[0]), **self.options.dims})
         sized.infer_model()
         self.layers = layers.describe(self._nodes(), sized)
+
+    def _checkpoint(self, calibration: samples.Source, path: Path | None) -> Checkpoint:
+        """What an earlier run has observed of these samples, if they can be read twice."""
+        names = sorted(str(value.name) for value in self.observed)
+        if path is None or not names or not samples.is_repeatable(calibration):
+            return Checkpoint(None, "")
+        self.tick("samples of an earlier run")
+        key = hashlib.sha256(repr([__version__, ir.fingerprint(self.model), names]).encode()).hexdigest()
+        return Checkpoint.open(path, key, samples.read(calibration, self.model))
 
     def round_weights(self) -> None:
         """Round the weights of all layers once, for all models that are made of them; those that are not finite stay as they are."""

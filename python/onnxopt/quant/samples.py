@@ -33,6 +33,11 @@ def read(source: Source, model: ir.Model) -> Iterator[dict[str, np.ndarray]]:
         )
 
 
+def is_repeatable(source: Source) -> bool:
+    """Whether a source gives its samples again when it is read again: all but iterators do."""
+    return not isinstance(source, Iterator)
+
+
 def sizes(model: ir.Model, sample: Sample) -> dict[str, int]:
     """The sizes that open dims of the inputs have in a sample, by their names."""
     found: dict[str, int] = {}
