@@ -15,7 +15,6 @@ from typing import Literal
 import numpy as np
 
 from onnxopt import ir
-from onnxopt.ops.fused_elementwise import refuse_node
 from onnxopt.passes.base import Context
 from onnxopt.quant.histogram import Histogram
 from onnxopt.quant.layers import as_matrix
@@ -32,10 +31,7 @@ from onnxopt.quant.stepwise import (
     weights_as,
 )
 from onnxopt.quant.weights import quantize_columns
-from onnxopt.rewrite.patch import Builder
 from onnxopt.rewrite.rules import attribute
-
-RULE = "migrate_scales"
 
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 """The parts of a channel's size that are moved to its weights: 1 makes all channels equally large."""
@@ -67,12 +63,12 @@ Edit = tuple[ir.Node, int, np.ndarray]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Place:
-    """An activation whose readers are all layers, and what multiplies its channels by factors: edits, or None for a node that is put behind it."""
+    """An activation whose readers are all layers, and the edits that multiply its channels by factors."""
 
     value: ir.Value
     readers: tuple[ir.Node, ...]
     channels: int
-    divide: Callable[[np.ndarray], list[Edit] | None]
+    edits: Callable[[np.ndarray], list[Edit]]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -84,15 +80,9 @@ class Migrated:
     error: float
 
 
-def places(ctx: Context, nodes: Sequence[ir.Node], everywhere: Sequence[ir.Value], *, insert: bool) -> list[Place]:
-    """Where factors can go.
-
-    Args:
-        nodes: the layers.
-        everywhere: activations that all readers see as bytes.
-        insert: put a Mul behind the activation of a convolution, for engines that compute it before rounding.
-    """
-    layers, rounded, found = set(nodes), set(everywhere), []
+def places(ctx: Context, nodes: Sequence[ir.Node]) -> list[Place]:
+    """Where factors can go: before some of these layers, where constants that are vectors already take them, so that nothing more is computed."""
+    layers, found = set(nodes), []
     for value in dict.fromkeys(node.inputs[0] for node in nodes):
         assert value is not None
         users = list(value.uses())
@@ -106,8 +96,6 @@ def places(ctx: Context, nodes: Sequence[ir.Node], everywhere: Sequence[ir.Value
         ones = np.ones(channels, np.float32)
         if _absorbed(value, ones, axis, ctx, DEPTH) is not None:
             found.append(Place(value, readers, channels, _Absorb(value, axis, ctx)))
-        elif insert and value in rounded and axis == 1 and _is_function(value, ctx):
-            found.append(Place(value, readers, channels, _insert))
     return found
 
 
@@ -117,18 +105,10 @@ class _Absorb:
     axis: int
     ctx: Context
 
-    def __call__(self, factors: np.ndarray) -> list[Edit] | None:
-        return _absorbed(self.value, factors, self.axis, self.ctx, DEPTH)
-
-
-def _insert(_: np.ndarray) -> None:
-    return None
-
-
-def _is_function(value: ir.Value, ctx: Context) -> bool:
-    """Whether a value is computed element by element, so that one multiplication more is part of that."""
-    producer = value.producer()
-    return producer is not None and refuse_node(producer, ctx.shapes) is None
+    def __call__(self, factors: np.ndarray) -> list[Edit]:
+        edits = _absorbed(self.value, factors, self.axis, self.ctx, DEPTH)
+        assert edits is not None  # whether there are any does not depend on the factors
+        return edits
 
 
 def _channels_of(readers: Sequence[ir.Node], value: ir.Value, ctx: Context) -> int | None:
@@ -235,6 +215,8 @@ def _absorbed_by_arithmetic(
     shaped = factors.reshape(-1, *[1] * (rank - 2)) if axis == 1 else factors
     if array is None or array.ndim > rank or rank < 2:
         return None
+    if array.size == 1 and len(factors) > 1:
+        return None  # a number that becomes a vector: activations that kernels compute in registers are written with numbers
     if not _has_channels(node, 1 - index, len(factors), axis, ctx):
         return None
     if node.op_type in ("Mul", "Div"):
@@ -393,17 +375,7 @@ def _factors(sizes: np.ndarray, weights: np.ndarray, strength: float) -> np.ndar
 
 
 def _apply(place: Place, factors: np.ndarray, ctx: Context) -> None:
-    edits: list[Edit] = [(node, 1, times(node, factors)) for node in place.readers]
-    inside = place.divide(1 / factors)
-    if inside is None:
-        producer = place.value.producer()
-        rank = ctx.shapes.rank(place.value)
-        assert producer is not None and rank is not None
-        builder = Builder(ctx, producer)
-        constant = builder.constant((1 / factors).reshape(-1, *[1] * (rank - 2)).astype(np.float32), "factors")
-        scaled = builder.Mul(place.value, constant)
-        ctx.shapes.set(scaled, ir.DataType.FLOAT, ctx.shapes.shape(place.value))
-        ctx.editor.wrap(RULE, place.value, builder.nodes, scaled)
-    for node, index, array in [*edits, *(inside or [])]:
+    edits: list[Edit] = [(node, 1, times(node, factors)) for node in place.readers] + place.edits(1 / factors)
+    for node, index, array in edits:
         name = str(node.inputs[index].name)  # type: ignore[union-attr]
         node.replace_input_with(index, ctx.constant(array.astype(np.float32), name, node))

@@ -328,7 +328,7 @@ class Job:
         """Move scales from activations into weights where that lowers the error of layers."""
         ctx = self._context()
         nodes = [node for node in self._nodes() if ir.node_name(node) not in self.keep]
-        found = places(ctx, nodes, self.everywhere, insert=self.format == "fused")
+        found = places(ctx, nodes)
         self.tick(f"{len(found)} places where scales can move")
         try:
             moved = migrate(self.model, ctx, found, self._rounding, self.kept, method)
