@@ -72,3 +72,18 @@ def test_a_raising_metric_is_an_error_with_a_sentence(folder: Path) -> None:
     arguments = ["quantize", str(folder / "in.onnx"), "--calib", str(folder / "calib"), "-o", str(folder / "o.onnx")]
     result = CliRunner().invoke(app, [*arguments, "--max-drop", "1%", "--metric", f"{folder / 'bad.py'}:of"])
     assert result.exit_code != 0 and not (folder / "o.onnx").exists()
+
+
+def test_html_tells_which_scales_moved(folder: Path) -> None:
+    weights = {
+        "w": np.exp(2 * RNG.standard_normal(32)),
+        "b": RNG.standard_normal(32),
+        "v": RNG.standard_normal((32, 64)),
+    }
+    text = "g (float[1,20,32] x) => (float[1,20,64] y) { a = LayerNormalization(x, w, b) y = MatMul(a, v) }"
+    onnx.save(model(text, **{name: one.astype(np.float32) for name, one in weights.items()}), folder / "in.onnx")
+    for number in range(4):
+        np.save(folder / "calib" / f"{number}.npy", RNG.standard_normal((1, 20, 32)).astype(np.float32))
+    for option, there in (("--smooth", True), ("--no-smooth", False)):
+        run(folder, "--report", str(folder / "report.html"), option)
+        assert ("Scales moved into weights" in (folder / "report.html").read_text()) is there
