@@ -685,7 +685,7 @@ def bench_kernel(
     as_json: Json = False,
 ) -> None:
     """Measure kernels of OP: right first, then beside onnxruntime's own ops and the ceilings of this machine."""
-    from onnxopt.kernels import bench_kernel as run
+    from onnxopt.kernelbench import bench_kernel as run
 
     with _progress(f"Measuring {op}") as tick:
         found = run(
@@ -699,7 +699,7 @@ def bench_kernel(
             tick=tick,
         )
     if chart is not None:
-        from onnxopt.kernels.roofline import draw
+        from onnxopt.kernelbench.roofline import draw
 
         chart.write_text(draw(found), encoding="utf-8")
     if as_json:

@@ -13,8 +13,8 @@ import numpy as np
 import onnx
 
 from onnxopt.errors import OptionError, VerificationError
-from onnxopt.kernels.ceilings import Ceilings
-from onnxopt.kernels.problems import PROBLEMS, Case
+from onnxopt.kernelbench.ceilings import Ceilings
+from onnxopt.kernelbench.problems import PROBLEMS, Case
 from onnxopt.runtime.bench import Latency, compare
 from onnxopt.runtime.library import native, session
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from onnxopt.kernels.bench import KernelBench
+from onnxopt.kernelbench.bench import KernelBench
 from onnxopt.report import still
 
 

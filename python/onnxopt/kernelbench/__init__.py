@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from onnxopt.kernels.bench import KernelBench, Measurement, bench_kernel, measure, variants_of
-from onnxopt.kernels.ceilings import Ceilings
-from onnxopt.kernels.problems import PROBLEMS, Problem
+from onnxopt.kernelbench.bench import KernelBench, Measurement, bench_kernel, measure, variants_of
+from onnxopt.kernelbench.ceilings import Ceilings
+from onnxopt.kernelbench.problems import PROBLEMS, Problem
 
 __all__ = [
     "PROBLEMS",

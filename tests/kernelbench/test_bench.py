@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 
 from onnxopt.cli import app
 from onnxopt.errors import OptionError, VerificationError
-from onnxopt.kernels import PROBLEMS, Ceilings, bench, bench_kernel
-from onnxopt.kernels.problems import Case
-from onnxopt.kernels.roofline import draw
+from onnxopt.kernelbench import PROBLEMS, Ceilings, bench, bench_kernel
+from onnxopt.kernelbench.problems import Case
+from onnxopt.kernelbench.roofline import draw
 from onnxopt.ops import describe_ops
 from onnxopt.runtime.bench import Latency
 
