@@ -3,42 +3,23 @@
 // overrun. Results are compared with plain loops in double precision.
 //
 //     onnxopt_conv_driver [problems] [seed]
-#include <algorithm>
 #include <cmath>
-#include <cstdio>
-#include <cstdlib>
-#include <memory>
-#include <random>
 #include <thread>
 
 #include "csrc/dispatch/cpu.h"
 #include "kernels/cpu/conv/conv.h"
+#include "tests/kernels/driver.h"
 
 namespace {
 
 using namespace onnxopt;
+using driver::ceil_div;
+using driver::Floats;
+using driver::Random;
 
-/// Memory of just that many floats, of which a sanitizer knows the end.
-struct Floats {
-  explicit Floats(std::int64_t count) : data(new float[static_cast<std::size_t>(count)]()), count(count) {}
-  float& operator[](std::int64_t i) { return data[static_cast<std::size_t>(i)]; }
-  float* get() { return data.get(); }
-  std::unique_ptr<float[]> data;
-  std::int64_t count;
-};
-
-struct Random {
-  std::mt19937 engine;
-  std::int64_t between(std::int64_t low, std::int64_t high) {
-    return std::uniform_int_distribution<std::int64_t>(low, high)(engine);
-  }
-  bool sometimes(int one_in) { return between(1, one_in) == 1; }
-  void fill(Floats& floats) {
-    for (std::int64_t i = 0; i < floats.count; ++i) floats[i] = std::uniform_real_distribution<float>(-1.0f, 1.0f)(engine);
-  }
-};
-
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+void fill(Floats& floats, Random& random) {
+  for (std::int64_t i = 0; i < floats.count; ++i) floats[i] = std::uniform_real_distribution<float>(-1.0f, 1.0f)(random.engine);
+}
 
 /// Half of them as Winograd's filtering takes them, a quarter depthwise.
 conv::Geometry random_geometry(Random& random) {
@@ -82,8 +63,8 @@ void for_each_tap(const conv::Geometry& g, std::int64_t pixel, const Visit& visi
 struct Filters {
   Filters(const conv::Geometry& g, Random& random)
       : depth(g.channels / g.groups), taps(g.taps()), plain(g.filters * taps * depth), packed(packed_size(g)), bias(g.filters) {
-    random.fill(plain);
-    random.fill(bias);
+    fill(plain, random);
+    fill(bias, random);
     for (std::int64_t f = 0; f < g.filters; ++f)
       for (std::int64_t row = 0; row < taps * depth; ++row) packed[packed_at(g, f, row)] = plain[f * taps * depth + row];
   }
@@ -197,10 +178,10 @@ bool run_pooling(conv::Geometry g, const conv::Variant& variant, Floats& x) {
   return same(y, wanted, variant.name, "pooling");
 }
 
-bool run_one(Random& random) {
+bool run_one(Random& random, int) {
   const conv::Geometry g = random_geometry(random);
   Floats x(g.batch * g.input[0] * g.input[1] * g.channels);
-  random.fill(x);
+  fill(x, random);
   Filters filters(g, random);
   Floats wanted = expected(g, x, filters);
   for (const conv::Variant& variant : conv::variants()) {
@@ -213,15 +194,4 @@ bool run_one(Random& random) {
 
 }  // namespace
 
-int main(int argc, char** argv) {
-  const int problems = argc > 1 ? std::atoi(argv[1]) : 300;
-  const unsigned seed = argc > 2 ? static_cast<unsigned>(std::atoi(argv[2])) : 1;
-  Random random{std::mt19937(seed)};
-  for (int i = 0; i < problems; ++i)
-    if (!run_one(random)) {
-      std::printf("problem %d failed with seed %u\n", i, seed);
-      return 1;
-    }
-  std::printf("%d random convolutions ran in every variant of this machine\n", problems);
-  return 0;
-}
+int main(int argc, char** argv) { return driver::run_problems(argc, argv, "convolutions", run_one); }

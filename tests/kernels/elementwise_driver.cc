@@ -2,18 +2,15 @@
 // the code of the CUDA kernel runs on the host.
 //
 //     onnxopt_kernel_driver [programs] [seed]
-#include <algorithm>
 #include <cmath>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
-#include <random>
 #include <string>
 
 #include "csrc/dispatch/cpu.h"
 #include "kernels/cpu/elementwise/elementwise.h"
 #include "kernels/cuda/elementwise/elementwise.h"
 #include "kernels/cuda/elementwise/pack.h"
+#include "tests/kernels/driver.h"
 
 namespace {
 
@@ -24,15 +21,13 @@ constexpr const char* kUnary[] = {"neg", "abs",  "sqrt",     "exp",  "log",  "si
                                   "erf", "relu", "softplus", "gelu", "silu", "mish",    "floor"};
 constexpr const char* kBinary[] = {"add", "sub", "mul", "div", "min", "max"};
 
-class Generator {
+class Generator : public driver::Random {
  public:
-  explicit Generator(unsigned seed) : random_(seed) {}
-
-  int below(int limit) { return std::uniform_int_distribution<int>(0, limit - 1)(random_); }
+  using Random::Random;
 
   float value() {
     static const float special[] = {0.0f, -0.0f, INFINITY, -INFINITY, NAN, 1e-40f, 3e38f, -3e38f};
-    return below(20) == 0 ? special[below(8)] : std::normal_distribution<float>(0, 3)(random_);
+    return below(20) == 0 ? special[below(8)] : std::normal_distribution<float>(0, 3)(engine);
   }
 
   std::string program(int inputs, int statements) {
@@ -74,8 +69,6 @@ class Generator {
     if (choice < inputs) return "i" + std::to_string(choice);
     return choice < inputs + statements ? "t" + std::to_string(choice - inputs) : "#0x1.8p+0:f32";
   }
-
-  std::mt19937 random_;
 };
 
 std::size_t count_of(const Shape& shape) {
@@ -156,7 +149,7 @@ struct SlotsLieApart {
   }
 };
 
-bool run_one(Generator& generator, int number) {
+bool run_program(Generator& generator, int number) {
   const int inputs = 1 + generator.below(4);
   const std::string text = generator.program(inputs, 1 + generator.below(12));
   const auto program = elementwise::Program::parse(text);
@@ -217,21 +210,14 @@ bool run_one(Generator& generator, int number) {
   return true;
 }
 
+bool run_one(Generator& generator, int number) { return run_program(generator, number) && divides_exactly(generator); }
+
 }  // namespace
 
 int main(int argc, char** argv) {
-  const int programs = argc > 1 ? std::atoi(argv[1]) : 300;
-  const unsigned seed = argc > 2 ? static_cast<unsigned>(std::atoi(argv[2])) : 1;
-  Generator generator(seed);
   if (const Result<bool> apart = elementwise::cuda::for_each_form(SlotsLieApart{}); !apart) {
     std::printf("%s\n", apart.error().c_str());
     return 1;
   }
-  for (int i = 0; i < programs; ++i)
-    if (!run_one(generator, i) || !divides_exactly(generator)) {
-      std::printf("failed with seed %u\n", seed);
-      return 1;
-    }
-  std::printf("%d random programs ran in every variant of this machine\n", programs);
-  return 0;
+  return driver::run_problems<Generator>(argc, argv, "programs", run_one);
 }

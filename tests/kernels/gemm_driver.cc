@@ -3,45 +3,27 @@
 //
 //     onnxopt_gemm_driver [problems] [seed]
 #include <algorithm>
-#include <cstdio>
-#include <cstdlib>
-#include <memory>
-#include <random>
+#include <cmath>
 #include <string>
 #include <vector>
 
 #include "csrc/dispatch/cpu.h"
 #include "kernels/cpu/gemm/gemm.h"
 #include "kernels/cuda/gemm/gemm.h"
+#include "tests/kernels/driver.h"
 
 namespace {
 
 using namespace onnxopt;
+using driver::ceil_div;
+using driver::Floats;
 using elementwise::Shape;
 
-/// Memory of just that many floats, of which a sanitizer knows the end.
-struct Floats {
-  explicit Floats(std::int64_t count) : data(new float[static_cast<std::size_t>(count)]), count(count) {}
-  std::unique_ptr<float[]> data;
-  std::int64_t count;
-};
-
-class Generator {
- public:
-  explicit Generator(unsigned seed) : random_(seed) {}
-
-  int below(int limit) { return std::uniform_int_distribution<int>(0, limit - 1)(random_); }
+struct Generator : driver::Random {
+  using Random::Random;
   /// Mostly small, at times beyond a block.
   std::int64_t size(int small, int large) { return below(8) == 0 ? below(large) : below(small); }
-
-  Floats whole(std::int64_t count) {
-    Floats made(count);
-    for (std::int64_t i = 0; i < count; ++i) made.data[i] = static_cast<float>(below(9) - 4);
-    return made;
-  }
-
- private:
-  std::mt19937 random_;
+  Floats whole(std::int64_t count) { return Random::whole(count, 4); }
 };
 
 struct Matrices {
@@ -50,12 +32,9 @@ struct Matrices {
   std::vector<Floats> plain, packed, biases;
 };
 
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-
 Floats pack(const Floats& plain, std::int64_t depth, std::int64_t columns) {
   constexpr auto panel = static_cast<std::int64_t>(gemm::kPanel);
   Floats packed(ceil_div(columns, panel) * depth * panel);
-  std::fill_n(packed.data.get(), packed.count, 0.0f);
   for (std::int64_t k = 0; k < depth; ++k)
     for (std::int64_t j = 0; j < columns; ++j)
       packed.data[(j / panel * depth + k) * panel + j % panel] = plain.data[k * columns + j];
@@ -110,7 +89,7 @@ gemm::Problem problem_of(const Matrices& matrices, std::vector<gemm::Product>& p
 
 bool run_products(Generator& generator, const gemm::Variant& variant, const Matrices& matrices, const std::vector<Floats>& wanted) {
   std::vector<Floats> c;
-  for (const Floats& one : wanted) c.emplace_back(one.count);
+  for (const Floats& one : wanted) c.emplace_back(one.count, NAN);
   std::vector<gemm::Product> products;
   gemm::Problem problem = problem_of(matrices, products, c);
   const gemm::Bounds bounds{-3.0f, 5.0f};
@@ -142,10 +121,9 @@ bool run_integers(Generator& generator, const gemm::Variant& variant, const Matr
     integers.back().shrink_to_fit();
   }
   constexpr auto panel = static_cast<std::int64_t>(gemm::kPanel);
-  Floats scales(ceil_div(matrices.columns, panel) * ceil_div(matrices.depth, block) * panel);
-  std::fill_n(scales.data.get(), scales.count, 1.0f);
+  const Floats scales(ceil_div(matrices.columns, panel) * ceil_div(matrices.depth, block) * panel, 1.0f);
   std::vector<Floats> c;
-  for (const Floats& one : wanted) c.emplace_back(one.count);
+  for (const Floats& one : wanted) c.emplace_back(one.count, NAN);
   std::vector<gemm::Product> products;
   gemm::Problem problem = problem_of(matrices, products, c);
   for (std::size_t i = 0; i < products.size(); ++i) {
@@ -222,7 +200,7 @@ bool run_emulated(const Matrices& matrices, const Shape& shape, const std::vecto
   for (std::int64_t row = 0; row < matrices.rows; ++row)
     std::copy_n(matrices.a.data.get() + row * matrices.row_step, matrices.depth, a.data.get() + row * matrices.depth);
   std::vector<Floats> c;
-  for (const Floats& one : wanted) c.emplace_back(one.count);
+  for (const Floats& one : wanted) c.emplace_back(one.count, NAN);
   std::vector<gemm::Product> products;
   problem_of(matrices, products, c);
   gemm::cuda::Problem problem{a.data.get(), matrices.rows, matrices.depth, matrices.columns, {}, products.size(), nullptr};
@@ -248,7 +226,7 @@ bool run_emulated(const Matrices& matrices, const Shape& shape, const std::vecto
   return gemm::cuda::emulate(problem) && same(results[0], sum, name, "epilogue") && same(results[1], twice, name, "second output");
 }
 
-bool run_one(Generator& generator) {
+bool run_one(Generator& generator, int) {
   Shape shape;
   std::int64_t rows = 1;
   for (int rank = generator.below(4); rank > 0; --rank)
@@ -267,15 +245,4 @@ bool run_one(Generator& generator) {
 
 }  // namespace
 
-int main(int argc, char** argv) {
-  const int problems = argc > 1 ? std::atoi(argv[1]) : 300;
-  const unsigned seed = argc > 2 ? static_cast<unsigned>(std::atoi(argv[2])) : 1;
-  Generator generator(seed);
-  for (int i = 0; i < problems; ++i)
-    if (!run_one(generator)) {
-      std::printf("problem %d failed with seed %u\n", i, seed);
-      return 1;
-    }
-  std::printf("%d random products ran in every variant of this machine\n", problems);
-  return 0;
-}
+int main(int argc, char** argv) { return driver::run_problems<Generator>(argc, argv, "products", run_one); }

@@ -3,17 +3,14 @@
 //
 //     onnxopt_norm_driver [nodes] [seed]
 #include <cmath>
-#include <cstdio>
-#include <cstdlib>
 #include <map>
-#include <memory>
-#include <random>
 #include <string>
 #include <vector>
 
 #include "csrc/dispatch/cpu.h"
 #include "csrc/ops/fused_norm.h"
 #include "csrc/ops/fused_softmax.h"
+#include "tests/kernels/driver.h"
 
 namespace {
 
@@ -44,9 +41,9 @@ std::int64_t count_of(const Shape& shape) {
   return count;
 }
 
-/// A tensor in memory of just its size, of which a sanitizer knows the end.
-struct Floats {
-  explicit Floats(Shape shape) : shape(std::move(shape)), data(new float[static_cast<std::size_t>(count_of(this->shape))]) {}
+/// A tensor in memory of just its size.
+struct Tensor {
+  explicit Tensor(Shape shape) : shape(std::move(shape)), data(count_of(this->shape), NAN) {}
 
   ops::Tensor tensor() const {
     ops::Tensor made;
@@ -66,33 +63,27 @@ struct Floats {
       offset += own == 1 ? 0 : index * step;
       step *= own;
     }
-    return static_cast<double>(data[static_cast<std::size_t>(offset)]);
+    return static_cast<double>(data[offset]);
   }
 
   Shape shape;
-  std::unique_ptr<float[]> data;
+  driver::Floats data;
 };
 
-class Generator {
- public:
-  explicit Generator(unsigned seed) : random_(seed) {}
-
-  int below(int limit) { return std::uniform_int_distribution<int>(0, limit - 1)(random_); }
+struct Generator : driver::Random {
+  using Random::Random;
   std::int64_t size() { return below(25) == 0 ? 0 : below(6) == 0 ? 1 + below(200) : 1 + below(9); }
-  Floats floats(Shape shape) {
-    Floats made(std::move(shape));
-    for (std::int64_t i = 0; i < count_of(made.shape); ++i) made.data[i] = std::normal_distribution<float>()(random_);
+  Tensor floats(Shape shape) {
+    Tensor made(std::move(shape));
+    for (std::int64_t i = 0; i < count_of(made.shape); ++i) made.data[i] = std::normal_distribution<float>()(engine);
     return made;
   }
   /// Some of the last dims of a shape, some of them 1.
-  Floats operand(const Shape& shape) {
+  Tensor operand(const Shape& shape) {
     Shape made(shape.begin() + below(static_cast<int>(shape.size()) + 1), shape.end());
     for (auto& dim : made) dim = below(3) == 0 ? 1 : dim;
     return floats(std::move(made));
   }
-
- private:
-  std::mt19937 random_;
 };
 
 /// A node over random tensors, and what it should make.
@@ -101,7 +92,7 @@ struct Case {
   Attributes attributes;
   Shape shape;
   std::int64_t width = 1, inner = 1;
-  std::vector<Floats> inputs;
+  std::vector<Tensor> inputs;
   std::vector<double> kept, expected;
 };
 
@@ -153,7 +144,7 @@ Case draw(Generator& generator) {
   for (std::int64_t i = 0; i < count; ++i) {
     // Rounded as the kernel rounds: a small variance makes the last bit a large one.
     float sum = 0.0f;
-    for (const Floats& input : one.inputs) sum += static_cast<float>(input.at(i, one.shape));
+    for (const Tensor& input : one.inputs) sum += static_cast<float>(input.at(i, one.shape));
     one.kept[static_cast<std::size_t>(i)] =
         static_cast<double>(one.attributes.integers_of.contains("absolute") ? std::fabs(sum) : sum);
   }
@@ -172,13 +163,12 @@ Case draw(Generator& generator) {
   return one;
 }
 
-bool close(const Floats& actual, const std::vector<double>& expected, const char* variant, const char* what) {
+bool close(const Tensor& actual, const std::vector<double>& expected, const char* variant, const char* what) {
   double largest = 1e-30;
   for (const double one : expected) largest = std::max(largest, std::fabs(one));
   for (std::size_t i = 0; i < expected.size(); ++i)
-    if (!(std::fabs(static_cast<double>(actual.data[i]) - expected[i]) <= 2e-5 * largest)) {
-      std::printf("%s: %s: element %zu is %g and should be %g\n", variant, what, i, static_cast<double>(actual.data[i]),
-                  expected[i]);
+    if (const auto found = static_cast<double>(actual.data.data[i]); !(std::fabs(found - expected[i]) <= 2e-5 * largest)) {
+      std::printf("%s: %s: element %zu is %g and should be %g\n", variant, what, i, found, expected[i]);
       return false;
     }
   return true;
@@ -187,13 +177,13 @@ bool close(const Floats& actual, const std::vector<double>& expected, const char
 bool run(const Case& one, const ops::Op& op, const ops::Variant& variant) {
   const auto kernel = op.create(one.attributes, variant.name);
   std::vector<ops::Tensor> tensors;
-  for (const Floats& input : one.inputs) tensors.push_back(input.tensor());
+  for (const Tensor& input : one.inputs) tensors.push_back(input.tensor());
   const auto types = kernel ? (*kernel)->outputs(tensors) : Result<std::vector<ops::TensorType>>::failure(kernel.error());
   if (!types) {
     std::printf("%s: %s\n", variant.name, types.error().c_str());
     return false;
   }
-  std::vector<Floats> results;
+  std::vector<Tensor> results;
   std::vector<void*> memory;
   for (const ops::TensorType& type : *types) memory.push_back(results.emplace_back(type.shape).data.get());
   if (!(*kernel)->run(tensors, *types, memory, {ParallelFor::inline_loop()})) return false;
@@ -201,22 +191,19 @@ bool run(const Case& one, const ops::Op& op, const ops::Variant& variant) {
          (results.size() == 1 || close(results[1], one.kept, variant.name, "kept"));
 }
 
+bool run_one(Generator& generator, int) {
+  const Case one = draw(generator);
+  const ops::Op& op = one.softmax ? ops::fused_softmax() : ops::fused_norm();
+  std::vector<ops::Variant> variants(op.variants.begin(), op.variants.end());
+  variants.push_back({"norm__cuda_emulated", "scalar"});
+  for (const ops::Variant& variant : variants)
+    if (dispatch::supports(variant.isa) && !run(one, op, variant)) {
+      std::printf("It has the shape %s.\n", ops::text_of(one.shape).c_str());
+      return false;
+    }
+  return true;
+}
+
 }  // namespace
 
-int main(int argc, char** argv) {
-  const int nodes = argc > 1 ? std::atoi(argv[1]) : 1000;
-  Generator generator(argc > 2 ? static_cast<unsigned>(std::atoi(argv[2])) : 0);
-  for (int i = 0; i < nodes; ++i) {
-    const Case one = draw(generator);
-    const ops::Op& op = one.softmax ? ops::fused_softmax() : ops::fused_norm();
-    std::vector<ops::Variant> variants(op.variants.begin(), op.variants.end());
-    variants.push_back({"norm__cuda_emulated", "scalar"});
-    for (const ops::Variant& variant : variants)
-      if (dispatch::supports(variant.isa) && !run(one, op, variant)) {
-        std::printf("node %d failed, of shape %s\n", i, ops::text_of(one.shape).c_str());
-        return 1;
-      }
-  }
-  std::printf("%d nodes agree\n", nodes);
-  return 0;
-}
+int main(int argc, char** argv) { return driver::run_problems<Generator>(argc, argv, "norms", run_one); }

@@ -3,36 +3,18 @@
 //
 //     onnxopt_qconv_driver [problems] [seed]
 #include <cstdio>
-#include <cstdlib>
 #include <cstring>
-#include <memory>
-#include <random>
 
 #include "csrc/dispatch/cpu.h"
 #include "kernels/cpu/qconv/qconv.h"
+#include "tests/kernels/driver.h"
 
 namespace {
 
 using namespace onnxopt;
-
-/// Memory of just that many elements, of which a sanitizer knows the end.
-template <class T>
-struct Memory {
-  explicit Memory(std::int64_t count) : data(new T[static_cast<std::size_t>(count)]()), count(count) {}
-  T& operator[](std::int64_t i) { return data[static_cast<std::size_t>(i)]; }
-  std::unique_ptr<T[]> data;
-  std::int64_t count;
-};
-
-struct Random {
-  std::mt19937 engine;
-  std::int64_t between(std::int64_t low, std::int64_t high) {
-    return std::uniform_int_distribution<std::int64_t>(low, high)(engine);
-  }
-  bool sometimes(int one_in) { return between(1, one_in) == 1; }
-};
-
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+using driver::ceil_div;
+using driver::Memory;
+using driver::Random;
 
 conv::Geometry random_geometry(Random& random) {
   conv::Geometry g;
@@ -180,10 +162,5 @@ class Problem {
 }  // namespace
 
 int main(int argc, char** argv) {
-  const int problems = argc > 1 ? std::atoi(argv[1]) : 300;
-  Random random{std::mt19937(argc > 2 ? static_cast<unsigned>(std::atoi(argv[2])) : 1)};
-  for (int i = 0; i < problems; ++i)
-    if (!Problem(random).run()) return 1;
-  std::printf("%d random convolutions of bytes ran in every variant of this machine\n", problems);
-  return 0;
+  return driver::run_problems(argc, argv, "convolutions of bytes", [](Random& random, int) { return Problem(random).run(); });
 }

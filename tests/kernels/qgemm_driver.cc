@@ -2,45 +2,26 @@
 // allows. Sums are exact, so results must be equal to those of plain loops.
 //
 //     onnxopt_qgemm_driver [problems] [seed]
-#include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <cstdlib>
-#include <memory>
-#include <random>
-#include <vector>
 
 #include "csrc/dispatch/cpu.h"
 #include "kernels/cpu/qgemm/qgemm.h"
+#include "tests/kernels/driver.h"
 
 namespace {
 
 using namespace onnxopt;
+using driver::ceil_div;
+using driver::Memory;
+using driver::Random;
 
-/// Memory of just that many elements, of which a sanitizer knows the end.
-template <class T>
-struct Memory {
-  explicit Memory(std::int64_t count) : data(new T[static_cast<std::size_t>(count)]()), count(count) {}
-  T& operator[](std::int64_t i) { return data[static_cast<std::size_t>(i)]; }
-  std::unique_ptr<T[]> data;
-  std::int64_t count;
-};
-
-struct Random {
-  std::mt19937 engine;
-  std::int64_t between(std::int64_t low, std::int64_t high) {
-    return std::uniform_int_distribution<std::int64_t>(low, high)(engine);
-  }
-};
-
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-
-bool run_problem(Random& random) {
+bool run_one(Random& random, int) {
   constexpr auto panel = static_cast<std::int64_t>(qgemm::kPanel), group = static_cast<std::int64_t>(qgemm::kGroup);
-  const bool large = random.between(0, 7) == 0;
+  const bool large = random.sometimes(8);
   const std::int64_t rows = random.between(0, large ? 300 : 30), depth = random.between(0, large ? 1500 : 50);
   const std::int64_t columns = random.between(1, large ? 200 : 60), groups = ceil_div(depth, group);
-  const bool floats = random.between(0, 1) == 0;
+  const bool floats = random.sometimes(2);
   Memory<std::uint8_t> bytes(rows * depth);
   Memory<float> numbers(floats ? rows * depth : 0), scales(columns), bias(columns), c(rows * columns);
   Memory<std::int8_t> plain(depth * columns), packed(ceil_div(columns, panel) * groups * panel * group);
@@ -112,11 +93,4 @@ bool run_problem(Random& random) {
 
 }  // namespace
 
-int main(int argc, char** argv) {
-  const int problems = argc > 1 ? std::atoi(argv[1]) : 300;
-  Random random{std::mt19937(argc > 2 ? static_cast<unsigned>(std::atoi(argv[2])) : 1)};
-  for (int i = 0; i < problems; ++i)
-    if (!run_problem(random)) return 1;
-  std::printf("%d random products of bytes ran in every variant of this machine\n", problems);
-  return 0;
-}
+int main(int argc, char** argv) { return driver::run_problems(argc, argv, "products of bytes", run_one); }

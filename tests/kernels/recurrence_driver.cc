@@ -3,10 +3,7 @@
 //
 //     onnxopt_recurrence_driver [recurrences] [seed]
 #include <algorithm>
-#include <cstdio>
-#include <cstdlib>
-#include <memory>
-#include <random>
+#include <cmath>
 #include <string>
 #include <string_view>
 #include <thread>
@@ -15,31 +12,13 @@
 #include "csrc/dispatch/cpu.h"
 #include "kernels/cpu/gemm/panel.h"
 #include "kernels/cpu/recurrence/recurrence.h"
+#include "tests/kernels/driver.h"
 
 namespace {
 
 using namespace onnxopt;
-
-/// Memory of just that many floats, of which a sanitizer knows the end.
-struct Floats {
-  explicit Floats(std::int64_t count) : data(new float[static_cast<std::size_t>(count)]), count(count) {}
-  std::unique_ptr<float[]> data;
-  std::int64_t count;
-};
-
-class Generator {
- public:
-  explicit Generator(unsigned seed) : random_(seed) {}
-  int below(int limit) { return std::uniform_int_distribution<int>(0, limit - 1)(random_); }
-  Floats whole(std::int64_t count, int largest) {
-    Floats made(count);
-    for (std::int64_t i = 0; i < count; ++i) made.data[i] = static_cast<float>(below(2 * largest + 1) - largest);
-    return made;
-  }
-
- private:
-  std::mt19937 random_;
-};
+using driver::Floats;
+using driver::Random;
 
 /// h = clip(h W + b + x, -8, 8) with a product, else clip(h + x, -8, 8), whose results are stacked.
 struct Case {
@@ -48,23 +27,22 @@ struct Case {
   Floats x, h, weights, packed, bias;
 };
 
-Case draw(Generator& generator) {
-  const bool product = generator.below(3) != 0, large = generator.below(6) == 0;
-  const std::int64_t steps = generator.below(6), rows = 1 + generator.below(generator.below(3) == 0 ? 20 : 3);
-  const std::int64_t width = 1 + generator.below(large ? 300 : 70);
+Case draw(Random& random) {
+  const bool product = random.below(3) != 0, large = random.below(6) == 0;
+  const std::int64_t steps = random.below(6), rows = 1 + random.below(random.below(3) == 0 ? 20 : 3);
+  const std::int64_t width = 1 + random.below(large ? 300 : 70);
   constexpr auto panel = static_cast<std::int64_t>(gemm::kPanel);
   Case made{steps,
             rows,
             width,
             product,
-            generator.below(2) != 0,
-            generator.below(2) != 0,
-            generator.whole(steps * rows * width, 3),
-            generator.whole(rows * width, 3),
-            generator.whole(width * width, 1),
-            Floats((width + panel - 1) / panel * panel * width),
-            generator.whole(width, 2)};
-  std::fill_n(made.packed.data.get(), made.packed.count, 0.0f);
+            random.below(2) != 0,
+            random.below(2) != 0,
+            random.whole(steps * rows * width, 3),
+            random.whole(rows * width, 3),
+            random.whole(width * width, 1),
+            Floats(driver::ceil_div(width, panel) * panel * width),
+            random.whole(width, 2)};
   for (std::int64_t k = 0; k < width; ++k)
     for (std::int64_t j = 0; j < width; ++j)
       made.packed.data[(j / panel * width + k) * panel + j % panel] = made.weights.data[k * width + j];
@@ -112,7 +90,7 @@ bool run_case(const Case& one, const recurrence::Variant& variant, const Paralle
   const auto list = elementwise::variants();
   const auto same_isa = [&](const auto& other) { return std::string_view(other.isa) == variant.isa; };
   const std::int64_t size = one.rows * one.width, bytes = size * static_cast<std::int64_t>(sizeof(float));
-  Floats stacked(one.steps * size), last(size);
+  Floats stacked(one.steps * size, NAN), last(size, NAN);
   const float* const initial[] = {one.h.data.get()};
   const recurrence::Sequence sequences[] = {{reinterpret_cast<const char*>(one.x.data.get()), bytes, one.reverse}};
   const recurrence::Sequence outputs[] = {{reinterpret_cast<const char*>(stacked.data.get()), bytes, one.reverse_stacked}};
@@ -134,16 +112,16 @@ bool run_case(const Case& one, const recurrence::Variant& variant, const Paralle
 }
 
 /// h = clip(h + x m + r, -8, 8) with x of each row, m of each column and r of each batch, and the sums of h over the columns.
-bool run_sums(Generator& generator, const recurrence::Variant& variant, const ParallelFor& parallel_for) {
+bool run_sums(Random& random, const recurrence::Variant& variant, const ParallelFor& parallel_for) {
   const char* const program =
       "i0:f32 i1:f32 i2:f32 i3:f32 | t0=mul(i1,i2) t1=add(t0,i0) t2=add(t1,i3) t3=clip(t2,#-0x1p+3:f32,#0x1p+3:f32) | t3:f32";
-  const std::int64_t steps = generator.below(5), batch = 1 + generator.below(3), channels = 1 + generator.below(80);
-  const std::int64_t width = 1 + generator.below(generator.below(4) == 0 ? 120 : 20), rows = batch * channels, size = rows * width;
+  const std::int64_t steps = random.below(5), batch = 1 + random.below(3), channels = 1 + random.below(80);
+  const std::int64_t width = 1 + random.below(random.below(4) == 0 ? 120 : 20), rows = batch * channels, size = rows * width;
   const auto step = recurrence::parse(" ! 0 1 2 3 ! " + std::string(program), {1, 2, 1, 0}, {4}, {4}, {true});
   if (!step) return false;
-  const Floats h = generator.whole(size, 3), x = generator.whole(steps * rows, 2), r = generator.whole(steps * batch * width, 2);
-  const Floats m = generator.whole(width, 2);
-  Floats sums(steps * rows), last(size);
+  const Floats h = random.whole(size, 3), x = random.whole(steps * rows, 2), r = random.whole(steps * batch * width, 2);
+  const Floats m = random.whole(width, 2);
+  Floats sums(steps * rows, NAN), last(size, NAN);
   const auto bytes = [](std::int64_t floats) { return floats * static_cast<std::int64_t>(sizeof(float)); };
   const auto chars = [](const Floats& floats) { return reinterpret_cast<const char*>(floats.data.get()); };
   const float* const initial[] = {h.data.get()};
@@ -178,23 +156,16 @@ bool run_sums(Generator& generator, const recurrence::Variant& variant, const Pa
   return std::equal(state.begin(), state.end(), last.data.get());
 }
 
+bool run_one(Random& random, int) {
+  const Case one = draw(random);
+  const Floats wanted = expected(one);
+  for (const recurrence::Variant& variant : recurrence::variants())
+    if (dispatch::supports(variant.isa))
+      for (const ParallelFor& parallel_for : {ParallelFor::inline_loop(), ParallelFor{run_threads, nullptr}})
+        if (!run_case(one, variant, parallel_for, wanted) || !run_sums(random, variant, parallel_for)) return false;
+  return true;
+}
+
 }  // namespace
 
-int main(int argc, char** argv) {
-  const int count = argc > 1 ? std::atoi(argv[1]) : 1000;
-  const unsigned seed = argc > 2 ? static_cast<unsigned>(std::atoi(argv[2])) : 1;
-  Generator generator(seed);
-  for (int i = 0; i < count; ++i) {
-    const Case one = draw(generator);
-    const Floats wanted = expected(one);
-    for (const recurrence::Variant& variant : recurrence::variants())
-      if (dispatch::supports(variant.isa) &&
-          !(run_case(one, variant, ParallelFor::inline_loop(), wanted) && run_case(one, variant, {run_threads, nullptr}, wanted) &&
-            run_sums(generator, variant, ParallelFor::inline_loop()) && run_sums(generator, variant, {run_threads, nullptr}))) {
-        std::printf("recurrence %d of seed %u\n", i, seed);
-        return 1;
-      }
-  }
-  std::printf("%d random recurrences ran in every variant of this machine\n", count);
-  return 0;
-}
+int main(int argc, char** argv) { return driver::run_problems(argc, argv, "recurrences", run_one); }
