@@ -10,20 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers import assert_same, model, ops, run_passes, set_costs
+from helpers import assert_same, model, ops, run_passes
 
 pytest.importorskip("onnxopt._native", reason="the native library is not built")
+pytestmark = pytest.mark.usefixtures("fuse_small_products")
 
 Array = np.ndarray[Any, Any]
 PASSES = ("fuse_gemms", "fuse_epilogues")
 SMOOTH = ("Sigmoid", "Tanh", "Softplus", "Neg", "Relu", "Abs", "LeakyRelu", "HardSigmoid")
 BINARY = ("Add", "Mul", "Sub", "Max", "Min")
-
-
-@pytest.fixture(autouse=True)
-def fuse_small_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests use few rows."""
-    set_costs(monkeypatch, product_work=0)
 
 
 def normal(seed: int, *shape: int) -> Array:

@@ -16,6 +16,7 @@ from onnxopt.fusions import fused_gemm as fusion
 from onnxopt.pipeline import PassManager
 
 pytest.importorskip("onnxopt._native", reason="the native library is not built")
+pytestmark = pytest.mark.usefixtures("fuse_small_products")
 
 Array = np.ndarray[Any, Any]
 FORMS = {
@@ -29,9 +30,8 @@ FORMS = {
 
 
 @pytest.fixture(autouse=True)
-def fuse_small_products(monkeypatch: pytest.MonkeyPatch) -> None:
+def fuse_narrow_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests use small matrices."""
-    set_costs(monkeypatch, product_work=1)
     for name in ("MIN_DEPTH", "MIN_COLUMNS"):
         monkeypatch.setattr(fusion, name, 1)
 

@@ -9,22 +9,17 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from helpers import assert_same, model, op_list, ops, run_passes, set_costs
+from helpers import assert_same, model, op_list, ops, run_passes
 from onnxopt import ir
 from onnxopt.fusions import epilogue
 from onnxopt.pipeline import PassManager
 
 pytest.importorskip("onnxopt._native", reason="the native library is not built")
+pytestmark = pytest.mark.usefixtures("fuse_small_products")
 
 Array = np.ndarray[Any, Any]
 PASSES = ("fuse_gemms", "fuse_epilogues")
 RNG = np.random.default_rng(0)
-
-
-@pytest.fixture(autouse=True)
-def fuse_small_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests use few rows."""
-    set_costs(monkeypatch, product_work=1)
 
 
 def normal(*shape: int) -> Array:

@@ -10,23 +10,18 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from helpers import assert_same, model, op_list, ops, run_passes, set_costs
+from helpers import assert_same, model, op_list, ops, run_passes
 from onnxopt import ir
 from onnxopt.pipeline import PassManager
 
 pytest.importorskip("onnxopt._native", reason="the native library is not built")
+pytestmark = pytest.mark.usefixtures("fuse_small_products")
 
 Array = np.ndarray[Any, Any]
 PASS = "fuse_gemms"
 RNG = np.random.default_rng(0)
 LARGE = (1100, 1000)
 """A matrix beyond the folding budget."""
-
-
-@pytest.fixture(autouse=True)
-def fuse_small_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests use few rows."""
-    set_costs(monkeypatch, product_work=1)
 
 
 def normal(*shape: int) -> Array:

@@ -8,22 +8,17 @@ import numpy as np
 import onnx
 import pytest
 
-from helpers import evaluate, model, op_list, set_costs
+from helpers import evaluate, model, op_list
 from onnxopt import ir
 from onnxopt.passes.base import Options
 from onnxopt.pipeline import PassManager
 
 pytest.importorskip("onnxopt._native", reason="the native library is not built")
+pytestmark = pytest.mark.usefixtures("fuse_small_products")
 
 Array = np.ndarray[Any, Any]
 RNG = np.random.default_rng(0)
 QUANTIZE = Options(quantize_products=True)
-
-
-@pytest.fixture(autouse=True)
-def fuse_small_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests use few rows."""
-    set_costs(monkeypatch, product_work=1)
 
 
 def quantize(proto: onnx.ModelProto, options: Options = QUANTIZE) -> tuple[onnx.ModelProto, list[str]]:

@@ -8,21 +8,16 @@ import numpy as np
 import onnx
 import pytest
 
-from helpers import evaluate, model, op_list, set_costs
+from helpers import evaluate, model, op_list
 from onnxopt.quant import Quantization, quantize
 from onnxopt.quant.correction import mean_error
 
 pytest.importorskip("onnxopt._native", reason="the native library is not built")
+pytestmark = pytest.mark.usefixtures("fuse_small_products")
 
 Array = np.ndarray[Any, Any]
 RNG = np.random.default_rng(0)
 FORMATS = pytest.mark.parametrize("format", ["fused", "qdq"])
-
-
-@pytest.fixture(autouse=True)
-def fuse_small_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests use few rows."""
-    set_costs(monkeypatch, product_work=1)
 
 
 def normal(*shape: int) -> Array:

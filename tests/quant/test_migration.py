@@ -11,7 +11,7 @@ import onnx
 import pytest
 from typer.testing import CliRunner
 
-from helpers import evaluate, model, op_list, set_costs
+from helpers import evaluate, model, op_list
 from onnxopt import ir
 from onnxopt.cli import app
 from onnxopt.passes.base import Context
@@ -20,16 +20,11 @@ from onnxopt.quant import Quantization, layers, quantize
 from onnxopt.quant.migration import Migrated, migrate, places, times
 
 pytest.importorskip("onnxopt._native", reason="the native library is not built")
+pytestmark = pytest.mark.usefixtures("fuse_small_products")
 
 Array = np.ndarray[Any, Any]
 RNG = np.random.default_rng(0)
 FORMATS = pytest.mark.parametrize("format", ["fused", "qdq"])
-
-
-@pytest.fixture(autouse=True)
-def fuse_small_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests use few rows."""
-    set_costs(monkeypatch, product_work=1)
 
 
 def normal(*shape: int) -> Array:

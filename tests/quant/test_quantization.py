@@ -12,11 +12,12 @@ import onnx
 import pytest
 
 import onnxopt
-from helpers import evaluate, model, op_list, set_costs
+from helpers import evaluate, model, op_list
 from onnxopt.errors import CalibrationError, MetricError, OptionError
 from onnxopt.quant import Quantization, quantize
 
 pytest.importorskip("onnxopt._native", reason="the native library is not built")
+pytestmark = pytest.mark.usefixtures("fuse_small_products")
 
 Array = np.ndarray[Any, Any]
 RNG = np.random.default_rng(0)
@@ -24,12 +25,6 @@ RNG = np.random.default_rng(0)
 
 def normal(*shape: int) -> Array:
     return RNG.standard_normal(shape).astype(np.float32)
-
-
-@pytest.fixture(autouse=True)
-def fuse_small_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests use few rows."""
-    set_costs(monkeypatch, product_work=1)
 
 
 PERCEPTRON = """g (float[N,32] x) => (float[N,32] y) {
