@@ -138,8 +138,9 @@ def test_one_value_that_replaces_two_outputs() -> None:
     ctx = context("g (float[3] x) => (float[3] y, float[3] z) { a = Abs(x) y = Neg(a) z = Exp(a) }")
     for op_type, name in (("Neg", "y"), ("Exp", "z")):
         anchor = node_of(ctx, op_type)
-        ctx.editor.apply(Patch("rule", anchor, [], {anchor.outputs[0]: node_of(ctx, "Abs").outputs[0]}))
-        ctx.editor.remove_unused([anchor])
+        ctx.editor.apply(
+            Patch("rule", anchor, [], {anchor.outputs[0]: node_of(ctx, "Abs").outputs[0]}), unused=[anchor]
+        )
         assert name in [one.name for one in ctx.model.graph.outputs]
     proto = ir.to_proto(ctx.model)
     onnx.checker.check_model(proto)
@@ -156,6 +157,20 @@ def test_an_identity_that_names_an_output_is_not_replaced_by_another() -> None:
 
 
 # --- what goes with a node -----------------------------------------------------------------------------------------
+def test_nodes_that_a_patch_leaves_unused_go_with_it() -> None:
+    ctx = context(CHAIN)
+    patch = replacement(ctx, "Exp", lambda b, x: b.Cos(node_of(ctx, "Abs").outputs[0]))
+    assert ctx.editor.apply(patch, unused=[patch.anchor, node_of(ctx, "Abs")])
+    assert op_types(ctx) == ["Abs", "Cos"]
+
+
+def test_a_patch_that_is_not_applied_removes_nothing() -> None:
+    ctx = context(CHAIN, stop_after=0)
+    patch = replacement(ctx, "Exp", lambda b, x: b.Cos(x))
+    assert not ctx.editor.apply(patch, unused=[patch.anchor])
+    assert op_types(ctx) == ["Abs", "Neg", "Exp"]
+
+
 def test_unused_nodes_go_with_what_only_they_used() -> None:
     ctx = context("g (float[3] x) => (y) { y = Abs(x) a = Neg(y) b = Exp(a) c = Sin(b) }")
     touched = ctx.editor.remove_unused([node_of(ctx, "Sin")])

@@ -32,10 +32,7 @@ class ConvolutionsChannelsLast(Pass):
         return PassResult(applied > 0, applied)
 
     def _convert(self, finder: Finder, nodes: list[ir.Node], ctx: Context) -> bool:
-        if not ctx.editor.apply(Conversion(finder, nodes, ctx).patch()):
-            return False
-        ctx.editor.remove_unused(reversed(nodes))
-        return True
+        return ctx.editor.apply(Conversion(finder, nodes, ctx).patch(), unused=reversed(nodes))
 
     def rule_names(self) -> list[str]:
         return [RULE]

@@ -49,10 +49,7 @@ class EliminateCommonSubexpressions(Pass):
         pairs = dict(zip(node.outputs, earlier.outputs, strict=False))
         if len(node.outputs) > len(earlier.outputs) or not all(_can_stand_for(*pair) for pair in pairs.items()):
             return False
-        if not ctx.editor.apply(Patch(self.name, node, [], pairs)):
-            return False
-        ctx.editor.remove_unused([node])
-        return True
+        return ctx.editor.apply(Patch(self.name, node, [], pairs), unused=[node])
 
 
 def _can_stand_for(old: ir.Value, new: ir.Value) -> bool:

@@ -84,8 +84,7 @@ class FoldConstants(Pass):
             value = node.outputs[0]
             assert isinstance(tensor, ir.MappedTensor)
             constant = ctx.constant(ir.TransposedTensor(tensor, value.name or ""), value.name or "transposed", node)
-            if ctx.editor.apply(Patch("stream_transpose", node, [], {value: constant})):
-                ctx.editor.remove_unused([node])
+            if ctx.editor.apply(Patch("stream_transpose", node, [], {value: constant}), unused=[node]):
                 patches += 1
         return patches
 

@@ -71,8 +71,7 @@ class FoldShapes(Pass):
             builder = Builder(ctx, node)
             shape = builder.constant(np.array(target, np.int64), "shape")
             output = builder.op("Reshape", [node.inputs[0], shape])[0]
-            if ctx.editor.apply(builder.patch("fold_reshape_target", {node.outputs[0]: output})):
-                ctx.editor.remove_unused([node])
+            if ctx.editor.apply(builder.patch("fold_reshape_target", {node.outputs[0]: output}), unused=[node]):
                 patches += 1
         return patches
 

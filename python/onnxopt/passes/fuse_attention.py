@@ -30,10 +30,9 @@ class FuseAttention(Pass):
         patch = None if node.graph is None else fused_attention.build(node, ctx)
         if isinstance(patch, Refusal):
             ctx.log.refused(fused_attention.RULE, node, patch, 3)
-        if patch is None or isinstance(patch, Refusal) or not ctx.editor.apply(patch):
+        if patch is None or isinstance(patch, Refusal):
             return False
-        ctx.editor.remove_unused([patch.anchor])
-        return True
+        return ctx.editor.apply(patch, unused=[patch.anchor])
 
     def rule_names(self) -> list[str]:
         return [fused_attention.RULE]

@@ -38,10 +38,7 @@ class FuseElementwise(Pass):
         if isinstance(patch, Refusal):
             ctx.log.refused(self.name, nodes[0], patch, len(nodes))
             return False
-        if not ctx.editor.apply(patch):
-            return False
-        ctx.editor.remove_unused(reversed(nodes))
-        return True
+        return ctx.editor.apply(patch, unused=reversed(nodes))
 
 
 def _all_inner(node: ir.Node) -> list[ir.Graph]:

@@ -37,10 +37,7 @@ class FuseEpilogues(Pass):
         if isinstance(patch, Refusal):
             ctx.log.refused("fuse_epilogue", host.node, patch, len(nodes))
             return False
-        if not ctx.editor.apply(patch):
-            return False
-        ctx.editor.remove_unused([*reversed(nodes), host.node])
-        return True
+        return ctx.editor.apply(patch, unused=[*reversed(nodes), host.node])
 
     def rule_names(self) -> list[str]:
         return ["fuse_epilogue"]

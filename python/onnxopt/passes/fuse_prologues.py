@@ -33,10 +33,7 @@ class FusePrologues(Pass):
             ctx.log.refused("fuse_prologue", host, built, 1)
             return False
         patch, nodes = built
-        if not ctx.editor.apply(patch):
-            return False
-        ctx.editor.remove_unused([host, *reversed(nodes)])
-        return True
+        return ctx.editor.apply(patch, unused=[host, *reversed(nodes)])
 
     def rule_names(self) -> list[str]:
         return ["fuse_prologue"]

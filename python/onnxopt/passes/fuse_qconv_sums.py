@@ -30,10 +30,7 @@ class FuseQConvSums(Pass):
 
     def _fuse(self, rule: str, patch: Patch | None, ctx: Context) -> bool:
         ctx.log.attempted(rule)
-        if patch is None or not ctx.editor.apply(patch):
-            return False
-        ctx.editor.remove_unused([patch.anchor])
-        return True
+        return patch is not None and ctx.editor.apply(patch, unused=[patch.anchor])
 
     def rule_names(self) -> list[str]:
         return [qconv.SUM, qconv.ROUNDING]

@@ -31,10 +31,9 @@ class FuseQConvs(Pass):
         patch = qconv.build(node, ctx)
         if isinstance(patch, Refusal):
             ctx.log.refused(qconv.CONVOLUTION, node, patch, 3)
-        if patch is None or isinstance(patch, Refusal) or not ctx.editor.apply(patch):
+        if patch is None or isinstance(patch, Refusal):
             return False
-        ctx.editor.remove_unused([node])
-        return True
+        return ctx.editor.apply(patch, unused=[node])
 
     def rule_names(self) -> list[str]:
         return [qconv.CONVOLUTION]

@@ -35,10 +35,9 @@ class FuseQGemms(Pass):
         patch = qgemm.build(node, ctx)
         if isinstance(patch, Refusal):
             ctx.log.refused(qgemm.RULE, node, patch, 3)
-        if patch is None or isinstance(patch, Refusal) or not ctx.editor.apply(patch):
+        if patch is None or isinstance(patch, Refusal):
             return False
-        ctx.editor.remove_unused([patch.anchor, node])
-        return True
+        return ctx.editor.apply(patch, unused=[patch.anchor, node])
 
     def rule_names(self) -> list[str]:
         return [qgemm.RULE]

@@ -26,10 +26,7 @@ class FuseRequantization(Pass):
     def _fuse(self, node: ir.Node, ctx: Context) -> bool:
         ctx.log.attempted(qconv.REQUANTIZATION)
         patch = qconv.build_requantization(node, ctx)
-        if patch is None or not ctx.editor.apply(patch):
-            return False
-        ctx.editor.remove_unused([node])
-        return True
+        return patch is not None and ctx.editor.apply(patch, unused=[node])
 
     def rule_names(self) -> list[str]:
         return [qconv.REQUANTIZATION]

@@ -47,10 +47,9 @@ class GatherMovedRows(Pass):
         patch = None if end.graph is None else build(end, ctx)
         if isinstance(patch, Refusal):
             ctx.log.refused(RULE, end, patch, 2)
-        if patch is None or isinstance(patch, Refusal) or not ctx.editor.apply(patch):
+        if patch is None or isinstance(patch, Refusal):
             return False
-        ctx.editor.remove_unused([end])
-        return True
+        return ctx.editor.apply(patch, unused=[end])
 
 
 def _moves(node: ir.Node | None) -> bool:

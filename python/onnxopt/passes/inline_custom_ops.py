@@ -53,10 +53,7 @@ class InlineCustomOps(Pass):
         replacements = {
             old: new for old, one in zip(node.outputs, function.outputs, strict=True) if (new := values[one])
         }
-        if not ctx.editor.apply(builder.patch(self.name, replacements)):
-            return False
-        ctx.editor.remove_unused([node])
-        return True
+        return ctx.editor.apply(builder.patch(self.name, replacements), unused=[node])
 
     @staticmethod
     def _remove_functions(model: ir.Model) -> None:

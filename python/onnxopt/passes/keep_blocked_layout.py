@@ -48,10 +48,7 @@ class KeepBlockedLayout(Pass):
         if isinstance(patch, Refusal):
             ctx.log.refused(self.name, last, patch, len(chain))
             return False
-        if not ctx.editor.apply(patch):
-            return False
-        ctx.editor.remove_unused(reversed(chain))
-        return True
+        return ctx.editor.apply(patch, unused=reversed(chain))
 
 
 def _source(node: ir.Node, layout: BlockedLayout) -> ir.Value | None:

@@ -81,10 +81,7 @@ class SelectInsteadOfBranches(Pass):
                 stands_for.update(zip(inner.outputs, builder.copy_of(inner, inputs), strict=True))
             selected.append([stands_for.get(value, value) for value in branch.outputs])
         results = [builder.Where(node.inputs[0], *pair) for pair in zip(*selected, strict=True)]
-        if not ctx.editor.apply(builder.patch(self.name, dict(zip(node.outputs, results, strict=True)))):
-            return False
-        ctx.editor.remove_unused([node])
-        return True
+        return ctx.editor.apply(builder.patch(self.name, dict(zip(node.outputs, results, strict=True))), unused=[node])
 
 
 def _refusal(node: ir.Node, ctx: Context) -> Refusal | None:

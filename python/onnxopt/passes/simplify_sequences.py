@@ -156,8 +156,7 @@ class SimplifySequences(Pass):
             builder = Builder(ctx, node)
             rule, build = RULES[node.op_type]
             value = build(node, builder)
-            if value is not None and ctx.editor.apply(builder.patch(rule, {node.outputs[0]: value})):
-                ctx.editor.remove_unused([node])
+            if value is not None and ctx.editor.apply(builder.patch(rule, {node.outputs[0]: value}), unused=[node]):
                 patches += 1
         return PassResult(patches > 0, patches)
 

@@ -39,8 +39,7 @@ class SplitProducts(Pass):
             built = _build(node, ctx) if node.graph is model.graph else None
             if isinstance(built, Refusal):
                 ctx.log.refused(RULE, node, built, 1)
-            elif built is not None and ctx.editor.apply(built):
-                ctx.editor.remove_unused([node])
+            elif built is not None and ctx.editor.apply(built, unused=[node]):
                 patches += 1
         return PassResult(patches > 0, patches)
 

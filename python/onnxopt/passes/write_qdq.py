@@ -55,42 +55,35 @@ class WriteQdq(Pass):
         return ctx.editor.wrap(RULE, value, builder.nodes, rounded)
 
     def _write_node(self, node: ir.Node, ctx: Context) -> bool:
-        x = node.inputs[0]
-        assert x is not None
         builder = Builder(ctx, node)
-        given = _scale_of(x)
-        if given is None and ir.node_name(node) in ctx.options.dynamic:
-            return self._write_dynamic(builder, node, ctx)
-        if given is None:
-            if x.name not in ctx.options.ranges:
-                return False
-            given = scale_and_zero(ctx.options.ranges[str(x.name)])[0]
-            x = _rounded(builder, x, ctx)
-        inputs: list[ir.Value | None] = [x, *_weights(builder, node, given, ctx)]
-        (result,) = builder.copy_of(node, inputs)
-        ctx.shapes.set(result, ctx.shapes.dtype(node.outputs[0]), ctx.shapes.shape(node.outputs[0]))
+        x, scale = _activation(builder, node, ctx)
+        if x is None:
+            return False
+        (result,) = builder.copy_of(node, [x, *_weights(builder, node, scale, ctx)])
         last = node
         if node.op_type not in CONVOLUTIONS:
             result, last = _corrected(builder, node, result, ctx)
-        if not ctx.editor.apply(builder.patch(RULE, {last.outputs[0]: result})):
-            return False
-        ctx.editor.remove_unused([last, node])
-        return True
-
-    def _write_dynamic(self, builder: Builder, node: ir.Node, ctx: Context) -> bool:
-        """Let a convolution read bytes whose range is that of the sample; its bias stays in floats."""
-        x = node.inputs[0]
-        data, scale, zero = builder.op("DynamicQuantizeLinear", [x], outputs=3)
-        inputs = [builder.DequantizeLinear(data, scale, zero), *_weights(builder, node, None, ctx)]
-        (result,) = builder.copy_of(node, inputs)
-        ctx.shapes.set(result, ctx.shapes.dtype(node.outputs[0]), ctx.shapes.shape(node.outputs[0]))
-        if not ctx.editor.apply(builder.patch(RULE, {node.outputs[0]: result})):
-            return False
-        ctx.editor.remove_unused([node])
-        return True
+        return ctx.editor.apply(builder.patch(RULE, {last.outputs[0]: result}), unused=[last, node])
 
     def rule_names(self) -> list[str]:
         return [RULE]
+
+
+def _activation(builder: Builder, node: ir.Node, ctx: Context) -> tuple[ir.Value | None, np.float32 | None]:
+    """What a node is to read in place of its activation, and its scale: unknown where the range is that of the sample.
+
+    No value where the activation has no range.
+    """
+    x = node.inputs[0]
+    assert x is not None
+    given = _scale_of(x)
+    if given is not None:
+        return x, given
+    if ir.node_name(node) in ctx.options.dynamic:
+        return builder.DequantizeLinear(*builder.op("DynamicQuantizeLinear", [x], outputs=3)), None
+    if x.name not in ctx.options.ranges:
+        return None, None
+    return _rounded(builder, x, ctx), scale_and_zero(ctx.options.ranges[str(x.name)])[0]
 
 
 def _corrected(builder: Builder, node: ir.Node, result: ir.Value, ctx: Context) -> tuple[ir.Value, ir.Node]:
@@ -101,7 +94,6 @@ def _corrected(builder: Builder, node: ir.Node, result: ir.Value, ctx: Context) 
     bias, last = added_bias(node, len(matrix.scales))
     total = matrix.correction if bias is None else bias + matrix.correction
     added = builder.Add(result, builder.constant(total.astype(np.float32), "bias"))
-    ctx.shapes.set(added, ctx.shapes.dtype(last.outputs[0]), ctx.shapes.shape(last.outputs[0]))
     return added, last
 
 

@@ -38,11 +38,7 @@ class WriteWeights(Pass):
         builder = Builder(ctx, node)
         weights = _dequantized(builder, node, matrix)
         (result,) = builder.copy_of(node, [node.inputs[0], weights, *node.inputs[2:]])
-        ctx.shapes.set(result, ctx.shapes.dtype(node.outputs[0]), ctx.shapes.shape(node.outputs[0]))
-        if not ctx.editor.apply(builder.patch(RULE, {node.outputs[0]: result})):
-            return False
-        ctx.editor.remove_unused([node])
-        return True
+        return ctx.editor.apply(builder.patch(RULE, {node.outputs[0]: result}), unused=[node])
 
     def rule_names(self) -> list[str]:
         return [RULE]

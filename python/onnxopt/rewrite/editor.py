@@ -23,8 +23,11 @@ class Editor:
     def __init__(self, ctx: Context) -> None:
         self.ctx = ctx
 
-    def apply(self, patch: Patch) -> bool:
-        """Apply a patch. False, and nothing changed, when the budget of patches is spent or the patch does not fit."""
+    def apply(self, patch: Patch, unused: Iterable[ir.Node] = ()) -> bool:
+        """Apply a patch, then remove those nodes of `unused` that nothing uses any more, and what only they used.
+
+        False, and nothing changed, when the budget of patches is spent or the patch does not fit.
+        """
         ctx = self.ctx
         if _only_names_output(patch) or not ctx.budget.take():
             return False
@@ -47,6 +50,7 @@ class Editor:
         ctx.log.applied(patch)  # while a node without a name still has its output's
         for old, new in patch.replacements.items():
             self.replace(old, new)
+        self.remove_unused(unused)
         return True
 
     def wrap(self, rule: str, value: ir.Value, nodes: Sequence[ir.Node], result: ir.Value) -> bool:
