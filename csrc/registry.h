@@ -7,14 +7,19 @@
 #include "kernels/cpu/elementwise/elementwise.h"
 
 extern "C" {
-/// The one function besides RegisterCustomOps that the library exports.
+struct OnnxOptKernelLibrary;
+
+/// What the function `onnxopt_registry` of the library returns.
 struct OnnxOptRegistry {
-  const onnxopt::ops::Op* const* ops;
-  std::size_t op_count;
-  const onnxopt::elementwise::OpInfo* elementwise_ops;
-  std::size_t elementwise_op_count;
-  onnxopt::Result<const onnxopt::ops::Variant*> (*choose)(const onnxopt::ops::Op&);
+  std::vector<const onnxopt::ops::Op*> (*all)();
+  std::vector<onnxopt::ops::Variant> (*variants)(const onnxopt::ops::Op&);
+  onnxopt::Result<onnxopt::ops::Variant> (*choose)(const onnxopt::ops::Op&);
+  onnxopt::Result<std::unique_ptr<onnxopt::ops::Kernel>> (*create)(const onnxopt::ops::Op&, const onnxopt::ops::Variant&,
+                                                                   const onnxopt::ops::Attributes&);
   std::string (*problem_of)(const onnxopt::ops::Variant&);
   std::string (*cuda_problem)();
+  onnxopt::Result<bool> (*add)(const OnnxOptKernelLibrary&);
+  const onnxopt::elementwise::OpInfo* elementwise_ops;
+  std::size_t elementwise_op_count;
 };
 }

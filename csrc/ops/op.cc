@@ -4,6 +4,7 @@
 
 #include "csrc/dispatch/cpu.h"
 #include "csrc/dispatch/tuning.h"
+#include "csrc/ops/external.h"
 #include "csrc/ops/fused_attention.h"
 #include "csrc/ops/fused_conv.h"
 #include "csrc/ops/fused_elementwise.h"
@@ -22,7 +23,7 @@
 
 namespace onnxopt::ops {
 
-std::span<const Op* const> all() {
+std::span<const Op* const> ours() {
   static const Op* const list[] = {&fused_attention(),
                                    &fused_conv(),
                                    &fused_conv_transpose(),
@@ -39,25 +40,92 @@ std::span<const Op* const> all() {
   return list;
 }
 
+std::vector<const Op*> all() {
+  std::vector<const Op*> list(ours().begin(), ours().end());
+  const std::vector<const Op*> more = external::ops();
+  list.insert(list.end(), more.begin(), more.end());
+  return list;
+}
+
 const Op* find(std::string_view name) {
   const auto list = all();
   const auto found = std::find_if(list.begin(), list.end(), [&](const Op* op) { return name == op->name; });
   return found == list.end() ? nullptr : *found;
 }
 
-Result<const Variant*> choose(const Op& op) {
-  using Choice = Result<const Variant*>;
-  if (const auto cap = dispatch::max_isa(); !cap) return Choice::failure(cap.error());
+std::vector<Variant> variants(const Op& op) {
+  std::vector<Variant> list(op.variants.begin(), op.variants.end());
+  const std::vector<Variant> more = external::variants(op.name);
+  list.insert(list.end(), more.begin(), more.end());
+  return list;
+}
+
+namespace {
+
+/// The variants that may run on the processor or on a CUDA device, in the order in which they are tried.
+Result<std::vector<Variant>> candidates(const Op& op, bool cuda) {
+  using List = Result<std::vector<Variant>>;
+  if (const auto cap = dispatch::max_isa(); !cap) return List::failure(cap.error());
   const Result<std::string> tuned = dispatch::tuned_variant(op.name);
-  if (!tuned) return Choice::failure(tuned.error());
-  if (!tuned->empty()) {
-    const auto named = std::find_if(op.variants.begin(), op.variants.end(), [&](const Variant& one) { return *tuned == one.name; });
-    if (named == op.variants.end())
-      return Choice::failure("ONNXOPT_TUNING's file names the variant '" + *tuned + "', which it does not have.");
-    if (dispatch::usable(named->isa)) return &*named;  // else it was tuned on another machine
+  if (!tuned) return List::failure(tuned.error());
+  std::vector<Variant> list = variants(op);
+  const auto is_tuned = [&](const Variant& one) { return *tuned == one.name; };
+  if (!tuned->empty() && std::none_of(list.begin(), list.end(), is_tuned))
+    return List::failure("ONNXOPT_TUNING's file names the variant '" + *tuned + "', which it does not have.");
+  // What cannot run here was tuned on another machine. A device is asked when its kernel is made.
+  std::erase_if(list, [&](const Variant& one) {
+    const bool own = op.create != nullptr && one.external != nullptr && !is_tuned(one);
+    return own || one.is_cuda() != cuda || !(cuda || problem_of(one).empty());
+  });
+  std::stable_partition(list.begin(), list.end(), is_tuned);
+  return list.empty() ? List::failure("No kernel variant runs on this processor.") : List(std::move(list));
+}
+
+}  // namespace
+
+Result<Variant> choose(const Op& op) {
+  const Result<std::vector<Variant>> list = candidates(op, false);
+  return list ? Result<Variant>(list->front()) : Result<Variant>::failure(list.error());
+}
+
+Result<std::unique_ptr<Kernel>> create(const Op& op, const Variant& variant, const Attributes& attributes) {
+  if (variant.external) return external::create(*variant.external, attributes);
+  if (op.create) return op.create(attributes, variant.name);
+  return Result<std::unique_ptr<Kernel>>::failure("It has no variant '" + std::string(variant.name) + "'.");
+}
+
+Result<std::unique_ptr<Kernel>> create(const Op& op, bool cuda, const Attributes& attributes) {
+  using Made = Result<std::unique_ptr<Kernel>>;
+  const Result<std::vector<Variant>> list = candidates(op, cuda);
+  if (!list) return Made::failure(list.error());
+  std::string declined;
+  for (const Variant& variant : *list) {
+    Made made = create(op, variant, attributes);
+    if (made || variant.external == nullptr) return made;
+    declined += (declined.empty() ? "" : " ") + std::string(variant.name) + ": " + made.error();
   }
-  const Variant* chosen = dispatch::choose(op.variants);
-  return chosen ? Choice(chosen) : Choice::failure("No kernel variant runs on this processor.");
+  return Made::failure(declined);
+}
+
+std::vector<std::optional<InferredType>> infer(const Op& op, const Attributes& attributes, std::span<const InferredType> inputs) {
+  if (op.create != nullptr) return op.infer ? op.infer(attributes, inputs) : std::vector<std::optional<InferredType>>{};
+  Result<std::unique_ptr<Kernel>> kernel = create(op, false, attributes);
+  if (!kernel) kernel = create(op, true, attributes);
+  if (!kernel) return {};
+  std::vector<Tensor> tensors;
+  for (const InferredType& input : inputs) {
+    Tensor& tensor = tensors.emplace_back();
+    tensor.type = input.type;
+    for (const Dim& dim : input.shape) tensor.shape.push_back(dim.size);
+  }
+  const Result<std::vector<TensorType>> types = (*kernel)->outputs(tensors);
+  if (!types) return {};
+  std::vector<std::optional<InferredType>> inferred;
+  for (const TensorType& type : *types) {
+    InferredType& one = inferred.emplace_back(InferredType{type.type, {}}).value();
+    for (const std::int64_t size : type.shape) one.shape.push_back({size, ""});
+  }
+  return inferred;
 }
 
 std::string cuda_problem() {
@@ -69,15 +137,10 @@ std::string cuda_problem() {
 }
 
 std::string problem_of(const Variant& variant) {
-  if (std::string_view(variant.isa) == "cuda") return cuda_problem();
-  if (dispatch::usable(variant.isa)) return "";
-  return dispatch::supports(variant.isa) ? "ONNXOPT_MAX_ISA excludes it." : "This processor cannot run it.";
-}
-
-const Variant* cuda_variant(const Op& op) {
-  const auto found =
-      std::find_if(op.variants.begin(), op.variants.end(), [](const Variant& one) { return std::string_view(one.isa) == "cuda"; });
-  return found == op.variants.end() ? nullptr : &*found;
+  if (variant.is_cuda() && variant.external == nullptr) return cuda_problem();
+  if (!variant.is_cuda() && !dispatch::usable(variant.isa))
+    return dispatch::supports(variant.isa) ? "ONNXOPT_MAX_ISA excludes it." : "This processor cannot run it.";
+  return variant.external ? external::problem_of(*variant.external) : "";
 }
 
 }  // namespace onnxopt::ops

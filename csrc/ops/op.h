@@ -11,6 +11,8 @@
 #include "csrc/ops/tensor.h"
 #include "kernels/cpu/common.h"
 
+extern "C" struct OnnxOptKernel;
+
 namespace onnxopt::ops {
 
 constexpr const char* kDomain = "ai.onnxopt";
@@ -49,38 +51,56 @@ class Kernel {
 struct Variant {
   const char* name;
   const char* isa;
+  const OnnxOptKernel* external = nullptr;  // of a library of the user's
+
+  bool is_cuda() const { return std::string_view(isa) == "cuda"; }
 };
 
 struct Op {
   const char* name;
   std::span<const char* const> attributes;
-  /// Best first; the portable one is the last of those for the processor.
+  /// Best first; the portable one is the last of those for the processor. None where the op is the user's.
   std::span<const Variant> variants;
-  /// A kernel of one of the variants, or a sentence that says what is wrong with the attributes.
+  /// A kernel of one of these variants, or a sentence that says what is wrong with the attributes.
   Result<std::unique_ptr<Kernel>> (*create)(const Attributes&, std::string_view variant);
   /// Types and shapes of the outputs, as far as they are known before the run. May be null.
   std::vector<std::optional<InferredType>> (*infer)(const Attributes&, std::span<const InferredType> inputs);
   /// Multiplies registers alone with the instructions of a variant, and returns the number of products (0 where that says nothing):
   /// over its time, the ceiling of the kernel. May be null.
   std::int64_t (*occupy)(std::string_view variant, std::int64_t rounds) = nullptr;
+  const char* domain = kDomain;
 };
 
-/// Every op, in the order of their names.
-std::span<const Op* const> all();
+/// Every op of onnxopt, in the order of their names.
+std::span<const Op* const> ours();
+
+/// These, and then those of the user's libraries.
+std::vector<const Op*> all();
 
 /// The op of that name, or null.
 const Op* find(std::string_view name);
 
-/// The variant for this processor, ONNXOPT_TUNING and ONNXOPT_MAX_ISA, or a sentence that says why there is none.
-Result<const Variant*> choose(const Op& op);
+/// Every variant of an op: ours, and then those of the user's libraries, of each best first.
+std::vector<Variant> variants(const Op& op);
+
+/// The variant for this processor, ONNXOPT_TUNING and ONNXOPT_MAX_ISA, or a sentence that says why there is none. Of the user's
+/// variants of our ops, one is chosen only by ONNXOPT_TUNING.
+Result<Variant> choose(const Op& op);
+
+/// A kernel of a variant for a node, or a sentence that says what is wrong with it.
+Result<std::unique_ptr<Kernel>> create(const Op& op, const Variant& variant, const Attributes& attributes);
+
+/// A kernel of the variant that is chosen for the processor or for a CUDA device; where it is the user's and declines the node, of
+/// the next.
+Result<std::unique_ptr<Kernel>> create(const Op& op, bool cuda, const Attributes& attributes);
+
+/// Types and shapes of a node's outputs, as far as they are known before the run; of the user's ops by the kernel itself.
+std::vector<std::optional<InferredType>> infer(const Op& op, const Attributes& attributes, std::span<const InferredType> inputs);
 
 /// Why no CUDA kernel can run here; empty when one can.
 std::string cuda_problem();
 
 /// Why a variant cannot run here; empty when it can.
 std::string problem_of(const Variant& variant);
-
-/// The variant for a CUDA device, or null.
-const Variant* cuda_variant(const Op& op);
 
 }  // namespace onnxopt::ops

@@ -12,10 +12,16 @@ namespace onnxopt::ort {
 
 namespace {
 
-/// A description that knows the op it describes, and the variant where the provider decides it.
+#if defined(ONNXOPT_HAVE_CUDA)
+constexpr bool kHasCuda = true;
+#else
+constexpr bool kHasCuda = false;
+#endif
+
+/// A description that knows the op it describes, and the device.
 struct Description : CustomOp {
   const ops::Op* op;
-  const ops::Variant* cuda;  // null on the CPU
+  bool cuda;
 };
 
 const Description& of(const CustomOp* op) { return *static_cast<const Description*>(op); }
@@ -27,13 +33,7 @@ struct State {
 
 OrtStatus* create(const CustomOp* self, const void*, const OrtKernelInfo* info, void** state) try {
   const Description& description = of(self);
-  const ops::Variant* variant = description.cuda;
-  if (variant == nullptr) {
-    const Result<const ops::Variant*> chosen = ops::choose(*description.op);
-    if (!chosen) return failure(description.op->name, chosen.error());
-    variant = *chosen;
-  }
-  Result<std::unique_ptr<ops::Kernel>> kernel = description.op->create(NodeAttributes(info), variant->name);
+  Result<std::unique_ptr<ops::Kernel>> kernel = ops::create(*description.op, description.cuda, NodeAttributes(info));
   if (!kernel) return failure(description.op->name, kernel.error());
   *state = new State{&description, std::move(*kernel)};
   return nullptr;
@@ -51,7 +51,7 @@ OrtStatus* compute(void* state, OrtKernelContext* context) {
     const Result<std::vector<void*>> memory = outputs(context, *types);
     if (!memory) return failure(name, memory.error(), kFail);
     ops::Execution execution{thread_pool(context)};
-    if (self.description->cuda != nullptr) {
+    if (self.description->cuda) {
       const std::optional<void*> stream = gpu_stream(context);
       if (!stream) return failure(name, "onnxruntime gives no CUDA stream.", kFail);
       execution.stream = *stream;
@@ -67,8 +67,8 @@ void destroy(void* state) { delete static_cast<State*>(state); }
 
 OrtStatus* infer(const CustomOp* self, OrtShapeInferContext* context) try {
   const std::optional<std::vector<ops::InferredType>> known = inferred_inputs(context);
-  if (!known || of(self).op->infer == nullptr) return nullptr;
-  const std::vector<std::optional<ops::InferredType>> types = of(self).op->infer(InferenceAttributes(context), *known);
+  if (!known) return nullptr;
+  const std::vector<std::optional<ops::InferredType>> types = ops::infer(*of(self).op, InferenceAttributes(context), *known);
   for (std::size_t i = 0; i < types.size(); ++i)
     if (types[i]) set_inferred_output(context, i, *types[i]);
   return nullptr;
@@ -77,7 +77,7 @@ OrtStatus* infer(const CustomOp* self, OrtShapeInferContext* context) try {
 }
 
 /// All inputs are one variadic input of any types, and so are the outputs: kernels check them, with better sentences.
-Description describe(const ops::Op& op, const ops::Variant* cuda) {
+Description describe(const ops::Op& op, bool cuda) {
   Description made{};
   made.op = &op;
   made.cuda = cuda;
@@ -106,27 +106,24 @@ Description describe(const ops::Op& op, const ops::Variant* cuda) {
   return made;
 }
 
-/// The descriptions live as long as the process: sessions keep plain pointers to them.
-const std::deque<Description>& descriptions() {
-  static const std::deque<Description> made = [] {
-    std::deque<Description> all;
-    for (const ops::Op* op : ops::all()) {
-      // onnxruntime takes the schema of the first of a name.
-      all.push_back(describe(*op, nullptr));
-#if defined(ONNXOPT_HAVE_CUDA)
-      if (const ops::Variant* cuda = ops::cuda_variant(*op)) all.push_back(describe(*op, cuda));
-#endif
-    }
-    return all;
-  }();
-  return made;
-}
-
 }  // namespace
 
-bool add_ops(OrtCustomOpDomain* domain) {
-  return std::all_of(descriptions().begin(), descriptions().end(),
-                     [&](const Description& op) { return succeeded(api().CustomOpDomain_Add(domain, &op)); });
+bool add_ops(OrtCustomOpDomain* domain, std::span<const ops::Op* const> list) {
+  // They live as long as the process: sessions keep plain pointers to them.
+  static std::deque<Description> descriptions;
+  const auto add = [&](const ops::Op& op, bool cuda) {
+    return succeeded(api().CustomOpDomain_Add(domain, &descriptions.emplace_back(describe(op, cuda))));
+  };
+  return std::all_of(list.begin(), list.end(), [&](const ops::Op* op) {
+    const std::vector<ops::Variant> variants = ops::variants(*op);
+    const auto runs_on = [&](bool cuda) {
+      return std::any_of(variants.begin(), variants.end(), [&](const ops::Variant& one) {
+        return one.is_cuda() == cuda && (!cuda || kHasCuda || one.external != nullptr);
+      });
+    };
+    // onnxruntime takes the schema of the first of a name.
+    return (!runs_on(false) || add(*op, false)) && (!runs_on(true) || add(*op, true));
+  });
 }
 
 }  // namespace onnxopt::ort

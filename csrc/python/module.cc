@@ -1,8 +1,10 @@
 // The Python module `onnxopt._native`: the library's registry, CPU features, and running one kernel on arrays.
+#include <dlfcn.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <atomic>
 #include <thread>
 
@@ -10,6 +12,7 @@
 #include "csrc/ops/op.h"
 #include "csrc/python/panels.h"
 #include "csrc/registry.h"
+#include "python/onnxopt/include/onnxopt/kernel.h"
 
 namespace py = pybind11;
 
@@ -82,32 +85,28 @@ std::string_view max_isa() {
   return *isa;
 }
 
-bool is_cuda(const ops::Variant& variant) { return std::string_view(variant.isa) == "cuda"; }
-
-py::dict describe(const ops::Variant& variant, const ops::Variant* chosen) {
+py::dict describe(const ops::Variant& variant, const Result<ops::Variant>& chosen) {
   const std::string problem = onnxopt_registry()->problem_of(variant);
   py::dict one;
   one["name"] = variant.name;
   one["isa"] = variant.isa;
-  one["device"] = is_cuda(variant) ? "cuda" : "cpu";
+  one["device"] = variant.is_cuda() ? "cuda" : "cpu";
   one["usable"] = problem.empty();
-  one["chosen"] = is_cuda(variant) ? problem.empty() : &variant == chosen;
+  one["chosen"] = variant.is_cuda() ? problem.empty() : chosen && std::string_view(chosen->name) == variant.name;
   one["problem"] = problem;
   return one;
 }
 
-std::span<const ops::Op* const> all_ops() { return {onnxopt_registry()->ops, onnxopt_registry()->op_count}; }
-
 py::list describe_ops() {
   max_isa();
   py::list all;
-  for (const ops::Op* op : all_ops()) {
-    const Result<const ops::Variant*> chosen = onnxopt_registry()->choose(*op);
+  for (const ops::Op* op : onnxopt_registry()->all()) {
+    const Result<ops::Variant> chosen = onnxopt_registry()->choose(*op);
     py::list variants;
-    for (const ops::Variant& variant : op->variants) variants.append(describe(variant, chosen ? *chosen : nullptr));
+    for (const ops::Variant& variant : onnxopt_registry()->variants(*op)) variants.append(describe(variant, chosen));
     py::dict one;
     one["op"] = op->name;
-    one["domain"] = ops::kDomain;
+    one["domain"] = op->domain;
     one["attributes"] = py::tuple(py::cast(std::vector<std::string>(op->attributes.begin(), op->attributes.end())));
     one["variants"] = variants;
     all.append(one);
@@ -126,36 +125,57 @@ py::list elementwise_ops() {
 }
 
 const ops::Op& find_op(const std::string& name) {
-  for (const ops::Op* op : all_ops())
+  for (const ops::Op* op : onnxopt_registry()->all())
     if (name == op->name) return *op;
   throw py::value_error("There is no op '" + name + "'.");
 }
 
 /// The variant of that name, or what this processor and ONNXOPT_MAX_ISA choose; a listed one has to run here.
-std::string find_variant(const ops::Op& op, const std::optional<std::string>& name) {
+ops::Variant find_variant(const ops::Op& op, const std::optional<std::string>& name) {
   if (!name) {
     max_isa();
-    const Result<const ops::Variant*> chosen = onnxopt_registry()->choose(op);
+    const Result<ops::Variant> chosen = onnxopt_registry()->choose(op);
     if (!chosen) throw py::value_error(chosen.error());
-    return (*chosen)->name;
+    return *chosen;
   }
-  for (const ops::Variant& variant : op.variants) {
+  for (const ops::Variant& variant : onnxopt_registry()->variants(op)) {
     if (*name != variant.name) continue;
-    if (is_cuda(variant)) {
-      if (const std::string problem = onnxopt_registry()->cuda_problem(); !problem.empty()) throw py::value_error(problem);
-    } else if (!dispatch::supports(variant.isa)) {
+    if (!variant.is_cuda() && !dispatch::supports(variant.isa))
       throw py::value_error("This processor cannot run the variant '" + *name + "'.");
-    }
+    if (variant.is_cuda() || variant.external)
+      if (const std::string problem = onnxopt_registry()->problem_of(variant); !problem.empty()) throw py::value_error(problem);
+    return variant;
   }
-  return *name;
+  return {name->c_str(), "scalar"};  // what tests alone know
+}
+
+Result<std::unique_ptr<ops::Kernel>> try_kernel(const std::string& op, const py::dict& attributes,
+                                                const std::optional<std::string>& variant) {
+  const ops::Op& found = find_op(op);
+  return onnxopt_registry()->create(found, find_variant(found, variant), Attributes(attributes));
 }
 
 std::unique_ptr<ops::Kernel> make_kernel(const std::string& op, const py::dict& attributes,
                                          const std::optional<std::string>& variant) {
-  const ops::Op& found = find_op(op);
-  Result<std::unique_ptr<ops::Kernel>> kernel = found.create(Attributes(attributes), find_variant(found, variant));
+  Result<std::unique_ptr<ops::Kernel>> kernel = try_kernel(op, attributes, variant);
   if (!kernel) throw py::value_error(kernel.error());
   return std::move(*kernel);
+}
+
+std::string refusal(const std::string& op, const py::dict& attributes, const std::string& variant) {
+  const Result<std::unique_ptr<ops::Kernel>> kernel = try_kernel(op, attributes, variant);
+  return kernel ? "" : kernel.error();
+}
+
+void load_kernels(const std::string& path) {
+  void* const library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (library == nullptr) throw py::value_error(dlerror());
+  auto* const kernels = reinterpret_cast<decltype(&onnxopt_kernels)>(dlsym(library, "onnxopt_kernels"));
+  const Result<bool> added =
+      kernels ? onnxopt_registry()->add(*kernels()) : Result<bool>::failure("It has no kernels: ONNXOPT_KERNELS defines them.");
+  if (added) return;  // it stays loaded
+  dlclose(library);
+  throw py::value_error(added.error());
 }
 
 /// Threads made for one call: good enough for tests and benchmarks, where onnxruntime's pool is not at hand.
@@ -226,9 +246,9 @@ std::int64_t occupy(const std::string& op, std::int64_t rounds, const std::optio
   if (rounds < 1) throw py::value_error("rounds should be positive.");
   const ops::Op& found = find_op(op);
   if (found.occupy == nullptr) throw py::value_error(op + " has no loop of registers alone.");
-  const std::string name = find_variant(found, variant);
+  const ops::Variant chosen = find_variant(found, variant);
   const py::gil_scoped_release release;
-  return found.occupy(name, rounds);
+  return found.occupy(chosen.name, rounds);
 }
 
 /// A tensor of the device that another library owns, by the protocol `__cuda_array_interface__`.
@@ -268,10 +288,9 @@ void run_on_device(const std::string& op, const py::sequence& inputs, const py::
       throw py::value_error("Output " + std::to_string(i) + " should have the shape " + ops::text_of(types[i].shape) + ".");
     memory.push_back(const_cast<void*>(targets[i].data));
   }
-  const ops::Variant* variant = nullptr;
-  for (const ops::Variant& one : found.variants)
-    if (is_cuda(one)) variant = &one;
-  if (variant == nullptr) throw py::value_error(op + " has no CUDA kernel.");
+  const std::vector<ops::Variant> variants = onnxopt_registry()->variants(found);
+  const auto variant = std::find_if(variants.begin(), variants.end(), [](const ops::Variant& one) { return one.is_cuda(); });
+  if (variant == variants.end()) throw py::value_error(op + " has no CUDA kernel.");
   ops::Execution execution{ParallelFor::inline_loop()};
   execution.stream = reinterpret_cast<void*>(stream);
   run_kernel(*make_kernel(op, attributes, variant->name), sources, types, memory, execution);
@@ -329,6 +348,9 @@ PYBIND11_MODULE(_native, module) {
   module.def("occupy", &occupy, py::arg("op"), py::arg("rounds"), py::arg("variant") = py::none(),
              "Multiply registers alone with a variant's instructions and return the number of products, 0 where that says nothing: "
              "over its time, the ceiling of the op's kernel.");
+  module.def("refusal", &refusal, py::arg("op"), py::arg("attributes"), py::arg("variant"),
+             "Why a variant takes no node of such attributes; empty where it does.");
+  module.def("load_kernels", &load_kernels, py::arg("path"), "Make the kernels of a library of the user's known, for good.");
   module.def("make_panels", &make_panels, py::arg("array"), py::arg("width"),
              "Constants [columns, rows, taps] as panels [ceil(columns / width), taps, rows, width], missing columns being zero.");
   module.def("write_panels", &write_panels, py::arg("file"), py::arg("array"), py::arg("width"), py::arg("block_bytes"),

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from onnxopt.quant import Quantization, quantize
     from onnxopt.rewrite.pattern import pattern
     from onnxopt.rewrite.rules import Match, Refusal, Rule, RuleSet, rule
-    from onnxopt.runtime.library import library_path, register, session
+    from onnxopt.runtime.library import cmake_dir, library_path, load_kernels, register, session
     from onnxopt.runtime.target import Target
     from onnxopt.runtime.verify import verify
     from onnxopt.tuning import tune
@@ -48,7 +48,7 @@ _HOME = {
     "onnxopt.quant": ("Quantization", "quantize"),
     "onnxopt.rewrite.pattern": ("pattern",),
     "onnxopt.rewrite.rules": ("Match", "Refusal", "Rule", "RuleSet", "rule"),
-    "onnxopt.runtime.library": ("library_path", "register", "session"),
+    "onnxopt.runtime.library": ("cmake_dir", "library_path", "load_kernels", "register", "session"),
     "onnxopt.runtime.target": ("Target",),
     "onnxopt.runtime.verify": ("verify",),
     "onnxopt.tuning": ("tune",),
@@ -77,11 +77,13 @@ __all__ = [
     "Target",
     "VerificationError",
     "__version__",
+    "cmake_dir",
     "diff",
     "explain",
     "graphsurgeon_pass",
     "inspect",
     "library_path",
+    "load_kernels",
     "optimize",
     "pattern",
     "quantize",

@@ -79,6 +79,10 @@ AllowContrib = Annotated[
     bool,
     typer.Option("--allow-contrib", help="Use onnxruntime's own contrib ops; the result needs onnxruntime."),
 ]
+Kernels = Annotated[
+    list[Path] | None,
+    typer.Option("--kernels", help="A library of kernels of yours (onnxopt_add_kernel of CMake). May be repeated."),
+]
 TargetName = Annotated[str, typer.Option("--target", help="cpu, cuda, or generic (standard ONNX ops only).")]
 
 
@@ -214,11 +218,14 @@ def _root(
     version: Annotated[
         bool, typer.Option("--version", help="Print the versions of onnxopt and of what it runs on.")
     ] = False,
+    cmake_dir: Annotated[
+        bool, typer.Option("--cmake-dir", help="Print where CMake finds onnxopt, to build kernels of your own.")
+    ] = False,
 ) -> None:
-    if version:
-        from onnxopt.runtime.library import describe
+    if version or cmake_dir:
+        from onnxopt.runtime import library
 
-        typer.echo(describe())
+        typer.echo(library.describe() if version else library.cmake_dir())
         raise typer.Exit
 
 
@@ -607,10 +614,11 @@ def passes(as_json: Json = False) -> None:
 
 
 @app.command()
-def ops(as_json: Json = False) -> None:
+def ops(kernels: Kernels = None, as_json: Json = False) -> None:
     """List the custom ops, their kernel variants, and which variant this machine runs."""
     from onnxopt.ops import describe_ops
 
+    _load(kernels)
     found = describe_ops()
     if as_json:
         return _print_json(found)
@@ -681,12 +689,18 @@ def bench_kernel(
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads of each session.")] = 2,
     rounds: Annotated[int, typer.Option(min=1, help="Bursts of each contender, in turn.")] = 5,
+    kernels: Kernels = None,
+    problems: Annotated[
+        Path | None, typer.Option(help="A Python file with PROBLEMS, of ops of yours or other ones of ours.")
+    ] = None,
     chart: Annotated[Path | None, typer.Option(help="Write the roofline to an SVG file.")] = None,
     as_json: Json = False,
 ) -> None:
     """Measure kernels of OP: right first, then beside onnxruntime's own ops and the ceilings of this machine."""
     from onnxopt.kernelbench import bench_kernel as run
+    from onnxopt.kernelbench import load_problems
 
+    _load(kernels)
     with _progress(f"Measuring {op}") as tick:
         found = run(
             op,
@@ -696,6 +710,7 @@ def bench_kernel(
             variants=variant,
             threads=threads,
             rounds=rounds,
+            problems=None if problems is None else load_problems(problems),
             tick=tick,
         )
     if chart is not None:
@@ -774,6 +789,13 @@ def tune(
     speeds = [f"{measured[name]:.2f} times as fast as {what}" for name, what in _RIVALS.items() if name in measured]
     console.print(f"Fastest: {found.chosen}{', ' if speeds else ''}{', '.join(speeds)}; wrote {found.file}")
     return None
+
+
+def _load(kernels: list[Path] | None) -> None:
+    from onnxopt.runtime.library import load_kernels
+
+    for path in kernels or []:
+        load_kernels(path)
 
 
 _RIVALS = {"times_original": "the original", "times_default": "the default"}

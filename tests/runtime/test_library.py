@@ -200,7 +200,7 @@ def test_models_are_optimized_and_run_without_the_library(no_library: None, expe
 def test_library_that_onnxruntime_refuses_is_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "libonnxopt_ops.so").write_bytes(b"not a library")
     monkeypatch.setattr(library, "__file__", str(tmp_path / "runtime" / "library.py"))
-    with pytest.raises(RuntimeMissingError, match=r"onnxruntime refuses the native library '.*libonnxopt_ops\.so': "):
+    with pytest.raises(RuntimeMissingError, match=r"onnxruntime refuses the library '.*libonnxopt_ops\.so': "):
         onnxopt.register(options())
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from onnxopt.kernelbench.bench import KernelBench, Measurement, bench_kernel, measure, variants_of
 from onnxopt.kernelbench.ceilings import Ceilings
-from onnxopt.kernelbench.problems import PROBLEMS, Problem
+from onnxopt.kernelbench.problems import PROBLEMS, Case, Problem, load_problems
 
 __all__ = [
     "PROBLEMS",
+    "Case",
     "Ceilings",
     "KernelBench",
     "Measurement",
     "Problem",
     "bench_kernel",
+    "load_problems",
     "measure",
     "variants_of",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import onnx
 
 from onnxopt.errors import OptionError, VerificationError
 from onnxopt.kernelbench.ceilings import Ceilings
-from onnxopt.kernelbench.problems import PROBLEMS, Case
+from onnxopt.kernelbench.problems import PROBLEMS, Case, Problem
 from onnxopt.runtime.bench import Latency, compare
 from onnxopt.runtime.library import native, session
 
@@ -25,6 +25,8 @@ MOST_ROTATED = 64
 """Inputs that are run in turn at most: small ones lie in a cache in every program that uses them."""
 
 ONNXRUNTIME = "onnxruntime"
+ONNXOPT = "onnxopt"
+"""What runs beside the variants: the standard ops, and what onnxopt makes of the definition of an op of yours."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -33,7 +35,8 @@ class Measurement:
 
     Attributes:
         shape: the sizes of the problem.
-        variant: the kernel variant, or "onnxruntime" for the same nodes without the library.
+        variant: the kernel variant; "onnxruntime" for the same nodes without the library; of an op of yours, "onnxopt" for what onnxopt
+            makes of its definition.
         median_ms: milliseconds of a run in onnxruntime.
         gigabytes_per_second: bytes that have to move, over that time.
         gigaoperations_per_second: operations over that time.
@@ -76,6 +79,7 @@ def bench_kernel(
     variants: Sequence[str] | None = None,
     threads: int = 2,
     rounds: int = 5,
+    problems: Mapping[str, Problem] | None = None,
     tick: Callable[[str], object] = lambda _: None,
 ) -> KernelBench:
     """Measure an op's kernels: first whether they are right, then how fast they are, then how near the machine's ceilings.
@@ -83,22 +87,25 @@ def bench_kernel(
     Runs are in onnxruntime, in turn and in bursts, on inputs that take turns.
 
     Args:
-        op: the name of a custom op, one of `PROBLEMS`.
+        op: the name of a custom op, one of `PROBLEMS` or of `problems`.
         shapes: sizes as the op's problem names them.
         dtype: of inputs and outputs.
         device: "cpu".
         variants: kernel variants; None is the one that this machine chooses.
         threads: intra-op threads.
         rounds: bursts of each contender.
+        problems: of ops of yours, or others than ours.
         tick: called with a sentence as it goes on.
 
     Raises:
-        OptionError: an unknown op, variant, dtype or device, a shape of other sizes, or a variant that cannot run here.
+        OptionError: an unknown op, variant, dtype or device, a shape of other sizes, or a variant that cannot run here or does not take
+            the problem.
         VerificationError: a kernel is further from float64 than it may be.
     """
-    problem = PROBLEMS.get(op)
-    if problem is None:
-        raise OptionError(f"There is no problem for the op '{op}'. There is one for {', '.join(PROBLEMS)}.")
+    known = {**PROBLEMS, **(problems or {})}
+    if op not in known:
+        raise OptionError(f"There is no problem for the op '{op}'. There is one for {', '.join(known)}.")
+    problem = known[op]
     if device != "cpu":
         raise OptionError(f"Kernels are measured on the device 'cpu'; '{device}' is not supported.")
     if not shapes:
@@ -120,7 +127,9 @@ def variants_of(op: str, names: Sequence[str] | None) -> list[str]:
     Raises:
         OptionError: there is none of that name, or it cannot run here.
     """
-    listed = next(one["variants"] for one in native().ops() if one["op"] == op)
+    listed = next((one["variants"] for one in native().ops() if one["op"] == op), None)
+    if listed is None:
+        raise OptionError(f"No library that is loaded has a kernel of the op '{op}'.")
     here = {one["name"]: one for one in listed if one["device"] == "cpu"}
     if names is None:
         return [name for name, one in here.items() if one["chosen"]]
@@ -147,15 +156,16 @@ def measure(
 
     arrays = case.draw(dtype, 0)
     model = case.model(arrays, dtype)
-    optimized = onnxopt.optimize(model)
-    if op not in [node.op_type for node in optimized.graph.node]:
-        raise OptionError(
-            f"{op} does not pay for the shape {'x'.join(map(str, shape))}: onnxopt leaves the standard ops there."
-        )
-    exact = case.expected({name: array.astype(np.float64) for name, array in arrays.items()})
-    sets = _rotated(case, arrays, dtype)
     contenders = [(ONNXRUNTIME, session(model, threads=ceilings.threads, library=False))]
-    contenders += [(name, _session(optimized, op, name, ceilings.threads)) for name in variants]
+    if case.functions:
+        fused, compiled = model, onnxopt.optimize(model, options=onnxopt.Options(inline_functions=True))
+        contenders.append((ONNXOPT, session(compiled, threads=ceilings.threads)))
+    else:
+        fused = onnxopt.optimize(model)
+    _demand_op(op, fused, shape, variants)
+    sets = _rotated(case, arrays, dtype)
+    contenders += [(name, _session(fused, op, name, ceilings.threads)) for name in variants]
+    exact = case.exact(arrays, dtype)
     errors = {name: _error(exact, one.run(None, sets[0])) for name, one in contenders}
     for name in variants:
         if not errors[name] <= case.largest_error:
@@ -164,6 +174,21 @@ def measure(
             )
     calls = [(name, _in_turn(one, sets)) for name, one in contenders]
     return [_described(shape, case, one, ceilings, errors[one.name]) for one in compare(calls, rounds)]
+
+
+def _demand_op(op: str, model: onnx.ModelProto, shape: tuple[int, ...], variants: list[str]) -> None:
+    """Refuse a model without the op, and variants that do not take its nodes: another one would run in their place."""
+    nodes = [node for node in model.graph.node if node.op_type == op]
+    if not nodes:
+        raise OptionError(
+            f"{op} does not pay for the shape {'x'.join(map(str, shape))}: onnxopt leaves the standard ops there."
+        )
+    for node in nodes:
+        values = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
+        attributes = {name: one.decode() if isinstance(one, bytes) else one for name, one in values.items()}
+        for variant in variants:
+            if problem := native().refusal(op, attributes, variant):
+                raise OptionError(f"The variant '{variant}' does not take this node of {op}: {problem}")
 
 
 def _rotated(case: Case, arrays: dict[str, np.ndarray], dtype: str) -> list[dict[str, np.ndarray]]:

@@ -1,10 +1,15 @@
-"""What a kernel is measured on: a small model in standard ops that becomes the op, and what it computes in float64."""
+"""What a kernel is measured on: a small model in standard ops that becomes the op, and what it computes in float64.
+
+For an op of your own, the model calls the op, and brings its definition as a function in standard ops.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import runpy
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -12,6 +17,7 @@ import numpy as np
 import onnx
 
 from onnxopt.errors import OptionError
+from onnxopt.kernelbench.float64 import evaluate_in_float64
 
 Arrays = dict[str, np.ndarray]
 
@@ -28,17 +34,18 @@ class Case:
     Attributes:
         body: nodes in ONNX's text syntax.
         inputs, constants: shapes by name; all are drawn from a normal distribution, but those of `integers` evenly from all of their type.
-        expected: the outputs for inputs and constants in float64.
+        expected: the outputs for inputs and constants in float64; None evaluates the body op by op.
         bytes_read, bytes_written: what has to move at least, for elements of the dtype asked for.
         operations: multiplications, additions and functions of elements.
         outputs: their names, with commas between them.
         rate: which rate of `Ceilings` bounds the operations, if it is known.
         largest_error: of the kernel, relative to the largest magnitude of an output.
+        functions: definitions of ops of your own, in ONNX's text syntax.
     """
 
     body: str
     inputs: Mapping[str, tuple[int, ...]]
-    expected: Callable[[Arrays], list[np.ndarray]]
+    expected: Callable[[Arrays], list[np.ndarray]] | None
     bytes_read: int
     bytes_written: int
     operations: int
@@ -47,6 +54,7 @@ class Case:
     rate: str = "float32"
     largest_error: float = LARGEST_ERROR
     integers: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    functions: tuple[str, ...] = ()
 
     def draw(self, dtype: str, seed: int) -> Arrays:
         """Inputs and constants of one seed."""
@@ -63,13 +71,22 @@ class Case:
         kind = _TEXT_TYPES[dtype]
         inputs = ", ".join(f"{kind}[{','.join(map(str, shape))}] {name}" for name, shape in self.inputs.items())
         outputs = ", ".join(f"{kind}[] {name}" for name in self.outputs.split(", "))
-        text = f'<ir_version: 10, opset_import: ["" : 21]> g ({inputs}) => ({outputs}) {{ {self.body} }}'
+        functions = [onnx.parser.parse_function(text) for text in self.functions]
+        domains = "".join(f', "{name}" : 1' for name in dict.fromkeys(one.domain for one in functions))
+        text = f'<ir_version: 10, opset_import: ["" : 21{domains}]> g ({inputs}) => ({outputs}) {{ {self.body} }}'
         model = onnx.parser.parse_model(text)
+        model.functions.extend(functions)
         for output in model.graph.output:
             output.type.tensor_type.ClearField("shape")
         made = [onnx.numpy_helper.from_array(arrays[name], name) for name in self.constants]
         model.graph.initializer.extend(made)
         return model
+
+    def exact(self, arrays: Arrays, dtype: str) -> list[np.ndarray]:
+        """The outputs in float64."""
+        if self.expected is None:
+            return evaluate_in_float64(self.model(arrays, dtype), arrays)
+        return self.expected({name: array.astype(np.float64) for name, array in arrays.items()})
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -266,3 +283,20 @@ PROBLEMS: dict[str, Problem] = {
     "FusedConv": Problem(("BATCH", "HEIGHT", "WIDTH", "CHANNELS", "FILTERS", "KERNEL"), _conv),
 }
 """Every op that is measured alone."""
+
+
+def load_problems(file: Path) -> dict[str, Problem]:
+    """The PROBLEMS of a Python file: of ops of your own, or others than ours of our ops.
+
+    Raises:
+        OptionError: it cannot be run, or defines no such thing.
+    """
+    try:
+        found = runpy.run_path(str(file)).get("PROBLEMS")
+    except Exception as error:
+        raise OptionError(f"The problems '{file}' cannot be loaded: {type(error).__name__}: {error}") from error
+    if not isinstance(found, dict) or not all(isinstance(one, Problem) for one in found.values()):
+        raise OptionError(
+            f"The file '{file}' defines no PROBLEMS: a dictionary from ops to onnxopt.kernelbench.Problem."
+        )
+    return found

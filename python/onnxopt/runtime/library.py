@@ -24,6 +24,9 @@ INSTALL_HINT = (
 _registered: weakref.WeakSet[onnxruntime.SessionOptions] = weakref.WeakSet()
 """Options that know the library: onnxruntime makes no session of options that were given a library twice."""
 
+_kernels: list[Path] = []
+"""Libraries of kernels of the user's that this process has loaded."""
+
 
 def library_path() -> Path:
     """The custom-op library, to be registered with onnxruntime from any language.
@@ -35,6 +38,11 @@ def library_path() -> Path:
     if not path.exists():
         raise RuntimeMissingError(f"The native library '{path}' is missing: build it with `pip install .`.")
     return path
+
+
+def cmake_dir() -> Path:
+    """Where CMake finds the package: `find_package(onnxopt CONFIG)` with `-Donnxopt_DIR=` this, for `onnxopt_add_kernel`."""
+    return Path(__file__).resolve().parent.parent / "cmake"
 
 
 def native() -> ModuleType:
@@ -67,19 +75,39 @@ def import_onnxruntime() -> ModuleType:
         raise RuntimeMissingError(f"onnxruntime cannot be imported ({first_line(error)}): {INSTALL_HINT}.") from error
 
 
+def load_kernels(path: str | Path) -> None:
+    """Load a library of kernels of yours, as CMake's `onnxopt_add_kernel` builds it, for as long as the process lives.
+
+    Its ops run in sessions that `session` and `register` make from then on, and `bench_kernel` measures it. Loading twice is once.
+
+    Raises:
+        OptionError: it cannot be loaded, was built for another version of the interface, or has kernels that are there already.
+    """
+    path = Path(path).resolve()
+    if path in _kernels:
+        return
+    try:
+        native().load_kernels(str(path))
+    except ValueError as error:
+        raise OptionError(f"The library of kernels '{path}' cannot be loaded: {first_line(error)}") from error
+    _kernels.append(path)
+
+
 def register(session_options: onnxruntime.SessionOptions) -> None:
-    """Make onnxopt's custom ops known to sessions that are made with these options. Registering twice is once.
+    """Make onnxopt's custom ops, and those of libraries that were loaded, known to sessions that are made with these options.
+
+    Registering twice is once.
 
     Raises:
         RuntimeMissingError: the native library is missing, or this onnxruntime refuses it.
     """
     if session_options in _registered:
         return
-    path = library_path()
-    try:
-        session_options.register_custom_ops_library(str(path))
-    except Exception as error:
-        raise RuntimeMissingError(f"onnxruntime refuses the native library '{path}': {first_line(error)}") from error
+    for path in (library_path(), *_kernels):
+        try:
+            session_options.register_custom_ops_library(str(path))
+        except Exception as error:
+            raise RuntimeMissingError(f"onnxruntime refuses the library '{path}': {first_line(error)}") from error
     _registered.add(session_options)
 
 
