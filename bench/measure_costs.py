@@ -97,6 +97,11 @@ def convolutions(count: int, channels: int = 32, side: int = 28) -> onnx.ModelPr
     return model(f"({tensor} v0) => ({tensor} v{count}) {{ {lines} }}", **shapes)
 
 
+def sequence(channels: int, length: int = 2000) -> onnx.ModelProto:
+    tensor = f"float[1, {channels}, {length}]"
+    return model(f"({tensor} x) => ({tensor} y) {{ y = Conv <pads = [1, 1]> (x, w) }}", w=(channels, channels, 3))
+
+
 def separable(pixels: int, channels: int = 96) -> onnx.ModelProto:
     tensor = f"float[1, {channels}, {pixels}, 1]"
     text = f"""({tensor} x) => ({tensor} y) {{
@@ -121,12 +126,16 @@ def first(size: int, _: int) -> float:
     return size
 
 
+def last(_: int, before: int) -> float:
+    return before
+
+
 POWERS = [1 << k for k in range(7, 16)]
 
 PROBES: Mapping[str, Probe] = {
     "small_region_elements": Probe(
         POWERS, functools.partial(chain, nodes=2), {"small_region_nodes": 0}, {"small_region_nodes": NEVER, "small_region_elements": NEVER},
-        lambda size, before: before,
+        last,
     ),
     "small_region_nodes": Probe(
         range(2, 10), functools.partial(chain, 256), {"small_region_nodes": 0}, {"small_region_nodes": NEVER, "small_region_elements": NEVER}, first,
@@ -137,14 +146,23 @@ PROBES: Mapping[str, Probe] = {
     "norm_elements": Probe(POWERS, norm, {"norm_elements": 0}, {"norm_elements": NEVER}, first),
     "softmax_width": Probe([8, 16, 32, 48, 64, 96, 128, 256], softmax, {"softmax_width": 0}, {"softmax_width": NEVER}, first),
     # With two Transposes at the border, so many convolutions of gain 1 pay from twice the cost on.
-    "border_cost": Probe(range(1, 7), convolutions, {"border_cost": 0}, {"border_cost": NEVER}, lambda count, before: (count - 1) / 2),
+    "border_cost": Probe(
+        range(1, 7), convolutions, {"border_cost": 0}, {"border_cost": NEVER, "image_channels": NEVER},
+        lambda count, before: (count - 1) / 2,
+    ),
+    "image_channels": Probe(
+        [16, 24, 32, 48, 64, 96, 128], functools.partial(convolutions, 1), {"image_channels": 0}, {"image_channels": NEVER}, last,
+    ),
+    "sequence_channels": Probe(
+        [16, 24, 32, 48, 64, 96, 128, 192], sequence, {"sequence_channels": 0}, {"sequence_channels": NEVER}, last,
+    ),
     "separable_pixels": Probe(
         [16, 32, 64, 100, 150, 200, 400, 800], separable,
         {"separable_pixels": 0, "border_cost": 0}, {"separable_pixels": NEVER, "border_cost": 0}, first,
     ),
     "planar_channels": Probe(
         [1, 3, 4, 5, 6, 7, 8, 12], image, {"planar_channels": NEVER, "border_cost": 0}, {"planar_channels": 0, "border_cost": 0},
-        lambda size, before: before, pays_below=True,
+        last, pays_below=True,
     ),
     "recurrent_steps": Probe(
         [1, 2, 4, 6, 8, 12, 16, 32, 64], lambda steps: recurrent("RNN", 1, 64, steps),

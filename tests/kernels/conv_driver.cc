@@ -24,7 +24,8 @@ void fill(Floats& floats, Random& random) {
 /// Half of them as Winograd's filtering takes them, a quarter depthwise.
 conv::Geometry random_geometry(Random& random) {
   conv::Geometry g;
-  const bool square = random.sometimes(2), large = random.sometimes(6);
+  const std::int64_t side = random.sometimes(3) ? 5 : 3;  // of a square kernel, or of a sequence's
+  const bool square = random.sometimes(2), sequence = square && random.sometimes(3), large = random.sometimes(6);
   g.batch = random.between(1, 2);
   if (!square && random.sometimes(2)) {
     g.channels = g.filters = g.groups = random.between(2, large ? 200 : 50);
@@ -34,7 +35,7 @@ conv::Geometry random_geometry(Random& random) {
     g.filters = g.groups * random.between(1, large ? 150 : 70);
   }
   for (int axis = 0; axis < 2; ++axis) {
-    g.kernel[axis] = square ? 3 : random.between(1, 5);
+    g.kernel[axis] = sequence && axis == 0 ? 1 : square ? side : random.between(1, 5);
     g.strides[axis] = square ? 1 : random.between(1, 3);
     g.dilations[axis] = !square && random.sometimes(4) ? 2 : 1;
     g.pads[axis] = random.between(0, g.kernel[axis] - 1);

@@ -87,6 +87,14 @@ WINOGRAD = [
     # Fewer inputs than weights, which are transformed some channels at a time.
     Case(2, (13, 9), 150, 70, (3, 3), (1, 1), (1, 1, 1, 1)),
     Case(1, (14, 14), 262, 166, (3, 3), (1, 1), (1, 2, 0, 1), group=2),
+    # Sequences, along either axis, whole and in parts; windows of 5; both.
+    Case(2, (53,), 40, 50, (3,), (1,), (1, 1)),
+    Case(1, (410,), 33, 35, (5,), (1,), (2, 1)),
+    Case(2, (211, 1), 64, 48, (5, 1), (1, 1), (0, 0, 0, 0)),
+    Case(1, (7, 30), 24, 40, (1, 3), (1, 1), (1, 1, 2, 1)),
+    Case(1, (20,), 300, 200, (3,), (1,), (0, 2), group=2),
+    Case(2, (13, 21), 32, 40, (5, 5), (1, 1), (2, 2, 1, 2)),
+    Case(1, (9, 8), 160, 170, (5, 5), (1, 1), (2, 2, 2, 2)),
 ]
 
 
@@ -149,11 +157,11 @@ def test_threads_do_not_change_a_bit(case: Case, variant: str) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf, 3e38])
-@pytest.mark.parametrize("case", [CASES[3], DEPTHWISE[0], WINOGRAD[0], WINOGRAD[5]], ids=str)
+@pytest.mark.parametrize("case", [CASES[3], DEPTHWISE[0], *(WINOGRAD[i] for i in (0, 5, 8, 10, 12))], ids=str)
 def test_what_is_not_finite_reaches_its_windows_alone(case: Case, number: float, variant: str) -> None:
     x, w, _ = case.arrays()
     w = np.abs(w) + np.float32(0.1)
-    x[0, 4, 5, 1] = number
+    x[(0, *(size // 2 for size in case.size), 1)] = number
     with np.errstate(all="ignore"):
         expected = convolve(case, x, w).astype(np.float32)
     actual = run(case, x, w, variant=variant)

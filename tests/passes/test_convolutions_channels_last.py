@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.helpers import model, op_list, run_passes
+from tests.helpers import model, op_list, run_passes, set_costs
 
 import onnxopt
 from onnxopt.fusions.channels_last import Finder
@@ -103,6 +103,23 @@ def test_one_convolution_is_not_worth_two_transposes() -> None:
         "g (float[1,3,8,8] x) => (float[1,4,8,8] y) { y = Conv <kernel_shape=[1,1]> (x, w) }", **weights(w=(4, 3, 1, 1))
     )
     assert op_list(convert(before)) == ["Conv"]
+
+
+@pytest.mark.parametrize(("channels", "converted"), [(40, True), (24, False)])
+@pytest.mark.parametrize(
+    ("size", "kernel"), [((9, 9), (3, 3)), ((9, 9), (5, 5)), ((30,), (3,)), ((30,), (5,)), ((30, 1), (5, 1))], ids=str
+)
+def test_one_convolution_with_fewer_multiplications_is_worth_two_transposes(
+    monkeypatch: pytest.MonkeyPatch, size: tuple[int, ...], kernel: tuple[int, ...], channels: int, converted: bool
+) -> None:
+    monkeypatch.undo()
+    set_costs(monkeypatch, border_cost=1.0, image_channels=32, sequence_channels=32)
+    w = np.random.default_rng(0).standard_normal((channels, channels, *kernel)).astype(np.float32)
+    shape = ",".join(map(str, (1, channels, *size)))
+    before = model(f"g (float[{shape}] x) => (y) {{ y = Conv (x, w) }}", w=w)
+    after, _ = run_passes(before, *PASSES, target="cpu")
+    assert ("FusedConv" in op_list(after)) is converted
+    assert_equal(before, after, {"x": RNG.standard_normal((1, channels, *size)).astype(np.float32)})
 
 
 def test_transposes_that_are_there_already_cost_nothing() -> None:

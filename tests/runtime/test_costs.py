@@ -114,7 +114,7 @@ def test_passes_ask_the_target(
 ) -> None:
     last = passes.split()[-1]
     for value, expected in ((applied, True), (not_applied, False)):
-        helpers.set_costs(monkeypatch, **{"border_cost": 0, cost: value})
+        helpers.set_costs(monkeypatch, **{"border_cost": 0, "image_channels": 1 << 30, cost: value})
         _, report = helpers.run_passes(before, *passes.split(), target="cpu")
         assert any(patch.pass_name == last for patch in report.patches) is expected, (cost, value)
 

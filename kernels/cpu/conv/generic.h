@@ -15,10 +15,18 @@ void narrow(const Plan& plan, std::int64_t task) { Narrow(plan).run(task); }
 void separable(const SeparablePlan& plan, std::int64_t task) { run_separable(plan, task); }
 void transposed(const Plan& plan, std::int64_t task) { run_transposed(plan, task); }
 void repeat(const Plan& plan, std::int64_t task) { run_repeat(plan, task); }
-void transform_weights(const Plan& plan, std::int64_t panel) { run_transform_weights(plan, panel); }
-void winograd(const Plan& plan, std::int64_t task) { run_winograd(plan, task); }
-void transform_inputs(const Plan& plan, std::int64_t tile_row) { run_transform_inputs(plan, tile_row); }
-void winograd_columns(const Plan& plan, std::int64_t task) { run_winograd_columns(plan, task); }
+void transform_weights(const Plan& plan, std::int64_t panel) {
+  with_tile(plan.convolution->geometry, [&]<class T>(T) { run_transform_weights<T>(plan, panel); });
+}
+void winograd(const Plan& plan, std::int64_t task) {
+  with_tile(plan.convolution->geometry, [&]<class T>(T) { run_winograd<T>(plan, task); });
+}
+void transform_inputs(const Plan& plan, std::int64_t tile_row) {
+  with_tile(plan.convolution->geometry, [&]<class T>(T) { run_transform_inputs<T>(plan, tile_row); });
+}
+void winograd_columns(const Plan& plan, std::int64_t task) {
+  with_tile(plan.convolution->geometry, [&]<class T>(T) { run_winograd_columns<T>(plan, task); });
+}
 void pool(const Pooling& pooling, std::int64_t line) { run_pool(pooling, line); }
 void sum(const float* x, std::int64_t pixels, std::int64_t channels, float* y) { sum_pixels(x, pixels, channels, y); }
 

@@ -25,6 +25,7 @@ constexpr std::int64_t kColumnStep = 2 * kPanel;
 constexpr std::int64_t kBlockFloats = 32 * 1024;
 constexpr std::int64_t kCachedFloats = 96 * 1024;
 constexpr std::int64_t kTileBlockFloats = 112 * 1024;
+constexpr std::int64_t kLeastLineTiles = 4 * kRowStep;
 /// Floats of transformed weights and of the products with them, where inputs were transformed before.
 constexpr std::int64_t kTileWeightFloats = 72 * 1024, kTileProductFloats = 96 * 1024;
 /// Floats of the weights of a block of columns, which are read by all rows of a block.
@@ -36,8 +37,9 @@ constexpr std::int64_t kStripPixels = 8, kStripChannels = 64;
 constexpr std::int64_t kSeparableFloats = 64 * 1024;
 constexpr std::int64_t kMostTransformedFloats = 4 << 20;
 
-/// What Winograd's transformations take per tile and 16 channels (inputs) or filters (outputs), and per 16 weights.
-constexpr std::int64_t kInputTransform = 200, kOutputTransform = 150, kWeightTransform = 120;
+/// What one of Winograd's transformations takes for 16 channels (inputs), filters (outputs) and weights: of a column or row of a
+/// tile.
+constexpr std::int64_t kInputTransform = 17, kOutputTransform = 15, kWeightTransform = 13;
 /// It has to take no more than this part of the time: it reads and writes more besides.
 constexpr double kWinogradGain = 0.8;
 constexpr std::int64_t kLeastWinogradChannels = 8;
@@ -113,31 +115,45 @@ Plan plan_product(const Convolution& convolution) {
   return plan;
 }
 
+/// Tiles of all images.
+std::int64_t count_tiles(const Geometry& g) {
+  return g.batch * ceil_div(g.output[0], tile_outputs(g.kernel[0])) * ceil_div(g.output[1], tile_outputs(g.kernel[1]));
+}
+
 /// Floats of all transformed inputs, and of all transformed weights.
 std::int64_t transformed_inputs(const Geometry& g) {
-  const std::int64_t tiles = g.batch * ceil_div(g.output[0], kTileOutputs) * ceil_div(g.output[1], kTileOutputs);
-  return kTilePoints * g.groups * tiles * (round_up(g.channels / g.groups, kPanel) + kRowPadding);
+  const std::int64_t tiles = count_tiles(g);
+  return tile_points(g) * g.groups * tiles * (round_up(g.channels / g.groups, kPanel) + kRowPadding);
 }
 std::int64_t transformed_weights(const Geometry& g) {
-  return kTilePoints * (g.channels * round_up(g.filters / g.groups, kPanel) + kRowPadding);
+  return tile_points(g) * (g.channels * round_up(g.filters / g.groups, kPanel) + kRowPadding);
+}
+
+/// Tiles of one line may be cut anywhere, and a sequence has no other lines for other threads.
+std::int64_t count_line_parts(const Geometry& g, const std::int64_t (&tiles)[2]) {
+  if (g.kernel[0] != 1) return 1;
+  return std::clamp<std::int64_t>(tiles[1] / kLeastLineTiles, 1, ceil_div(kFewTasks, g.groups * g.batch * tiles[0]));
 }
 
 Plan plan_winograd(const Convolution& convolution) {
   const Geometry& g = convolution.geometry;
   Plan plan = plan_product(convolution);
-  plan.tiles[0] = ceil_div(g.output[0], kTileOutputs);
-  plan.tiles[1] = ceil_div(g.output[1], kTileOutputs);
+  for (int axis = 0; axis < 2; ++axis) plan.tiles[axis] = ceil_div(g.output[axis], tile_outputs(g.kernel[axis]));
+  plan.line_parts = count_line_parts(g, plan.tiles);
+  plan.tiles[0] *= plan.line_parts;
+  plan.tiles[1] = ceil_div(plan.tiles[1], plan.line_parts);
+  const std::int64_t points = tile_points(g);
   plan.inputs_first = transformed_inputs(g) < transformed_weights(g);
-  const std::int64_t tile_work = kTilePoints * plan.group_channels * plan.panels;
+  const std::int64_t tile_work = points * plan.group_channels * plan.panels;
   if (plan.inputs_first) {
     const std::int64_t rows = g.batch * plan.tiles[0], blocks = ceil_div(plan.group_filters, kColumnStep);
     plan.task_columns = kColumnStep;
     plan.column_tasks = blocks;
-    const std::int64_t fitting = std::max<std::int64_t>(kTileProductFloats / (kTilePoints * kColumnStep * plan.tiles[1]), 1);
+    const std::int64_t fitting = std::max<std::int64_t>(kTileProductFloats / (points * kColumnStep * plan.tiles[1]), 1);
     const std::int64_t parts = std::max(ceil_div(rows, fitting), std::min(ceil_div(kFewTasks / 2, blocks * g.groups), rows));
     plan.task_tile_rows = ceil_div(rows, parts);
     plan.tile_row_tasks = ceil_div(rows, plan.task_tile_rows);
-    plan.block_channels = std::min(kTileWeightFloats / (kTilePoints * kColumnStep), plan.group_channels);
+    plan.block_channels = std::min(kTileWeightFloats / (points * kColumnStep), plan.group_channels);
     return plan;
   }
   const std::int64_t wanted = std::max<std::int64_t>(kTaskWork / tile_work, kRowStep);
@@ -146,7 +162,7 @@ Plan plan_winograd(const Convolution& convolution) {
   plan.tile_row_tasks = ceil_div(plan.tiles[0], plan.task_tile_rows);
   cut_columns(plan, g.groups * g.batch * plan.tile_row_tasks, g.batch * plan.tiles[0] * plan.tiles[1] * tile_work);
   const std::int64_t most =
-      std::max(kTileBlockFloats / (kTilePoints * (plan.group_channels + kRowPadding)) / kRowStep * kRowStep, kRowStep);
+      std::max(kTileBlockFloats / (points * (plan.group_channels + kRowPadding)) / kRowStep * kRowStep, kRowStep);
   const std::int64_t tiles = plan.task_tile_rows * plan.tiles[1];
   plan.block_tiles = ceil_div(tiles, ceil_div(tiles, most));
   return plan;
@@ -186,15 +202,19 @@ Plan plan_narrow(const Convolution& convolution) {
 /// Whether Winograd's filtering takes less time than the products would.
 bool prefers_winograd(const Geometry& g) {
   for (int axis = 0; axis < 2; ++axis)
-    if (g.kernel[axis] != 3 || g.strides[axis] != 1 || g.dilations[axis] != 1 || g.output[axis] == 0) return false;
+    if (g.strides[axis] != 1 || g.dilations[axis] != 1 || g.output[axis] == 0) return false;
+  if ((g.kernel[0] != 1 && g.kernel[0] != g.kernel[1]) || (g.kernel[1] != 3 && g.kernel[1] != 5)) return false;
   const std::int64_t channels = g.channels / g.groups, filters = g.filters / g.groups;  // all groups take the same time
   const std::int64_t panels = ceil_div(filters, kPanel), vectors = ceil_div(channels, kPanel);
   if (channels < kLeastWinogradChannels || filters < kLeastWinogradChannels) return false;
   if (std::min(transformed_inputs(g), transformed_weights(g)) > kMostTransformedFloats) return false;
-  const std::int64_t tiles = g.batch * ceil_div(g.output[0], kTileOutputs) * ceil_div(g.output[1], kTileOutputs);
-  const std::int64_t transforms =
-      tiles * (kInputTransform * vectors + kOutputTransform * panels) + kWeightTransform * channels * panels;
-  const std::int64_t work = tiles * kTilePoints * channels * panels + transforms;
+  // Columns are transformed first, then what that makes of the rows.
+  const auto transforms = [&](std::int64_t columns, std::int64_t rows) { return (g.kernel[0] == 1 ? 0 : columns) + rows; };
+  const std::int64_t tiles = count_tiles(g), lines = tile_inputs(g.kernel[0]), columns = tile_inputs(g.kernel[1]);
+  const std::int64_t transforming = tiles * (kInputTransform * transforms(columns, lines) * vectors +
+                                             kOutputTransform * transforms(columns, tile_outputs(g.kernel[0])) * panels) +
+                                    kWeightTransform * transforms(columns, g.kernel[0]) * channels * panels;
+  const std::int64_t work = tiles * tile_points(g) * channels * panels + transforming;
   return static_cast<double>(work) < kWinogradGain * static_cast<double>(g.pixels() * g.taps() * channels * panels);
 }
 
@@ -211,6 +231,33 @@ void run_winograd(const Convolution& convolution, const Variant& variant, const 
   }
   run_tasks(plan, variant.transform_weights, g.groups * plan.panels, parallel_for);
   run_tasks(plan, variant.winograd, g.groups * g.batch * plan.tile_row_tasks * plan.column_tasks, parallel_for);
+}
+
+/// Whether a sequence lies along the height.
+bool is_column(const Geometry& g) {
+  return g.kernel[0] > 1 && g.kernel[1] == 1 && g.input[1] == 1 && g.output[1] == 1 && g.pads[1] == 0;
+}
+
+Convolution along_the_width(Convolution convolution) {
+  Geometry& g = convolution.geometry;
+  for (auto* sizes : {&g.input, &g.output, &g.kernel, &g.strides, &g.dilations, &g.pads}) std::swap((*sizes)[0], (*sizes)[1]);
+  return convolution;
+}
+
+void run_lines(const Convolution& convolution, const Variant& variant, const ParallelFor& parallel_for) {
+  const Geometry& g = convolution.geometry;
+  if (g.is_depthwise()) {
+    const Plan plan = plan_depthwise(convolution);
+    const std::int64_t line_tasks = ceil_div(g.batch * g.output[0], plan.task_lines);
+    return run_tasks(plan, variant.depthwise, line_tasks * ceil_div(g.channels, plan.strip_channels), parallel_for);
+  }
+  if (convolution.planar || is_narrow(g)) {
+    const Plan plan = plan_narrow(convolution);
+    return run_tasks(plan, variant.narrow, ceil_div(g.batch * g.output[0], plan.task_lines), parallel_for);
+  }
+  if (prefers_winograd(g)) return run_winograd(convolution, variant, parallel_for);
+  const Plan plan = plan_product(convolution);
+  run_tasks(plan, variant.dense, g.groups * plan.row_tasks * plan.column_tasks, parallel_for);
 }
 
 }  // namespace
@@ -230,18 +277,7 @@ void finish(const Plan& plan, const Rectangle& done) {
 void run(const Convolution& convolution, const Variant& variant, const ParallelFor& parallel_for) {
   const Geometry& g = convolution.geometry;
   if (g.pixels() == 0 || g.filters == 0) return;
-  if (g.is_depthwise()) {
-    const Plan plan = plan_depthwise(convolution);
-    const std::int64_t line_tasks = ceil_div(g.batch * g.output[0], plan.task_lines);
-    return run_tasks(plan, variant.depthwise, line_tasks * ceil_div(g.channels, plan.strip_channels), parallel_for);
-  }
-  if (convolution.planar || is_narrow(g)) {
-    const Plan plan = plan_narrow(convolution);
-    return run_tasks(plan, variant.narrow, ceil_div(g.batch * g.output[0], plan.task_lines), parallel_for);
-  }
-  if (prefers_winograd(g)) return run_winograd(convolution, variant, parallel_for);
-  const Plan plan = plan_product(convolution);
-  run_tasks(plan, variant.dense, g.groups * plan.row_tasks * plan.column_tasks, parallel_for);
+  run_lines(is_column(g) ? along_the_width(convolution) : convolution, variant, parallel_for);
 }
 
 void run_transposed(const Convolution& convolution, const Variant& variant, const ParallelFor& parallel_for) {

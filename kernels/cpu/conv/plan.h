@@ -8,10 +8,13 @@
 
 namespace onnxopt::conv {
 
-/// Winograd's F(4 x 4, 3 x 3): a tile of 6 x 6 inputs gives 4 x 4 outputs by 36 products.
-constexpr std::int64_t kTileOutputs = 4;
-constexpr std::int64_t kTileInputs = 6;
-constexpr std::int64_t kTilePoints = kTileInputs * kTileInputs;
+/// Winograd's F(4, 3) and F(2, 5) along an axis: 6 inputs give so many outputs by 6 products. An axis whose kernel is 1 is left as
+/// it is.
+constexpr std::int64_t tile_inputs(std::int64_t kernel) { return kernel == 1 ? 1 : 6; }
+constexpr std::int64_t tile_outputs(std::int64_t kernel) { return tile_inputs(kernel) - kernel + 1; }
+
+/// Products of a tile.
+constexpr std::int64_t tile_points(const Geometry& g) { return tile_inputs(g.kernel[0]) * tile_inputs(g.kernel[1]); }
 
 /// Floats that a row of a Winograd block is longer than its channels are, and the weights of a point than they are: powers of two
 /// would fall into few sets of the cache.
@@ -34,11 +37,12 @@ struct Plan {
   std::int64_t block_taps;  // taps whose weights do
 
   // Winograd: tasks are numbered by group, image, tile rows, columns. What is smaller, inputs or weights, is transformed before.
-  std::int64_t tiles[2];  // of an image
-  bool inputs_first;      // then the tile rows of all images are numbered in one
+  std::int64_t tiles[2];    // of an image
+  std::int64_t line_parts;  // where a tile has one line, rows of tiles may be parts of it: the last part may end early
+  bool inputs_first;        // then the tile rows of all images are numbered in one
   std::int64_t task_tile_rows, tile_row_tasks, block_tiles;
   std::int64_t block_channels;  // whose weights are transformed and used, then the next ones
-  float* transformed;           // weights [36, groups, panels, channels of a group, 16], or inputs [groups, 36, tiles, channels]
+  float* transformed;  // weights [points, groups, panels, channels of a group, 16], or inputs [groups, points, tiles, channels]
 
   // Depthwise convolutions and those of few channels: a task is some lines of the output, of depthwise ones some channels of them,
   // the channels last. Windows of so many pixels and channels stay in the first-level cache from line to line.

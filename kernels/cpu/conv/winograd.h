@@ -1,9 +1,11 @@
-// Winograd's minimal filtering F(4 x 4, 3 x 3): A. Lavin and S. Gray, "Fast Algorithms for Convolutional Neural Networks".
+// Winograd's minimal filtering, F(4, 3) and F(2, 5) along one axis or both: A. Lavin and S. Gray, "Fast Algorithms for
+// Convolutional Neural Networks".
 //
 //     Y = A^T [(G g G^T) * (B^T d B)] A
 //
-// for each tile of inputs d and kernel g; the element-wise products, summed over channels, are 36 products of matrices. What is not
-// finite would spread over a tile, so tasks that meet such results compute theirs anew by plain products.
+// for each tile of inputs d and kernel g; the element-wise products, summed over channels, are 6 or 36 products of matrices. Both
+// filterings have the points 0, 1, -1, 2, -2 and infinity, so they share B. What is not finite would spread over a tile, so tasks
+// that meet such results compute theirs anew by plain products.
 #pragma once
 
 #include <limits>
@@ -13,13 +15,30 @@
 namespace onnxopt::conv {
 namespace {
 
-constexpr int kIn = static_cast<int>(kTileInputs), kOut = static_cast<int>(kTileOutputs);
+/// The tiles of kernels of KY x KX.
+template <int KY, int KX>
+struct Tile {
+  static constexpr int kKernelY = KY, kKernelX = KX;
+  static constexpr int kInY = static_cast<int>(tile_inputs(KY)), kInX = static_cast<int>(tile_inputs(KX));
+  static constexpr int kOutY = static_cast<int>(tile_outputs(KY)), kOutX = static_cast<int>(tile_outputs(KX));
+  static constexpr std::int64_t kPoints = std::int64_t{kInY} * kInX;
+};
+
+/// Calls `run` with the tile of a geometry's kernel, one of those that plan.cc chooses.
+template <class Run>
+inline void with_tile(const Geometry& g, Run run) {
+  if (g.kernel[0] == 3) return run(Tile<3, 3>{});
+  if (g.kernel[0] == 5) return run(Tile<5, 5>{});
+  if (g.kernel[1] == 3) return run(Tile<1, 3>{});
+  run(Tile<1, 5>{});
+}
 
 inline F scaled(F x, float factor) { return V::mul(x, V::set1(factor)); }
 inline F fused(float factor, F x, F y) { return V::fma(V::set1(factor), x, y); }
 
 /// G g, for a column of the kernel.
-inline void kernel_points(const F (&g)[3], F (&out)[kIn]) {
+inline void kernel_points(const F (&g)[1], F (&out)[1]) { out[0] = g[0]; }
+inline void kernel_points(const F (&g)[3], F (&out)[6]) {
   const F outer = scaled(V::add(g[0], g[2]), -1.0f / 6), middle = scaled(g[1], 1.0f / 6);
   const F far = fused(1.0f / 24, g[0], scaled(g[2], 1.0f / 6)), near = scaled(g[1], 1.0f / 12);
   out[0] = scaled(g[0], 0.25f);
@@ -29,9 +48,21 @@ inline void kernel_points(const F (&g)[3], F (&out)[kIn]) {
   out[4] = V::sub(far, near);
   out[5] = g[2];
 }
+inline void kernel_points(const F (&g)[5], F (&out)[6]) {
+  const F even = scaled(V::add(V::add(g[0], g[2]), g[4]), -1.0f / 6), odd = scaled(V::add(g[1], g[3]), 1.0f / 6);
+  const F far = fused(1.0f / 24, g[0], fused(1.0f / 6, g[2], scaled(g[4], 2.0f / 3)));
+  const F near = fused(1.0f / 12, g[1], scaled(g[3], 1.0f / 3));
+  out[0] = scaled(g[0], 0.25f);
+  out[1] = V::sub(even, odd);
+  out[2] = V::add(even, odd);
+  out[3] = V::add(far, near);
+  out[4] = V::sub(far, near);
+  out[5] = g[4];
+}
 
 /// B^T d, for a column of the tile.
-inline void input_points(const F (&d)[kIn], F (&out)[kIn]) {
+inline void input_points(const F (&d)[1], F (&out)[1]) { out[0] = d[0]; }
+inline void input_points(const F (&d)[6], F (&out)[6]) {
   const F even = fused(-4.0f, d[2], d[4]), odd = fused(-4.0f, d[1], d[3]);
   const F far = V::sub(d[4], d[2]), near = scaled(V::sub(d[3], d[1]), 2.0f);
   out[0] = fused(4.0f, d[0], fused(-5.0f, d[2], d[4]));
@@ -43,7 +74,13 @@ inline void input_points(const F (&d)[kIn], F (&out)[kIn]) {
 }
 
 /// A^T m, for a column of the products.
-inline void output_points(const F (&m)[kIn], F (&out)[kOut]) {
+inline void output_points(const F (&m)[1], F (&out)[1]) { out[0] = m[0]; }
+inline void output_points(const F (&m)[6], F (&out)[2]) {
+  const F difference = V::sub(m[1], m[2]), far_difference = V::sub(m[3], m[4]);
+  out[0] = V::add(V::add(m[0], V::add(m[1], m[2])), V::add(m[3], m[4]));
+  out[1] = V::add(fused(2.0f, far_difference, difference), m[5]);
+}
+inline void output_points(const F (&m)[6], F (&out)[4]) {
   const F sum = V::add(m[1], m[2]), difference = V::sub(m[1], m[2]);
   const F far_sum = V::add(m[3], m[4]), far_difference = V::sub(m[3], m[4]);
   out[0] = V::add(V::add(m[0], sum), far_sum);
@@ -63,35 +100,40 @@ struct WeightPoints {
 };
 
 /// The weights of some channels of one panel, point by point; panels are numbered through all groups.
+template <class T>
 inline void transform_weights_of(const Plan& plan, std::int64_t panel, std::int64_t channel, std::int64_t channels,
                                  WeightPoints points) {
+  constexpr int kTaps = T::kKernelY * T::kKernelX;
   const auto width = static_cast<std::int64_t>(kPanel);
   const std::int64_t tap = plan.group_channels * width;
-  const float* const source = plan.convolution->weights + panel * 9 * tap + channel * width;
+  const float* const source = plan.convolution->weights + panel * kTaps * tap + channel * width;
   for (std::int64_t i = 0; i < channels * width; i += kWidth) {
-    for (int t = 0; t < 9; ++t) __builtin_prefetch(source + t * tap + i + kWeightsAhead);
-    F rows[3][kIn];
-    for (int ky = 0; ky < 3; ++ky) {
-      const F g[3] = {V::load(source + (3 * ky) * tap + i), V::load(source + (3 * ky + 1) * tap + i),
-                      V::load(source + (3 * ky + 2) * tap + i)};
+    for (int t = 0; t < kTaps; ++t) __builtin_prefetch(source + t * tap + i + kWeightsAhead);
+    F rows[T::kKernelY][T::kInX];
+    for (int ky = 0; ky < T::kKernelY; ++ky) {
+      F g[T::kKernelX];
+      for (int kx = 0; kx < T::kKernelX; ++kx) g[kx] = V::load(source + (ky * T::kKernelX + kx) * tap + i);
       kernel_points(g, rows[ky]);
     }
-    for (int x = 0; x < kIn; ++x) {
-      const F g[3] = {rows[0][x], rows[1][x], rows[2][x]};
-      F column[kIn];
+    for (int x = 0; x < T::kInX; ++x) {
+      F g[T::kKernelY], column[T::kInY];
+      for (int ky = 0; ky < T::kKernelY; ++ky) g[ky] = rows[ky][x];
       kernel_points(g, column);
-      for (int y = 0; y < kIn; ++y) V::store(points.target + (y * kIn + x) * points.step + i, column[y]);
+      for (int y = 0; y < T::kInY; ++y) V::store(points.target + (y * T::kInX + x) * points.step + i, column[y]);
     }
   }
 }
 
+template <class T>
 inline void run_transform_weights(const Plan& plan, std::int64_t panel) {
   const std::int64_t floats = plan.group_channels * static_cast<std::int64_t>(kPanel);
-  transform_weights_of(plan, panel, 0, plan.group_channels,
-                       {plan.transformed + panel * floats, plan.convolution->geometry.groups * plan.panels * floats + kRowPadding});
+  transform_weights_of<T>(
+      plan, panel, 0, plan.group_channels,
+      {plan.transformed + panel * floats, plan.convolution->geometry.groups * plan.panels * floats + kRowPadding});
 }
 
 /// Tiles of one group by some of its columns. Tiles are numbered through all images, and begin at the tile row `tile_row`.
+template <class T>
 class Tiles {
  public:
   /// `zeros` are as many as a group has channels, rounded up to a vector.
@@ -111,29 +153,30 @@ class Tiles {
     const Place at = place(number);
     const std::int64_t channels = plan_.group_channels;
     const float* const image = plan_.convolution->x + at.image * g_.input[0] * g_.input[1] * g_.channels + group_ * channels;
-    const float* pointers[kTilePoints];
-    for (int y = 0; y < kIn; ++y)
-      for (int x = 0; x < kIn; ++x) {
+    const float* pointers[T::kPoints];
+    for (int y = 0; y < T::kInY; ++y)
+      for (int x = 0; x < T::kInX; ++x) {
         const std::int64_t iy = at.y - g_.pads[0] + y, ix = at.x - g_.pads[1] + x;
         const bool inside = iy >= 0 && iy < g_.input[0] && ix >= 0 && ix < g_.input[1];
-        pointers[y * kIn + x] = inside ? image + (iy * g_.input[1] + ix) * g_.channels : zeros_;
+        pointers[y * T::kInX + x] = inside ? image + (iy * g_.input[1] + ix) * g_.channels : zeros_;
       }
     for (std::int64_t channel = 0; channel < channels; channel += kWidth) {
       const auto left = static_cast<std::size_t>(channels - channel);
       const auto load = [&](const float* p) { return left >= V::kWidth ? V::load(p + channel) : V::load_first(p + channel, left); };
-      F rows[kIn][kIn];
-      for (int y = 0; y < kIn; ++y) {
-        const float* const* const p = pointers + y * kIn;
+      F rows[T::kInY][T::kInX];
+      for (int y = 0; y < T::kInY; ++y) {
+        const float* const* const p = pointers + y * T::kInX;
         // What the next tile reads and this one does not.
-        for (int x = kIn - kOut; x < kIn; ++x) __builtin_prefetch(p[x] + kOut * g_.channels + channel);
-        const F d[kIn] = {load(p[0]), load(p[1]), load(p[2]), load(p[3]), load(p[4]), load(p[5])};
+        for (int x = T::kInX - T::kOutX; x < T::kInX; ++x) __builtin_prefetch(p[x] + T::kOutX * g_.channels + channel);
+        F d[T::kInX];
+        for (int x = 0; x < T::kInX; ++x) d[x] = load(p[x]);
         input_points(d, rows[y]);
       }
-      for (int x = 0; x < kIn; ++x) {
-        const F d[kIn] = {rows[0][x], rows[1][x], rows[2][x], rows[3][x], rows[4][x], rows[5][x]};
-        F column[kIn];
+      for (int x = 0; x < T::kInX; ++x) {
+        F d[T::kInY], column[T::kInY];
+        for (int y = 0; y < T::kInY; ++y) d[y] = rows[y][x];
         input_points(d, column);
-        for (int y = 0; y < kIn; ++y) V::store(target + (y * kIn + x) * step + channel, column[y]);
+        for (int y = 0; y < T::kInY; ++y) V::store(target + (y * T::kInX + x) * step + channel, column[y]);
       }
     }
   }
@@ -144,27 +187,27 @@ class Tiles {
                      F doubt) const {
     const Convolution& convolution = *plan_.convolution;
     const Place at = place(number);
-    const std::int64_t lines = least(kOut, g_.output[0] - at.y), pixels = least(kOut, g_.output[1] - at.x);
+    const std::int64_t lines = least(T::kOutY, g_.output[0] - at.y), pixels = least(T::kOutX, g_.output[1] - at.x);
     const std::int64_t first = ((at.image * g_.output[0] + at.y) * g_.output[1] + at.x) * g_.filters + filter(column);
     const F zero = V::set1(0.0f);
     for (std::int64_t i = 0; i < columns; i += kWidth) {
       const float* const products = tile_products + i;
       const auto left = static_cast<std::size_t>(columns - i);
       const bool whole = left >= V::kWidth;
-      F rows[kOut][kIn];
-      for (int x = 0; x < kIn; ++x) {
-        F m[kIn], column_of[kOut];
-        for (int k = 0; k < kIn; ++k) {
-          const float* const p = products + (k * kIn + x) * step;
+      F rows[T::kOutY][T::kInX];
+      for (int x = 0; x < T::kInX; ++x) {
+        F m[T::kInY], column_of[T::kOutY];
+        for (int k = 0; k < T::kInY; ++k) {
+          const float* const p = products + (k * T::kInX + x) * step;
           m[k] = whole ? V::load(p) : V::load_first(p, left);
         }
         output_points(m, column_of);
-        for (int k = 0; k < kOut; ++k) rows[k][x] = column_of[k];
+        for (int k = 0; k < T::kOutY; ++k) rows[k][x] = column_of[k];
       }
       const float* const b = convolution.bias ? convolution.bias + filter(column) + i : nullptr;
       const F bias = b == nullptr ? zero : whole ? V::load(b) : V::load_first(b, left);
       for (std::int64_t line = 0; line < lines; ++line) {
-        F out[kOut];
+        F out[T::kOutX];
         output_points(rows[line], out);
         for (std::int64_t pixel = 0; pixel < pixels; ++pixel) {
           const std::int64_t to = first + (line * g_.output[1] + pixel) * g_.filters + i;
@@ -202,9 +245,19 @@ class Tiles {
     return true;
   }
 
+  /// Where a row of tiles begins, among the outputs of its image.
+  struct Start {
+    std::int64_t y, x;
+  };
+  Start start_of(std::int64_t row) const {
+    const std::int64_t part = row % plan_.line_parts;
+    return {row / plan_.line_parts * T::kOutY, least(part * plan_.tiles[1] * T::kOutX, g_.output[1])};
+  }
+
   /// The first pixel of a row of tiles.
   std::int64_t first_row(std::int64_t tile_row) const {
-    return (tile_row / plan_.tiles[0] * g_.output[0] + tile_row % plan_.tiles[0] * kOut) * g_.output[1];
+    const Start at = start_of(tile_row % plan_.tiles[0]);
+    return (tile_row / plan_.tiles[0] * g_.output[0] + at.y) * g_.output[1] + at.x;
   }
 
   struct Place {
@@ -212,7 +265,8 @@ class Tiles {
   };
   Place place(std::int64_t tile) const {
     const std::int64_t row = tile_row_ + tile / plan_.tiles[1];
-    return {row / plan_.tiles[0], row % plan_.tiles[0] * kOut, tile % plan_.tiles[1] * kOut};
+    const Start at = start_of(row % plan_.tiles[0]);
+    return {row / plan_.tiles[0], at.y, at.x + tile % plan_.tiles[1] * T::kOutX};
   }
 
   const Plan& plan_;
@@ -221,19 +275,19 @@ class Tiles {
   const float* zeros_;
 };
 
-/// Products of the points of `count` tiles with those of some channels of weights, 36 of matrices.
+/// Products of the points of `count` tiles with those of some channels of weights, one of matrices for each point.
 struct PointProducts {
   const float* inputs;  // of the first channel of the first tile
   std::int64_t ld, input_step;
   const float* weights;  // of these channels and the first column
   std::int64_t panel, weight_step;
   std::int64_t channels, columns;
-  float* products;  // [36, count, kColumns]
+  float* products;  // [points, count, kColumns]
   bool accumulate;
 };
 
-inline void multiply_points(const PointProducts& p, std::int64_t count) {
-  for (std::int64_t point = 0; point < kTilePoints; ++point) {
+inline void multiply_points(const PointProducts& p, std::int64_t points, std::int64_t count) {
+  for (std::int64_t point = 0; point < points; ++point) {
     const gemm::Columns b{p.weights + point * p.weight_step, kPanel, p.panel};
     in_even_parts(count, kRows, [&](std::int64_t row, std::int64_t rows) {
       const gemm::Strided a{p.inputs + point * p.input_step + row * p.ld, p.ld};
@@ -250,6 +304,7 @@ inline std::int64_t tile_row_floats(const Plan& plan) { return round_up(plan.gro
 
 /// Some tile rows by some columns, with the weights that were transformed before, in blocks whose operands stay in the second-level
 /// cache.
+template <class T>
 inline void run_winograd(const Plan& plan, std::int64_t task) {
   const Geometry& g = plan.convolution->geometry;
   const std::int64_t first_column = task % plan.column_tasks * plan.task_columns;
@@ -257,13 +312,13 @@ inline void run_winograd(const Plan& plan, std::int64_t task) {
   const std::int64_t image = task / plan.column_tasks / plan.tile_row_tasks;  // of all groups
   const std::int64_t group = image / g.batch, tile_row = task / plan.column_tasks % plan.tile_row_tasks * plan.task_tile_rows;
   const std::int64_t above = image % g.batch * plan.tiles[0], ld = tile_row_floats(plan);
-  const std::int64_t input_floats = kTilePoints * plan.block_tiles * ld;
-  const std::int64_t product_floats = kTilePoints * plan.block_tiles * static_cast<std::int64_t>(kColumns);
+  const std::int64_t input_floats = T::kPoints * plan.block_tiles * ld;
+  const std::int64_t product_floats = T::kPoints * plan.block_tiles * static_cast<std::int64_t>(kColumns);
   auto* const inputs = reinterpret_cast<float*>(
       scratch(static_cast<std::size_t>(input_floats + product_floats + ld) * sizeof(float), ScratchOwner::kConvTiles));
   float *const products = inputs + input_floats, *const zeros = products + product_floats;
   std::memset(zeros, 0, static_cast<std::size_t>(ld) * sizeof(float));
-  const Tiles tiles(plan, group, above + tile_row, above + least(tile_row + plan.task_tile_rows, plan.tiles[0]), zeros);
+  const Tiles<T> tiles(plan, group, above + tile_row, above + least(tile_row + plan.task_tile_rows, plan.tiles[0]), zeros);
   const std::int64_t panel = plan.group_channels * static_cast<std::int64_t>(kPanel);
   F doubt = V::set1(0.0f);
   in_even_parts(tiles.count(), plan.block_tiles, [&](std::int64_t first, std::int64_t count) {
@@ -273,7 +328,7 @@ inline void run_winograd(const Plan& plan, std::int64_t task) {
       const float* const weights = plan.transformed + group * plan.panels * panel + column * plan.group_channels;
       multiply_points({inputs, ld, count * ld, weights, panel, g.groups * plan.panels * panel + kRowPadding, plan.group_channels,
                        columns, products, false},
-                      count);
+                      T::kPoints, count);
       for (std::int64_t tile = 0; tile < count; ++tile)
         doubt = tiles.transform_output(first + tile, products + tile * static_cast<std::int64_t>(kColumns),
                                        count * static_cast<std::int64_t>(kColumns), column, columns, doubt);
@@ -283,18 +338,20 @@ inline void run_winograd(const Plan& plan, std::int64_t task) {
 }
 
 /// The inputs of one tile row of a group.
+template <class T>
 inline void run_transform_inputs(const Plan& plan, std::int64_t task) {
   const std::int64_t rows = plan.convolution->geometry.batch * plan.tiles[0], group = task / rows, row = task % rows;
   const std::int64_t ld = tile_row_floats(plan), step = rows * plan.tiles[1] * ld;
   auto* const zeros = reinterpret_cast<float*>(scratch(static_cast<std::size_t>(ld) * sizeof(float), ScratchOwner::kConvTiles));
   std::memset(zeros, 0, static_cast<std::size_t>(ld) * sizeof(float));
-  const Tiles tiles(plan, group, row, row + 1, zeros);
-  float* const target = plan.transformed + group * kTilePoints * step + row * plan.tiles[1] * ld;
+  const Tiles<T> tiles(plan, group, row, row + 1, zeros);
+  float* const target = plan.transformed + group * T::kPoints * step + row * plan.tiles[1] * ld;
   for (std::int64_t tile = 0; tile < plan.tiles[1]; ++tile) tiles.transform_input(tile, target + tile * ld, step);
 }
 
 /// Some tile rows by one block of columns, with the inputs that were transformed before: weights are transformed some channels at a
 /// time, and read by all tiles while they are in the second-level cache.
+template <class T>
 inline void run_winograd_columns(const Plan& plan, std::int64_t task) {
   const Geometry& g = plan.convolution->geometry;
   constexpr auto kMostColumns = static_cast<std::int64_t>(kColumns), kMostPanels = kMostColumns / static_cast<std::int64_t>(kPanel);
@@ -302,13 +359,13 @@ inline void run_winograd_columns(const Plan& plan, std::int64_t task) {
   const std::int64_t column_end = least(first_column + plan.task_columns, plan.group_filters);
   const std::int64_t group = part / plan.tile_row_tasks, tile_row = part % plan.tile_row_tasks * plan.task_tile_rows;
   const std::int64_t all_rows = g.batch * plan.tiles[0], ld = tile_row_floats(plan), step = all_rows * plan.tiles[1] * ld;
-  const Tiles tiles(plan, group, tile_row, least(tile_row + plan.task_tile_rows, all_rows), nullptr);
+  const Tiles<T> tiles(plan, group, tile_row, least(tile_row + plan.task_tile_rows, all_rows), nullptr);
   const std::int64_t count = tiles.count(), panel = plan.block_channels * static_cast<std::int64_t>(kPanel);
-  const std::int64_t weight_step = kMostPanels * panel + kRowPadding, weight_floats = kTilePoints * weight_step;
+  const std::int64_t weight_step = kMostPanels * panel + kRowPadding, weight_floats = T::kPoints * weight_step;
   auto* const weights = reinterpret_cast<float*>(scratch(
-      static_cast<std::size_t>(weight_floats + kTilePoints * count * kMostColumns) * sizeof(float), ScratchOwner::kConvTiles));
+      static_cast<std::size_t>(weight_floats + T::kPoints * count * kMostColumns) * sizeof(float), ScratchOwner::kConvTiles));
   float* const products = weights + weight_floats;
-  const float* const inputs = plan.transformed + group * kTilePoints * step + tile_row * plan.tiles[1] * ld;
+  const float* const inputs = plan.transformed + group * T::kPoints * step + tile_row * plan.tiles[1] * ld;
   F doubt = V::set1(0.0f);
   for (std::int64_t column = first_column; column < column_end; column += kMostColumns) {
     const std::int64_t columns = least(kMostColumns, column_end - column);
@@ -317,8 +374,9 @@ inline void run_winograd_columns(const Plan& plan, std::int64_t task) {
     for (std::int64_t channel = 0; channel < plan.group_channels; channel += plan.block_channels) {
       const std::int64_t channels = least(plan.block_channels, plan.group_channels - channel);
       for (std::int64_t i = 0; i < panels; ++i)
-        transform_weights_of(plan, first_panel + i, channel, channels, {weights + i * panel, weight_step});
-      multiply_points({inputs + channel, ld, step, weights, panel, weight_step, channels, columns, products, channel > 0}, count);
+        transform_weights_of<T>(plan, first_panel + i, channel, channels, {weights + i * panel, weight_step});
+      multiply_points({inputs + channel, ld, step, weights, panel, weight_step, channels, columns, products, channel > 0},
+                      T::kPoints, count);
     }
     for (std::int64_t tile = 0; tile < count; ++tile)
       doubt = tiles.transform_output(tile, products + tile * kMostColumns, count * kMostColumns, column, columns, doubt);

@@ -29,6 +29,9 @@ IN_BLOCKS = frozenset(
 WINOGRAD_CHANNELS = 16
 """The least channels on both sides of a group of a convolution that is computed with fewer multiplications."""
 
+WINOGRAD_KERNELS = frozenset({(3,), (5,), (3, 3), (5, 5)})
+"""Kernels of such convolutions, of sequences and of images."""
+
 MAX_CONSTANT_BYTES = 1 << 20
 """Constants beside converted data are transposed too, up to this size."""
 
@@ -149,7 +152,7 @@ class Finder:
         return node
 
     def _is_worthwhile(self, nodes: list[ir.Node]) -> bool:
-        gain = sum(KERNELS[node.op_type].gain for node in nodes if node.op_type in KERNELS and node not in self.moves)
+        gain = sum(self._gain(node) for node in nodes if node.op_type in KERNELS and node not in self.moves)
         freed = self._freed(nodes)
         cost = self.ctx.target.costs.border_cost * (self._borders(nodes) - freed)
         if not any(map(self._is_slow_in_blocks, nodes)):
@@ -170,12 +173,42 @@ class Finder:
             return node.op_type not in IN_BLOCKS
         if node.op_type != "Conv":
             return node.op_type in ("ConvTranspose", "Resize")
-        filters = None if node.inputs[1] is None else self.ctx.shapes.static_shape(node.inputs[1])
-        steps = {*(attribute(node, "strides") or (1,)), *(attribute(node, "dilations") or (1,))}
-        if filters is None:
+        return self._multiplies_less(node)
+
+    def _gain(self, node: ir.Node) -> float:
+        """What a node gains that is computed channels-last, in units of an ordinary convolution."""
+        gain = KERNELS[node.op_type].gain
+        if node.op_type != "Conv" or not self._multiplies_less(node):
+            return gain
+        costs, borders = self.ctx.target.costs, 2 * self.ctx.target.costs.border_cost
+        alone = costs.sequence_channels if self._sides(node)[1:] == () else costs.image_channels
+        filters, channels, groups = self._sizes(node)
+        return max(gain, borders * 2 * filters * channels / (filters + channels * groups) / max(alone, 1))
+
+    def _multiplies_less(self, conv: ir.Node) -> bool:
+        """Whether our kernel computes a convolution by Winograd's minimal filtering, and onnxruntime does not."""
+        steps = {*(attribute(conv, "strides") or (1,)), *(attribute(conv, "dilations") or (1,))}
+        if steps != {1} or self._sides(conv) not in WINOGRAD_KERNELS:
             return False
-        per_group = min(filters[0] // attribute(node, "group", 1), filters[1])
-        return filters[2:] == (3, 3) and steps == {1} and per_group >= WINOGRAD_CHANNELS
+        filters, channels, groups = self._sizes(conv)
+        return min(filters // groups, channels) >= WINOGRAD_CHANNELS
+
+    def _sides(self, conv: ir.Node) -> tuple[int, ...]:
+        """The sides of a kernel without those that do not matter; empty when they are not known."""
+        weights = None if conv.inputs[1] is None else self.ctx.shapes.static_shape(conv.inputs[1])
+        x = None if conv.inputs[0] is None else self.ctx.shapes.shape(conv.inputs[0])
+        if weights is None:
+            return ()
+        kernel = weights[2:]
+        if kernel[1:] == (1,) and x is not None and x[-1] == 1:  # a sequence along the height
+            return kernel[:1]
+        return kernel[1:] if kernel[:-1] == (1,) else kernel
+
+    def _sizes(self, conv: ir.Node) -> tuple[int, int, int]:
+        """Filters, channels of a group, and groups of a convolution whose weights have a known shape."""
+        weights = None if conv.inputs[1] is None else self.ctx.shapes.static_shape(conv.inputs[1])
+        assert weights is not None
+        return weights[0], weights[1], attribute(conv, "group", 1)
 
     def _borders(self, nodes: list[ir.Node]) -> int:
         """How many Transposes stand at the border of a region."""

@@ -25,6 +25,8 @@ class Costs:
     norm_elements: int
     softmax_width: int
     border_cost: float
+    image_channels: int
+    sequence_channels: int
     separable_pixels: int
     planar_channels: int
     recurrent_steps: int
