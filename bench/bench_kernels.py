@@ -20,8 +20,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from onnxopt.kernelbench import PROBLEMS, Ceilings, Measurement, measure, variants_of
-from onnxopt.kernelbench.problems import Arrays, Case
+from onnxopt.kernelbench import PROBLEMS, Case, Ceilings, Measurement, measure, variants_of
+from onnxopt.kernelbench.case import Arrays
 
 SHAPES = {
     "FusedElementwise": [(64, 65536)],

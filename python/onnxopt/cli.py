@@ -735,6 +735,8 @@ def bench_kernel(
     ]
     header = ("shape", "variant", "median ms", "GB/s", "G op/s", "of ceiling", "speed-up", "error")
     _table(_console(), f"{op}, {dtype}, {threads} threads", header, rows)
+    if found.besides:
+        typer.echo(f"onnxruntime also {found.besides}")
     bytes_rate = "" if limits.int8 is None else f", products of bytes {limits.int8 / 1e9:.0f} G op/s"
     typer.echo(
         f"ceilings: copying {limits.copying / 1e9:.1f} GB/s, reading {limits.reading / 1e9:.1f} GB/s, "

@@ -12,20 +12,26 @@ from typer.testing import CliRunner
 from onnxopt.cli import app
 from onnxopt.errors import OptionError, VerificationError
 from onnxopt.kernelbench import PROBLEMS, Ceilings, bench, bench_kernel
-from onnxopt.kernelbench.problems import Case
+from onnxopt.kernelbench.case import Case
 from onnxopt.kernelbench.roofline import draw
 from onnxopt.ops import describe_ops
 from onnxopt.runtime.bench import Latency
 
 CEILINGS = Ceilings(threads=2, copying=20e9, reading=30e9, float32=200e9, int8=None)
 SHAPES = {
-    "FusedElementwise": (64, 1000),
-    "FusedNorm": (64, 768),
-    "FusedSoftmax": (64, 500),
-    "FusedGemm": (33, 70, 130),
-    "QGemm": (33, 70, 130),
     "FusedAttention": (2, 33, 3, 20),
     "FusedConv": (2, 13, 11, 20, 36, 3),
+    "FusedConvTranspose": (2, 13, 11, 20, 6, 2),
+    "FusedElementwise": (64, 1000),
+    "FusedGemm": (33, 70, 130),
+    "FusedNorm": (64, 768),
+    "FusedPool": (2, 13, 12, 19, 3),
+    "FusedRecurrence": (5, 3, 33),
+    "FusedResize": (2, 5, 6, 19, 2),
+    "FusedSeparableConv": (1, 30, 31, 20, 36, 3),
+    "FusedSoftmax": (64, 500),
+    "QConv": (2, 13, 11, 20, 36, 3),
+    "QGemm": (33, 70, 130),
 }
 
 
@@ -42,8 +48,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "compare", once)
 
 
-def test_every_problem_has_a_shape_here() -> None:
-    assert SHAPES.keys() == PROBLEMS.keys()
+def test_every_op_with_a_kernel_has_a_problem_and_a_shape_here() -> None:
+    assert SHAPES.keys() == PROBLEMS.keys() == {one["op"] for one in describe_ops()}
 
 
 @pytest.mark.parametrize("op", SHAPES)
@@ -51,7 +57,8 @@ def test_all_variants_compute_what_float64_does(op: str, quick: None) -> None:
     found = bench_kernel(op, [SHAPES[op]], variants=["all"])
     usable = [v["name"] for one in describe_ops() if one["op"] == op for v in one["variants"] if v["usable"]]
     assert [one.variant for one in found.measurements] == ["onnxruntime", *usable]
-    assert all(0 < one.error < 1e-3 for one in found.measurements[1:])
+    exact = op in ("FusedPool", "FusedResize")  # which only choose among numbers
+    assert all(one.error == 0 if exact else 0 <= one.error < 1e-2 for one in found.measurements[1:])
 
 
 def test_fractions_are_of_the_ceiling_that_binds(quick: None) -> None:

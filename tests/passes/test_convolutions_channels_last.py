@@ -136,6 +136,20 @@ def test_transposes_that_are_there_already_cost_nothing() -> None:
     assert_equal(before, after, {"x": RNG.standard_normal((1, 8, 8, 3)).astype(np.float32)})
 
 
+def test_a_transposed_convolution_is_worth_it_where_transposes_are_there_already() -> None:
+    before = model(
+        """g (float[2,5,7,6] x) => (float[2,10,21,9] y) {
+          a = Transpose <perm=[0,3,1,2]> (x)
+          b = ConvTranspose <kernel_shape=[2,3], strides=[2,3]> (a, t1, t1b)
+          y = Transpose <perm=[0,2,3,1]> (b)
+        }""",
+        **{name: BODY_WEIGHTS[name] for name in ("t1", "t1b")},
+    )
+    after = convert(before)
+    assert op_list(after) == ["FusedConvTranspose"]
+    assert_equal(before, after, {"x": RNG.standard_normal((2, 5, 7, 6)).astype(np.float32)})
+
+
 CHAIN = "{ a = Conv (x, w)  b = Conv (a, w)  y = Conv (b, w) }"
 REFUSED = {
     "filters that are no constant": model(f"g (float[1,4,8,8] x, float[4,4,1,1] w) => (float[1,4,8,8] y) {CHAIN}"),

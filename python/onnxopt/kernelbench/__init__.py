@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from onnxopt.kernelbench.bench import KernelBench, Measurement, bench_kernel, measure, variants_of
+from onnxopt.kernelbench.case import Case, Problem, load_problems
 from onnxopt.kernelbench.ceilings import Ceilings
-from onnxopt.kernelbench.problems import PROBLEMS, Case, Problem, load_problems
+from onnxopt.kernelbench.problems import PROBLEMS
 
 __all__ = [
     "PROBLEMS",

@@ -13,8 +13,10 @@ import numpy as np
 import onnx
 
 from onnxopt.errors import OptionError, VerificationError
+from onnxopt.kernelbench.case import Case, Problem
 from onnxopt.kernelbench.ceilings import Ceilings
-from onnxopt.kernelbench.problems import PROBLEMS, Case, Problem
+from onnxopt.kernelbench.problems import PROBLEMS
+from onnxopt.ops.base import DOMAIN
 from onnxopt.runtime.bench import Latency, compare
 from onnxopt.runtime.library import native, session
 
@@ -61,13 +63,19 @@ class Measurement:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class KernelBench:
-    """What was measured of one op, and the ceilings of the same run; `rate` is the one of them that bounds its operations."""
+    """What was measured of one op, and the ceilings of the same run.
+
+    Attributes:
+        rate: the ceiling that bounds its operations.
+        besides: what onnxruntime did besides; empty where that is nothing.
+    """
 
     op: str
     dtype: str
     rate: str
     ceilings: Ceilings
     measurements: tuple[Measurement, ...]
+    besides: str = ""
 
 
 def bench_kernel(
@@ -118,7 +126,7 @@ def bench_kernel(
     for shape, case in cases:
         tick("x".join(map(str, shape)))
         found += measure(op, shape, case, dtype, chosen, ceilings, rounds)
-    return KernelBench(op, dtype, cases[0][1].rate, ceilings, tuple(found))
+    return KernelBench(op, dtype, cases[0][1].rate, ceilings, tuple(found), cases[0][1].besides)
 
 
 def variants_of(op: str, names: Sequence[str] | None) -> list[str]:
@@ -157,11 +165,10 @@ def measure(
     arrays = case.draw(dtype, 0)
     model = case.model(arrays, dtype)
     contenders = [(ONNXRUNTIME, session(model, threads=ceilings.threads, library=False))]
-    if case.functions:
-        fused, compiled = model, onnxopt.optimize(model, options=onnxopt.Options(inline_functions=True))
+    fused = model if case.functions else onnxopt.optimize(model)
+    if any(function.domain != DOMAIN for function in fused.functions):
+        compiled = onnxopt.optimize(model, options=onnxopt.Options(inline_functions=True))
         contenders.append((ONNXOPT, session(compiled, threads=ceilings.threads)))
-    else:
-        fused = onnxopt.optimize(model)
     _demand_op(op, fused, shape, variants)
     sets = _rotated(case, arrays, dtype)
     contenders += [(name, _session(fused, op, name, ceilings.threads)) for name in variants]

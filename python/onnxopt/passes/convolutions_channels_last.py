@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from onnxopt import ir
-from onnxopt.fusions.channels_last import RULE, Conversion, Finder
+from onnxopt.fusions.channels_last import KERNELS, RULE, Conversion, Finder
 from onnxopt.ops.base import prepare_model
 from onnxopt.passes.base import Context, Pass, PassResult, register_pass
+
+GAINING = {"QConv", *(name for name, kernel in KERNELS.items() if kernel.gain)}
+"""What a region is converted for."""
 
 
 @register_pass
@@ -21,7 +24,7 @@ class ConvolutionsChannelsLast(Pass):
     phase = "fuse"
 
     def run(self, model: ir.Model, ctx: Context) -> PassResult:
-        if ctx.target.name != "cpu" or not any(node.op_type in ("Conv", "QConv") for node in model.graph):
+        if ctx.target.name != "cpu" or not any(node.op_type in GAINING for node in model.graph):
             return PassResult(False)
         finder = Finder(model.graph, ctx)
         applied = sum(self._convert(finder, nodes, ctx) for nodes in finder.regions())
