@@ -30,6 +30,12 @@ SHAPES = {
     "FusedAttention": [(1, 128, 12, 64), (1, 512, 12, 64), (8, 128, 12, 64)],
     "FusedGemm": [(128, 768, 3072), (49, 384, 1536)],
     "FusedConv": [(1, 56, 56, 64, 64, 3), (1, 14, 14, 256, 256, 3), (1, 28, 28, 512, 128, 1)],
+    "FusedConvTranspose": [(1, 80, 80, 24, 24, 2)],
+    "FusedPool": [(1, 112, 112, 64, 3)],
+    "FusedResize": [(1, 40, 40, 96, 2)],
+    "FusedSeparableConv": [(1, 80, 80, 96, 96, 3)],
+    "FusedRecurrence": [(100, 1, 128), (200, 8, 256)],
+    "QConv": [(1, 56, 56, 64, 64, 3), (1, 28, 28, 512, 128, 1)],
     "QGemm": [
         *((rows, *sizes) for rows in (128, 197) for sizes in ((768, 768), (768, 3072), (3072, 768))),
         (1, 4096, 14336),  # more weights than caches hold

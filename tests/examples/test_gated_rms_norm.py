@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -32,14 +33,18 @@ library, problems = sys.argv[1], load_problems(sys.argv[2])
 """
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    build = tmp_path_factory.mktemp("example")
+def build(source: Path, folder: Path) -> None:
     find = f"-Donnxopt_DIR={onnxopt.cmake_dir()}"
-    for arguments in (["-S", EXAMPLE, "-B", build, "-G", "Ninja", find], ["--build", build]):
+    for arguments in (["-S", source, "-B", folder, "-G", "Ninja", find], ["--build", folder]):
         done = subprocess.run(["cmake", *map(str, arguments)], capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
-    return build / "libgated_rms_norm.so"
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("example")
+    build(EXAMPLE, folder)
+    return folder / "libgated_rms_norm.so"
 
 
 def run(library: Path, code: str, **environment: str) -> Any:
@@ -195,6 +200,23 @@ def test_command_loads_it(library: Path) -> None:
     found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     (op,) = (one for one in found if one["op"] == "GatedRmsNorm")
     assert op["domain"] == "com.example"
+
+
+def test_the_kernel_of_the_readme_is_one(tmp_path: Path) -> None:
+    (tmp_path / "negate.cc").write_text(
+        re.findall("```cpp\n(.*?)```", (EXAMPLE.parent / "README.md").read_text(), re.S)[0]
+    )
+    (tmp_path / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.24)\nproject(negate LANGUAGES CXX)\nfind_package(onnxopt CONFIG REQUIRED)\n"
+        "onnxopt_add_kernel(negate SOURCES negate.cc)\n"
+    )
+    build(tmp_path, tmp_path / "build")
+    code = """
+onnxopt.load_kernels(library)
+from onnxopt.runtime.library import native
+print(json.dumps(native().run("Negate", [np.array([[1, -2, 3]], np.float32)], {}, threads=2)[0].tolist()))
+"""
+    assert run(tmp_path / "build" / "libnegate.so", code) == [[-1, 2, -3]]
 
 
 def own_variants(stem: str) -> list[str]:

@@ -123,15 +123,13 @@ def test_replaces_scores_by_a_boolean_mask(variant: str, kind: str, fill: float)
 @pytest.mark.parametrize("hidden", [-INFINITY, float(np.finfo(np.float32).min), -1e30, -1e4])
 @pytest.mark.parametrize("kind", ["causal", "window", "padding", "left padding"])
 def test_leaves_hidden_tiles_out(variant: str, hidden: float, kind: str) -> None:
-    if variant == EMULATED and hidden != -INFINITY:
-        pytest.skip("the kernel for CUDA devices leaves no tiles out, whatever hides them")
-    s = 700
+    s = 200 if variant == EMULATED else 700  # several tiles of 64 keys, of which fibers take long
     row, column = np.arange(s)[:, None], np.arange(s)[None, :]
     seen = {
         "causal": column <= row,
         "window": (column <= row) & (column > row - 64),
-        "padding": column < 100 + 0 * row,
-        "left padding": column >= 650 + 0 * row,
+        "padding": column < s // 7 + 0 * row,
+        "left padding": column >= s - 50 + 0 * row,
     }[kind]
     mask = np.where(seen, np.float32(0), np.float32(hidden))[None, None]
     q, k, v = normal(1, 2, s, 16), normal(1, 2, s, 16), normal(1, 2, s, 16)
