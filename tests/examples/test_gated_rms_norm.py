@@ -202,21 +202,38 @@ def test_command_loads_it(library: Path) -> None:
     assert op["domain"] == "com.example"
 
 
+def build_readme(folder: Path, language: str, ending: str) -> Path:
+    """The library of the README's kernel in a language."""
+    (code,) = re.findall(f"```{language}\n(.*?)```", (EXAMPLE.parent / "README.md").read_text(), re.S)
+    (folder / f"negate.{ending}").write_text(code)
+    (folder / "CMakeLists.txt").write_text(
+        f"""cmake_minimum_required(VERSION 3.24)
+        project(negate LANGUAGES CXX {"CUDA" if language == "cuda" else ""})
+        find_package(onnxopt CONFIG REQUIRED)
+        onnxopt_add_kernel(negate SOURCES negate.{ending})"""
+    )
+    build(folder, folder / "build")
+    return folder / "build" / "libnegate.so"
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="there is no nvcc")
+def test_the_cuda_kernel_of_the_readme_is_one(tmp_path: Path) -> None:
+    code = """
+onnxopt.load_kernels(library)
+from onnxopt.ops import describe_ops
+print(json.dumps(next(one["variants"][0] for one in describe_ops() if one["op"] == "Negate")))
+"""
+    found = run(build_readme(tmp_path, "cuda", "cu"), code)
+    assert found["name"] == "negate__cuda" and found["usable"] is (found["problem"] == "")
+
+
 def test_the_kernel_of_the_readme_is_one(tmp_path: Path) -> None:
-    (tmp_path / "negate.cc").write_text(
-        re.findall("```cpp\n(.*?)```", (EXAMPLE.parent / "README.md").read_text(), re.S)[0]
-    )
-    (tmp_path / "CMakeLists.txt").write_text(
-        "cmake_minimum_required(VERSION 3.24)\nproject(negate LANGUAGES CXX)\nfind_package(onnxopt CONFIG REQUIRED)\n"
-        "onnxopt_add_kernel(negate SOURCES negate.cc)\n"
-    )
-    build(tmp_path, tmp_path / "build")
     code = """
 onnxopt.load_kernels(library)
 from onnxopt.runtime.library import native
 print(json.dumps(native().run("Negate", [np.array([[1, -2, 3]], np.float32)], {}, threads=2)[0].tolist()))
 """
-    assert run(tmp_path / "build" / "libnegate.so", code) == [[-1, 2, -3]]
+    assert run(build_readme(tmp_path, "cpp", "cc"), code) == [[-1, 2, -3]]
 
 
 def own_variants(stem: str) -> list[str]:

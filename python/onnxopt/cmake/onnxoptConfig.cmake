@@ -31,11 +31,12 @@ function(onnxopt_add_kernel name)
   endif()
   add_library(${name} SHARED ${kernel_SOURCES})
   target_link_libraries(${name} PRIVATE onnxopt::ops)
+  # CMake before 3.26 does not know that nvcc has this standard.
+  target_compile_options(${name} PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20>)
   set_target_properties(${name} PROPERTIES
     CXX_VISIBILITY_PRESET hidden
     VISIBILITY_INLINES_HIDDEN ON
     CUDA_RUNTIME_LIBRARY Static
-    CUDA_STANDARD 20
     BUILD_RPATH "$ORIGIN;${onnxopt_package}"
     INSTALL_RPATH "$ORIGIN;${onnxopt_package}")
 endfunction()
