@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import collections
+import functools
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from onnx.backend.test.case.node import collect_testcases
 
@@ -19,18 +19,10 @@ from onnxopt.pipeline import PassManager
 
 pytestmark = pytest.mark.slow
 
+session = functools.partial(onnxopt.session, threads=1, optimize=False)
+
 RANDOM = ("RandomNormal", "RandomUniform", "Bernoulli", "Multinomial")
 MODELS = Path(onnx.__file__).parent / "backend" / "test" / "data"
-
-
-def session(model: onnx.ModelProto, library: bool) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = 1
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    if library:
-        onnxopt.register(options)
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def same(expected: Any, actual: Any) -> bool:
@@ -56,7 +48,7 @@ def outcome(model: onnx.ModelProto, feeds: dict[str, Any]) -> str:
         loaded = ir.load(model)
         PassManager("cpu", strict=True).run(loaded)
         optimized = ir.to_proto(loaded)
-        results = [session(optimized, library).run(None, feeds) for library in (True, False)]
+        results = [session(optimized, library=library).run(None, feeds) for library in (True, False)]
     except Exception as error:
         return f"fails after optimize: {type(error).__name__}: {str(error)[:200]}"
     return "equal" if all(same(list(truth), list(result)) for result in results) else "differs"

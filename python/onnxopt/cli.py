@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from onnxopt.inspection import Inspection
+    from onnxopt.kernelbench import KernelBench
     from onnxopt.pipeline import Report
     from onnxopt.quant import Quantization
 
@@ -719,29 +720,7 @@ def bench_kernel(
         chart.write_text(draw(found), encoding="utf-8")
     if as_json:
         return _print_json(found)
-    limits = found.ceilings
-    rows = [
-        (
-            "x".join(map(str, one.shape)),
-            one.variant,
-            f"{one.median_ms:.4f}",
-            f"{one.gigabytes_per_second:.1f}",
-            f"{one.gigaoperations_per_second:.1f}",
-            f"{one.of_ceiling:.0%} of {one.bound}",
-            f"{one.times_onnxruntime:.2f} x",
-            f"{one.error:.0e}",
-        )
-        for one in found.measurements
-    ]
-    header = ("shape", "variant", "median ms", "GB/s", "G op/s", "of ceiling", "speed-up", "error")
-    _table(_console(), f"{op}, {dtype}, {threads} threads", header, rows)
-    if found.besides:
-        typer.echo(f"onnxruntime also {found.besides}")
-    bytes_rate = "" if limits.int8 is None else f", products of bytes {limits.int8 / 1e9:.0f} G op/s"
-    typer.echo(
-        f"ceilings: copying {limits.copying / 1e9:.1f} GB/s, reading {limits.reading / 1e9:.1f} GB/s, "
-        f"products {limits.float32 / 1e9:.0f} G op/s{bytes_rate}"
-    )
+    _print_kernels(found)
     return None
 
 
@@ -791,6 +770,32 @@ def tune(
     speeds = [f"{measured[name]:.2f} times as fast as {what}" for name, what in _RIVALS.items() if name in measured]
     console.print(f"Fastest: {found.chosen}{', ' if speeds else ''}{', '.join(speeds)}; wrote {found.file}")
     return None
+
+
+def _print_kernels(found: KernelBench) -> None:
+    limits = found.ceilings
+    rows = [
+        (
+            "x".join(map(str, one.shape)),
+            one.variant,
+            f"{one.median_ms:.4f}",
+            f"{one.gigabytes_per_second:.1f}",
+            f"{one.gigaoperations_per_second:.1f}",
+            f"{one.of_ceiling:.0%} of {one.bound}",
+            f"{one.times_onnxruntime:.2f} x",
+            f"{one.error:.0e}",
+        )
+        for one in found.measurements
+    ]
+    header = ("shape", "variant", "median ms", "GB/s", "G op/s", "of ceiling", "speed-up", "error")
+    _table(_console(), f"{found.op}, {found.dtype}, {limits.threads} threads", header, rows)
+    if found.besides:
+        typer.echo(f"onnxruntime also {found.besides}")
+    bytes_rate = "" if limits.int8 is None else f", products of bytes {limits.int8 / 1e9:.0f} G op/s"
+    typer.echo(
+        f"ceilings: copying {limits.copying / 1e9:.1f} GB/s, reading {limits.reading / 1e9:.1f} GB/s, "
+        f"products {limits.float32 / 1e9:.0f} G op/s{bytes_rate}"
+    )
 
 
 def _load(kernels: list[Path] | None) -> None:

@@ -6,7 +6,6 @@ import functools
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 
 import corpus
@@ -18,19 +17,11 @@ pytest.importorskip("onnxopt._native", reason="the native library is not built")
 FAST_LINES = 60
 """Longer files, mostly whole layers with the shape arithmetic of an exporter, are for the slow tests."""
 
+session = functools.partial(onnxopt.session, threads=1, optimize=False)
+
 STEMS = [
     pytest.param(stem, marks=[pytest.mark.slow] if corpus.lines(stem) > FAST_LINES else []) for stem in corpus.stems()
 ]
-
-
-def session(model: onnx.ModelProto, *, library: bool) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = 1
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    if library:
-        onnxopt.register(options)
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def assert_same(expected: list[corpus.Array], actual: list[corpus.Array], loose: float) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from onnxopt import ir
 from onnxopt.fusions import fused_attention
 from onnxopt.passes.base import Context, Pass, PassResult, register_pass
-from onnxopt.rewrite.rules import Refusal
 
 
 @register_pass
@@ -26,13 +25,8 @@ class FuseAttention(Pass):
         return PassResult(any(fused), sum(fused))
 
     def _fuse(self, node: ir.Node, ctx: Context) -> bool:
-        ctx.log.attempted(fused_attention.RULE)
-        patch = None if node.graph is None else fused_attention.build(node, ctx)
-        if isinstance(patch, Refusal):
-            ctx.log.refused(fused_attention.RULE, node, patch, 3)
-        if patch is None or isinstance(patch, Refusal):
-            return False
-        return ctx.editor.apply(patch, unused=[patch.anchor])
+        built = None if node.graph is None else fused_attention.build(node, ctx)
+        return ctx.editor.try_built(fused_attention.RULE, node, built, 3)
 
     def rule_names(self) -> list[str]:
         return [fused_attention.RULE]

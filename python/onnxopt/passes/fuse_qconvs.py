@@ -5,7 +5,6 @@ from __future__ import annotations
 from onnxopt import ir
 from onnxopt.fusions import qconv
 from onnxopt.passes.base import Context, Pass, PassResult, register_pass
-from onnxopt.rewrite.rules import Refusal
 
 
 @register_pass
@@ -27,13 +26,8 @@ class FuseQConvs(Pass):
         return PassResult(fused > 0, fused)
 
     def _fuse(self, node: ir.Node, ctx: Context) -> bool:
-        ctx.log.attempted(qconv.CONVOLUTION)
-        patch = qconv.build(node, ctx)
-        if isinstance(patch, Refusal):
-            ctx.log.refused(qconv.CONVOLUTION, node, patch, 3)
-        if patch is None or isinstance(patch, Refusal):
-            return False
-        return ctx.editor.apply(patch, unused=[node])
+        built = qconv.build(node, ctx)
+        return ctx.editor.try_built(qconv.CONVOLUTION, node, built, 3)
 
     def rule_names(self) -> list[str]:
         return [qconv.CONVOLUTION]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from onnxopt import ir
 from onnxopt.fusions import qgemm
 from onnxopt.passes.base import Context, Pass, PassResult, register_pass
-from onnxopt.rewrite.rules import Refusal
 
 
 @register_pass
@@ -31,13 +30,8 @@ class FuseQGemms(Pass):
         return PassResult(any(fused), sum(fused))
 
     def _fuse(self, node: ir.Node, ctx: Context) -> bool:
-        ctx.log.attempted(qgemm.RULE)
-        patch = qgemm.build(node, ctx)
-        if isinstance(patch, Refusal):
-            ctx.log.refused(qgemm.RULE, node, patch, 3)
-        if patch is None or isinstance(patch, Refusal):
-            return False
-        return ctx.editor.apply(patch, unused=[patch.anchor, node])
+        built = qgemm.build(node, ctx)
+        return ctx.editor.try_built(qgemm.RULE, node, built, 3)
 
     def rule_names(self) -> list[str]:
         return [qgemm.RULE]

@@ -43,13 +43,8 @@ class GatherMovedRows(Pass):
         return PassResult(any(done), sum(done))
 
     def _gather(self, end: ir.Node, ctx: Context) -> bool:
-        ctx.log.attempted(RULE)
-        patch = None if end.graph is None else build(end, ctx)
-        if isinstance(patch, Refusal):
-            ctx.log.refused(RULE, end, patch, 2)
-        if patch is None or isinstance(patch, Refusal):
-            return False
-        return ctx.editor.apply(patch, unused=[end])
+        built = None if end.graph is None else build(end, ctx)
+        return ctx.editor.try_built(RULE, end, built, 2)
 
 
 def _moves(node: ir.Node | None) -> bool:

@@ -6,7 +6,6 @@ from onnxopt import ir
 from onnxopt.fusions import contrib
 from onnxopt.passes.base import Context, Pass, PassResult, register_pass
 from onnxopt.passes.fuse_attention import FuseAttention
-from onnxopt.rewrite.rules import Refusal
 
 
 @register_pass
@@ -28,12 +27,8 @@ class UseContribOps(Pass):
         return PassResult(any(used), sum(used))
 
     def _use(self, node: ir.Node, ctx: Context) -> bool:
-        patch = None if node.graph is None else contrib.build(node, ctx)
-        if isinstance(patch, Refusal):
-            ctx.log.refused(contrib.RULE, node, patch, 3)
-        if patch is None or isinstance(patch, Refusal):
-            return False
-        return ctx.editor.apply(patch, unused=[patch.anchor])
+        built = None if node.graph is None else contrib.build(node, ctx)
+        return ctx.editor.try_built(contrib.RULE, node, built, 3)
 
     def rule_names(self) -> list[str]:
         return [contrib.RULE]

@@ -12,6 +12,7 @@ from onnxopt.rewrite.patch import Patch
 
 if TYPE_CHECKING:
     from onnxopt.passes.base import Context
+    from onnxopt.rewrite.rules import Refusal
 
 SIDE_EFFECT_FREE_DOMAINS = frozenset({"", "ai.onnx.ml", "ai.onnxopt", "com.microsoft", "ai.onnx.preview.training"})
 """Unused nodes of other domains stay: what onnxopt does not know may have effects."""
@@ -52,6 +53,22 @@ class Editor:
             self.replace(old, new)
         self.remove_unused(unused)
         return True
+
+    def try_built(self, rule: str, node: ir.Node, built: Patch | Refusal | None, matched: int) -> bool:
+        """Apply what was built for a node, which goes with the patch's anchor; log why nothing was.
+
+        Args:
+            rule: the name under which it is counted.
+            node: what the rule was tried at.
+            built: a patch, the reason why there is none, or None where there is nothing to say.
+            matched: how many nodes fit before that reason: the more, the nearer the miss.
+        """
+        self.ctx.log.attempted(rule)
+        if isinstance(built, Patch):
+            return self.apply(built, unused=[built.anchor, node])
+        if built is not None:
+            self.ctx.log.refused(rule, node, built, matched)
+        return False
 
     def wrap(self, rule: str, value: ir.Value, nodes: Sequence[ir.Node], result: ir.Value) -> bool:
         """Let `result`, which `nodes` make of `value`, take over every other use of it but graph outputs."""
