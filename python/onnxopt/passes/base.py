@@ -418,13 +418,11 @@ class Pass(abc.ABC):
     """One transformation of a model.
 
     `run` changes the model in place, keeps no state in the pass, says exactly whether anything changed, and changes nothing when it
-    is run again on its own result. The class attributes are its promises.
+    is run again on its own result.
     """
 
     name: ClassVar[str]
     phase: ClassVar[str]
-    enters_subgraphs: ClassVar[bool] = True
-    enters_functions: ClassVar[bool] = False
 
     @abc.abstractmethod
     def run(self, model: ir.Model, ctx: Context) -> PassResult:

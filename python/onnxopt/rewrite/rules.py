@@ -109,10 +109,6 @@ class Rule:
     where: Where = always
     benefit: int = 1
 
-    @property
-    def doc(self) -> str:
-        return (self.build.__doc__ or "").strip()
-
 
 Candidate = tuple[Rule, tuple[int, ...]]
 """A rule and the numbers of its pattern's alternatives that are tried."""
