@@ -19,18 +19,16 @@ constexpr std::int64_t kElements = 16384;  // of a task, so that a thread has so
 
 const float* floats(const OnnxOptTensor& tensor) { return static_cast<const float*>(tensor.data); }
 
-/// Computes all rows, and shares them among the threads of the session.
-void run_rows(Row row, std::int64_t rows, RowFunction function, const OnnxOptExecution& execution) {
-  const auto width = static_cast<std::int64_t>(row.width),
-             together = std::max<std::int64_t>(kElements / std::max<std::int64_t>(width, 1), 1);
+/// Computes all rows of `x`, and shares them among the threads of the session.
+void run_rows(const OnnxOptTensor& x, const float* gate, const float* scale, float epsilon, const OnnxOptTensor& y,
+              RowFunction function, const OnnxOptExecution& execution) {
+  const std::int64_t width = x.shape[x.rank - 1], rows = width == 0 ? 0 : count(x) / width;
+  const std::int64_t together = std::max<std::int64_t>(kElements / std::max<std::int64_t>(width, 1), 1);
   onnxopt::kernel::parallel_for(execution, static_cast<std::size_t>((rows + together - 1) / together), [&](std::size_t task) {
     const std::int64_t begin = static_cast<std::int64_t>(task) * together, end = std::min(begin + together, rows);
-    for (std::int64_t i = begin; i < end; ++i) {
-      Row one = row;
-      one.x += i * width, one.y += i * width;
-      if (row.gate) one.gate += i * width;
-      function(one);
-    }
+    for (std::int64_t i = begin; i < end; ++i)
+      function({floats(x) + i * width, gate ? gate + i * width : nullptr, scale, static_cast<float*>(y.data) + i * width,
+                static_cast<std::size_t>(width), epsilon});
   });
 }
 
@@ -41,8 +39,6 @@ void demand(bool holds, const char* sentence) {
 bool is_vector_of(const OnnxOptTensor& tensor, std::int64_t width) {
   return tensor.type == kFloat && tensor.rank == 1 && (tensor.shape[0] == width || tensor.shape[0] < 0 || width < 0);
 }
-
-std::int64_t rows_of(const OnnxOptTensor& x) { return x.shape[x.rank - 1] == 0 ? 0 : count(x) / x.shape[x.rank - 1]; }
 
 /// GatedRmsNorm(x, gate, scale) -> y: rows along the last axis of float32 tensors.
 template <RowFunction function>
@@ -63,14 +59,7 @@ class GatedRmsNorm {
   }
 
   void run(Tensors inputs, Tensors outputs, const OnnxOptExecution& execution) const {
-    const OnnxOptTensor& x = inputs[0];
-    const Row first{floats(x),
-                    floats(inputs[1]),
-                    floats(inputs[2]),
-                    static_cast<float*>(outputs[0].data),
-                    static_cast<std::size_t>(x.shape[x.rank - 1]),
-                    epsilon_};
-    run_rows(first, rows_of(x), function, execution);
+    run_rows(inputs[0], floats(inputs[1]), floats(inputs[2]), epsilon_, outputs[0], function, execution);
   }
 
  private:
@@ -99,14 +88,7 @@ class PlainRmsNorm {
   }
 
   void run(Tensors inputs, Tensors outputs, const OnnxOptExecution& execution) const {
-    const OnnxOptTensor& x = inputs[0];
-    const Row first{floats(x),
-                    nullptr,
-                    scaled_ ? floats(inputs[1]) : nullptr,
-                    static_cast<float*>(outputs[0].data),
-                    static_cast<std::size_t>(x.shape[x.rank - 1]),
-                    epsilon_};
-    run_rows(first, rows_of(x), function, execution);
+    run_rows(inputs[0], nullptr, scaled_ ? floats(inputs[1]) : nullptr, epsilon_, outputs[0], function, execution);
   }
 
  private:
