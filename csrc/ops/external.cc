@@ -1,5 +1,8 @@
 #include "csrc/ops/external.h"
 
+#include <dlfcn.h>
+#include <link.h>
+
 #include <algorithm>
 #include <deque>
 #include <map>
@@ -168,6 +171,15 @@ std::string problem_in(const OnnxOptKernelLibrary& library, const std::vector<co
   return "";
 }
 
+/// Keeps a library loaded for as long as the process lives: onnxruntime closes the ones that it opened.
+bool keep(const OnnxOptKernelLibrary& library) {
+  Dl_info info;
+  link_map* map = nullptr;
+  if (dladdr1(&library, &info, reinterpret_cast<void**>(&map), RTLD_DL_LINKMAP) == 0) return false;
+  const bool is_program = *map->l_name == '\0';
+  return is_program || dlopen(map->l_name, RTLD_NOW | RTLD_NOLOAD | RTLD_NODELETE) != nullptr;
+}
+
 }  // namespace
 
 Result<bool> add(const OnnxOptKernelLibrary& library) {
@@ -180,6 +192,7 @@ Result<bool> add(const OnnxOptKernelLibrary& library) {
   const std::lock_guard lock(all.mutex);
   if (std::find(all.libraries.begin(), all.libraries.end(), &library) != all.libraries.end()) return true;
   if (std::string problem = problem_in(library, all.libraries); !problem.empty()) return Added::failure(std::move(problem));
+  if (!keep(library)) return Added::failure("It cannot be kept loaded.");
   all.libraries.push_back(&library);
   for (const OnnxOptKernel& kernel : kernels_of(library)) {
     const auto is_this = [&](const Op& op) { return std::string_view(kernel.op) == op.name; };

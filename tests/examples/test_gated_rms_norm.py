@@ -86,6 +86,24 @@ except Exception as error:
     assert "GatedRmsNorm: x and gate have one shape." in sentence or "Got invalid dimensions" in sentence
 
 
+def test_it_stays_when_the_session_that_brought_it_goes(library: Path) -> None:
+    code = """
+import gc
+from onnxopt.ops import describe_ops
+before = len(describe_ops())
+for _ in range(2):
+    options = onnxruntime.SessionOptions()
+    options.register_custom_ops_library(library)
+    text = '<ir_version: 10, opset_import: ["" : 21]> g (float[3] x) => (float[3] y) { y = Abs(x) }'
+    one = onnxruntime.InferenceSession(onnx.parser.parse_model(text).SerializeToString(), options)
+    one.run(None, {"x": np.ones(3, np.float32)})
+    del one, options
+    gc.collect()
+print(json.dumps([len(describe_ops()) - before, library in open("/proc/self/maps").read()]))
+"""
+    assert run(library, code) == [1, True]
+
+
 def test_it_runs_in_models_that_tell_no_ranks(library: Path) -> None:
     code = """
 onnxopt.load_kernels(library)
