@@ -156,6 +156,19 @@ def test_few_ops_on_a_small_tensor_are_left(shape: str, fused: bool, monkeypatch
     assert ("FusedElementwise" in ops(after)) is fused
 
 
+@pytest.mark.parametrize("op", sorted(fusion.SLOW_ALONE))
+@pytest.mark.parametrize(("shape", "fused"), [("4,8", False), ("64,64", True)])
+def test_what_onnxruntime_computes_element_by_element_is_a_region_alone(
+    op: str, shape: str, fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    before = model(f"g (float[{shape}] x) => (float[{shape}] y) {{ y = {op}(x) }}", opset=18)
+    after = fuse(before)
+    assert op_list(after) == ["FusedElementwise" if fused else op]
+    positive = {"x": np.abs(feeds_of(before)["x"])}
+    assert_same_three_ways(before, after, positive)
+
+
 def test_few_ops_in_a_body_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     before = model(

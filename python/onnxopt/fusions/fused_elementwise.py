@@ -26,6 +26,9 @@ CONV_ACTIVATIONS = frozenset({"Clip", "HardSigmoid", "LeakyRelu", "Relu", "Sigmo
 MIN_NODES = 2
 """A region of one node gains nothing: onnxruntime's own kernel makes the same single pass over memory."""
 
+SLOW_ALONE = frozenset({"Celu", "Elu", "Log", "Mish", "Selu", "Softplus"})
+"""What onnxruntime computes element by element: one such node is a region, unless its tensor is small."""
+
 MAX_NODES = 60
 """Nodes of one region. Longer programs gain nothing, their intermediate values fall out of the first-level cache."""
 
@@ -53,7 +56,7 @@ class Region:
 
 def find_regions(graph: ir.Graph, ctx: Context) -> list[list[ir.Node]]:
     """The maximal regions of one graph that are worth a node of their own, each in topological order."""
-    found = [nodes for nodes in all_regions(graph, ctx) if len(nodes) >= MIN_NODES]
+    found = [nodes for nodes in all_regions(graph, ctx) if _has_least_nodes(nodes)]
     return [piece for nodes in found for piece in _pieces(nodes) if _is_worthwhile(piece, ctx)]
 
 
@@ -74,11 +77,15 @@ def _is_worthwhile(nodes: list[ir.Node], ctx: Context) -> bool:
     shape, costs = ctx.shapes.static_shape(nodes[0].outputs[0]), ctx.target.costs
     # What a branch or a loop's body computes is one step's work: of unknown size, it is taken to be small.
     small = nodes[0].graph is not ctx.model.graph if shape is None else math.prod(shape) <= costs.small_region_elements
-    if len(nodes) >= (costs.small_region_nodes if small else MIN_NODES):
+    if len(nodes) >= costs.small_region_nodes or (not small and _has_least_nodes(nodes)):
         return True
     refusal = Refusal("{} nodes over shape {} gain nothing", len(nodes), shape, culprit=nodes[0])
     ctx.log.refused("fuse_elementwise", nodes[0], refusal, len(nodes))
     return False
+
+
+def _has_least_nodes(nodes: list[ir.Node]) -> bool:
+    return len(nodes) >= MIN_NODES or nodes[0].op_type in SLOW_ALONE
 
 
 def _nodes_of_norms(graph: ir.Graph, ctx: Context) -> set[ir.Node]:
