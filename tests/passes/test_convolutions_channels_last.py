@@ -268,3 +268,52 @@ def test_leaves_what_onnxruntime_computes_in_blocks(
     before = model(f"g (float[1,32,40,40] x) => (y) {{ {body} }}", opset=18, w=w)
     after, _ = run_passes(before, *PASSES, target="cpu")
     assert ("FusedConv" in op_list(after)) is converted
+
+
+@pytest.mark.parametrize("condition", [True, False])
+def test_converts_inside_branches(condition: bool) -> None:
+    square = RNG.standard_normal((6, 6, 3, 3)).astype(np.float32)
+    before = model(
+        """g (float[1,6,9,9] x, bool c) => (float[1,6,9,9] y) {
+          p = HardSwish (x)
+          y = If (c) <
+            then_branch = t () => (float[1,6,9,9] d) {
+              a = Conv <pads=[1,1,1,1]> (p, w)
+              b = Relu (a)
+              e = Conv <pads=[1,1,1,1]> (b, w)
+              f = Add (e, b)
+              d = Conv <pads=[1,1,1,1]> (f, w) },
+            else_branch = u () => (float[1,6,9,9] h) { h = Neg (p) } >
+        }""",
+        w=square,
+    )
+    after = convert(before)
+    branches = [attribute.g for attribute in after.graph.node[-1].attribute]
+    inside = [[node.op_type for node in graph.node] for graph in branches]
+    assert sorted(inside) == [["FusedConv", "FusedConv", "FusedConv", "Transpose"], ["Neg"]]
+    x = RNG.standard_normal((1, 6, 9, 9)).astype(np.float32)
+    assert_equal(before, after, {"x": x, "c": np.array(condition)})
+
+
+def test_body_reads_what_a_region_around_it_made_once() -> None:
+    square = RNG.standard_normal((6, 6, 3, 3)).astype(np.float32)
+    before = model(
+        """g (float[1,6,9,9] x, int64 n) => (float[1,6,9,9] y) {
+          p = Conv <pads=[1,1,1,1]> (x, w)
+          q = Conv <pads=[1,1,1,1]> (p, w)
+          r = Conv <pads=[1,1,1,1]> (q, w)
+          y = Loop (n, , x) < body = l (int64 i, bool c, float[1,6,9,9] h) => (bool d, float[1,6,9,9] k) {
+            d = Identity (c)
+            a = Add (h, r)
+            b = Conv <pads=[1,1,1,1]> (a, v)
+            e = Conv <pads=[1,1,1,1]> (b, v)
+            k = Conv <pads=[1,1,1,1]> (e, v) } >
+        }""",
+        w=square,
+        v=square / 40,
+    )
+    after = convert(before)
+    assert op_list(after) == ["FusedConv"] * 3 + ["Loop"]
+    x = RNG.standard_normal((1, 6, 9, 9)).astype(np.float32)
+    for trips in (0, 3):
+        assert_equal(before, after, {"x": x, "n": np.array(trips)})

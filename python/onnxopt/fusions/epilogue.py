@@ -76,6 +76,8 @@ def find_host(nodes: list[ir.Node], ctx: Context) -> Host | None:
 def _refuse(node: ir.Node, nodes: list[ir.Node], inside: set[ir.Node], ctx: Context) -> Refusal | None:
     if node.op_type not in OPS or node.op_identifier() not in ctx.model.functions:
         return Refusal("{} takes no epilogue", node.op_type, culprit=node)
+    if node.graph is not nodes[0].graph:
+        return Refusal("{} is outside of the branch or body of the region", node.op_type, culprit=node)
     if node.attributes.keys() & {"epilogue", "output_dtype"} or len(node.outputs) != 1:
         return Refusal("{} has an epilogue already", node.op_type, culprit=node)
     result = node.outputs[0]

@@ -24,15 +24,22 @@ class ConvolutionsChannelsLast(Pass):
     phase = "fuse"
 
     def run(self, model: ir.Model, ctx: Context) -> PassResult:
-        if ctx.target.name != "cpu" or not any(node.op_type in GAINING for node in model.graph):
+        if ctx.target.name != "cpu":
             return PassResult(False)
-        finder = Finder(model.graph, ctx)
-        applied = sum(self._convert(finder, nodes, ctx) for nodes in finder.regions())
+        applied = sum(self._convert_graph(graph, ctx) for graph in ctx.graphs())
         if applied:
             prepare_model(model)
-            # New nodes stand before the last one of their region; what reads an earlier one may stand before that.
-            model.graph.sort()
         return PassResult(applied > 0, applied)
+
+    def _convert_graph(self, graph: ir.Graph, ctx: Context) -> int:
+        if not any(node.op_type in GAINING for node in graph):
+            return 0
+        finder = Finder(graph, ctx)
+        applied = sum(self._convert(finder, nodes, ctx) for nodes in finder.regions())
+        if applied:
+            # New nodes stand before the last one of their region; what reads an earlier one may stand before that.
+            graph.sort()
+        return applied
 
     def _convert(self, finder: Finder, nodes: list[ir.Node], ctx: Context) -> bool:
         return ctx.editor.apply(Conversion(finder, nodes, ctx).patch(), unused=reversed(nodes))

@@ -21,13 +21,17 @@ class FuseEpilogues(Pass):
     phase = "fuse"
 
     def run(self, model: ir.Model, ctx: Context) -> PassResult:
-        if not any(node.op_type in epilogue.OPS for node in model.graph):
-            return PassResult(False)
-        fused = [self._fuse(nodes, ctx) for nodes in all_regions(model.graph, ctx)]
-        if any(fused):
+        fused = sum(self._fuse_graph(graph, ctx) for graph in ctx.graphs())
+        return PassResult(fused > 0, fused)
+
+    def _fuse_graph(self, graph: ir.Graph, ctx: Context) -> int:
+        if not any(node.op_type in epilogue.OPS for node in graph):
+            return 0
+        fused = sum(self._fuse(nodes, ctx) for nodes in all_regions(graph, ctx))
+        if fused:
             # The node stands where the region's last op stood; what used an earlier op of it may stand before that.
-            model.graph.sort()
-        return PassResult(any(fused), sum(fused))
+            graph.sort()
+        return fused
 
     def _fuse(self, nodes: list[ir.Node], ctx: Context) -> bool:
         host = epilogue.find_host(nodes, ctx)
