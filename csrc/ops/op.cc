@@ -10,6 +10,7 @@
 #include "csrc/ops/fused_elementwise.h"
 #include "csrc/ops/fused_expand.h"
 #include "csrc/ops/fused_gemm.h"
+#include "csrc/ops/fused_loop.h"
 #include "csrc/ops/fused_norm.h"
 #include "csrc/ops/fused_pool.h"
 #include "csrc/ops/fused_recurrence.h"
@@ -29,6 +30,7 @@ std::span<const Op* const> ours() {
                                    &fused_conv_transpose(),
                                    &fused_elementwise(),
                                    &fused_gemm(),
+                                   &fused_loop(),
                                    &fused_norm(),
                                    &fused_pool(),
                                    &fused_recurrence(),

@@ -1,6 +1,7 @@
 // A custom op as both sides see it: onnxruntime through csrc/ort, Python through csrc/python.
 #pragma once
 
+#include <cstddef>
 #include <memory>
 #include <optional>
 #include <span>
@@ -34,6 +35,11 @@ struct Execution {
   bool host_memory = false;  // such a kernel is given tensors of the host, which it copies: for tests and tools
 };
 
+/// A tensor that brings its memory along.
+struct Made : TensorType {
+  std::vector<std::byte> bytes;
+};
+
 /// One node's kernel. Immutable, so any number of threads may run it.
 class Kernel {
  public:
@@ -45,6 +51,22 @@ class Kernel {
   /// Computes the outputs, whose memory is that of `types`.
   virtual Result<bool> run(std::span<const Tensor> inputs, std::span<const TensorType> types, std::span<void* const> outputs,
                            const Execution& execution) const = 0;
+
+  /// Whether the shapes of the outputs are known after a run only: `make` is then what is called, and neither of the two above.
+  virtual bool shapes_by_run() const { return false; }
+  virtual Result<std::vector<Made>> make(std::span<const Tensor>, const Execution&) const { return std::vector<Made>(); }
+};
+
+/// A kernel whose outputs have the shapes that its run finds.
+class ShapingKernel : public Kernel {
+ public:
+  Result<std::vector<TensorType>> outputs(std::span<const Tensor>) const final {
+    return Result<std::vector<TensorType>>::failure("Its outputs' shapes are known after its run only.");
+  }
+  Result<bool> run(std::span<const Tensor>, std::span<const TensorType>, std::span<void* const>, const Execution&) const final {
+    return Result<bool>::failure("Its outputs' shapes are known after its run only.");
+  }
+  bool shapes_by_run() const final { return true; }
 };
 
 /// One implementation of an op. `isa` is what the processor must have ("cuda" for a kernel of a CUDA device).

@@ -41,11 +41,24 @@ OrtStatus* create(const CustomOp* self, const void*, const OrtKernelInfo* info, 
   return failure(of(self).op->name, error.what(), kFail);
 }
 
+/// Runs a kernel that finds the shapes of its outputs itself; what it made is copied into onnxruntime's memory.
+OrtStatus* make(const char* name, const ops::Kernel& kernel, const std::vector<ops::Tensor>& tensors, OrtKernelContext* context) {
+  const Result<std::vector<ops::Made>> made = kernel.make(tensors, ops::Execution{thread_pool(context)});
+  if (!made) return failure(name, made.error());
+  const std::vector<ops::TensorType> types(made->begin(), made->end());
+  const Result<std::vector<void*>> memory = outputs(context, types);
+  if (!memory) return failure(name, memory.error(), kFail);
+  for (std::size_t i = 0; i < types.size(); ++i)
+    std::copy((*made)[i].bytes.begin(), (*made)[i].bytes.end(), static_cast<std::byte*>((*memory)[i]));
+  return nullptr;
+}
+
 OrtStatus* compute(void* state, OrtKernelContext* context) {
   const State& self = *static_cast<const State*>(state);
   const char* name = self.description->op->name;
   try {
     const std::vector<ops::Tensor> tensors = inputs(context);
+    if (self.kernel->shapes_by_run()) return make(name, *self.kernel, tensors, context);
     const Result<std::vector<ops::TensorType>> types = self.kernel->outputs(tensors);
     if (!types) return failure(name, types.error());
     const Result<std::vector<void*>> memory = outputs(context, *types);

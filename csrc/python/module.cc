@@ -208,6 +208,16 @@ void run_kernel(const ops::Kernel& kernel, const std::vector<ops::Tensor>& input
   if (!done) throw py::value_error(done.error());
 }
 
+std::vector<ops::Made> make_outputs(const ops::Kernel& kernel, const std::vector<ops::Tensor>& inputs,
+                                    const ops::Execution& execution) {
+  Result<std::vector<ops::Made>> made = [&] {
+    py::gil_scoped_release release;
+    return kernel.make(inputs, execution);
+  }();
+  if (!made) throw py::value_error(made.error());
+  return std::move(*made);
+}
+
 py::list run(const std::string& op, const std::vector<std::optional<py::array>>& inputs, const py::dict& attributes,
              const std::optional<std::string>& variant, std::size_t threads) {
   if (threads == 0 || threads > kMaxThreads) throw py::value_error("threads should be between 1 and 256.");
@@ -228,16 +238,24 @@ py::list run(const std::string& op, const std::vector<std::optional<py::array>>&
     }
     tensors.push_back(std::move(tensor));
   }
-  const std::vector<ops::TensorType> types = types_of_outputs(*kernel, tensors);
   py::list results;
+  ops::Execution execution{threads > 1 ? threads_of(threads) : ParallelFor::inline_loop()};
+  execution.host_memory = true;
+  if (kernel->shapes_by_run()) {
+    for (const ops::Made& made : make_outputs(*kernel, tensors, execution)) {
+      py::array result(numpy_type(made.type), made.shape);
+      std::copy(made.bytes.begin(), made.bytes.end(), static_cast<std::byte*>(result.mutable_data()));
+      results.append(result);
+    }
+    return results;
+  }
+  const std::vector<ops::TensorType> types = types_of_outputs(*kernel, tensors);
   std::vector<void*> outputs;
   for (const ops::TensorType& type : types) {
     py::array result(numpy_type(type.type), type.shape);
     outputs.push_back(result.mutable_data());
     results.append(result);
   }
-  ops::Execution execution{threads > 1 ? threads_of(threads) : ParallelFor::inline_loop()};
-  execution.host_memory = true;
   run_kernel(*kernel, tensors, types, outputs, execution);
   return results;
 }

@@ -83,6 +83,7 @@ PHASES: Mapping[str, tuple[str, ...]] = {
         "simplify_reshapes",
         "split_gates",
         "fuse_recurrences",
+        "fuse_loops",
         "fuse_qconvs",
         "convolutions_channels_last",
         "sink_transposes",

@@ -207,6 +207,8 @@ void run_chunk(void* user, std::size_t index) {
   job.variant->run(*job.plan, begin, std::min(begin + job.chunk, job.plan->elements));
 }
 
+}  // namespace
+
 void run_plan(const Plan& plan, const Variant& variant, const ParallelFor& parallel_for) {
   if (plan.elements == 0) return;
   if (plan.schedule->cost * static_cast<double>(plan.elements) <= kGrain) {
@@ -223,8 +225,6 @@ void run_plan(const Plan& plan, const Variant& variant, const ParallelFor& paral
   Job job{&plan, &variant, chunk};
   parallel_for(static_cast<std::size_t>((plan.elements + chunk - 1) / chunk), run_chunk, &job);
 }
-
-}  // namespace
 
 std::vector<std::int64_t> strides_in(std::span<const std::int64_t> shape, const Shape& domain) {
   std::vector<std::int64_t> strides(domain.size(), 0);

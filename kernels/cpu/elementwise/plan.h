@@ -99,4 +99,7 @@ void describe(Plan& plan, const Program& program, const Schedule& schedule, cons
 /// Calls `use` with a plan for every set of outputs of one shape; the first failure ends it.
 Result<bool> for_each_plan(const Program& program, const Arguments& arguments, const std::function<Result<bool>(const Plan&)>& use);
 
+/// Runs a whole plan, on several threads where that pays.
+void run_plan(const Plan& plan, const Variant& variant, const ParallelFor& parallel_for);
+
 }  // namespace onnxopt::elementwise

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <charconv>
 #include <cstring>
 #include <thread>
 
@@ -10,6 +9,7 @@
 #include "kernels/cpu/elementwise/tile.h"
 #include "kernels/cpu/gemm/panel.h"
 #include "kernels/cpu/recurrence/blocks.h"
+#include "kernels/cpu/recurrence/text.h"
 #include "kernels/cpu/scratch.h"
 
 namespace onnxopt::recurrence {
@@ -35,22 +35,6 @@ std::span<const Variant> variants() {
 namespace {
 
 // --- the text ------------------------------------------------------------------------------------------------------
-std::vector<std::string_view> split(std::string_view text, char separator) {
-  std::vector<std::string_view> parts;
-  while (true) {
-    const std::size_t end = text.find(separator);
-    parts.push_back(text.substr(0, end));
-    if (end == std::string_view::npos) return parts;
-    text.remove_prefix(end + 1);
-  }
-}
-
-/// A number below `limit`.
-bool read_number(std::string_view text, std::size_t limit, std::size_t& number) {
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
-  return error == std::errc() && end == text.data() + text.size() && number < limit;
-}
-
 /// Reads one phase, whose first own value is number `first`; empty, or a sentence.
 std::string read_phase(std::string_view text, const Counts& counts, std::size_t first, Phase& phase) {
   const auto parts = split(text, '!');

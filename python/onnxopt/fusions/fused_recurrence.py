@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 from onnxopt import ir
 from onnxopt.loops import Loop
@@ -301,7 +302,9 @@ class _Writer:
             name = product.matrix.name or "weights"
             inputs.append(builder.constant(ir.packed(tensor, name, transposed=product.transposed), name))
         types = [ctx.shapes.dtype(value) or ir.DataType.FLOAT for value in r.elements]
-        overload = op.overload(f"{ctx.opset}|{attributes}|{types}|{r.width}|{_body_text(r)}")
+        overload = op.overload(
+            f"{ctx.opset}|{attributes}|{types}|{r.width}|{body_text(r.nodes, [*r.carried, *r.elements, *r.invariants])}"
+        )
         builder.define(op.SPEC.domain, op.SPEC.name, overload, lambda: op.body(r, overload, ctx.opset, types))
         prepare_model(ctx.model)
         results = builder.op(
@@ -322,11 +325,11 @@ class _Writer:
         return builder.patch(RULE, dict(zip(replaced, results, strict=True)))
 
 
-def _body_text(r: op.Recurrence) -> str:
+def body_text(nodes: Sequence[ir.Node], inputs: Sequence[ir.Value]) -> str:
     """What distinguishes bodies whose steps read alike: ops, attributes and constants."""
-    known = {value: f"i{index}" for index, value in enumerate([*r.carried, *r.elements, *r.invariants])}
+    known = {value: f"i{index}" for index, value in enumerate(inputs)}
     lines = []
-    for number, node in enumerate(r.nodes):
+    for number, node in enumerate(nodes):
         operands = []
         for value in node.inputs:
             if value is None or value in known:

@@ -85,7 +85,7 @@ def body(recurrence: Recurrence, overload: str, opset: int, element_types: Seque
         for index, dtype in enumerate([*[DataType.FLOAT] * len(r.carried), *element_types])
     ]
     known.update(zip([*r.carried, *r.elements], inputs, strict=True))
-    step = _StepBuilder(builder)
+    step = StepBuilder(builder)
     products = {product.node: product for product in r.products}
     for node in r.nodes:
         product = products.get(node)
@@ -111,8 +111,8 @@ def body(recurrence: Recurrence, overload: str, opset: int, element_types: Seque
     return builder.function(SPEC, overload, outputs)
 
 
-class _StepBuilder(BodyBuilder):
-    """Builds the body of the Scan; constants go to the function around it."""
+class StepBuilder(BodyBuilder):
+    """Builds the body of a Scan or Loop; constants go to the function around it."""
 
     def __init__(self, outer: BodyBuilder) -> None:
         super().__init__(0, outer.opset, prefix="s")

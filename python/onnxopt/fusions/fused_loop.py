@@ -1,0 +1,322 @@
+"""Which Loops become FusedLoop, and how."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+
+from onnxopt import ir
+from onnxopt.fusions.fused_recurrence import body_text
+from onnxopt.loops import Loop
+from onnxopt.loops.trips import condition_is_true
+from onnxopt.ops import fused_elementwise as elementwise
+from onnxopt.ops import fused_loop as op
+from onnxopt.ops.base import overload_of, prepare_model
+from onnxopt.ops.fused_recurrence import Product
+from onnxopt.passes.base import Context
+from onnxopt.rewrite.patch import Builder, Patch
+from onnxopt.rewrite.rules import Refusal, attribute
+
+RULE = "fuse_loop"
+
+MOST_WORK = 1 << 22
+"""Multiplications of a step's product up to which it is not worth more than the graph that onnxruntime runs around it."""
+
+NO_LIMIT = 2**63 - 1
+
+
+@dataclasses.dataclass(slots=True)
+class _Map:
+    """Element-wise nodes whose results have one shape, and those of the results that others need."""
+
+    nodes: list[ir.Node] = dataclasses.field(default_factory=list)
+    outputs: list[ir.Value] = dataclasses.field(default_factory=list)
+
+
+_Part = _Map | Product | ir.Node
+"""A statement: a map, a product, or the node of a reduction."""
+
+
+class _Analysis:
+    """Sorts the nodes of a Loop's body into statements; `refuse` says why that cannot be done."""
+
+    def __init__(self, loop: Loop, ctx: Context) -> None:
+        self.loop, self.ctx = loop, ctx
+        self.parts: list[_Part] = []
+        self.aliases: dict[ir.Value, ir.Value] = {}
+        self._map_of: dict[ir.Value, _Map] = {}
+        self.keep: ir.Value | None = None
+
+    def refuse(self) -> Refusal | None:
+        refusal = self._refuse_form()
+        for node in self.loop.body if refusal is None else ():
+            refusal = self._place(node)
+            if refusal is not None:
+                return refusal
+        if refusal is None:
+            refusal = self._refuse_results()
+        return refusal
+
+    def source(self, value: ir.Value) -> ir.Value:
+        return self.aliases.get(value, value)
+
+    def results(self) -> list[ir.Value]:
+        """What the next step gets, what is stacked, and the condition."""
+        loop = self.loop
+        values = [carry.after for carry in loop.carries] + [one.element for one in loop.scan_outputs]
+        return [self.source(value) for value in values] + ([] if self.keep is None else [self.keep])
+
+    def _refuse_form(self) -> Refusal | None:
+        loop, shapes = self.loop, self.ctx.shapes
+        assert loop.condition_inside is not None
+        if not loop.carries:
+            return Refusal("it carries nothing")
+        for carry in loop.carries:
+            if shapes.dtype(carry.inside) not in op.SPEC.dtypes:
+                return Refusal(
+                    "'{}' is no tensor of a type that the kernel has", carry.inside.name, culprit=carry.inside
+                )
+            if not all(shapes.same_shape(carry.inside, one) for one in (carry.initial, carry.after)):
+                return Refusal("the shape of '{}' may change", carry.inside.name, culprit=carry.inside)
+        if ir.use_count(loop.condition_inside) or any(value is loop.condition_inside for value in self._named()):
+            return Refusal("it reads its condition", culprit=loop.condition_inside)
+        if loop.condition is not None and shapes.shape(loop.condition) not in ((), (1,)):
+            return Refusal("its condition may be no single bool", culprit=loop.condition)
+        return None
+
+    def _named(self) -> list[ir.Value]:
+        return [carry.after for carry in self.loop.carries] + [one.element for one in self.loop.scan_outputs]
+
+    def _place(self, node: ir.Node) -> Refusal | None:
+        if node.op_type == "Identity" and not node.domain and node.inputs[0] is not None:
+            self.aliases[node.outputs[0]] = self.source(node.inputs[0])
+            return None
+        if node.op_type in op.REDUCTIONS and not node.domain:
+            return self._place_reduction(node)
+        if node.op_type in ("MatMul", "Gemm") and not node.domain:
+            return self._place_product(node)
+        refusal = elementwise.refuse_node(node, self.ctx.shapes)
+        if refusal is not None:
+            return refusal
+        self._need(node)
+        last = self.parts[-1] if self.parts else None
+        if not isinstance(last, _Map) or not self.ctx.shapes.same_shape(last.nodes[0].outputs[0], node.outputs[0]):
+            last = _Map()
+            self.parts.append(last)
+        last.nodes.append(node)
+        self._map_of[node.outputs[0]] = last
+        return None
+
+    def _need(self, node: ir.Node) -> None:
+        """Let earlier maps give what a node that is about to join the last part, or to begin another, reads of them."""
+        for value in node.inputs:
+            if value is not None:
+                self._give(self.source(value))
+
+    def _give(self, value: ir.Value) -> None:
+        """Every result that any other node reads is an output; `compile` drops those that the map alone reads."""
+        made = self._map_of.get(value)
+        if made is not None and value not in made.outputs:
+            made.outputs.append(value)
+
+    def _place_reduction(self, node: ir.Node) -> Refusal | None:
+        shapes, x = self.ctx.shapes, node.inputs[0]
+        rank = None if x is None else shapes.rank(x)
+        if x is None or rank is None or shapes.dtype(x) is not ir.DataType.FLOAT:
+            return Refusal("'{}' is not of float32 and a known rank", node.op_type, culprit=node)
+        given = node.inputs[1] if len(node.inputs) > 1 else None
+        axes = attribute(node, "axes") if given is None else ir.integers(given)
+        if given is not None and axes is None:
+            return Refusal("its axes are not constant", culprit=node)
+        noop = not axes and attribute(node, "noop_with_empty_axes", 0)
+        if noop or (axes and {axis % rank for axis in axes} != set(range(rank))):
+            return Refusal("it does not reduce the whole tensor", culprit=node)
+        self._need(node)
+        self.parts.append(node)
+        return None
+
+    def _place_product(self, node: ir.Node) -> Refusal | None:
+        x, matrix, *bias = [self.source(value) for value in node.inputs if value is not None]
+        shapes = self.ctx.shapes
+        shape, rows = shapes.static_shape(matrix), shapes.static_shape(x)
+        if ir.constant(matrix) is None or shape is None or len(shape) != 2 or 0 in shape:
+            return Refusal("'{}' is no constant matrix", matrix.name, culprit=matrix)
+        if not rows or math.prod(rows) * math.prod(shape) > MOST_WORK * rows[-1]:
+            return Refusal("the product with '{}' is large, or its rows are unknown", matrix.name, culprit=node)
+        if attribute(node, "transA", 0) or attribute(node, "alpha", 1.0) != 1.0 or attribute(node, "beta", 1.0) != 1.0:
+            return Refusal("its product is scaled or transposed", culprit=node)
+        transposed = bool(attribute(node, "transB", 0))
+        if bias and (
+            shapes.static_shape(bias[0]) != (shape[0 if transposed else 1],) or bias[0].graph is self.loop.body
+        ):
+            return Refusal("its bias '{}' is no vector from outside", bias[0].name, culprit=bias[0])
+        if any(shapes.dtype(value) is not ir.DataType.FLOAT for value in (x, matrix, *bias)):
+            return Refusal("its product is not of float32", culprit=node)
+        self._need(node)
+        self.parts.append(Product(node, x, matrix, bias[0] if bias else None, transposed))
+        return None
+
+    def _refuse_results(self) -> Refusal | None:
+        loop, shapes = self.loop, self.ctx.shapes
+        if not self.parts:
+            return Refusal("it computes nothing")
+        if not condition_is_true(loop):
+            assert loop.condition_after is not None
+            self.keep = self.source(loop.condition_after)
+            if shapes.dtype(self.keep) is not ir.DataType.BOOL or shapes.shape(self.keep) not in ((), (1,)):
+                return Refusal("its condition is no single bool", culprit=self.keep)
+            if self.keep is loop.condition_inside:
+                return Refusal("it reads its condition", culprit=self.keep)
+        for value in self.results():
+            if shapes.dtype(value) not in op.SPEC.dtypes or shapes.rank(value) is None:
+                return Refusal("'{}' is no tensor of a type that the kernel has", value.name, culprit=value)
+            self._give(value)
+        return None
+
+
+def build(loop: Loop, ctx: Context) -> Patch | Refusal:
+    """The patch that puts a FusedLoop in the place of a Loop."""
+    analysis = _Analysis(loop, ctx)
+    refusal = analysis.refuse()
+    return _Writer(analysis, loop, ctx).patch() if refusal is None else refusal
+
+
+class _Writer:
+    """Numbers the values, writes the step down, and makes the node."""
+
+    def __init__(self, analysis: _Analysis, loop: Loop, ctx: Context) -> None:
+        assert loop.iteration is not None
+        self.analysis, self.loop, self.ctx = analysis, loop, ctx
+        self.invariants: list[ir.Value] = []
+        self.products = [part for part in analysis.parts if isinstance(part, Product)]
+        self.inside = [loop.iteration, *(carry.inside for carry in loop.carries)]
+
+    def patch(self) -> Patch | Refusal:
+        self._use_sources()
+        maps: dict[int, elementwise.Compiled] = {}
+        for index, part in enumerate(self.analysis.parts):
+            if isinstance(part, _Map):
+                needed = [value for value in part.outputs if self._leaves(value, part)]
+                compiled = elementwise.compile_region(part.nodes, needed, self.ctx.shapes)
+                if isinstance(compiled, Refusal):
+                    return compiled
+                maps[index] = compiled
+        self._find_invariants(maps)
+        for value in self.invariants:
+            if self.ctx.shapes.dtype(value) not in op.SPEC.dtypes:
+                return Refusal("'{}' is of a type that the kernel has not", value.name, culprit=value)
+        numbers = {value: index for index, value in enumerate([*self.inside, *self.invariants])}
+        return self._make(self._write(maps, numbers), numbers)
+
+    def _use_sources(self) -> None:
+        """Let nodes read what Identity nodes pass on."""
+        for node in self.loop.body:
+            for index, value in enumerate(node.inputs):
+                if value is not None and self.analysis.source(value) is not value and node.op_type != "Identity":
+                    node.replace_input_with(index, self.analysis.source(value))
+
+    def _leaves(self, value: ir.Value, part: _Map) -> bool:
+        """Whether something outside of a map reads one of its values."""
+        readers = {user for user, _ in value.uses() if user.op_type != "Identity"}
+        return value in self.analysis.results() or not readers <= set(part.nodes)
+
+    def _find_invariants(self, maps: dict[int, elementwise.Compiled]) -> None:
+        read: list[ir.Value] = []
+        for index, part in enumerate(self.analysis.parts):
+            if index in maps:
+                read += maps[index].inputs
+            elif isinstance(part, Product):
+                read += [part.x] if part.bias is None else [part.x, part.bias]
+            else:
+                assert isinstance(part, ir.Node)
+                read += [value for value in part.inputs[:1] if value is not None]
+        for value in dict.fromkeys([*read, *self.analysis.results()]):
+            if value.graph is not self.loop.body:
+                self.invariants.append(value)
+
+    def _write(self, maps: dict[int, elementwise.Compiled], numbers: dict[ir.Value, int]) -> str:
+        texts: list[str] = []
+        count, matrix = len(numbers), 0
+        for index, part in enumerate(self.analysis.parts):
+            if index in maps:
+                made = maps[index].outputs
+                texts.append(
+                    f"map {' '.join(str(numbers[value]) for value in maps[index].inputs)} ! {maps[index].text}"
+                )
+            elif isinstance(part, Product):
+                made = tuple(part.node.outputs)
+                bias = "" if part.bias is None else f" {numbers[part.bias]}"
+                texts.append(f"product {numbers[part.x]} {matrix}{bias}")
+                matrix += 1
+            else:
+                assert isinstance(part, ir.Node) and part.inputs[0] is not None
+                made = tuple(part.outputs)
+                texts.append(
+                    f"{op.REDUCTIONS[part.op_type]} {numbers[part.inputs[0]]} {attribute(part, 'keepdims', 1)}"
+                )
+            for value in made:
+                numbers[value] = count
+                count += 1
+        return ";".join(texts)
+
+    def _make(self, text: str, numbers: dict[ir.Value, int]) -> Patch:
+        loop, ctx, analysis = self.loop, self.ctx, self.analysis
+        assert loop.iteration is not None and loop.condition_inside is not None
+        carried = len(loop.carries)
+        results = analysis.results()
+        stacked = results[carried : carried + len(loop.scan_outputs)]
+        nodes = [node for node in loop.body if node.op_type != "Identity" or node.domain]
+        step = op.Step(
+            loop.iteration,
+            loop.condition_inside,
+            self.inside[1:],
+            self.invariants,
+            self.products,
+            nodes,
+            results[:carried],
+            stacked,
+            analysis.keep,
+        )
+        attributes = {
+            "carried": carried,
+            "invariants": len(self.invariants),
+            "columns": [op.sizes(product, ctx.shapes)[1] for product in self.products] or None,
+            "step": text,
+            "next": [numbers[value] for value in results[:carried]],
+            "stacked": [numbers[value] for value in stacked] or None,
+            "keep": None if analysis.keep is None else numbers[analysis.keep],
+        }
+        known = [*self.inside, *self.invariants]
+        types = [str(ctx.shapes.dtype(value)) for value in known]
+        overload = overload_of(f"{ctx.opset}|{attributes}|{types}|{body_text(nodes, known)}")
+        builder = Builder(ctx, loop.node)
+        builder.define(op.SPEC.domain, op.SPEC.name, overload, lambda: op.body(step, overload, ctx.opset, ctx.shapes))
+        prepare_model(ctx.model)
+        made = builder.op(
+            op.SPEC.name,
+            self._inputs(builder),
+            attributes,
+            domain=op.SPEC.domain,
+            outputs=len(loop.node.outputs),
+            overload=overload,
+            name=loop.node.name or op.SPEC.name,
+        )
+        for old, new in zip(loop.node.outputs, made, strict=True):
+            dtype = ctx.shapes.dtype(old)
+            ctx.shapes.set(new, dtype, ctx.shapes.shape(old))
+            new.type = old.type or (None if dtype is None else ir.TensorType(dtype))
+        return builder.patch(RULE, dict(zip(loop.node.outputs, made, strict=True)))
+
+    def _inputs(self, builder: Builder) -> list[ir.Value]:
+        loop = self.loop
+        limit = loop.limit or builder.constant(np.array(NO_LIMIT, np.int64), "limit")
+        condition = loop.condition or builder.constant(np.array(True), "condition")
+        inputs = [limit, condition, *(carry.initial for carry in loop.carries), *self.invariants]
+        for product in self.products:
+            tensor = ir.constant(product.matrix)
+            assert tensor is not None
+            name = product.matrix.name or "weights"
+            inputs.append(builder.constant(ir.packed(tensor, name, transposed=product.transposed), name))
+        return inputs

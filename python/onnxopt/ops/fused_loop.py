@@ -1,0 +1,100 @@
+"""FusedLoop: a Loop that ends by a condition of its own values, as one node.
+
+Inputs: limit (int64), condition (bool), `carried` initial values, `invariants`, and for each of `columns` a matrix packed as
+[ceil(columns / 16), K, 16] (see fused_gemm). Outputs: the final carried values, then for each number of `stacked` a tensor [T, ...], T being the
+number of iterations. Values are float32, int32, int64 or bool of any shapes; a carried value keeps its own.
+
+`step` is what each iteration computes (the language is described in kernels/cpu/recurrence/loop.h), `next` names the values that are carried
+on, `keep` the condition of another iteration; without it the limit ends the loop. The function body is the Loop.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from onnxopt import ir
+from onnxopt.ir import DataType
+from onnxopt.ops.base import BodyBuilder, OpSpec
+from onnxopt.ops.fused_gemm import unpack
+from onnxopt.ops.fused_recurrence import Product, StepBuilder
+
+SPEC = OpSpec(
+    name="FusedLoop",
+    attributes=("carried", "invariants", "columns", "step", "next", "stacked", "keep"),
+    dtypes=(DataType.FLOAT, DataType.INT32, DataType.INT64, DataType.BOOL),
+    tolerance={DataType.FLOAT: 2e-5},
+)
+
+REDUCTIONS = {
+    "ReduceMax": "max",
+    "ReduceMin": "min",
+    "ReduceSum": "sum",
+    "ReduceMean": "mean",
+    "ReduceL1": "l1",
+    "ReduceL2": "l2",
+    "ReduceSumSquare": "squares",
+}
+"""Reductions of a whole float32 tensor, and their names in the language."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Step:
+    """What one node computes, in terms of the values of the Loop's body and around it, in the order of the node's inputs."""
+
+    iteration: ir.Value
+    condition: ir.Value
+    carried: Sequence[ir.Value]
+    invariants: Sequence[ir.Value]
+    products: Sequence[Product]
+    nodes: Sequence[ir.Node]
+    after: Sequence[ir.Value]
+    stacked: Sequence[ir.Value]
+    keep: ir.Value | None
+
+
+def body(step: Step, overload: str, opset: int, shapes: ir.ShapeEnv) -> ir.Function:
+    """The function: a Loop over copies of the nodes, whose matrices are unpacked before it."""
+    builder = BodyBuilder(2 + len(step.carried) + len(step.invariants) + len(step.products), opset)
+    limit, condition, *rest = builder.inputs
+    given = iter(rest)
+    initial = [next(given) for _ in step.carried]
+    known = {value: next(given) for value in step.invariants}
+    matrices = {product.node: unpack(builder, next(given), *sizes(product, shapes)) for product in step.products}
+    inputs = [
+        ir.Value(name=f"s{index}", type=ir.TensorType(shapes.dtype(value) or DataType.FLOAT))
+        for index, value in enumerate([step.iteration, step.condition, *step.carried])
+    ]
+    for number in inputs[:2]:
+        number.shape = ir.Shape(())
+    known.update(zip([step.iteration, step.condition, *step.carried], inputs, strict=True))
+    inner = StepBuilder(builder)
+    products = {product.node: product for product in step.products}
+    for node in step.nodes:
+        product = products.get(node)
+        if product is None:
+            inner.copy([node], known)
+            continue
+        result = inner.op("MatMul", [known[product.x], matrices[node]])
+        if product.bias is not None:
+            result = inner.op("Add", [result, known[product.bias]])
+        known[node.outputs[0]] = result
+    kept = [step.condition if step.keep is None else step.keep, *step.after, *step.stacked]
+    results = [inner.op("Identity", [known[value]]) for value in kept]
+    for result, value in zip(results, kept, strict=True):
+        # Without an iteration, nothing but the declared shape says what would have been stacked.
+        shape = shapes.shape(value)
+        result.type = ir.TensorType(shapes.dtype(value) or DataType.FLOAT)
+        result.shape = None if shape is None else ir.Shape([dim if isinstance(dim, int) else None for dim in shape])
+    graph = ir.Graph(inputs, results, nodes=inner.made, opset_imports={"": opset}, name="step")
+    attributes = {"body": ir.Attr("body", ir.AttributeType.GRAPH, graph)}
+    outputs = builder.several("Loop", [limit, condition, *initial], attributes, len(results) - 1)
+    return builder.function(SPEC, overload, outputs)
+
+
+def sizes(product: Product, shapes: ir.ShapeEnv) -> tuple[int, int]:
+    """Rows and columns of a product's matrix."""
+    shape = shapes.static_shape(product.matrix)
+    assert shape is not None
+    rows, columns = reversed(shape) if product.transposed else shape
+    return rows, columns

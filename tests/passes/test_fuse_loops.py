@@ -1,0 +1,217 @@
+"""Loops that become FusedLoop: whatever ends them, they run as long as the original and compute the same."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from helpers import assert_same, model, op_list, run_passes
+from onnxopt import ir
+from onnxopt.pipeline import PassManager
+
+PASS = "fuse_loops"
+RNG = np.random.default_rng(0)
+WEIGHTS = {
+    "w": RNG.normal(0, 0.3, (8, 8)).astype(np.float32),
+    "wide": RNG.normal(0, 0.3, (8, 20)).astype(np.float32),
+    "back": RNG.normal(0, 0.3, (8, 20)).astype(np.float32),
+    "bias": RNG.normal(0, 1, 20).astype(np.float32),
+    "row": RNG.normal(0, 1, 8).astype(np.float32),
+    "half": np.array(0.5, np.float32),
+    "tolerance": np.array(1e-3, np.float32),
+    "zero": np.array(0, np.int64),
+    "one": np.array(1, np.int64),
+    "seven": np.array(7, np.int64),
+    "true": np.array(True),
+    "false": np.array(False),
+    "axes": np.array([0, 1]),
+}
+A = RNG.uniform(0.5, 9, (3, 8)).astype(np.float32)
+
+
+def loop(
+    body: str,
+    results: str = "float[3,8] s2, float[3,8] z",
+    *,
+    inputs: str = "n, c, a",
+    inside: str = "float[3,8] s",
+    left: str = "y, u",
+    outputs: str = "float[3,8] y, float[t,3,8] u",
+    opset: int = 17,
+) -> onnx.ModelProto:
+    """A Loop that carries s from a; its body names its condition d."""
+    text = f"{left} = Loop <body = g1 (int64 i, bool o, {inside}) => (bool d, {results}) {{ {body} }}> ({inputs})"
+    return model(f"g (int64 n, bool c, float[3,8] a) => ({outputs}) {{ {text} }}", opset=opset, **WEIGHTS)
+
+
+def fuse(before: onnx.ModelProto) -> onnx.ModelProto:
+    after, _ = run_passes(before, PASS, target="cpu")
+    assert op_list(after) == ["FusedLoop"]
+    return after
+
+
+def feeds(limit: int = 30, condition: bool = True, a: np.ndarray = A) -> dict[str, np.ndarray]:
+    return {"n": np.array(limit), "c": np.array(condition), "a": a}
+
+
+NEWTON = "q = Div(a, s) p = Add(s, q) s2 = Mul(p, half) e = Sub(s2, s) f = Abs(e) "
+DIFFERENCE = {
+    "largest": "r = ReduceMax<keepdims = 0>(f) d = Greater(r, tolerance) z = Identity(s2)",
+    "largest of all dims by name": "r = ReduceMax<keepdims = 0, axes = [0, -1]>(f) d = Greater(r, tolerance) z = Neg(s2)",
+    "sum": "r = ReduceSum<keepdims = 0>(f, axes) d = Greater(r, tolerance) z = Identity(e)",
+    "mean": "r = ReduceMean<keepdims = 0>(f) d = Greater(r, tolerance) z = Identity(s)",
+    "norm": "r = ReduceL2<keepdims = 0>(e) d = Greater(r, tolerance) z = Identity(a)",
+    "sum of magnitudes": "r = ReduceL1<keepdims = 0>(e) d = Greater(r, tolerance) z = Identity(q)",
+    "sum of squares": "r = ReduceSumSquare<keepdims = 0>(e) d = Greater(r, tolerance) z = Identity(f)",
+    "least, and a count": "m = Neg(f) r0 = ReduceMin<keepdims = 0>(m) r = Abs(r0) k = Greater(r, tolerance) l = Less(i, seven) d = And(k, l) z = Identity(s2)",
+    "count alone": "d = Less(i, seven) z = Identity(s2)",
+    "passed on": "d = Identity(true) z = Identity(s2)",
+    "false at once": "d = Identity(false) z = Identity(s2)",
+}
+
+
+@pytest.mark.parametrize("name", DIFFERENCE)
+def test_ends_when_the_original_does(name: str) -> None:
+    before = loop(NEWTON + DIFFERENCE[name])
+    after = fuse(before)
+    for one in (feeds(), feeds(3), feeds(0), feeds(-4), feeds(1), feeds(condition=False)):
+        for library in (False, True):
+            assert_same(before, after, one, library=library)
+
+
+@pytest.mark.parametrize("limit", ["", "huge"])
+def test_no_limit(limit: str) -> None:
+    before = loop(NEWTON + DIFFERENCE["largest"], inputs=f"{limit}, c, a")
+    before.graph.initializer.append(onnx.numpy_helper.from_array(np.array(2**63 - 1), "huge"))
+    after = fuse(before)
+    for library in (False, True):
+        assert_same(before, after, feeds(), library=library)
+
+
+@pytest.mark.parametrize("special", [np.nan, np.inf, -np.inf, 0.0])
+@pytest.mark.parametrize("name", ["sum", "sum of magnitudes", "sum of squares", "norm"])
+def test_conditions_that_are_not_finite(name: str, special: float) -> None:
+    a = A.copy()
+    a[1, 3] = special
+    before = loop(NEWTON + DIFFERENCE[name])
+    after = fuse(before)
+    for library in (False, True):
+        assert_same(before, after, feeds(9, a=a), library=library)
+
+
+CARRIED = {
+    "a counter and a sum of another shape": (
+        "int64 k, float v, float[3,8] s",
+        "int64 k2, float v2, float[3,8] s2",
+        "s2 = Mul(s, half) r = ReduceSum<keepdims = 0>(s2, axes) v2 = Add(v, r) k2 = Add(k, one) d = Greater(r, tolerance)",
+        "zero, half, a",
+    ),
+    "swapped": (
+        "float[3,8] p, float[3,8] s",
+        "float[3,8] s1, float[3,8] q",
+        "s1 = Identity(s) q = Identity(p) x = Mul(s, half) r = ReduceMax<keepdims = 0>(x) d = Greater(r, tolerance)",
+        "row3, a",
+    ),
+    "constants and values from outside": (
+        "float v, float[3,8] s",
+        "float v2, float[3,8] s2",
+        "v2 = Identity(half) s2 = Identity(a) x = Add(s, v) r = ReduceMax<keepdims = 0>(x) d = Less(r, half)",
+        "tolerance, a",
+    ),
+    "the number of the iteration": (
+        "int64 k, float[3,8] s",
+        "int64 k2, float[3,8] s2",
+        "k2 = Identity(i) f = Cast<to = 1>(i) s2 = Add(s, f) d = Less(k, seven)",
+        "seven, a",
+    ),
+    "kept dims": (
+        "float[1,1] v, float[3,8] s",
+        "float[1,1] v2, float[3,8] s2",
+        "v2 = ReduceMax<keepdims = 1>(s) s2 = Div(s, v2) w0 = Sub(v2, v) r = ReduceL1<keepdims = 0>(w0) d = Greater(r, tolerance)",
+        "pair, a",
+    ),
+    "a flag": (
+        "bool b, float[3,8] s",
+        "bool b2, float[3,8] s2",
+        "x = Mul(s, half) s2 = Where(b, x, s) b2 = Not(b) r = ReduceMax<keepdims = 0>(s2) d = Greater(r, half)",
+        "true, a",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CARRIED)
+def test_carries(name: str) -> None:
+    inside, results, body, initial = CARRIED[name]
+    left = [f"y{index}" for index in range(len(inside.split(" ")) // 2)]
+    outputs = ", ".join(f"{one.strip().split()[0]} {out}" for one, out in zip(_items(inside), left, strict=True))
+    text = f"{', '.join(left)} = Loop <body = g1 (int64 i, bool o, {inside}) => (bool d, {results}) {{ {body} }}> (n, c, {initial})"
+    before = model(
+        f"g (int64 n, bool c, float[3,8] a) => ({outputs}) {{ {text} }}",
+        **WEIGHTS,
+        row3=A[::-1].copy(),
+        pair=np.ones((1, 1), np.float32),
+    )
+    after = fuse(before)
+    for one in (feeds(), feeds(0), feeds(1), feeds(2), feeds(5)):
+        for library in (False, True):
+            assert_same(before, after, one, library=library)
+
+
+def _items(text: str) -> list[str]:
+    """The parts of a list of typed names; commas in shapes part nothing."""
+    return [one for one in text.replace(", ", ";").split(";") if one]
+
+
+PRODUCTS = {
+    "square": "p = MatMul(s, w) q = Add(p, row) s2 = Tanh(q) z = Identity(s2)",
+    "wide and back": "p = MatMul(s, wide) q = Add(p, bias) f0 = Tanh(q) b0 = Gemm<transB = 1>(f0, back) s2 = Tanh(b0) z = Mul(s2, half)",
+    "wide with a bias": "p = Gemm(s, wide, bias) f0 = Relu(p) b0 = Gemm<transB = 1>(f0, back) s2 = Tanh(b0) z = Identity(b0)",
+}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_products(name: str) -> None:
+    body = PRODUCTS[name] + " e = Sub(s2, s) r = ReduceL2<keepdims = 0>(e) d = Greater(r, tolerance)"
+    before = loop(body)
+    after = fuse(before)
+    for one in (feeds(), feeds(0), feeds(1)):
+        for library in (False, True):
+            assert_same(before, after, one, library=library)
+
+
+@pytest.mark.parametrize("opset", [9, 11, 13, 18, 21])
+def test_opsets(opset: int) -> None:
+    reduced = "ReduceL1<keepdims = 0>(e)"
+    before = loop(NEWTON + f"r = {reduced} d = Greater(r, tolerance) z = Identity(s2)", opset=opset)
+    after = fuse(before)
+    for library in (False, True):
+        assert_same(before, after, feeds(), library=library)
+
+
+@pytest.mark.parametrize(("rows", "width"), [(1, 1), (1, 0), (5, 33), (40, 1700)])
+def test_sizes(rows: int, width: int) -> None:
+    text = """y, u = Loop <body = g1 (int64 i, bool o, float[M,N] s) => (bool d, float[M,N] s2, float[M,N] z) {
+        q = Div(a, s) p = Add(s, q) s2 = Mul(p, half) z = Neg(q) e = Sub(s2, s) r = ReduceL1<keepdims = 0>(e) d = Greater(r, tolerance) }> (n, c, a)"""
+    before = model(f"g (int64 n, bool c, float[M,N] a) => (float[M,N] y, float[t,M,N] u) {{ {text} }}", **WEIGHTS)
+    after = fuse(before)
+    a = RNG.uniform(0.5, 9, (rows, width)).astype(np.float32)
+    for library in (False, True):
+        assert_same(before, after, feeds(12, a=a), library=library)
+
+
+REFUSED = {
+    "a condition that is read": ("s2 = Where(o, s, a) z = Identity(s2) d = Identity(true)", "reads its condition"),
+    "an op of another kind": ("s2 = Softmax(s) z = Identity(s2) d = Identity(true)", "Softmax is not element-wise"),
+    "sums of rows": ("r = ReduceSum<keepdims = 1>(s, one1) s2 = Mul(s, r) z = Identity(s2) d = Identity(true)", "whole tensor"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refuses(name: str) -> None:
+    body, reason = REFUSED[name]
+    before = loop(body)
+    before.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1]), "one1"))
+    report = PassManager("cpu", [PASS], explain=True).run(ir.load(before))
+    assert not report.patches
+    assert any(reason in str(miss.refusal) for miss in report.near_misses)
