@@ -121,6 +121,40 @@ class Decay(nn.Module):
         return out
 
 
+class Newton(nn.Module):
+    """Square roots by Newton's method, until all of them are exact enough."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        root = torch.ones_like(x)
+        error = torch.full((), 1.0)
+        count = 0
+        while count < 100 and bool(error > 1e-5):
+            following = 0.5 * (root + x / root)
+            error = (following - root).abs().max()
+            root = following
+            count += 1
+        return root
+
+
+class FixedPoint(nn.Module):
+    """A layer that is iterated until it changes its result no more (S. Bai et al., "Deep Equilibrium Models")."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.into, self.back = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        for layer in (self.into, self.back):
+            nn.init.orthogonal_(layer.weight, 0.7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = torch.zeros_like(x)
+        change = torch.full((), 1.0)
+        while bool(change > 1e-4):
+            following = self.back(torch.tanh(self.into(state))) + x
+            change = (following - state).square().sum().sqrt()
+            state = following
+        return state
+
+
 MODELS = {
     "mamba": lambda: (torch.jit.script(MambaBlock(128, 256, 16, 8)), torch.randn(1, 128, 128)),
     "selective": lambda: (
@@ -130,6 +164,8 @@ MODELS = {
     "lstmcell": lambda: (torch.jit.script(Cell("lstm", 64, 128)), torch.randn(1, 64, 64)),
     "grucell": lambda: (torch.jit.script(Cell("gru", 64, 128)), torch.randn(1, 64, 64)),
     "independent": lambda: (torch.jit.script(Independent()), torch.randn(100, 1, 64)),
+    "newton": lambda: (torch.jit.script(Newton()), torch.rand(64, 16) * 100 + 0.5),
+    "fixedpoint": lambda: (torch.jit.script(FixedPoint(64, 128)), torch.randn(1, 64)),
     "decay": lambda: (torch.jit.script(Decay()), torch.randn(200, 16)),
 }
 

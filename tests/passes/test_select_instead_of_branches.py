@@ -82,3 +82,28 @@ def test_branches_of_other_ranks_stay() -> None:
     before = graph("t = Exp(q)", "h = Exp(q) k = Abs(h) m = Neg(k) n = Abs(m) e = ReduceMax<axes = [0]>(n)", made="a,b")
     after, _ = run_passes(before, PASS, target="cpu")
     assert "If" in op_list(after)
+
+
+SHORT_CIRCUITS = {
+    "and": ("t = Greater(v, u)", "e = Identity(false)", ["And"]),
+    "or": ("t = Identity(true)", "e = Greater(v, u)", ["Or"]),
+    "either": ("t = Less(v, u)", "e = Greater(v, u)", ["And", "Not", "And", "Or"]),
+}
+
+
+@pytest.mark.parametrize("name", SHORT_CIRCUITS)
+def test_conditions_are_computed_whole(name: str) -> None:
+    then_body, else_body, expected = SHORT_CIRCUITS[name]
+    before = model(
+        f"""g (float v, float u, bool flag) => (bool y) {{ y = If (flag) <then_branch = a () => (bool t) {{ {then_body} }},
+            else_branch = b () => (bool e) {{ {else_body} }}> }}""",
+        true=np.array(True),
+        false=np.array(False),
+    )
+    after, _ = run_passes(before, PASS, target="cpu")
+    logic = [op for op in op_list(after) if op not in ("Greater", "Less", "Identity")]
+    assert logic == expected
+    for flag in (True, False):
+        for v in (0.0, 2.0, np.nan):
+            feed = {"v": np.float32(v), "u": np.float32(1), "flag": np.array(flag)}
+            assert_same(before, after, {key: np.array(value) for key, value in feed.items()})

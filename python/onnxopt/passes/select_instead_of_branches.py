@@ -16,6 +16,9 @@ SELECTED_TYPES = (ir.DataType.FLOAT, ir.DataType.INT32, ir.DataType.INT64)
 
 WHERE_OPSET = 9
 
+SHORT_CIRCUIT_NODES = 3
+"""Nodes of branches up to which conditions that exporters write as Ifs (`a and b`) are computed whole: an If takes longer."""
+
 OTHER_OPS = frozenset(
     [
         "Concat",
@@ -47,9 +50,9 @@ SHARED_NODES = 2
 
 @register_pass
 class SelectInsteadOfBranches(Pass):
-    """Compute both branches of an If and select by Where.
+    """Compute both branches of an If and select by Where, or bools by And and Or.
 
-    Only where it pays: the condition is a scalar, the branches hold few element-wise nodes over small tensors, and with the element-wise
+    Only where it pays: the branches hold next to nothing and give scalar bools, as those of `a and b` do. Or the condition is a scalar, the branches hold few element-wise nodes over small tensors, and with the element-wise
     nodes around the If they make a region that one kernel computes; the runtime's If alone is as fast as its Where. Refused: ops that
     may fail, results of shapes that are not known or that differ, and Ifs inside of which there are subgraphs.
     """
@@ -78,10 +81,36 @@ class SelectInsteadOfBranches(Pass):
             stands_for: dict[ir.Value, ir.Value] = {}
             for inner in branch:
                 inputs = [None if value is None else stands_for.get(value, value) for value in inner.inputs]
+                if inner.op_type == "Identity" and not inner.domain and inputs[0] is not None:
+                    stands_for[inner.outputs[0]] = inputs[0]
+                    continue
                 stands_for.update(zip(inner.outputs, builder.copy_of(inner, inputs), strict=True))
             selected.append([stands_for.get(value, value) for value in branch.outputs])
-        results = [builder.Where(node.inputs[0], *pair) for pair in zip(*selected, strict=True)]
+        types = [ctx.shapes.dtype(value) for value in branches(node)[0].outputs]
+        results = [
+            _selected_bool(builder, node.inputs[0], *pair)
+            if dtype is ir.DataType.BOOL
+            else builder.Where(node.inputs[0], *pair)
+            for dtype, *pair in zip(types, *selected, strict=True)
+        ]
         return ctx.editor.apply(builder.patch(self.name, dict(zip(node.outputs, results, strict=True))), unused=[node])
+
+
+def _selected_bool(b: Builder, condition: ir.Value | None, then: ir.Value, otherwise: ir.Value) -> ir.Value:
+    if ir.scalar(otherwise) is False:
+        return b.And(condition, then)
+    if ir.scalar(then) is True:
+        return b.Or(condition, otherwise)
+    return b.Or(b.And(condition, then), b.And(b.Not(condition), otherwise))
+
+
+def _is_short_circuit(node: ir.Node, inside: list[ir.Node], ctx: Context) -> bool:
+    """Whether the branches give scalar bools of a few nodes."""
+    pairs = list(zip(*(branch.outputs for branch in branches(node)), strict=True))
+    scalars = all(
+        ctx.shapes.dtype(one) is ir.DataType.BOOL and ctx.shapes.shape(one) == () for pair in pairs for one in pair
+    )
+    return scalars and len(inside) <= SHORT_CIRCUIT_NODES
 
 
 def _refusal(node: ir.Node, ctx: Context) -> Refusal | None:
@@ -96,10 +125,12 @@ def _refusal(node: ir.Node, ctx: Context) -> Refusal | None:
             return Refusal("a tensor of a branch is large or of unknown shape")
     for pair in zip(*(branch.outputs for branch in branches(node)), strict=True):
         types = {ctx.shapes.dtype(value) for value in pair}
-        if len(types) != 1 or not types <= set(SELECTED_TYPES):
+        if len(types) != 1 or not types <= {*SELECTED_TYPES, ir.DataType.BOOL}:
             return Refusal("Where is not there for its results' types")
         if ctx.shapes.shape(pair[0]) != ctx.shapes.shape(pair[1]) or not all(_is_small(one, ctx) for one in pair):
             return Refusal("its results may differ in shape")
+    if _is_short_circuit(node, inside, ctx):
+        return None
     around = _neighbours(node)
     nodes = sum(inner.op_type != "Identity" for inner in inside) + len(node.outputs) + around
     if not around or nodes < ctx.target.costs.small_region_nodes + SHARED_NODES:
