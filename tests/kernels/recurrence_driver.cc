@@ -4,6 +4,8 @@
 //     onnxopt_recurrence_driver [recurrences] [seed]
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
+#include <cstring>
 #include <string>
 #include <string_view>
 #include <thread>
@@ -11,6 +13,7 @@
 
 #include "csrc/dispatch/cpu.h"
 #include "kernels/cpu/gemm/panel.h"
+#include "kernels/cpu/recurrence/loop.h"
 #include "kernels/cpu/recurrence/recurrence.h"
 #include "tests/kernels/driver.h"
 
@@ -156,13 +159,57 @@ bool run_sums(Random& random, const recurrence::Variant& variant, const Parallel
   return std::equal(state.begin(), state.end(), last.data.get());
 }
 
+/// h = clip(h W + b, -8, 8) until the sum of h is below a bound, all h being stacked.
+bool run_loop(const Case& one, Random& random, const recurrence::Variant& variant, const ParallelFor& parallel_for) {
+  const std::int64_t size = one.rows * one.width, limit = random.below(6);
+  const float bound = static_cast<float>(random.below(40) - 20);
+  const std::string text =
+      "product 1 0 2; map 4 ! i0:f32 | t0=clip(i0,#-0x1p+3:f32,#0x1p+3:f32) | t0:f32; sum 5 0; map 6 3 ! i0:f32 i1:f32 | "
+      "t0=greater_equal(i0,i1) | t0:bool";
+  recurrence::LoopStep given{1, 2, 1, {}, {5}, {5}, 7, 0};
+  const auto step = recurrence::parse_loop(text, std::move(given));
+  if (!step) return false;
+  using elementwise::DType;
+  const recurrence::LoopInput carried[] = {{DType::f32, {one.rows, one.width}, one.h.data.get()}};
+  const recurrence::LoopInput invariants[] = {{DType::f32, {one.width}, one.bias.data.get()}, {DType::f32, {}, &bound}};
+  const recurrence::Matrix matrices[] = {{one.packed.data.get(), one.width, one.width}};
+  const auto list = elementwise::variants();
+  const auto same_isa = [&](const auto& other) { return std::string_view(other.isa) == variant.isa; };
+  const auto made = recurrence::run_loop({&*step, limit, true, carried, invariants, matrices}, variant,
+                                         *std::find_if(list.begin(), list.end(), same_isa), parallel_for);
+  if (!made) return false;
+  std::vector<float> state(one.h.data.get(), one.h.data.get() + size), next(state.size()), stacked;
+  float total = bound;
+  for (std::int64_t t = 0; t < limit && total >= bound; ++t) {
+    total = 0;
+    for (std::int64_t i = 0; i < size; ++i) {
+      float sum = one.bias.data[i % one.width];
+      for (std::int64_t k = 0; k < one.width; ++k)
+        sum += state[static_cast<std::size_t>(i / one.width * one.width + k)] * one.weights.data[k * one.width + i % one.width];
+      next[static_cast<std::size_t>(i)] = std::clamp(sum, -8.0f, 8.0f);
+      total += next[static_cast<std::size_t>(i)];
+    }
+    state = next;
+    stacked.insert(stacked.end(), state.begin(), state.end());
+  }
+  const auto equal = [](const recurrence::LoopOutput& output, const std::vector<float>& wanted) {
+    const std::size_t bytes = wanted.size() * sizeof(float);
+    return output.bytes.size() == bytes && (bytes == 0 || std::memcmp(output.bytes.data(), wanted.data(), bytes) == 0);
+  };
+  if (equal((*made)[0], state) && equal((*made)[1], stacked)) return true;
+  std::printf("%s: a loop computed something else\n", variant.name);
+  return false;
+}
+
 bool run_one(Random& random, int) {
   const Case one = draw(random);
   const Floats wanted = expected(one);
   for (const recurrence::Variant& variant : recurrence::variants())
     if (dispatch::supports(variant.isa))
       for (const ParallelFor& parallel_for : {ParallelFor::inline_loop(), ParallelFor{run_threads, nullptr}})
-        if (!run_case(one, variant, parallel_for, wanted) || !run_sums(random, variant, parallel_for)) return false;
+        if (!run_case(one, variant, parallel_for, wanted) || !run_sums(random, variant, parallel_for) ||
+            !run_loop(one, random, variant, parallel_for))
+          return false;
   return true;
 }
 

@@ -57,7 +57,7 @@ class Generator:
         for _ in range(int(self.rng.integers(0, 3))):
             self.statement()
         for _ in range(int(self.rng.integers(1, 3))):
-            self.choose([self.loop, self.loop, self.scan, self.branch])()
+            self.choose([self.loop, self.loop, self.settle, self.scan, self.branch])()
             self.statement()
         used = {name for node in self.scope.nodes for name in node.input}
         results = [one for one in self.scope.values if one not in given and one.name not in used] or [self.neg()]
@@ -268,6 +268,32 @@ class Generator:
 
         body = self.body([Value("", "number"), Value("", "flag"), *start], results, "body")
         self.make_loop("Loop", [limit, condition, *(one.name for one in start)], start, stacked, body=body)
+
+    def settle(self) -> None:
+        """A loop of what one kernel computes, until a number that each iteration computes passes a bound."""
+        start = [self.pick(str(self.choose(["row", "square", "number"]))) for _ in range(int(self.rng.integers(1, 4)))]
+        stacked = [str(self.choose(["row", "square", "number"])) for _ in range(int(self.rng.integers(0, 3)))]
+        counted = self.chance(0.5)
+        limit = self.constant(int(self.choose([0, 1, 3, 6, -1])))
+        if counted and self.chance(0.5):
+            limit = self.choose(["", self.constant(2**62)])
+        scope = self.scope = Scope(self.scope)
+        inputs = [Value(self.fresh(), one.kind) for one in (Value("", "number"), Value("", "flag"), *start)]
+        scope.values.extend(one for one in inputs if one.kind != "flag")
+        for _ in range(int(self.rng.integers(2, 6))):
+            self.choose([self.neg, self.arithmetic, self.arithmetic, self.product, self.count_up])()
+        reduction = str(self.choose(["ReduceMax", "ReduceMin", "ReduceSum", "ReduceMean", "ReduceL1", "ReduceL2"]))
+        measured = self.op(reduction, [self.pick(str(self.choose(["row", "square"]))).name], "scalar", keepdims=0)
+        bound = self.constant(np.float32(self.rng.uniform(-1, 2)))
+        keep = self.op(str(self.choose(["Less", "Greater"])), [measured.name, bound], "flag")
+        if counted:
+            few = self.op("Less", [inputs[0].name, self.constant(int(self.rng.integers(0, 6)))], "flag")
+            keep = self.op("And", [few.name, keep.name], "flag")
+        results = [self.own(one) for one in (keep, *map(self.after, inputs[2:]), *map(self.pick, stacked))]
+        assert scope.outer is not None
+        self.scope = scope.outer
+        body = helper.make_graph(scope.nodes, "body", [info(one) for one in inputs], [info(one) for one in results])
+        self.make_loop("Loop", [limit, "", *(one.name for one in start)], start, stacked, body=body)
 
     def condition(self, kind: str, number: Value, flag: Value) -> Value:
         if kind == "counter":

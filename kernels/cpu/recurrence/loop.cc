@@ -133,14 +133,20 @@ double sum_of(const float* x, std::size_t count, Of of) {
 
 /// The largest element of x, or with `sign` -1 the largest of -x; NaN where one is NaN.
 float largest_of(const float* x, std::size_t count, float sign) {
-  float best = -std::numeric_limits<float>::infinity();
-  bool odd = false;
-  for (std::size_t i = 0; i < count; ++i) {
-    const float one = sign * x[i];
-    odd = odd || one != one;
-    best = best < one ? one : best;
-  }
-  return odd ? std::numeric_limits<float>::quiet_NaN() : best;
+  float best[kSums];
+  std::int32_t odd[kSums] = {};
+  std::fill(best, best + kSums, -std::numeric_limits<float>::infinity());
+  const auto take = [&](std::size_t k, float one) {
+    odd[k] |= one != one;
+    best[k] = best[k] < one ? one : best[k];
+  };
+  std::size_t i = 0;
+  for (; i + kSums <= count; i += kSums)
+    for (std::size_t k = 0; k < kSums; ++k) take(k, sign * x[i + k]);
+  for (; i < count; ++i) take(0, sign * x[i]);
+  for (std::size_t k = 0; k < kSums; ++k)
+    if (odd[k]) return std::numeric_limits<float>::quiet_NaN();
+  return *std::max_element(best, best + kSums);
 }
 
 float reduce(Reduction kind, const float* x, std::size_t count) {
