@@ -44,6 +44,7 @@ class Probe:
         plain: the costs with which it never is.
         cost: the cost at which the fusion is applied from this size on, and not at the size before it.
         pays_below: the fusion pays up to a size, not from a size on.
+        fast_math: the fusion changes the order of sums.
     """
 
     sizes: Sequence[int]
@@ -52,6 +53,7 @@ class Probe:
     plain: Mapping[str, float]
     cost: Callable[[int, int], float]
     pays_below: bool = False
+    fast_math: bool = False
 
 
 def model(text: str, **shapes: tuple[int, ...]) -> onnx.ModelProto:
@@ -122,6 +124,15 @@ def recurrent(op: str, gates: int, hidden: int, steps: int = 64) -> onnx.ModelPr
     return model(text, w=(1, rows, 64), r=(1, rows, hidden), b=(1, 2 * rows))
 
 
+def linear_recurrence(steps: int, elements: int) -> onnx.ModelProto:
+    """h = a h + x, with all h stacked."""
+    row = f"float[{elements}]"
+    text = f"""(float[{steps}, {elements}] a, float[{steps}, {elements}] x) => ({row} last, float[{steps}, {elements}] y) {{
+        last, y = Scan <num_scan_inputs = 2, body = step ({row} h, {row} d, {row} e) => ({row} n, {row} s) {{
+            p = Mul (h, d) n = Add (p, e) s = Identity (n) }}> (h0, a, x) }}"""
+    return model(text, h0=(elements,))
+
+
 def first(size: int, _: int) -> float:
     return size
 
@@ -174,6 +185,14 @@ PROBES: Mapping[str, Probe] = {
     "gru_hidden": Probe(
         [32, 64, 128, 256, 512], functools.partial(recurrent, "GRU", 3), {"gru_hidden": 0}, {"gru_hidden": NEVER}, first,
     ),
+    "chunked_steps": Probe(
+        [1 << k for k in range(6, 14)], functools.partial(linear_recurrence, elements=1),
+        {"chunked_steps": 0, "chunked_elements": NEVER}, {"chunked_steps": NEVER}, first, fast_math=True,
+    ),
+    "chunked_elements": Probe(
+        [1 << k for k in range(9)], functools.partial(linear_recurrence, 4096),
+        {"chunked_steps": 0, "chunked_elements": NEVER}, {"chunked_steps": NEVER}, lambda size, before: before, pays_below=True, fast_math=True,
+    ),
 }  # fmt: skip
 
 
@@ -181,7 +200,11 @@ def speed_of_fusion(made: onnx.ModelProto, probe: Probe, rounds: int, threads: i
     """The speed with the fusion relative to without, the median of the rounds; None where both are the same model."""
     target = Target.named("cpu")
     models = [
-        onnxopt.optimize(made, target=dataclasses.replace(target, costs=target.costs.replaced(costs)))
+        onnxopt.optimize(
+            made,
+            target=dataclasses.replace(target, costs=target.costs.replaced(costs)),
+            options=onnxopt.Options(fast_math=probe.fast_math),
+        )
         for costs in (probe.plain, probe.fused)
     ]
     if models[0] == models[1]:

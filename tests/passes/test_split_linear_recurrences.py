@@ -120,7 +120,7 @@ REFUSED = {
     "divides by it": (scan("p = Div(e, s) s2 = Add(p, e) o = Identity(s2)"), "is not linear"),
     "other output": (scan("p = Mul(s, k) s2 = Add(p, e) o = Exp(s2)"), "stacks other values"),
     "open steps": (scan(LINEAR["a sum"], steps="T"), "steps"),
-    "few steps": (scan(LINEAR["a sum"], steps=512), "512 steps"),
+    "few steps": (scan(LINEAR["a sum"], steps=256), "256 steps"),
     "prime steps": (scan(LINEAR["a sum"], steps=2053), "no multiple"),
     "many elements": (scan(LINEAR["a sum"], width=64), "enough"),
     "directions": (scan(LINEAR["a sum"], attributes=", scan_output_directions = [1]"), "different directions"),

@@ -13,11 +13,8 @@ from onnxopt.passes.base import Context, Pass, PassResult, register_pass
 from onnxopt.rewrite.patch import Builder
 from onnxopt.rewrite.rules import Refusal
 
-MOST_ELEMENTS = 8
-"""Carried elements up to which a step leaves most of a vector idle; with more of them chunks cost as much as they save."""
-LEAST_STEPS = 1024
-"""Steps from which on chunks are long enough to pay for what joins them."""
 LEAST_CHUNKS, MOST_CHUNKS = 8, 64
+"""Numbers of chunks that are tried, the largest first: as many as fill vectors, and few enough for what joins them to be short."""
 
 
 @register_pass
@@ -59,9 +56,9 @@ def _refusal(loop: Loop, ctx: Context) -> Refusal | None:
     shape = ctx.shapes.static_shape(loop.carries[0].inside) if len(loop.carries) == 1 else None
     if shape is None or ctx.shapes.dtype(loop.carries[0].inside) is not ir.DataType.FLOAT:
         return Refusal("it does not carry one value, float32 of a known shape")
-    if math.prod(shape) > MOST_ELEMENTS:
+    if math.prod(shape) > ctx.target.costs.chunked_elements:
         return Refusal("it carries {} elements, enough for the threads", math.prod(shape))
-    if not isinstance(steps, int) or steps < LEAST_STEPS:
+    if not isinstance(steps, int) or steps < ctx.target.costs.chunked_steps:
         return Refusal("it has {} steps", steps)
     if _chunks(steps) is None:
         return Refusal("{} steps are no multiple of {} to {} chunks", steps, LEAST_CHUNKS, MOST_CHUNKS)

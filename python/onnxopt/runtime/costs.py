@@ -32,6 +32,8 @@ class Costs:
     recurrent_steps: int
     lstm_hidden: int
     gru_hidden: int
+    chunked_steps: int
+    chunked_elements: int
 
     @staticmethod
     @functools.cache
