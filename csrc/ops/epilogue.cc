@@ -124,6 +124,12 @@ Result<EpilogueProgram> EpilogueProgram::read(const Attributes& attributes, std:
   return made;
 }
 
+bool EpilogueProgram::gelu() const {
+  if (!program_ || raw_ != 1 || program_->inputs().size() != 1 || program_->outputs().size() != 1) return false;
+  const auto code = program_->instructions();
+  return code.size() == 1 && code[0].op == elementwise::Op::k_gelu && code[0].type == elementwise::DType::f32;
+}
+
 std::vector<std::span<const std::int64_t>> EpilogueProgram::shapes(const Shape& raw, std::span<const Tensor> inputs) const {
   std::vector<std::span<const std::int64_t>> all(raw_, std::span<const std::int64_t>(raw));
   for (const Tensor& input : inputs) all.emplace_back(input.shape);

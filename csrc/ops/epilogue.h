@@ -36,6 +36,9 @@ class EpilogueProgram {
   /// The program as a gate of the only result, where it is one.
   const gemm::Gate* gate() const { return gate_ ? &*gate_ : nullptr; }
 
+  /// Whether the program is the Gelu of the only result and nothing else.
+  bool gelu() const;
+
   /// The program itself, null without one.
   const elementwise::Program* program() const { return program_ ? &*program_ : nullptr; }
 

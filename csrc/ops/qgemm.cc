@@ -80,6 +80,8 @@ class QGemm final : public Kernel {
     if (const auto sum = epilogue_.sum(result_shape(inputs), further)) {
       problem.added = sum->added;
       problem.clip = sum->clip;
+    } else if (epilogue_.gelu()) {
+      problem.gelu = true;
     } else if (epilogue_.present()) {
       Result<elementwise::Epilogue> bound = epilogue_.bind(result_shape(inputs), further, types, outputs);
       if (!bound) return Result<bool>::failure(bound.error());

@@ -90,6 +90,7 @@ PHASES: Mapping[str, tuple[str, ...]] = {
         "fuse_qconv_sums",
         "keep_blocked_layout",
         "fuse_conv_activations",
+        "merge_qgemms",
         "fuse_attention",
         "gather_moved_rows",
         "fuse_qgemms",

@@ -14,26 +14,28 @@ inline std::int64_t least(std::int64_t a, std::int64_t b) { return a < b ? a : b
 
 /// Multiplies rows by columns, into C or a block of the caller's, one row right after the other.
 void multiply_block(const Problem& problem, const Operand& a, std::int64_t row, std::int64_t rows, std::int64_t column,
-                    std::int64_t columns, float* block) {
+                    std::int64_t columns, float* to) {
   constexpr auto kTogether = static_cast<std::int64_t>(kColumns);
   const auto groups =
       static_cast<std::size_t>((problem.depth + static_cast<std::int64_t>(kGroup) - 1) / static_cast<std::int64_t>(kGroup));
   const auto panel = static_cast<std::ptrdiff_t>(groups) * kPanelBytes;
-  float* const c = block ? block : problem.c + row * problem.columns + column;
-  const std::int64_t ld = block ? columns : problem.columns;
+  float* const c = to ? to : problem.c + row * problem.columns + column;
+  const std::int64_t ld = to ? columns : problem.columns;
+  const std::int64_t blocks = (rows + Dot::kRows - 1) / Dot::kRows;  // of nearly as many rows each
   for (std::int64_t j = 0; j < columns; j += kTogether) {
     const std::int64_t first = column + j;
     const Columns b{problem.weights + first / static_cast<std::int64_t>(kPanel) * panel, panel};
-    for (std::int64_t i = 0; i < rows; i += Dot::kRows) {
-      const std::int64_t at = row + i;
+    for (std::int64_t block = 0; block < blocks; ++block) {
+      const std::int64_t i = rows * block / blocks, end = rows * (block + 1) / blocks, at = row + i;
       Target target{c + i * ld + j,      ld,           static_cast<std::size_t>(least(columns - j, kTogether)),
                     a.scales + at,       a.zeros + at, problem.weight_scales + first,
                     problem.sums + first};
       target.bias = problem.bias ? problem.bias + first : nullptr;
       target.clip = problem.clip;
+      target.gelu = problem.gelu;
       target.added = problem.added ? problem.added + at * problem.columns + first : nullptr;
       target.added_ld = problem.columns;
-      multiply(static_cast<int>(least(Dot::kRows, rows - i)), Strided{a.data + at * a.row_step, a.row_step}, 1, groups, b, target);
+      multiply(static_cast<int>(end - i), Strided{a.data + at * a.row_step, a.row_step}, 1, groups, b, target);
     }
   }
 }

@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "kernels/cpu/qgemm/panel.h"
+#include "kernels/cpu/simd/functions.h"
 
 namespace onnxopt::qgemm {
 namespace {
@@ -84,6 +85,7 @@ struct Target {
   const float* added = nullptr;  // rows `added_ld` apart
   std::ptrdiff_t added_ld = 0;
   const gemm::Bounds* clip = nullptr;
+  bool gelu = false;
 };
 
 template <int R, int N>
@@ -101,6 +103,7 @@ inline void finish_block(const Dot::Sums (&sums)[R][N], const Target& t) {
       y = V::add(y, bias);
       if (t.added) y = V::add(y, V::load_first(t.added + r * t.added_ld + column, count));
       if (t.clip) y = V::min(V::set1(t.clip->high), V::max(V::set1(t.clip->low), y));
+      if (t.gelu) y = simd::coarse_gelu(simd::Pack<1>{y}).v[0];
       V::store_first(t.c + r * t.ld + column, y, count);
     }
   }

@@ -36,6 +36,7 @@ struct Problem {
   float* c;                                         // null where only the epilogue reads it, or bytes are made of it
   const gemm::Bounds* clip = nullptr;               // of the results, where there is no epilogue
   const float* added = nullptr;                     // [rows, columns], added to the results before they are clipped
+  bool gelu = false;                                // of the results, good to 2e-5 of each, where there is no epilogue
   const elementwise::Epilogue* epilogue = nullptr;  // of all results
   std::uint8_t* bytes = nullptr;                    // the results, or what the epilogue makes of them, quantized; then `c` is null
   float bytes_scale = 1.0f;

@@ -60,6 +60,10 @@ def main() -> None:
     weight = t * math.log(2) * (2 * tail) ** 0.7
     report("normal tail: 2^(-1 + t p(t))", *fit(t, (np.log2(tail) + 1) / t, weight, 7))
 
+    t = chebyshev(1e-3, 4.2)
+    middle = each(math.erf, t / math.sqrt(2)) / 2
+    report("normal distribution, x <= 4.2: 1/2 + x p(x^2), error of it all", *fit(t * t, middle / t, t, 8))
+
     f = chebyshev(math.sqrt(0.5) - 1, math.sqrt(2) - 1)
     f = f[np.abs(f) > 1e-3]
     log_p = (np.log1p(f) - f + f * f / 2) / f**3
