@@ -308,18 +308,6 @@ Result<std::unique_ptr<Kernel>> make_cuda_kernel(Description description, std::s
 #endif
 }
 
-Result<std::unique_ptr<Kernel>> create(const Attributes& attributes, std::string_view name) {
-  using Made = Result<std::unique_ptr<Kernel>>;
-  const auto list = attention::variants();
-  const auto variant = std::find_if(list.begin(), list.end(), [&](const auto& one) { return name == one.name; });
-  const bool for_cuda = name == kCudaVariant || name == kEmulatedVariant;
-  if (variant == list.end() && !for_cuda) return Made::failure("There is no variant '" + std::string(name) + "'.");
-  Described description = read(attributes);
-  if (!description) return Made::failure(description.error());
-  if (for_cuda) return make_cuda_kernel(std::move(*description), name);
-  return Made(std::make_unique<CpuAttention>(std::move(*description), *variant));
-}
-
 /// The dim of Q that holds an axis alone, or a fresh one.
 Dim dim_of(const Description& d, const InferredType& q, std::size_t axis) {
   for (std::size_t i = 0; i < d.q.groups().size() && i < q.shape.size(); ++i) {
@@ -329,7 +317,39 @@ Dim dim_of(const Description& d, const InferredType& q, std::size_t axis) {
   return {-1, fresh_dim()};
 }
 
-std::vector<std::optional<InferredType>> infer(const Attributes& attributes, std::span<const InferredType> inputs) {
+Result<std::unique_ptr<Kernel>> create(const Attributes& attributes, std::string_view name) {
+  if (name != kCudaVariant && name != kEmulatedVariant) return create_attention(attributes, attention::variants(), name);
+  Described description = read(attributes);
+  if (!description) return Result<std::unique_ptr<Kernel>>::failure(description.error());
+  return make_cuda_kernel(std::move(*description), name);
+}
+
+std::vector<Variant> list_variants() {
+  std::vector<Variant> list;
+  for (const attention::Variant& variant : attention::variants()) list.push_back({variant.name, variant.isa});
+  list.push_back({kCudaVariant, "cuda"});
+  return list;
+}
+
+}  // namespace
+
+std::span<const char* const> attention_attributes() {
+  static const char* const names[] = {"q",          "k",     "v",           "y",       "heads", "kv_heads", "head_size",
+                                      "value_size", "scale", "nan_to_zero", "softcap", "masks", "rotary",   "interleaved"};
+  return names;
+}
+
+Result<std::unique_ptr<Kernel>> create_attention(const Attributes& attributes, std::span<const attention::Variant> variants,
+                                                 std::string_view name) {
+  using Made = Result<std::unique_ptr<Kernel>>;
+  const auto variant = std::find_if(variants.begin(), variants.end(), [&](const auto& one) { return name == one.name; });
+  if (variant == variants.end()) return Made::failure("There is no variant '" + std::string(name) + "'.");
+  Described description = read(attributes);
+  if (!description) return Made::failure(description.error());
+  return Made(std::make_unique<CpuAttention>(std::move(*description), *variant));
+}
+
+std::vector<std::optional<InferredType>> infer_attention(const Attributes& attributes, std::span<const InferredType> inputs) {
   const Described d = read(attributes);
   if (!d || inputs.empty()) return {};
   InferredType result{kFloat, {}};
@@ -349,20 +369,9 @@ std::vector<std::optional<InferredType>> infer(const Attributes& attributes, std
   return {result};
 }
 
-std::vector<Variant> list_variants() {
-  std::vector<Variant> list;
-  for (const attention::Variant& variant : attention::variants()) list.push_back({variant.name, variant.isa});
-  list.push_back({kCudaVariant, "cuda"});
-  return list;
-}
-
-}  // namespace
-
 const Op& fused_attention() {
-  static const char* const attributes[] = {"q",          "k",     "v",           "y",       "heads", "kv_heads", "head_size",
-                                           "value_size", "scale", "nan_to_zero", "softcap", "masks", "rotary",   "interleaved"};
   static const std::vector<Variant> list = list_variants();
-  static const Op op{"FusedAttention", attributes, list, create, infer};
+  static const Op op{"FusedAttention", attention_attributes(), list, create, infer_attention};
   return op;
 }
 

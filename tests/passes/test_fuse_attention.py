@@ -7,8 +7,9 @@ import onnx
 import pytest
 
 import onnxopt
-from helpers import evaluate, model, ops, run_passes
+from helpers import evaluate, model, ops, run_passes, set_costs
 from onnxopt import ir
+from onnxopt.passes.base import Options
 from onnxopt.pipeline import PassManager
 
 pytest.importorskip("onnxopt._native", reason="the native library is not built")
@@ -80,3 +81,38 @@ def test_a_spent_budget_leaves_the_rest() -> None:
     found = ir.count_ops(loaded)
     assert sum(count for name, count in found.items() if "FusedAttention" in name) == 2
     assert found["Softmax"] == 1
+
+
+def quantized(before: onnx.ModelProto, keep: frozenset[str] = frozenset()) -> dict[str, int]:
+    loaded = ir.load(before)
+    options = Options(quantize_products=True, keep_float=keep)
+    PassManager("cpu", options=options, strict=True).run(loaded)
+    return ops(ir.to_proto(loaded))
+
+
+@pytest.fixture
+def fuse_small_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_costs(monkeypatch, product_work=1)
+
+
+@pytest.mark.usefixtures("fuse_small_products")
+def test_attention_of_quantized_products_rounds_its_operands() -> None:
+    found = quantized(layers(1))
+    assert found["QAttention"] == 1 and "FusedAttention" not in found
+
+
+@pytest.mark.usefixtures("fuse_small_products")
+def test_attention_of_a_product_in_float_stays_in_float() -> None:
+    before = layers(1)
+    (kept,) = (node for node in before.graph.node if node.output[0] == "k0")
+    kept.name = "keys"
+    assert quantized(before, frozenset({"keys"}))["FusedAttention"] == 1
+
+
+@pytest.mark.usefixtures("fuse_small_products")
+@pytest.mark.parametrize(("rows", "name"), [(47, "FusedAttention"), (48, "QAttention")])
+def test_few_keys_stay_in_float(rows: int, name: str) -> None:
+    before = layers(1)
+    for value in before.graph.input:
+        value.type.tensor_type.shape.dim[1].dim_value = rows
+    assert quantized(before)[name] == 1

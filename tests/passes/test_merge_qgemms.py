@@ -34,8 +34,8 @@ def encoder(keys: str = "x", width: int = WIDTH, further: str = "", biased: str 
         f"p{one} = MatMul({source}, w{one}) {one} = {f'Add(p{one}, b{one})' if one in biased else f'Identity(p{one})'}"
         for one, source in sources.items()
     )
-    outputs = f"float[B,S,{width}] y" + (", float[B,S,64] z" if further else "")
-    text = f"""g (float[B,S,64] x, float[B,S,64] c) => ({outputs}) {{ {products}
+    outputs = f"float[B,9,{width}] y" + (", float[B,9,64] z" if further else "")
+    text = f"""g (float[B,9,64] x, float[B,9,64] c) => ({outputs}) {{ {products}
         qs = Reshape(q, heads)  qt = Transpose<perm = [0, 2, 1, 3]>(qs)
         ks = Reshape(k, heads)  kt = Transpose<perm = [0, 2, 3, 1]>(ks)
         vs = Reshape(v, values)  vt = Transpose<perm = [0, 2, 1, 3]>(vs)

@@ -40,12 +40,16 @@ struct Dot {
     const __m256i places = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     return _mm256_maskload_epi32(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), places));
   }
-  /// sums - zero * column_sums, as floats.
-  static __m256 shifted(Sums sums, std::int32_t zero, Numbers column_sums) {
+  /// A number for each column.
+  static __m256i whole(Sums sums) {
     // Pairs are added within halves of a register: columns 0 1 4 5 2 3 6 7.
     const __m256i mixed = _mm256_hadd_epi32(sums.low, sums.high);
-    const __m256i whole = _mm256_permute4x64_epi64(mixed, _MM_SHUFFLE(3, 1, 2, 0));
-    return _mm256_cvtepi32_ps(_mm256_sub_epi32(whole, _mm256_mullo_epi32(_mm256_set1_epi32(zero), column_sums)));
+    return _mm256_permute4x64_epi64(mixed, _MM_SHUFFLE(3, 1, 2, 0));
+  }
+  static void store_sums(std::int32_t* p, Sums sums) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), whole(sums)); }
+  /// sums - zero * column_sums, as floats.
+  static __m256 shifted(Sums sums, std::int32_t zero, Numbers column_sums) {
+    return _mm256_cvtepi32_ps(_mm256_sub_epi32(whole(sums), _mm256_mullo_epi32(_mm256_set1_epi32(zero), column_sums)));
   }
   /// The integers nearest to numbers between 0 - zero and 255 - zero, and zero added; NaN gives zero.
   static void store_bytes(std::uint8_t* p, __m256 x, std::int32_t zero) {
@@ -53,6 +57,14 @@ struct Dot {
     const __m256i bytes = _mm256_and_si256(numbers, _mm256_set1_epi32(0xff));
     const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1));
     _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(words, words));
+  }
+  /// The integers nearest to numbers between -128 and 127; of each column the four side by side.
+  static void store_fours(std::int8_t* p, __m256 a, __m256 b, __m256 c, __m256 d) {
+    const __m256i mask = _mm256_set1_epi32(0xff);
+    const auto byte = [&](__m256 x) { return _mm256_and_si256(_mm256_cvtps_epi32(x), mask); };
+    const __m256i low = _mm256_or_si256(byte(a), _mm256_slli_epi32(byte(b), 8));
+    const __m256i high = _mm256_or_si256(byte(c), _mm256_slli_epi32(byte(d), 8));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_or_si256(low, _mm256_slli_epi32(high, 16)));
   }
   /// Bytes as floats, the highest bit of each inverted where `flip` says so.
   static __m256 load_bytes(const std::uint8_t* p, std::int32_t flip) {

@@ -52,6 +52,7 @@ struct Dot {
   static Numbers load_numbers(const std::int32_t* p, std::size_t count) {
     return _mm512_maskz_loadu_epi32(static_cast<__mmask16>(0xffffu >> (16 - count)), p);
   }
+  static void store_sums(std::int32_t* p, Sums sums) { _mm512_storeu_si512(p, sums); }
   /// sums - zero * column_sums, as floats.
   static __m512 shifted(Sums sums, std::int32_t zero, Numbers column_sums) {
     return _mm512_cvtepi32_ps(_mm512_sub_epi32(sums, _mm512_mullo_epi32(_mm512_set1_epi32(zero), column_sums)));
@@ -60,6 +61,14 @@ struct Dot {
   static void store_bytes(std::uint8_t* p, __m512 x, std::int32_t zero) {
     const __m512i numbers = _mm512_add_epi32(_mm512_cvtps_epi32(x), _mm512_set1_epi32(zero));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(numbers));
+  }
+  /// The integers nearest to numbers between -128 and 127; of each column the four side by side.
+  static void store_fours(std::int8_t* p, __m512 a, __m512 b, __m512 c, __m512 d) {
+    const __m512i mask = _mm512_set1_epi32(0xff);
+    const auto byte = [&](__m512 x) { return _mm512_and_si512(_mm512_cvtps_epi32(x), mask); };
+    const __m512i low = _mm512_or_si512(byte(a), _mm512_slli_epi32(byte(b), 8));
+    const __m512i high = _mm512_or_si512(byte(c), _mm512_slli_epi32(byte(d), 8));
+    _mm512_storeu_si512(p, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
   }
   /// Bytes as floats, the highest bit of each inverted where `flip` says so.
   static __m512 load_bytes(const std::uint8_t* p, std::int32_t flip) {

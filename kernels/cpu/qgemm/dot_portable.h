@@ -39,6 +39,7 @@ struct Dot {
     std::memcpy(&numbers, p, count * sizeof(std::int32_t));
     return numbers;
   }
+  static void store_sums(std::int32_t* p, Sums sums) { std::memcpy(p, &sums, sizeof sums); }
   /// sums - zero * column_sums, as floats.
   static simd::V::F shifted(Sums sums, std::int32_t zero, Numbers column_sums) {
     return __builtin_convertvector(sums - zero * column_sums, simd::V::F);
@@ -48,6 +49,13 @@ struct Dot {
     const simd::V::F whole = simd::V::round(x);
     for (int i = 0; i < 4; ++i)
       p[i] = static_cast<std::uint8_t>((whole[i] == whole[i] ? static_cast<std::int32_t>(whole[i]) : 0) + zero);
+  }
+  /// The integers nearest to numbers between -128 and 127; of each column the four side by side.
+  static void store_fours(std::int8_t* p, simd::V::F a, simd::V::F b, simd::V::F c, simd::V::F d) {
+    const simd::V::F whole[] = {simd::V::round(a), simd::V::round(b), simd::V::round(c), simd::V::round(d)};
+    for (int column = 0; column < 4; ++column)
+      for (int k = 0; k < 4; ++k)
+        p[4 * column + k] = static_cast<std::int8_t>(whole[k][column] == whole[k][column] ? whole[k][column] : 0.0f);
   }
   /// Bytes as floats, the highest bit of each inverted where `flip` says so.
   static simd::V::F load_bytes(const std::uint8_t* p, std::int32_t flip) {

@@ -14,9 +14,11 @@ import numpy as np
 from onnxopt import ir
 from onnxopt.fusions import attention_axes as axes
 from onnxopt.fusions.attention_axes import Labels, Placed
+from onnxopt.fusions.requantization import is_qgemm
 from onnxopt.fusions.rotary import Rotation, find_rotation
 from onnxopt.ir.dims import Dim, is_plain
 from onnxopt.ops import fused_attention as op
+from onnxopt.ops import qattention
 from onnxopt.ops.base import prepare_model
 from onnxopt.passes.base import Context
 from onnxopt.rewrite.patch import Builder, Patch
@@ -29,6 +31,9 @@ BATCH: dict[int, Labels] = {3: ("x",), 4: ("b", "h")}
 
 MOST_STEPS = 16
 """Nodes between a product and its Softmax that are looked at."""
+
+LEAST_KEYS = 48
+"""Of an attention that rounds its operands: with fewer, that takes longer than it saves."""
 
 
 class Unfit(Exception):
@@ -406,9 +411,24 @@ def _float32(number: float) -> float:
     return float(np.float32(number))
 
 
+def _multiplies_bytes(found: Found, ctx: Context) -> bool:
+    """Whether the products round their operands: where quantization was asked for, products of integers make queries, keys and values, and
+    there are enough keys."""
+    if not ctx.options.quantize_products or ctx.target.name != "cpu":
+        return False
+    makers = [value.producer() for value in found.operands]
+    keys = ctx.shapes.shape(found.operands[1])
+    assert keys is not None
+    rows = keys[found.made.k.split(" ").index("s")] if "s" in found.made.k.split(" ") else None
+    few = isinstance(rows, int) and rows < LEAST_KEYS
+    return not few and all(maker is not None and is_qgemm(maker) for maker in makers)
+
+
 def _patch(node: ir.Node, found: Found, ctx: Context) -> Patch:
-    made, old = found.made, found.result
-    anchor, spec = old.producer(), op.SPEC
+    made, spec, old = found.made, op.SPEC, found.result
+    anchor = old.producer()
+    if _multiplies_bytes(found, ctx):
+        made, spec = qattention.QAttention(**dataclasses.asdict(made)), qattention.SPEC
     assert anchor is not None
     builder = Builder(ctx, anchor)
     masks = (builder.squeeze(mask.value, *mask.empty) if mask.empty else mask.value for mask in found.masks)

@@ -32,6 +32,10 @@ class OpSpec:
     domain: str = DOMAIN
 
 
+REDUCTION_AXES_OPSET = 18
+"""The opset from which on ReduceMin and ReduceMax take their axes as an input."""
+
+
 class BodyBuilder:
     """Builds the function that a custom op stands for, in standard ops.
 
@@ -73,6 +77,12 @@ class BodyBuilder:
 
     def integers(self, *numbers: int) -> ir.Value:
         return self.constant(np.array(numbers, np.int64))
+
+    def reduced(self, kind: str, x: ir.Value, axis: int) -> ir.Value:
+        """The least (`Min`) or largest (`Max`) element along an axis, which stays as a dim of 1."""
+        if self.opset >= REDUCTION_AXES_OPSET:
+            return self.op(f"Reduce{kind}", [x, self.integers(axis)], {"keepdims": 1})
+        return self.op(f"Reduce{kind}", [x], {"axes": [axis], "keepdims": 1})
 
     def copy(self, nodes: Iterable[ir.Node], known: dict[ir.Value, ir.Value]) -> None:
         """Copies of nodes in topological order. `known` maps what they read to values of the body, and learns what they make;

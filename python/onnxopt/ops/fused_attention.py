@@ -81,13 +81,17 @@ class Attention:
                 found[field.name] = " ".join(value) if isinstance(value, tuple) else value
         return {name: int(value) if isinstance(value, bool) else value for name, value in found.items()}
 
+    @property
+    def inputs(self) -> int:
+        return 3 + len(self.masks) + (2 if self.rotary else 0)
+
     def overload(self, opset: int) -> str:
         return overload_of(f"{opset}|{self}")
 
     def body(self, opset: int) -> ir.Function:
         """The function in standard ops."""
-        builder = BodyBuilder(3 + len(self.masks) + (2 if self.rotary else 0), opset)
-        return builder.function(SPEC, self.overload(opset), [_Body(self, builder).result()])
+        builder = BodyBuilder(self.inputs, opset)
+        return builder.function(SPEC, self.overload(opset), [Body(self, builder).result()])
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -98,15 +102,15 @@ class _Dim:
     axis: int
 
 
-class _Body:
-    """Writes attention in standard ops, over tensors [batch, heads, rows, columns]."""
+class Body:
+    """Writes attention in standard ops, over tensors [batch, heads, rows, columns]. What the products multiply may be rounded by a subclass."""
 
     def __init__(self, attention: Attention, builder: BodyBuilder) -> None:
         self._attention = attention
-        self._builder = builder
+        self.builder = builder
 
     def result(self) -> ir.Value:
-        a, b = self._attention, self._builder
+        a, b = self._attention, self.builder
         tables = b.inputs[3 + len(a.masks) :]
         q = self._operand(b.inputs[0], a.q, a.heads, a.head_size)
         k = self._operand(b.inputs[1], a.k, a.kv_heads, a.head_size)
@@ -115,6 +119,7 @@ class _Body:
             q = self._rotate(q, *tables)
         if "k" in a.rotary:
             k = self._rotate(k, *tables)
+        q, k, v = self.rounded_rows(q), self.rounded_rows(k), self.rounded_columns(v)
         if a.scale != 1.0:
             q = b.op("Mul", [q, self._number(a.scale)])
         keys = b.op("Transpose", [self._for_all_heads(k, a.head_size)], {"perm": [0, 1, 3, 2]})
@@ -127,13 +132,25 @@ class _Body:
         weights = b.op("Softmax", [scores], {"axis": 3})
         if a.nan_to_zero:
             weights = b.op("Where", [b.op("IsNaN", [weights]), self._number(0.0), weights])
+        weights = self.rounded_weights(weights)
         return self._arrange(b.op("MatMul", [weights, self._for_all_heads(v, a.value_size)]))
 
+    def rounded_rows(self, x: ir.Value) -> ir.Value:
+        """Queries and keys."""
+        return x
+
+    def rounded_columns(self, x: ir.Value) -> ir.Value:
+        """Values."""
+        return x
+
+    def rounded_weights(self, x: ir.Value) -> ir.Value:
+        return x
+
     def _number(self, number: float) -> ir.Value:
-        return self._builder.constant(np.array(number, np.float32))
+        return self.builder.constant(np.array(number, np.float32))
 
     def _mask(self, scores: ir.Value, kind: str, mask: ir.Value) -> ir.Value:
-        b = self._builder
+        b = self.builder
         kind, _, number = kind.partition("=")
         if number:
             fill = self._number(float(number))
@@ -144,7 +161,7 @@ class _Body:
         return b.op("Add", [scores, mask])
 
     def _rotate(self, x: ir.Value, cos: ir.Value, sin: ir.Value) -> ir.Value:
-        a, b = self._attention, self._builder
+        a, b = self._attention, self.builder
         columns = np.arange(a.width)
         partner = columns ^ 1 if a.interleaved else (columns + a.width // 2) % a.width
         turned = x if a.width == a.head_size else self._slice(x, 3, 0, a.width)
@@ -156,7 +173,7 @@ class _Body:
 
     def _for_all_heads(self, x: ir.Value, columns: int) -> ir.Value:
         """Keys or values, once for each head that shares them."""
-        a, b = self._attention, self._builder
+        a, b = self._attention, self.builder
         if a.kv_heads in (1, a.heads):
             return x  # MatMul broadcasts a single one
         times = a.heads // a.kv_heads
@@ -181,7 +198,7 @@ class _Body:
             x = self._reshape(x, sizes)
         perm = [letters.index(letter) for letter in "bhsd" if letter in letters]
         if perm != list(range(len(perm))):
-            x = self._builder.op("Transpose", [x], {"perm": perm})
+            x = self.builder.op("Transpose", [x], {"perm": perm})
         if len(perm) == 4:
             return x
         have = iter(range(len(perm)))
@@ -195,7 +212,7 @@ class _Body:
         missing = [axis for axis, letter in enumerate("bhsd") if letter not in letters]
         order = [*("bhsd".index(letter) for letter in letters), *missing]
         if order != list(range(4)):
-            y = self._builder.op("Transpose", [y], {"perm": order})
+            y = self.builder.op("Transpose", [y], {"perm": order})
         if len(words) == 4:
             return y
         known = {"h": a.heads, "d": a.value_size}
@@ -208,17 +225,17 @@ class _Body:
         return self._reshape(y, sizes)
 
     def _slice(self, x: ir.Value, axis: int, start: int, end: int) -> ir.Value:
-        b = self._builder
+        b = self.builder
         if b.opset < 10:
             return b.op("Slice", [x], {"starts": [start], "ends": [end], "axes": [axis]})
         return b.op("Slice", [x, *(b.integers(number) for number in (start, end, axis))])
 
     def _size(self, dim: _Dim) -> ir.Value:
-        b = self._builder
+        b = self.builder
         return b.op("Gather", [b.op("Shape", [dim.value]), b.integers(dim.axis)], {"axis": 0})
 
     def _reshape(self, x: ir.Value, sizes: list[int | _Dim]) -> ir.Value:
-        b = self._builder
+        b = self.builder
         # 0 keeps the dim of the same axis.
         plain = [0 if size == _Dim(x, axis) else size for axis, size in enumerate(sizes)]
         if all(isinstance(size, int) for size in plain):

@@ -98,7 +98,7 @@ def _by_row(builder: BodyBuilder, x: ir.Value) -> ir.Value:
     def number(value: float) -> ir.Value:
         return builder.constant(np.array(value, np.float32))
 
-    low, high = (_extreme(builder, kind, x, number(0.0)) for kind in ("Min", "Max"))
+    low, high = (builder.op(kind, [builder.reduced(kind, x, -1), number(0.0)]) for kind in ("Min", "Max"))
     parts = [builder.op("Div", [end, number(LEVELS)]) for end in (high, low)]
     scale = builder.op("Sub", parts)
     empty = builder.op("Equal", [scale, number(0.0)])
@@ -107,12 +107,3 @@ def _by_row(builder: BodyBuilder, x: ir.Value) -> ir.Value:
     whole = builder.op("Add", [builder.op("Round", [builder.op("Div", [x, divisor])]), zero])
     kept = builder.op("Clip", [whole, number(0.0), number(LEVELS)])
     return builder.op("Mul", [builder.op("Sub", [kept, zero]), scale])
-
-
-def _extreme(builder: BodyBuilder, kind: str, x: ir.Value, zero: ir.Value) -> ir.Value:
-    """The least or the largest element of each row, or 0."""
-    if builder.opset >= 18:
-        reduced = builder.op(f"Reduce{kind}", [x, builder.integers(-1)], {"keepdims": 1})
-    else:
-        reduced = builder.op(f"Reduce{kind}", [x], {"axes": [-1], "keepdims": 1})
-    return builder.op(kind, [reduced, zero])

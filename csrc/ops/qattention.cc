@@ -1,0 +1,28 @@
+#include "csrc/ops/qattention.h"
+
+#include "csrc/ops/fused_attention.h"
+#include "kernels/cpu/qattention/qattention.h"
+
+namespace onnxopt::ops {
+
+namespace {
+
+Result<std::unique_ptr<Kernel>> create(const Attributes& attributes, std::string_view name) {
+  return create_attention(attributes, onnxopt::qattention::variants(), name);
+}
+
+std::vector<Variant> list_variants() {
+  std::vector<Variant> list;
+  for (const attention::Variant& variant : onnxopt::qattention::variants()) list.push_back({variant.name, variant.isa});
+  return list;
+}
+
+}  // namespace
+
+const Op& qattention() {
+  static const std::vector<Variant> list = list_variants();
+  static const Op op{"QAttention", attention_attributes(), list, create, infer_attention};
+  return op;
+}
+
+}  // namespace onnxopt::ops

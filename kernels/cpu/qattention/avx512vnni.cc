@@ -1,0 +1,3 @@
+#include "kernels/cpu/qgemm/dot_avx512vnni.h"
+// The vectors come first.
+#include "kernels/cpu/qattention/generic.h"
