@@ -110,7 +110,7 @@ def test_attention_of_a_product_in_float_stays_in_float() -> None:
 
 
 @pytest.mark.usefixtures("fuse_small_products")
-@pytest.mark.parametrize(("rows", "name"), [(47, "FusedAttention"), (48, "QAttention")])
+@pytest.mark.parametrize(("rows", "name"), [(63, "FusedAttention"), (64, "QAttention")])
 def test_few_keys_stay_in_float(rows: int, name: str) -> None:
     before = layers(1)
     for value in before.graph.input:

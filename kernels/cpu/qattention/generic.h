@@ -1,7 +1,8 @@
 // Attention of bytes: its products are those of qgemm's micro-kernel.
 //
-// Each query is rounded over its own range, each key and each column of a tile's values around 0, weights, which are between 0 and
-// 1, to 255 steps.
+// Each query, each key and each column of a tile's values is rounded around 0, so that its largest byte is 127 or -127. Weights,
+// which are between 0 and 1, are rounded to 65535 steps, whose high and low bytes are multiplied apart: a row has many small
+// weights that count together.
 #include <type_traits>
 
 #include "kernels/cpu/attention/group.h"
@@ -26,7 +27,7 @@ using simd::W;
 using F = V::F;
 
 constexpr std::int64_t kGroup = signed_of(qgemm::kGroup), kWidth = signed_of(W), kPanelColumns = signed_of(kPanel);
-constexpr float kLevels = 255.0f, kLargest = 127.0f;
+constexpr float kLevels = 65535.0f, kLargest = 127.0f;
 /// The zero point of queries: the products take them as unsigned bytes.
 constexpr std::int32_t kMiddle = 128;
 /// Bytes of a cache line: parts of the memory begin with one.
@@ -35,21 +36,22 @@ constexpr std::int64_t kLine = 64;
 /// Queries, keys, values and weights of a group as bytes, and what each of their rows or columns is scaled with.
 struct Bytes {
   static constexpr std::int64_t kTogetherRows = Dot::kRows, kTogetherColumns = signed_of(qgemm::kColumns);
-  std::uint8_t *queries, *weights, *rows_of_keys;
+  std::uint8_t *queries, *high_weights, *low_weights, *rows_of_keys;
   std::int8_t *keys, *values;
-  float *query_scales, *key_scales, *value_scales, *weight_scales;
+  float *query_scales, *key_scales, *value_scales, *high_scales, *low_scales;
   std::int32_t *query_zeros, *key_sums, *nothing;
   std::int64_t depth, weight_step, value_panel;
 
   /// The sizes of the parts, in the order of the constructor.
   struct Sizes {
-    std::int64_t of[12];
+    std::int64_t of[14];
   };
   static Sizes sizes(const Problem& p, std::int64_t rows, std::int64_t block_rows) {
     const std::int64_t depth = round_up(p.depth, kGroup), tile = attention::tile_of(p), width = round_up(p.width, kTogetherColumns);
     const std::int64_t ones = std::int64_t{sizeof(float)} * (block_rows > width ? block_rows : width);
-    return {{rows * depth, block_rows * (tile + kLine), kPanelColumns * depth, tile * depth, tile * width, rows * 4, tile * 4,
-             width * 4, ones, rows * 4, tile * 4, ones}};
+    const std::int64_t weights = block_rows * (tile + kLine), four = sizeof(float);
+    return {{rows * depth, weights, weights, kPanelColumns * depth, tile * depth, tile * width, rows * four, tile * four,
+             width * four, ones, ones, rows * four, tile * four, ones}};
   }
   static std::int64_t bytes(const Problem& p, std::int64_t rows, std::int64_t block_rows) {
     std::int64_t total = 0;
@@ -69,10 +71,15 @@ struct Bytes {
       part = reinterpret_cast<std::remove_reference_t<decltype(part)>>(memory);
       memory += round_up(*size++, kLine) + kLine;
     };
-    take(queries), take(weights), take(rows_of_keys), take(keys), take(values), take(query_scales), take(key_scales);
-    take(value_scales), take(weight_scales), take(query_zeros), take(key_sums), take(nothing);
-    const std::int64_t ones = all.of[11] / 4;
-    for (std::int64_t i = 0; i < ones; ++i) weight_scales[i] = 1.0f / kLevels, nothing[i] = 0;
+    take(queries), take(high_weights), take(low_weights), take(rows_of_keys), take(keys), take(values), take(query_scales),
+        take(key_scales);
+    take(value_scales), take(high_scales), take(low_scales), take(query_zeros), take(key_sums), take(nothing);
+    const std::int64_t ones = all.of[13] / signed_of(sizeof(float));
+    for (std::int64_t i = 0; i < ones; ++i) {
+      high_scales[i] = 256.0f / kLevels;
+      low_scales[i] = 1.0f / kLevels;
+      nothing[i] = 0;
+    }
   }
 };
 
@@ -112,22 +119,26 @@ class ByteGroup final : public attention::Group<ByteGroup> {
   }
 
   void keep(std::int64_t i, std::int64_t j, F weights) const {
-    Dot::store_bytes(o_.weights + i * o_.weight_step + j, V::mul(weights, V::set1(kLevels)), 0);
+    const std::int64_t at = i * o_.weight_step + j;
+    Dot::store_words(o_.high_weights + at, o_.low_weights + at, V::mul(weights, V::set1(kLevels)));
   }
 
   void multiply_values(const Tile& tile, std::int64_t r, std::int64_t rows, bool add) const {
     for (std::int64_t j = 0; j < p_.width; j += Bytes::kTogetherColumns) {
+      const qgemm::Columns values{o_.values + j / kPanelColumns * o_.value_panel, o_.value_panel};
       qgemm::Target target{w_.results + r * w_.result_step + j,
                            w_.result_step,
                            static_cast<std::size_t>(least(p_.width - j, Bytes::kTogetherColumns)),
-                           o_.weight_scales,
+                           o_.high_scales,
                            o_.nothing,
                            o_.value_scales + j,
                            o_.nothing};
-      if (add) target.added = target.c;
       target.added_ld = w_.result_step;
-      multiply_strip(o_.weights, o_.weight_step, rows, round_up(tile.size, kGroup),
-                     {o_.values + j / kPanelColumns * o_.value_panel, o_.value_panel}, target);
+      if (add) target.added = target.c;
+      multiply_strip(o_.high_weights, o_.weight_step, rows, round_up(tile.size, kGroup), values, target);
+      target.row_scales = o_.low_scales;
+      target.added = target.c;
+      multiply_strip(o_.low_weights, o_.weight_step, rows, round_up(tile.size, kGroup), values, target);
     }
   }
 

@@ -58,6 +58,16 @@ struct Dot {
     const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1));
     _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(words, words));
   }
+  /// The integers nearest to numbers between 0 and 65535: their high and their low bytes. NaN gives zero.
+  static void store_words(std::uint8_t* high, std::uint8_t* low, __m256 x) {
+    const __m256i numbers = _mm256_cvtps_epi32(x), mask = _mm256_set1_epi32(0xff);
+    const auto store = [](std::uint8_t* p, __m256i bytes) {
+      const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1));
+      _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(words, words));
+    };
+    store(high, _mm256_and_si256(_mm256_srli_epi32(numbers, 8), mask));
+    store(low, _mm256_and_si256(numbers, mask));
+  }
   /// The integers nearest to numbers between -128 and 127; of each column the four side by side.
   static void store_fours(std::int8_t* p, __m256 a, __m256 b, __m256 c, __m256 d) {
     const __m256i mask = _mm256_set1_epi32(0xff);

@@ -62,6 +62,12 @@ struct Dot {
     const __m512i numbers = _mm512_add_epi32(_mm512_cvtps_epi32(x), _mm512_set1_epi32(zero));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(numbers));
   }
+  /// The integers nearest to numbers between 0 and 65535: their high and their low bytes. NaN gives zero.
+  static void store_words(std::uint8_t* high, std::uint8_t* low, __m512 x) {
+    const __m512i numbers = _mm512_cvtps_epi32(x);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(high), _mm512_cvtepi32_epi8(_mm512_srli_epi32(numbers, 8)));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(low), _mm512_cvtepi32_epi8(numbers));
+  }
   /// The integers nearest to numbers between -128 and 127; of each column the four side by side.
   static void store_fours(std::int8_t* p, __m512 a, __m512 b, __m512 c, __m512 d) {
     const __m512i mask = _mm512_set1_epi32(0xff);

@@ -50,6 +50,15 @@ struct Dot {
     for (int i = 0; i < 4; ++i)
       p[i] = static_cast<std::uint8_t>((whole[i] == whole[i] ? static_cast<std::int32_t>(whole[i]) : 0) + zero);
   }
+  /// The integers nearest to numbers between 0 and 65535: their high and their low bytes. NaN gives zero.
+  static void store_words(std::uint8_t* high, std::uint8_t* low, simd::V::F x) {
+    const simd::V::F whole = simd::V::round(x);
+    for (int i = 0; i < 4; ++i) {
+      const std::int32_t number = whole[i] == whole[i] ? static_cast<std::int32_t>(whole[i]) : 0;
+      high[i] = static_cast<std::uint8_t>(number >> 8);
+      low[i] = static_cast<std::uint8_t>(number);
+    }
+  }
   /// The integers nearest to numbers between -128 and 127; of each column the four side by side.
   static void store_fours(std::int8_t* p, simd::V::F a, simd::V::F b, simd::V::F c, simd::V::F d) {
     const simd::V::F whole[] = {simd::V::round(a), simd::V::round(b), simd::V::round(c), simd::V::round(d)};

@@ -32,7 +32,7 @@ BATCH: dict[int, Labels] = {3: ("x",), 4: ("b", "h")}
 MOST_STEPS = 16
 """Nodes between a product and its Softmax that are looked at."""
 
-LEAST_KEYS = 48
+LEAST_KEYS = 64
 """Of an attention that rounds its operands: with fewer, that takes longer than it saves."""
 
 

@@ -1,7 +1,7 @@
 """QAttention: attention (see fused_attention) whose products multiply 8-bit integers.
 
 Inputs and attributes are those of FusedAttention, and float32. Each query, each key and each column of values is rounded around 0, so that its
-largest byte is 127 or -127; of values, a kernel may do so tile by tile. Weights, as parts of the largest of their row, are rounded to 255 steps; the
+largest byte is 127 or -127; of values, a kernel may do so tile by tile. Weights, as parts of the largest of their row, are rounded to 65535 steps; the
 sum that they are divided by is that of weights that are not rounded. What is not finite in a query or key makes all of its scores NaN.
 
 Source: J. Zhang et al., "SageAttention: Accurate 8-Bit Attention for Plug-and-play Inference Acceleration" (2024).
@@ -25,7 +25,7 @@ SPEC = OpSpec(
     tolerance={DataType.FLOAT: 2e-2},  # a number between two integers may become either
 )
 
-LARGEST, LEVELS = 127.0, 255.0
+LARGEST, LEVELS = 127.0, 65535.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
