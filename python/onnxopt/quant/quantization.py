@@ -26,7 +26,8 @@ from onnxopt.quant.histogram import Histogram
 from onnxopt.quant.journal import Journal
 from onnxopt.quant.migration import Rounding, migrate, places
 from onnxopt.quant.observe import observe, session_of
-from onnxopt.quant.placement import place
+from onnxopt.quant.outliers import too_coarse
+from onnxopt.quant.placement import PRODUCTS, place
 from onnxopt.quant.search import Candidate, search
 from onnxopt.quant.weights import QuantizedMatrix, quantize_columns
 
@@ -297,6 +298,7 @@ class Job:
         self.noise: dict[str, float] = {}
         self.weight_sqnr: dict[str, float] = {}
         self.broken: frozenset[str] = frozenset()
+        self.coarse: dict[str, float] = {}
         self.rounded = False
         self._digest = hashlib.sha256()
 
@@ -382,9 +384,20 @@ class Job:
             f"'{name}' has no element in any sample." for name in self.histograms if name not in limits
         ]
         self.options = dataclasses.replace(self.options, ranges=limits)
+        if self.format == "qdq":
+            self._find_coarse()
         sized = ir.ShapeEnv(self.model, {**samples.sizes(self.model, self.kept[0]), **self.options.dims})
         sized.infer_model()
         self.layers = layers.describe(self._nodes(), sized)
+
+    def _find_coarse(self) -> None:
+        """Products that stay in float, since the kernels of other engines do not quantize row by row."""
+        nodes = [node for node in self._nodes() if node.op_type in PRODUCTS and ir.node_name(node) not in self.keep]
+        self.tick("products with outliers")
+        try:
+            self.coarse = too_coarse(self.model, nodes, self.options.ranges, self.kept)
+        except CalibrationError as error:
+            self.result.warnings.append(f"Products with outliers are not looked for: {error}")
 
     def _checkpoint(self, calibration: samples.Source, path: Path | None) -> Checkpoint:
         """What an earlier run has observed of these samples, if they can be read twice."""
@@ -420,7 +433,7 @@ class Job:
         chosen = [
             node
             for node, name in zip(nodes, names, strict=True)
-            if name in self.options.matrices and name not in self.keep and names.count(name) == 1
+            if name in self.options.matrices and name not in self.keep | self.coarse.keys() and names.count(name) == 1
             if name not in self.static or self.layers[name].activation in ranges
         ]
         try:
@@ -443,7 +456,7 @@ class Job:
 
     def write(self, model: ir.Model, keep: frozenset[str], *, fuse: bool = True) -> dict[str, int]:
         """Write the integers of all other layers into the model, and fuse what is around them. Returns the nodes after, by op."""
-        options = dataclasses.replace(self.options, keep_float=keep | self.broken)
+        options = dataclasses.replace(self.options, keep_float=keep | self.broken | self.coarse.keys())
         if options.ranges:
             PassManager("generic", WRITE, options=options).run(model)
         if self.format == "qdq":
@@ -481,7 +494,7 @@ class Job:
             return known
 
         least = budget.least(before)
-        free = [name for name in self.layers if name not in self.keep]
+        free = [name for name in self.layers if name not in self.keep | self.coarse.keys()]
         after = scored(frozenset())
         found = frozenset[str]()
         if after < least:
@@ -564,6 +577,8 @@ class Job:
             reason = "it was to stay in float"
         elif layer.name in self.broken:
             reason = "its weights are not finite"
+        elif layer.name in self.coarse:
+            reason = f"one range is too coarse for its activation: {decibels(self.coarse[layer.name]):.1f} dB"
         elif layer.name in keep:
             reason = "the accuracy budget"
         elif layer.name in self.static and not calibrated:

@@ -1,0 +1,50 @@
+"""Products whose operand has outliers stay in float in the format for any engine."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+import onnxopt
+from helpers import model, op_list
+from onnxopt.quant.quantization import Quantization
+
+RNG = np.random.default_rng(0)
+
+
+def normal(*shape: int) -> np.ndarray:
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def product() -> onnx.ModelProto:
+    """Two products; whatever x has, what the second one reads has no outliers."""
+    text = """g (float[N,64] x) => (float[N,32] y) {
+        a = MatMul(x, w)  b = Tanh(a)  y = MatMul(b, v) }"""
+    made = model(text, w=normal(64, 48) / 8, v=normal(48, 32))
+    for node, name in zip(
+        (one for one in made.graph.node if one.op_type == "MatMul"), ("first", "second"), strict=True
+    ):
+        node.name = name
+    return made
+
+
+def quantized(samples: list[np.ndarray]) -> tuple[list[str], Quantization]:
+    kept: list[Quantization] = []
+    calibration = [{"x": one} for one in samples]
+    after = onnxopt.quantize(
+        product(), format="qdq", method="minmax", calibration=calibration, smooth=False, report=kept.append
+    )
+    return op_list(after), kept[0]
+
+
+@pytest.mark.parametrize("size", [1.0, 1e3])
+def test_an_element_that_takes_all_steps_keeps_a_product_in_float(size: float) -> None:
+    """One token of one sample is enough: the others lose their steps."""
+    samples = [normal(20, 64) for _ in range(8)]
+    samples[3][5, 7] *= size
+    made, result = quantized(samples)
+    first, second = result.layers
+    assert second.precision == "int8"
+    assert (first.precision, "too coarse" in first.reason) == (("float", True) if size > 1 else ("int8", False))
+    assert made.count("QuantizeLinear") == (1 if size > 1 else 2)
