@@ -76,6 +76,25 @@ def test_refuses(text: str, weights: Array, sentence: str) -> None:
     assert any(sentence in one for one in refusals)
 
 
+def test_products_that_share_a_matrix_share_its_integers() -> None:
+    proto = model(
+        "g (float[N,64] x) => (float[N,64] y) { a = MatMul(x, w) b = Relu(a) y = MatMul(b, w) }", w=normal(64, 64)
+    )
+    loaded = ir.load(proto)
+    names = ["quantize_products", "eliminate_dead_code", "deduplicate_initializers"]
+    PassManager("cpu", names, options=QUANTIZE, strict=True).run(loaded)
+    after = ir.to_proto(loaded)
+    assert op_list(after) == ["QGemm", "Relu", "QGemm"]
+    assert [one.data_type for one in after.graph.initializer if len(one.dims) > 1] == [onnx.TensorProto.INT8]
+
+
+def test_matrices_that_others_read_too_stay_in_float() -> None:
+    text = "g (float[N,64] x) => (float[N,48] y, float[64,48] z) { y = MatMul(x, w) z = Neg(w) }"
+    after, refusals = quantize(model(text, w=normal(64, 48)))
+    assert op_list(after) == ["MatMul", "Neg"]
+    assert any("others use the weights" in one for one in refusals)
+
+
 def test_only_where_it_is_asked_for() -> None:
     after, _ = quantize(model(CASES["product"], w=normal(64, 48)), Options())
     assert op_list(after) == ["MatMul"]

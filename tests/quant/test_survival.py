@@ -81,8 +81,7 @@ def test_activations_that_are_constant(format: str) -> None:
 def test_weights_that_two_layers_share(format: str) -> None:
     text = "g (float[N,32] x) => (float[N,32] y) { a = MatMul(x, w) b = Relu(a) y = MatMul(b, w) }"
     result = check(model(text, w=normal(32, 32) / 6), [{"x": normal(5, 32)} for _ in range(3)], format)
-    # Our ops pack weights for one reader: with two, the products stay in float.
-    assert [one.precision for one in result.layers] == (["int8", "int8"] if format == "qdq" else [])
+    assert [one.precision for one in result.layers] == ["int8", "int8"]
 
 
 @FORMATS
