@@ -9,8 +9,9 @@ import onnx
 import pytest
 
 from helpers import evaluate, model, op_list
-from onnxopt.quant import Quantization, quantize
+from onnxopt.quant import Quantization, quantization, quantize
 from onnxopt.quant.correction import mean_error
+from onnxopt.quant.search import Found
 
 pytest.importorskip("onnxopt._native", reason="the native library is not built")
 pytestmark = pytest.mark.usefixtures("fuse_small_products")
@@ -40,6 +41,10 @@ def convolutions() -> onnx.ModelProto:
 def products() -> onnx.ModelProto:
     constants = {"w": normal(32, 64) / 6, "b": normal(64), "v": normal(64, 64) / 8, "u": normal(64, 64) / 8}
     return model(PRODUCTS, opset=20, **constants, f=normal(64), z=normal(64, 48) / 8)
+
+
+def copy(proto: onnx.ModelProto) -> onnx.ModelProto:
+    return onnx.ModelProto.FromString(proto.SerializeToString())
 
 
 def images(count: int) -> list[dict[str, Array]]:
@@ -91,6 +96,24 @@ def test_layers_that_stay_in_float_are_as_they_were() -> None:
     after = quantize(proto, calibration=images(4), keep=names)
     for sample in images(2):
         np.testing.assert_allclose(evaluate(after, sample)[0], evaluate(proto, sample)[0], rtol=1e-4, atol=1e-4)
+
+
+@FORMATS
+@pytest.mark.parametrize("again", [0.5, -1.0])
+def test_corrections_are_those_of_the_layers_that_a_budget_leaves(
+    format: str, again: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if the first layer had been kept by name; unless the metric is worse for it."""
+    proto, data = convolutions(), images(4)
+    for number, node in enumerate(node for node in proto.graph.node if node.op_type == "Conv"):
+        node.name = f"c{number}"
+    scores = iter([1.0, 0.0, again])  # of the float model, of integers alone, and with corrections anew
+    monkeypatch.setattr(quantization, "search", lambda *_: Found(frozenset({"c0"}), 0.0))
+    options: dict[str, Any] = {"calibration": data, "format": format, "smooth": False}
+    by_name = quantize(copy(proto), keep=["c0"], **options)
+    by_budget = quantize(copy(proto), max_drop=0.1, metric=lambda _: next(scores), **options)
+    constants = [sorted(one.raw_data for one in made.graph.initializer) for made in (by_name, by_budget)]
+    assert (constants[0] == constants[1]) == (again > 0)
 
 
 def test_a_model_that_cannot_be_cut_says_so() -> None:

@@ -27,7 +27,7 @@ from onnxopt.quant.journal import Journal
 from onnxopt.quant.migration import Rounding, migrate, places
 from onnxopt.quant.observe import observe, session_of
 from onnxopt.quant.outliers import too_coarse
-from onnxopt.quant.placement import PRODUCTS, place
+from onnxopt.quant.placement import PRODUCTS, Placement, place
 from onnxopt.quant.search import Candidate, search
 from onnxopt.quant.weights import QuantizedMatrix, quantize_columns
 
@@ -300,6 +300,7 @@ class Job:
         self.broken: frozenset[str] = frozenset()
         self.coarse: dict[str, float] = {}
         self.rounded = False
+        self._nearest: dict[str, QuantizedMatrix] = {}
         self._digest = hashlib.sha256()
 
     min_opset = MIN_OPSET
@@ -318,13 +319,15 @@ class Job:
     def place(self, ctx: Context) -> list[ir.Node]:
         """The nodes that are to read integers. Notes which of them need calibration, and of what."""
         fused = self.format == "fused"
-        whole, partly = (
-            place(self.model, ctx.shapes, products=not fused, epilogues=fused, keep=keep, dynamic=self.options.dynamic)
-            for keep in (frozenset[str](), self.keep)
-        )
+        whole, partly = self._placement(ctx, frozenset()), self._placement(ctx, self.keep)
         self.static = {ir.node_name(node) for node in whole.nodes}
-        self.everywhere, self.observed, self.fresh = whole.everywhere, partly.observed, partly.fresh
+        self.observed, self.fresh = partly.observed, partly.fresh
         return layers.nodes_of(whole, ctx, products=fused)
+
+    def _placement(self, ctx: Context, keep: frozenset[str]) -> Placement:
+        """Where the integers go with some layers in float."""
+        fused, dynamic = self.format == "fused", self.options.dynamic
+        return place(self.model, ctx.shapes, products=not fused, epilogues=fused, keep=keep, dynamic=dynamic)
 
     def _migrate(self, method: str) -> None:
         """Move scales from activations into weights where that lowers the error of layers."""
@@ -422,27 +425,32 @@ class Job:
                     broken.add(name)
         self.broken = frozenset(broken)
         self.options = dataclasses.replace(self.options, matrices=matrices)
-        self.rounded = True
-        if (self.bias_correction or self.adaptive) and self.kept:
-            self._correct()
+        self.rounded, self._nearest = True, matrices
+        if self.corrects:
+            self._correct(self.keep)
 
-    def _correct(self) -> None:
-        """Measure what layers lack on average, with all of them in integers that can be."""
+    @property
+    def corrects(self) -> bool:
+        return (self.bias_correction or self.adaptive) and bool(self.kept)
+
+    def _correct(self, keep: frozenset[str]) -> None:
+        """Measure what layers lack on average, with all others in integers that can be."""
+        keep |= self.coarse.keys()
         ranges, nodes = self.options.ranges, [node for node in self.model.graph if node.op_type in layers.OPS]
         names = [ir.node_name(node) for node in nodes]
         chosen = [
             node
             for node, name in zip(nodes, names, strict=True)
-            if name in self.options.matrices and name not in self.keep | self.coarse.keys() and names.count(name) == 1
+            if name in self._nearest and name not in keep and names.count(name) == 1
             if name not in self.static or self.layers[name].activation in ranges
         ]
         try:
             matrices = correct(
                 self.model,
                 chosen,
-                self.everywhere,
+                self._placement(self._context(), keep).everywhere,
                 ranges,
-                self.options.matrices,
+                self._nearest,
                 self.kept,
                 dynamic=self.options.dynamic,
                 biases=self.bias_correction,
@@ -483,9 +491,9 @@ class Job:
             before = journal.put("score", "float", score(measured, reference, "the float model"))
         del reference
 
-        def scored(keep: frozenset[str]) -> float:
+        def scored(keep: frozenset[str], what: str = "") -> float:
             """Measured once, and kept."""
-            name = hashlib.sha256("\n".join(sorted(keep)).encode()).hexdigest()
+            name = what + hashlib.sha256("\n".join(sorted(keep)).encode()).hexdigest()
             known = journal.get("score", name)
             if known is None:
                 self.tick(f"{len(keep)} of {len(self.layers)} layers in float")
@@ -503,6 +511,8 @@ class Job:
             candidates = [Candidate(name, operations[name], self.noise[name]) for name in free]
             best = search(candidates, scored, least)
             found, after = best.keep, best.score
+            if found and self.corrects:
+                after = self._correct_again(found, after, lambda keep: scored(keep, "corrected "))
         self.result.metric = MetricResult(title, before, after, str(budget), least, after >= least)
         if not after >= least:
             self.result.warnings.append(
@@ -511,6 +521,16 @@ class Job:
         elif free and len(found) == len(free):
             self.result.warnings.append(f"No layer can multiply integers within {budget}: the model stays in float.")
         return found | self.keep
+
+    def _correct_again(self, keep: frozenset[str], before: float, score: Callable[[frozenset[str]], float]) -> float:
+        """Measure corrections anew for the layers that are left in integers, and take them where the metric is no worse. Returns it."""
+        options = self.options
+        self._correct(keep | self.keep)
+        after = score(keep)
+        if after >= before:
+            return after
+        self.options = options
+        return before
 
     def _probe(self, outputs: Outputs, names: list[str], journal: Journal) -> None:
         """The noise in the outputs where one layer alone multiplies integers."""

@@ -34,7 +34,7 @@ class WeightJob(Job):
 
     def place(self, ctx: Context) -> list[ir.Node]:
         """The products with constant weights."""
-        self.static, self.everywhere, self.observed, self.fresh = set(), (), (), ()
+        self.static, self.observed, self.fresh = set(), (), ()
         return [node for node in place(self.model, ctx.shapes).nodes if node.op_type in PRODUCTS]
 
     def round_weights(self) -> None:
