@@ -10,6 +10,7 @@
 namespace onnxopt::conv {
 namespace {
 
+using gemm::gated;
 using gemm::kColumns;
 using gemm::kPanel;
 using gemm::kRows;
@@ -94,23 +95,6 @@ class Windows {
   float* zeros_;
 };
 
-/// A vector of results, gated.
-inline F gated(const gemm::Gate& gate, F x) {
-  const F sloped = V::add(V::mul(x, V::set1(gate.alpha)), V::set1(gate.beta));
-  const F open = V::min(V::set1(1.0f), V::max(V::set1(0.0f), sloped));
-  return V::add(V::mul(V::set1(gate.scale), V::mul(x, open)), V::set1(gate.shift));
-}
-
-/// Gates a block of results, which is in the first-level cache.
-inline void gate_block(const gemm::Gate& gate, std::int64_t rows, std::int64_t columns, float* y, std::int64_t ld) {
-  for (std::int64_t row = 0; row < rows; ++row, y += ld) {
-    std::int64_t column = 0;
-    for (; column + kWidth <= columns; column += kWidth) V::store(y + column, gated(gate, V::load(y + column)));
-    const auto left = static_cast<std::size_t>(columns - column);
-    if (left > 0) V::store_first(y + column, gated(gate, V::load_first(y + column, left)), left);
-  }
-}
-
 /// A block of rows by all columns of a rectangle; `source_of_rows` gives the rows of A from a tap on.
 template <class Source>
 inline void multiply_block(const Plan& plan, std::int64_t group, const Rectangle& block, Source source_of_rows) {
@@ -133,11 +117,11 @@ inline void multiply_block(const Plan& plan, std::int64_t group, const Rectangle
                                   .bias = convolution.bias ? convolution.bias + filter : nullptr,
                                   .accumulate = !is_first,
                                   .clip = is_last ? convolution.clip : nullptr,
+                                  .gate = is_last ? convolution.gate : nullptr,
                                   .added = is_last && convolution.added ? convolution.added + first : nullptr,
                                   .added_ld = width};
         gemm::multiply(static_cast<int>(rows), source_of_rows(row, tap), static_cast<std::size_t>(some_taps),
                        static_cast<std::size_t>(depth), b, target);
-        if (is_last && convolution.gate) gate_block(*convolution.gate, rows, columns, target.c, width);
       });
     }
   }

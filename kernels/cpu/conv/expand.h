@@ -26,11 +26,11 @@ inline void transpose_line(const Plan& plan, std::int64_t line) {
                                   .columns = static_cast<std::size_t>(columns),
                                   .bias = c.bias ? c.bias + column : nullptr,
                                   .clip = c.clip,
+                                  .gate = c.gate,
                                   .added = c.added ? c.added + first : nullptr,
                                   .added_ld = width};
         gemm::multiply(static_cast<int>(pixels), gemm::Strided{x + pixel * g.channels, g.channels}, 1,
                        static_cast<std::size_t>(g.channels), b, target);
-        if (c.gate) gate_block(*c.gate, pixels, columns, target.c, width);
       });
     }
     finish(plan, {row, row + g.output[1], 0, g.filters});

@@ -90,11 +90,11 @@ class Narrow {
                                   .columns = static_cast<std::size_t>(columns),
                                   .bias = c_.bias ? c_.bias + column : nullptr,
                                   .clip = c_.clip,
+                                  .gate = c_.gate,
                                   .added = c_.added ? c_.added + first : nullptr,
                                   .added_ld = g_.filters};
         gemm::multiply(static_cast<int>(pixels), Lines{lines_, pixel * step, step}, static_cast<std::size_t>(taps),
                        static_cast<std::size_t>(depth), b, target);
-        if (c_.gate) gate_block(*c_.gate, pixels, columns, target.c, g_.filters);
       });
     }
   }

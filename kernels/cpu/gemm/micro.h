@@ -13,8 +13,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "kernels/cpu/gemm/panel.h"
-#include "kernels/cpu/simd/functions.h"
+#include "kernels/cpu/gemm/gate.h"
 
 namespace onnxopt::gemm {
 namespace {
@@ -100,6 +99,7 @@ struct Target {
   const float* bias = nullptr;   // of the columns; the sums start there
   bool accumulate = false;       // the sums start with what C holds
   const Bounds* clip = nullptr;  // applied to the result
+  const Gate* gate = nullptr;    // applied to the result
   const float* added = nullptr;  // added to the sums before they are clipped; rows `added_ld` apart
   std::ptrdiff_t added_ld = 0;
 };
@@ -163,6 +163,12 @@ template <int R, int N, class Source>
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
       for (int v = 0; v < N; ++v) sums[r][v] = V::min(high, V::max(low, sums[r][v]));
+  }
+  if (target.gate) {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+      for (int v = 0; v < N; ++v) sums[r][v] = gated(*target.gate, sums[r][v]);
   }
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)

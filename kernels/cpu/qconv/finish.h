@@ -1,6 +1,7 @@
 // What the sums of a convolution become. Included after the sums of an instruction set.
 #pragma once
 
+#include "kernels/cpu/gemm/gate.h"
 #include "kernels/cpu/qconv/qconv.h"
 #include "kernels/cpu/qgemm/micro.h"
 #include "kernels/cpu/scratch.h"
@@ -8,6 +9,7 @@
 namespace onnxopt::qconv {
 namespace {
 
+using gemm::gated;
 using qgemm::Dot;
 using simd::V;
 using F = V::F;
@@ -16,13 +18,6 @@ constexpr auto kWidth = static_cast<std::int64_t>(V::kWidth);
 
 inline std::int64_t least(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 inline std::int64_t most(std::int64_t a, std::int64_t b) { return a < b ? b : a; }
-
-/// A vector of results, gated.
-inline F gated(const gemm::Gate& gate, F x) {
-  const F sloped = V::add(V::mul(x, V::set1(gate.alpha)), V::set1(gate.beta));
-  const F open = V::min(V::set1(1.0f), V::max(V::set1(0.0f), sloped));
-  return V::add(V::mul(V::set1(gate.scale), V::mul(x, open)), V::set1(gate.shift));
-}
 
 template <bool Whole>
 inline F load_floats(const float* p, std::size_t count) {
