@@ -92,11 +92,12 @@ int element_type(elementwise::DType type) {
   return kUndefined;
 }
 
-Result<EpilogueProgram> EpilogueProgram::read(const Attributes& attributes, std::size_t raw, std::string_view isa) {
+Result<EpilogueProgram> EpilogueProgram::read(const Attributes& attributes, std::size_t raw, std::string_view isa,
+                                              const char* attribute) {
   using Made = Result<EpilogueProgram>;
   EpilogueProgram made;
   made.raw_ = raw;
-  const std::optional<std::string> text = attributes.string("epilogue");
+  const std::optional<std::string> text = attributes.string(attribute);
   if (!text || text->empty()) return made;
   Result<Program> program = Program::parse(*text);
   if (!program) return Made::failure("Its epilogue: " + program.error());

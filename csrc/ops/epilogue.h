@@ -17,8 +17,10 @@ int element_type(elementwise::DType type);
 /// What is computed of an op's raw results, a program whose first inputs they are; without the attribute, nothing.
 class EpilogueProgram {
  public:
-  /// Reads the attribute. `raw` is the number of raw results, which are float32.
-  static Result<EpilogueProgram> read(const Attributes& attributes, std::size_t raw, std::string_view isa);
+  /// Reads the attribute, or one of another name that says the same of results inside of the op. `raw` is the number of raw
+  /// results, which are float32.
+  static Result<EpilogueProgram> read(const Attributes& attributes, std::size_t raw, std::string_view isa,
+                                      const char* attribute = "epilogue");
 
   /// Whether there is more to do than to clip.
   bool present() const { return program_ && (added_ || !clip_); }

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "csrc/ops/epilogue.h"
+#include "csrc/ops/convolution.h"
 #include "csrc/ops/window.h"
 
 namespace onnxopt::ops {
@@ -67,22 +67,11 @@ class FusedConv final : public Kernel {
                                   .weights = data(1),
                                   .bias = layout_.biased ? data(2) : nullptr,
                                   .y = static_cast<float*>(outputs[0]),
-                                  .clip = epilogue_.clip(),
                                   .planar = layout_.planar};
     const Shape raw = shape_of(convolution.geometry, window_.rank());
     const std::span<const Tensor> further = inputs.subspan(layout_.epilogue());
     std::optional<elementwise::Epilogue> epilogue;
-    if (const auto sum = epilogue_.sum(raw, further); sum && !convolution.geometry.is_depthwise()) {
-      convolution.added = sum->added;
-      convolution.clip = sum->clip;
-    } else if (epilogue_.gate()) {
-      convolution.gate = epilogue_.gate();
-    } else if (epilogue_.present()) {
-      Result<elementwise::Epilogue> bound = epilogue_.bind(raw, further, types, outputs);
-      if (!bound) return Result<bool>::failure(bound.error());
-      epilogue = std::move(*bound);
-      convolution.epilogue = &*epilogue;
-    }
+    if (Result<bool> set = attach(epilogue_, raw, further, types, outputs, convolution, epilogue); !set) return set;
     conv::run(convolution, variant_, execution.parallel_for);
     return true;
   }
@@ -121,18 +110,17 @@ class FusedConv final : public Kernel {
 
 Result<std::unique_ptr<Kernel>> create(const Attributes& attributes, std::string_view name) {
   using Made = Result<std::unique_ptr<Kernel>>;
-  const auto list = conv::variants();
-  const auto variant = std::find_if(list.begin(), list.end(), [&](const auto& one) { return name == one.name; });
-  if (variant == list.end()) return Made::failure("There is no variant '" + std::string(name) + "'.");
+  const Result<const conv::Variant*> variant = find_convolution_variant(name);
+  if (!variant) return Made::failure(variant.error());
   Result<WindowAttributes> window = WindowAttributes::read(attributes);
   if (!window) return Made::failure(window.error());
   const Result<Layout> layout = read_layout(attributes);
   if (!layout) return Made::failure(layout.error());
-  Result<EpilogueProgram> epilogue = EpilogueProgram::read(attributes, 1, variant->isa);
+  Result<EpilogueProgram> epilogue = EpilogueProgram::read(attributes, 1, (*variant)->isa);
   if (!epilogue) return Made::failure(epilogue.error());
   if (epilogue->output_types() != std::vector<int>{kFloat})
     return Made::failure("Its epilogue should have one output, of type f32.");
-  return Made(std::make_unique<FusedConv>(std::move(*window), *layout, std::move(*epilogue), *variant));
+  return Made(std::make_unique<FusedConv>(std::move(*window), *layout, std::move(*epilogue), **variant));
 }
 
 std::vector<std::optional<InferredType>> infer(const Attributes& attributes, std::span<const InferredType> inputs) {
@@ -145,18 +133,12 @@ std::vector<std::optional<InferredType>> infer(const Attributes& attributes, std
   return {InferredType{kFloat, std::move(*shape)}};
 }
 
-std::vector<Variant> list_variants() {
-  std::vector<Variant> list;
-  for (const conv::Variant& variant : conv::variants()) list.push_back({variant.name, variant.isa});
-  return list;
-}
-
 }  // namespace
 
 const Op& fused_conv() {
   static const char* const attributes[] = {"kernel_shape", "strides", "pads",   "dilations", "auto_pad",
                                            "filters",      "group",   "biased", "planar",    "epilogue"};
-  static const std::vector<Variant> list = list_variants();
+  static const std::vector<Variant> list = convolution_variants();
   static const Op op{"FusedConv", attributes, list, create, infer};
   return op;
 }

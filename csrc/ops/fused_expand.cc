@@ -2,8 +2,7 @@
 
 #include <algorithm>
 
-#include "csrc/ops/epilogue.h"
-#include "kernels/cpu/conv/conv.h"
+#include "csrc/ops/convolution.h"
 
 namespace onnxopt::ops {
 
@@ -69,8 +68,7 @@ class FusedExpand final : public Kernel {
                                   .x = data(0),
                                   .weights = transposed ? data(1) : nullptr,
                                   .bias = transposed ? data(2) : nullptr,
-                                  .y = static_cast<float*>(outputs[0]),
-                                  .clip = epilogue_.clip()};
+                                  .y = static_cast<float*>(outputs[0])};
     conv::Geometry& g = convolution.geometry;
     g.batch = x[0];
     g.channels = x[3];
@@ -82,17 +80,7 @@ class FusedExpand final : public Kernel {
     }
     const std::span<const Tensor> further = inputs.subspan(layout_.epilogue());
     std::optional<elementwise::Epilogue> epilogue;
-    if (const auto sum = epilogue_.sum(raw, further)) {
-      convolution.added = sum->added;
-      convolution.clip = sum->clip;
-    } else if (epilogue_.gate()) {
-      convolution.gate = epilogue_.gate();
-    } else if (epilogue_.present()) {
-      Result<elementwise::Epilogue> bound = epilogue_.bind(raw, further, types, outputs);
-      if (!bound) return Result<bool>::failure(bound.error());
-      epilogue = std::move(*bound);
-      convolution.epilogue = &*epilogue;
-    }
+    if (Result<bool> set = attach(epilogue_, raw, further, types, outputs, convolution, epilogue); !set) return set;
     (transposed ? conv::run_transposed : conv::run_repeat)(convolution, variant_, execution.parallel_for);
     return true;
   }
@@ -110,16 +98,15 @@ class FusedExpand final : public Kernel {
 template <bool kTransposed>
 Result<std::unique_ptr<Kernel>> create(const Attributes& attributes, std::string_view name) {
   using Made = Result<std::unique_ptr<Kernel>>;
-  const auto list = conv::variants();
-  const auto variant = std::find_if(list.begin(), list.end(), [&](const auto& one) { return name == one.name; });
-  if (variant == list.end()) return Made::failure("There is no variant '" + std::string(name) + "'.");
+  const Result<const conv::Variant*> variant = find_convolution_variant(name);
+  if (!variant) return Made::failure(variant.error());
   const Result<Layout> layout = read_layout(attributes, kTransposed);
   if (!layout) return Made::failure(layout.error());
-  Result<EpilogueProgram> epilogue = EpilogueProgram::read(attributes, 1, variant->isa);
+  Result<EpilogueProgram> epilogue = EpilogueProgram::read(attributes, 1, (*variant)->isa);
   if (!epilogue) return Made::failure(epilogue.error());
   if (epilogue->output_types() != std::vector<int>{kFloat})
     return Made::failure("Its epilogue should have one output, of type f32.");
-  return Made(std::make_unique<FusedExpand>(*layout, std::move(*epilogue), *variant));
+  return Made(std::make_unique<FusedExpand>(*layout, std::move(*epilogue), **variant));
 }
 
 template <bool kTransposed>
@@ -135,11 +122,7 @@ std::vector<std::optional<InferredType>> infer(const Attributes& attributes, std
 }
 
 const std::vector<Variant>& list_variants() {
-  static const std::vector<Variant> list = [] {
-    std::vector<Variant> made;
-    for (const conv::Variant& variant : conv::variants()) made.push_back({variant.name, variant.isa});
-    return made;
-  }();
+  static const std::vector<Variant> list = convolution_variants();
   return list;
 }
 

@@ -1,7 +1,6 @@
 #include "csrc/ops/fused_pool.h"
 
-#include <algorithm>
-
+#include "csrc/ops/convolution.h"
 #include "csrc/ops/window.h"
 
 namespace onnxopt::ops {
@@ -86,15 +85,14 @@ class GlobalPool final : public Kernel {
 
 Result<std::unique_ptr<Kernel>> create(const Attributes& attributes, std::string_view name) {
   using Made = Result<std::unique_ptr<Kernel>>;
-  const auto list = conv::variants();
-  const auto variant = std::find_if(list.begin(), list.end(), [&](const auto& one) { return name == one.name; });
-  if (variant == list.end()) return Made::failure("There is no variant '" + std::string(name) + "'.");
+  const Result<const conv::Variant*> variant = find_convolution_variant(name);
+  if (!variant) return Made::failure(variant.error());
   const Result<Kind> kind = read_kind(attributes);
   if (!kind) return Made::failure(kind.error());
-  if (kind->global) return Made(std::make_unique<GlobalPool>(*variant));
+  if (kind->global) return Made(std::make_unique<GlobalPool>(**variant));
   Result<WindowAttributes> window = WindowAttributes::read(attributes);
   if (!window) return Made::failure(window.error());
-  return Made(std::make_unique<FusedPool>(std::move(*window), kind->pool, *variant));
+  return Made(std::make_unique<FusedPool>(std::move(*window), kind->pool, **variant));
 }
 
 std::vector<std::optional<InferredType>> infer(const Attributes& attributes, std::span<const InferredType> inputs) {
@@ -114,17 +112,11 @@ std::vector<std::optional<InferredType>> infer(const Attributes& attributes, std
   return {InferredType{kFloat, std::move(*shape)}};
 }
 
-std::vector<Variant> list_variants() {
-  std::vector<Variant> list;
-  for (const conv::Variant& variant : conv::variants()) list.push_back({variant.name, variant.isa});
-  return list;
-}
-
 }  // namespace
 
 const Op& fused_pool() {
   static const char* const attributes[] = {"kind", "kernel_shape", "strides", "pads", "dilations", "auto_pad", "ceil_mode"};
-  static const std::vector<Variant> list = list_variants();
+  static const std::vector<Variant> list = convolution_variants();
   static const Op op{"FusedPool", attributes, list, create, infer};
   return op;
 }

@@ -1,8 +1,6 @@
 #include "csrc/ops/fused_separable_conv.h"
 
-#include <algorithm>
-
-#include "csrc/ops/epilogue.h"
+#include "csrc/ops/convolution.h"
 #include "csrc/ops/window.h"
 
 namespace onnxopt::ops {
@@ -14,19 +12,6 @@ namespace {
 constexpr std::size_t kInputs = 5;
 
 std::string number(std::int64_t value) { return std::to_string(value); }
-
-/// An attribute under another name: what is computed between the two convolutions is an epilogue of the first.
-class Between final : public Attributes {
- public:
-  explicit Between(const Attributes& attributes) : attributes_(attributes) {}
-  std::optional<std::string> string(const char*) const override { return attributes_.string("between"); }
-  std::optional<std::int64_t> integer(const char* name) const override { return attributes_.integer(name); }
-  std::optional<float> real(const char* name) const override { return attributes_.real(name); }
-  std::optional<std::vector<std::int64_t>> integers(const char* name) const override { return attributes_.integers(name); }
-
- private:
-  const Attributes& attributes_;
-};
 
 class FusedSeparableConv final : public Kernel {
  public:
@@ -67,37 +52,15 @@ class FusedSeparableConv final : public Kernel {
     separable.pointwise.y = static_cast<float*>(outputs[0]);
     std::optional<elementwise::Epilogue> between, epilogue;
     const Shape middle = shape_of(separable.depthwise.geometry, window_.rank());
-    const TensorType middle_type{kFloat, middle};
-    void* const nowhere = nullptr;
-    if (Result<bool> set = prepare(between_, middle, {}, {&middle_type, 1}, {&nowhere, 1}, separable.depthwise, between); !set)
-      return set;
+    if (Result<bool> set = attach_inside(between_, middle, separable.depthwise, between); !set) return set;
     const Shape raw = shape_of(separable.pointwise.geometry, window_.rank());
-    if (Result<bool> set = prepare(epilogue_, raw, inputs.subspan(kInputs), types, outputs, separable.pointwise, epilogue); !set)
+    if (Result<bool> set = attach(epilogue_, raw, inputs.subspan(kInputs), types, outputs, separable.pointwise, epilogue); !set)
       return set;
     conv::run(separable, variant_, execution.parallel_for);
     return true;
   }
 
  private:
-  /// Lets a convolution compute a program, in registers where it can.
-  static Result<bool> prepare(const EpilogueProgram& program, const Shape& raw, std::span<const Tensor> further,
-                              std::span<const TensorType> types, std::span<void* const> outputs, conv::Convolution& convolution,
-                              std::optional<elementwise::Epilogue>& epilogue) {
-    convolution.clip = program.clip();
-    if (const auto sum = program.sum(raw, further)) {
-      convolution.added = sum->added;
-      convolution.clip = sum->clip;
-    } else if (program.gate()) {
-      convolution.gate = program.gate();
-    } else if (program.present()) {
-      Result<elementwise::Epilogue> bound = program.bind(raw, further, types, outputs);
-      if (!bound) return Result<bool>::failure(bound.error());
-      epilogue = std::move(*bound);
-      convolution.epilogue = &*epilogue;
-    }
-    return true;
-  }
-
   Result<conv::Separable> convolutions(std::span<const Tensor> inputs) const {
     using Made = Result<conv::Separable>;
     const Result<conv::Geometry> geometry = window_.over(inputs[0].shape);
@@ -122,22 +85,21 @@ class FusedSeparableConv final : public Kernel {
 
 Result<std::unique_ptr<Kernel>> create(const Attributes& attributes, std::string_view name) {
   using Made = Result<std::unique_ptr<Kernel>>;
-  const auto list = conv::variants();
-  const auto variant = std::find_if(list.begin(), list.end(), [&](const auto& one) { return name == one.name; });
-  if (variant == list.end()) return Made::failure("There is no variant '" + std::string(name) + "'.");
+  const Result<const conv::Variant*> variant = find_convolution_variant(name);
+  if (!variant) return Made::failure(variant.error());
   Result<WindowAttributes> window = WindowAttributes::read(attributes);
   if (!window) return Made::failure(window.error());
   const std::int64_t filters = attributes.integer("filters").value_or(0);
   if (filters < 1) return Made::failure("It needs a positive attribute 'filters'.");
-  Result<EpilogueProgram> between = EpilogueProgram::read(Between(attributes), 1, variant->isa);
+  Result<EpilogueProgram> between = EpilogueProgram::read(attributes, 1, (*variant)->isa, "between");
   if (!between) return Made::failure(between.error());
-  Result<EpilogueProgram> epilogue = EpilogueProgram::read(attributes, 1, variant->isa);
+  Result<EpilogueProgram> epilogue = EpilogueProgram::read(attributes, 1, (*variant)->isa);
   if (!epilogue) return Made::failure(epilogue.error());
   for (const EpilogueProgram& program : {*between, *epilogue})
     if (program.output_types() != std::vector<int>{kFloat})
       return Made::failure("Its programs should have one output, of type f32.");
   return Made(
-      std::make_unique<FusedSeparableConv>(std::move(*window), filters, std::move(*between), std::move(*epilogue), *variant));
+      std::make_unique<FusedSeparableConv>(std::move(*window), filters, std::move(*between), std::move(*epilogue), **variant));
 }
 
 std::vector<std::optional<InferredType>> infer(const Attributes& attributes, std::span<const InferredType> inputs) {
@@ -149,18 +111,12 @@ std::vector<std::optional<InferredType>> infer(const Attributes& attributes, std
   return {InferredType{kFloat, std::move(*shape)}};
 }
 
-std::vector<Variant> list_variants() {
-  std::vector<Variant> list;
-  for (const conv::Variant& variant : conv::variants()) list.push_back({variant.name, variant.isa});
-  return list;
-}
-
 }  // namespace
 
 const Op& fused_separable_conv() {
   static const char* const attributes[] = {"kernel_shape", "strides", "pads",    "dilations",
                                            "auto_pad",     "filters", "between", "epilogue"};
-  static const std::vector<Variant> list = list_variants();
+  static const std::vector<Variant> list = convolution_variants();
   static const Op op{"FusedSeparableConv", attributes, list, create, infer};
   return op;
 }

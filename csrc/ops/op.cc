@@ -16,6 +16,7 @@
 #include "csrc/ops/fused_recurrence.h"
 #include "csrc/ops/fused_separable_conv.h"
 #include "csrc/ops/fused_softmax.h"
+#include "csrc/ops/fused_squeeze_excite.h"
 #include "csrc/ops/qattention.h"
 #include "csrc/ops/qconv.h"
 #include "csrc/ops/qgemm.h"
@@ -38,6 +39,7 @@ std::span<const Op* const> ours() {
                                    &fused_resize(),
                                    &fused_separable_conv(),
                                    &fused_softmax(),
+                                   &fused_squeeze_excite(),
                                    &qattention(),
                                    &qconv(),
                                    &qgemm()};

@@ -15,6 +15,7 @@ enum class ScratchOwner {
   kConvWeights,
   kConvTiles,
   kPool,
+  kSqueezeExcite,
   kAttention,
   kNorm,
   kRecurrence,

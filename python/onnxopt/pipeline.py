@@ -87,6 +87,7 @@ PHASES: Mapping[str, tuple[str, ...]] = {
         "fuse_qconvs",
         "convolutions_channels_last",
         "sink_transposes",
+        "fuse_squeeze_excite",
         "fuse_qconv_sums",
         "keep_blocked_layout",
         "fuse_conv_activations",

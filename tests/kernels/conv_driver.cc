@@ -165,6 +165,35 @@ bool run_separable(const conv::Geometry& g, const conv::Variant& variant, Floats
   return same(y, final_ones, variant.name, "separable convolution");
 }
 
+/// Every channel of an image times a gate, which two products make of the channels' means.
+bool run_squeeze_excite(const conv::Geometry& image, const conv::Variant& variant, Floats& x, Random& random) {
+  const std::int64_t batch = image.batch, pixels = image.input[0] * image.input[1], channels = image.channels;
+  conv::Geometry inner, outer, scaled;
+  inner.batch = outer.batch = scaled.batch = batch;
+  inner.channels = outer.filters = scaled.channels = scaled.filters = channels;
+  inner.filters = outer.channels = random.between(1, 40);
+  scaled.input[0] = scaled.output[0] = pixels;
+  Filters squeeze(inner, random), excite(outer, random);
+  Floats means(batch * channels), y(x.count), wanted(x.count);
+  for (std::int64_t i = 0; i < x.count; ++i)
+    means[i / (pixels * channels) * channels + i % channels] += x[i] / static_cast<float>(pixels);
+  Floats hidden = expected(inner, means, squeeze), gates = expected(outer, hidden, excite);
+  for (std::int64_t i = 0; i < x.count; ++i) wanted[i] = x[i] * gates[i / (pixels * channels) * channels + i % channels];
+  const auto product = [](const conv::Geometry& g, Filters& filters) {
+    return conv::Convolution{
+        .geometry = g, .x = nullptr, .weights = filters.packed.get(), .bias = filters.bias.get(), .y = nullptr};
+  };
+  conv::SqueezeExcite block{product(inner, squeeze),
+                            product(outer, excite),
+                            {.geometry = scaled, .x = x.get(), .weights = nullptr, .bias = nullptr, .y = y.get()}};
+  on_own_thread([&] { conv::run(block, variant, ParallelFor::inline_loop()); });
+  if (!same(y, wanted, variant.name, "squeeze-and-excitation")) return false;
+  block.scaled.added = x.get();
+  on_own_thread([&] { conv::run(block, variant, ParallelFor::inline_loop()); });
+  for (std::int64_t i = 0; i < x.count; ++i) wanted[i] += x[i];
+  return same(y, wanted, variant.name, "squeeze-and-excitation with a residual");
+}
+
 bool run_pooling(conv::Geometry g, const conv::Variant& variant, Floats& x) {
   g.filters = g.channels;
   Floats y(g.pixels() * g.channels), wanted(y.count);
@@ -187,7 +216,9 @@ bool run_one(Random& random, int) {
   Floats wanted = expected(g, x, filters);
   for (const conv::Variant& variant : conv::variants()) {
     if (!dispatch::supports(variant.isa)) continue;
-    if (!run_convolution(g, variant, x, filters, wanted) || !run_pooling(g, variant, x)) return false;
+    if (!run_convolution(g, variant, x, filters, wanted) || !run_pooling(g, variant, x) ||
+        !run_squeeze_excite(g, variant, x, random))
+      return false;
     if (g.is_depthwise() && !run_separable(g, variant, x, filters, wanted, random)) return false;
   }
   return true;

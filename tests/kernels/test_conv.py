@@ -318,6 +318,77 @@ def test_separable_convolution_is_one_after_the_other(
         np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
+def squeeze_excite(x: np.ndarray, weights: list[np.ndarray]) -> np.ndarray:
+    """The block with Relu and HardSigmoid in float64."""
+    squeeze, squeeze_bias, excite, excite_bias = (one.astype(np.float64) for one in weights)
+    means = x.astype(np.float64).mean(axis=tuple(range(1, x.ndim - 1)))
+    squeezed = np.maximum(means @ squeeze.T + squeeze_bias, 0)
+    gates = np.clip((squeezed @ excite.T + excite_bias) * 0.2 + 0.5, 0, 1)
+    return x * gates.reshape(x.shape[0], *(1,) * (x.ndim - 2), -1)
+
+
+def excitation(channels: int, squeezed: int, seed: int = 1) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Weights and biases of both products, and the same as inputs of the op."""
+    rng = np.random.default_rng(seed)
+    shapes = [(squeezed, channels), (squeezed,), (channels, squeezed), (channels,)]
+    plain = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
+    packed = [ir.pack_filters(one[:, :, None, None], 1) if one.ndim == 2 else one for one in plain]
+    return plain, packed
+
+
+EXCITATION = {
+    "between": "i0:f32 | t0=relu(i0) | t0:f32",
+    "gate": "i0:f32 | t0=hard_sigmoid(i0,#0x1.99999a0000000p-3:f32,#0x1.0000000000000p-1:f32) | t0:f32",
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    ("shape", "squeezed"),
+    [((1, 7, 9, 8), 2), ((3, 5, 5, 33), 7), ((2, 50, 48), 12), ((1, 1, 1, 1), 1), ((2, 3, 1, 2, 130), 35)]
+    + [((1, 40, 41, 96), 24), ((9, 3, 3, 19), 40), ((0, 4, 4, 16), 4), ((2, 0, 3, 5), 4)],
+)
+@pytest.mark.parametrize("epilogue", ["", "relu(i0)", "hard_swish(i0)", "tanh(i0)", "add(i0,i1)", "mul(i0,i1)"])
+def test_squeeze_excite_equals_float64(shape: tuple[int, ...], squeezed: int, epilogue: str, variant: str) -> None:
+    rng = np.random.default_rng(0)
+    x, other = (rng.standard_normal(shape).astype(np.float32) for _ in range(2))
+    plain, packed = excitation(shape[-1], squeezed)
+    expected = squeeze_excite(x, plain) if x.size else x
+    finish = {
+        "relu(i0)": lambda: np.maximum(expected, 0),
+        "hard_swish(i0)": lambda: expected * np.clip(expected / 6 + 0.5, 0, 1),
+        "tanh(i0)": lambda: np.tanh(expected),
+        "add(i0,i1)": lambda: expected + other,
+        "mul(i0,i1)": lambda: expected * other,
+    }
+    two = "i1" in epilogue
+    text = f"i0:f32 {'i1:f32 ' if two else ''}| t0={epilogue} | t0:f32" if epilogue else ""
+    wanted = finish[epilogue]() if epilogue else expected
+    first = None
+    for threads in (1, 2, 4):
+        inputs = [x, *packed, *([other] if two else [])]
+        actual = native().run("FusedSqueezeExcite", inputs, EXCITATION | {"epilogue": text}, variant, threads)[0]
+        first = actual if first is None else first
+        np.testing.assert_array_equal(actual, first)
+        assert actual.shape == shape
+        np.testing.assert_allclose(actual, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_squeeze_excite_of_what_is_not_finite(number: float, variant: str) -> None:
+    """A number spoils the gates of its own image, by its weights' signs, and no other image."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 6, 6, 20)).astype(np.float32)
+    x[1, 2, 3, 4] = number
+    plain, packed = excitation(20, 5)
+    with np.errstate(invalid="ignore"):
+        expected = squeeze_excite(x, plain)
+    actual = native().run("FusedSqueezeExcite", [x, *packed], EXCITATION, variant)[0]
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+    assert np.isfinite(actual[0]).all() and not np.isfinite(actual[1]).all()
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(
     "case", [CASES[0], CASES[5], Case(2, (30, 17), 3, 40, (7, 5), (3, 2), (3, 0, 2, 4), (2, 1))], ids=str

@@ -18,6 +18,7 @@ X, PACKED, BIAS = zeros(1, 5, 5, 8), zeros(1, 2, 72, 16), zeros(20)
 CONV = {"kernel_shape": [3, 3], "filters": 20}
 DEPTHWISE = zeros(9, 8)
 SEPARABLE = [X, DEPTHWISE, zeros(8), zeros(1, 2, 8, 16), BIAS]
+EXCITE = [X, zeros(1, 1, 8, 16), zeros(3), zeros(1, 1, 3, 16), zeros(8)]
 
 MISUSE: list[tuple[str, list[np.ndarray], dict[str, Any], str]] = [
     ("FusedConv", [X, PACKED], {"filters": 20}, "needs an attribute 'kernel_shape'"),
@@ -54,6 +55,14 @@ MISUSE: list[tuple[str, list[np.ndarray], dict[str, Any], str]] = [
     ("FusedSeparableConv", SEPARABLE[:4], CONV, "got 4 inputs and needs at least 5"),
     ("FusedSeparableConv", [X, zeros(9, 7), *SEPARABLE[2:]], CONV, r"Input 1 has the shape \[9,7\]"),
     ("FusedSeparableConv", SEPARABLE, CONV | {"between": "i0:f32 i1:f32 | t0=add(i0,i1) | t0:f32"}, "inputs for its epilogue"),
+    ("FusedSqueezeExcite", EXCITE[:4], {}, "got 4 inputs and needs at least 5"),
+    ("FusedSqueezeExcite", [zeros(1, 8), *EXCITE[1:]], {}, "at least 3 dims"),
+    ("FusedSqueezeExcite", [X.astype(np.int32), *EXCITE[1:]], {}, "Input 0 is of type int32"),
+    ("FusedSqueezeExcite", [*EXCITE[:2], zeros(3, 1), *EXCITE[3:]], {}, r"Input 2 has the shape \[3,1\]"),
+    ("FusedSqueezeExcite", [*EXCITE[:3], zeros(1, 1, 4, 16), EXCITE[4]], {}, r"Input 3 has the shape \[1,1,4,16\] and should have \[1,1,3,16\]"),
+    ("FusedSqueezeExcite", [*EXCITE, X], {}, "inputs for its epilogue"),
+    ("FusedSqueezeExcite", EXCITE, {"gate": "i0:f32 | t0=nothing(i0) | t0:f32"}, "Its epilogue"),
+    ("FusedSqueezeExcite", EXCITE, {"between": "i0:f32 | t0=cast_f16(i0) | t0:f16"}, "one output, of type f32"),
 ]  # fmt: skip
 
 

@@ -51,6 +51,13 @@ struct Separable {
   Convolution depthwise, pointwise;
 };
 
+/// Squeeze-and-excitation: `squeeze` and then `excite`, products of the means of an image's channels (their geometries have one
+/// pixel per image; `x` and `y` are not used), make a gate per channel, by which `scaled` multiplies all pixels of `x`. In
+/// `scaled`, input and output have one geometry, of which weights and biases are no part.
+struct SqueezeExcite {
+  Convolution squeeze, excite, scaled;
+};
+
 enum class Pool : std::uint8_t { kMax, kAverage, kAverageWithPads };
 
 /// One pooling over contiguous tensors; `geometry` has as many filters as channels.
@@ -70,6 +77,7 @@ struct GlobalAverage {
 
 struct Plan;
 struct SeparablePlan;
+struct ScalePlan;
 
 /// One implementation, for one instruction set: each function computes one task of a plan.
 struct Variant {
@@ -87,6 +95,7 @@ struct Variant {
   void (*winograd_columns)(const Plan&, std::int64_t task);
   void (*pool)(const Pooling&, std::int64_t row);
   void (*sum)(const float* x, std::int64_t pixels, std::int64_t channels, float* y);
+  void (*scale)(const ScalePlan&, std::int64_t task);
 };
 
 /// The variants that were built, best first; the portable one is last.
@@ -100,6 +109,7 @@ void run_transposed(const Convolution& convolution, const Variant& variant, cons
 /// Repeats every pixel as often as the kernel is large. Weights and biases are not used.
 void run_repeat(const Convolution& convolution, const Variant& variant, const ParallelFor& parallel_for);
 void run(const Separable& separable, const Variant& variant, const ParallelFor& parallel_for);
+void run(const SqueezeExcite& block, const Variant& variant, const ParallelFor& parallel_for);
 void run(const Pooling& pooling, const Variant& variant, const ParallelFor& parallel_for);
 void run(const GlobalAverage& average, const Variant& variant, const ParallelFor& parallel_for);
 

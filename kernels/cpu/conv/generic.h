@@ -4,6 +4,7 @@
 #include "kernels/cpu/conv/depthwise.h"
 #include "kernels/cpu/conv/expand.h"
 #include "kernels/cpu/conv/narrow.h"
+#include "kernels/cpu/conv/scale.h"
 #include "kernels/cpu/conv/separable.h"
 #include "kernels/cpu/conv/winograd.h"
 
@@ -29,5 +30,6 @@ void winograd_columns(const Plan& plan, std::int64_t task) {
 }
 void pool(const Pooling& pooling, std::int64_t line) { run_pool(pooling, line); }
 void sum(const float* x, std::int64_t pixels, std::int64_t channels, float* y) { sum_pixels(x, pixels, channels, y); }
+void scale(const ScalePlan& plan, std::int64_t task) { run_scale(plan, task); }
 
 }  // namespace onnxopt::conv::ONNXOPT_VARIANT

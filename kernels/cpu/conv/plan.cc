@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <numeric>
 
 #include "kernels/cpu/scratch.h"
 
@@ -35,6 +36,10 @@ constexpr std::int64_t kStripFloats = 6 * 1024;
 constexpr std::int64_t kStripPixels = 8, kStripChannels = 64;
 /// Floats between a depthwise convolution and the product that reads them.
 constexpr std::int64_t kSeparableFloats = 64 * 1024;
+/// Floats of a tensor that one thread sums up or scales.
+constexpr std::int64_t kPartFloats = 64 * 1024;
+/// Floats that an epilogue finds in the first-level cache, and of gates that are read from there in one go.
+constexpr std::int64_t kScaleBlockFloats = 4 * 1024, kLeastRowFloats = 128;
 constexpr std::int64_t kMostTransformedFloats = 4 << 20;
 
 /// What one of Winograd's transformations takes for 16 channels (inputs), filters (outputs) and weights: of a column or row of a
@@ -63,6 +68,26 @@ void run_tasks(const Plan& plan, void (*task)(const Plan&, std::int64_t), std::i
         one.run(*one.plan, static_cast<std::int64_t>(index));
       },
       &job);
+}
+
+/// Calls `part(index)` for all indices below `total`, of so many floats each; few floats are no work for a further thread.
+template <class Part>
+void some_together(std::int64_t total, std::int64_t floats, const Part& part, const ParallelFor& parallel_for) {
+  struct Parts {
+    const Part* part;
+    std::int64_t together, total;
+  };
+  if (total == 0) return;
+  const std::int64_t together = std::clamp<std::int64_t>(kPartFloats / std::max<std::int64_t>(floats, 1), 1, total);
+  Parts parts{&part, together, total};
+  const auto run = [](void* user, std::size_t index) {
+    const Parts& one = *static_cast<const Parts*>(user);
+    const std::int64_t begin = static_cast<std::int64_t>(index) * one.together;
+    for (std::int64_t i = begin; i < std::min(begin + one.together, one.total); ++i) (*one.part)(i);
+  };
+  const auto tasks = static_cast<std::size_t>(ceil_div(total, together));
+  if (tasks == 1) return run(&parts, 0);
+  parallel_for(tasks, run, &parts);
 }
 
 /// Whether a row of the window is shorter than a panel is wide: tap by tap, the products would be too short.
@@ -355,39 +380,69 @@ void run(const Pooling& pooling, const Variant& variant, const ParallelFor& para
 void run(const GlobalAverage& average, const Variant& variant, const ParallelFor& parallel_for) {
   if (average.channels == 0) return;
   // Sums of parts, which are added in order.
-  constexpr std::int64_t kPartFloats = 64 * 1024;
-  struct Parts {
-    const GlobalAverage* average;
-    const Variant* variant;
-    std::int64_t count, pixels;
-    float* sums;
-  };
   const std::int64_t pixels = std::max<std::int64_t>(kPartFloats / average.channels, 1);
   const std::int64_t count = std::max<std::int64_t>(ceil_div(average.pixels, pixels), 1);
   const std::int64_t floats = average.batch * count * average.channels;
-  Parts parts{&average, &variant, count, pixels,
-              reinterpret_cast<float*>(scratch(static_cast<std::size_t>(floats) * sizeof(float), ScratchOwner::kPool))};
-  const auto sum_part = [](void* user, std::size_t index) {
-    const Parts& one = *static_cast<const Parts*>(user);
-    const GlobalAverage& all = *one.average;
-    const auto part = static_cast<std::int64_t>(index);
-    const std::int64_t image = part / one.count, begin = part % one.count * one.pixels;
-    const std::int64_t end = std::min(begin + one.pixels, all.pixels);
-    one.variant->sum(all.x + (image * all.pixels + begin) * all.channels, end - begin, all.channels,
-                     one.sums + part * all.channels);
+  auto* const sums = reinterpret_cast<float*>(scratch(static_cast<std::size_t>(floats) * sizeof(float), ScratchOwner::kPool));
+  const auto sum_part = [&](std::int64_t part) {
+    const std::int64_t image = part / count, begin = part % count * pixels, end = std::min(begin + pixels, average.pixels);
+    variant.sum(average.x + (image * average.pixels + begin) * average.channels, end - begin, average.channels,
+                sums + part * average.channels);
   };
-  const auto tasks = static_cast<std::size_t>(average.batch * count);
-  if (tasks == 1)
-    sum_part(&parts, 0);
-  else
-    parallel_for(tasks, sum_part, &parts);
+  some_together(average.batch * count, std::min(average.pixels, pixels) * average.channels, sum_part, parallel_for);
   const float scale = 1.0f / static_cast<float>(average.pixels);
   for (std::int64_t image = 0; image < average.batch; ++image)
     for (std::int64_t c = 0; c < average.channels; ++c) {
       float total = 0;
-      for (std::int64_t part = 0; part < count; ++part) total += parts.sums[(image * count + part) * average.channels + c];
+      for (std::int64_t part = 0; part < count; ++part) total += sums[(image * count + part) * average.channels + c];
       average.y[image * average.channels + c] = total * scale;
     }
+}
+
+/// A convolution between results that are no outputs: its epilogue leaves them where they are.
+static void run_between(Convolution convolution, const float* x, float* y, const Variant& variant,
+                        const ParallelFor& parallel_for) {
+  const Plan plan = describe(convolution);
+  const elementwise::Epilogue* const epilogue = convolution.epilogue;
+  convolution.x = x;
+  convolution.y = y;
+  convolution.epilogue = nullptr;
+  run(convolution, variant, parallel_for);
+  convolution.epilogue = epilogue;
+  finish_in_place(plan, {0, convolution.geometry.pixels(), 0, convolution.geometry.filters}, y);
+}
+
+void run(const SqueezeExcite& block, const Variant& variant, const ParallelFor& parallel_for) {
+  const Geometry& g = block.scaled.geometry;
+  if (g.pixels() == 0 || g.channels == 0) return;
+  const std::int64_t pixels = g.pixels() / g.batch;
+  ScalePlan plan{};
+  plan.scaled = describe(block.scaled);
+  plan.pixels_together = kPanel / std::gcd(g.channels, kPanel);
+  plan.pixels_together *= ceil_div(kLeastRowFloats, plan.pixels_together * g.channels);
+  const auto whole_rows = [&](std::int64_t floats) {
+    const std::int64_t row = plan.pixels_together * g.channels;
+    return std::max<std::int64_t>(floats / row, 1) * plan.pixels_together;
+  };
+  plan.task_pixels = std::min(whole_rows(kPartFloats), pixels);
+  plan.image_tasks = ceil_div(pixels, plan.task_pixels);
+  plan.block_pixels = block.scaled.epilogue ? whole_rows(kScaleBlockFloats) : plan.task_pixels;
+
+  const std::int64_t vectors = g.batch * g.channels, squeezed = g.batch * block.squeeze.geometry.filters;
+  const std::int64_t floats = vectors + squeezed + vectors * plan.pixels_together;
+  auto* const means =
+      reinterpret_cast<float*>(scratch(static_cast<std::size_t>(floats) * sizeof(float), ScratchOwner::kSqueezeExcite));
+  run(GlobalAverage{g.batch, pixels, g.channels, block.scaled.x, means}, variant, parallel_for);
+  float* const between = means + vectors;
+  run_between(block.squeeze, means, between, variant, parallel_for);
+  run_between(block.excite, between, means, variant, parallel_for);  // the means have been read
+  float* const gates = between + squeezed;
+  for (std::int64_t image = 0; image < g.batch; ++image)
+    for (std::int64_t copy = 0; copy < plan.pixels_together; ++copy)
+      std::copy_n(means + image * g.channels, g.channels, gates + (image * plan.pixels_together + copy) * g.channels);
+  plan.gates = gates;
+  const auto scale = [&](std::int64_t task) { variant.scale(plan, task); };
+  some_together(g.batch * plan.image_tasks, plan.task_pixels * g.channels, scale, parallel_for);
 }
 
 #define CONV_VARIANT(space, isa)                              \
@@ -404,6 +459,7 @@ void run(const GlobalAverage& average, const Variant& variant, const ParallelFor
   void winograd_columns(const Plan&, std::int64_t);           \
   void pool(const Pooling&, std::int64_t);                    \
   void sum(const float*, std::int64_t, std::int64_t, float*); \
+  void scale(const ScalePlan&, std::int64_t);                 \
   }
 #include "kernels/cpu/conv/variants.inc"
 #undef CONV_VARIANT
@@ -424,7 +480,8 @@ std::span<const Variant> variants() {
    &space::transform_inputs,     \
    &space::winograd_columns,     \
    &space::pool,                 \
-   &space::sum},
+   &space::sum,                  \
+   &space::scale},
 #include "kernels/cpu/conv/variants.inc"
 #undef CONV_VARIANT
   };

@@ -55,6 +55,15 @@ struct SeparablePlan {
   std::int64_t task_lines;
 };
 
+/// Pixels times the gates of their image. Tasks are some pixels of an image each.
+struct ScalePlan {
+  Plan scaled;
+  const float* gates;            // [batch, pixels_together, channels]
+  std::int64_t pixels_together;  // whose channels are whole vectors
+  std::int64_t task_pixels, image_tasks;
+  std::int64_t block_pixels;  // which are in the first-level cache while the epilogue runs on them
+};
+
 /// Lets the epilogue, if there is one, run on rows that lie in `block`, one right after the other, and writes its results there.
 void finish_in_place(const Plan& plan, const Rectangle& done, float* block);
 

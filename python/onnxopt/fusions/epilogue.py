@@ -17,6 +17,7 @@ from onnxopt.ops import (
     fused_norm,
     fused_resize,
     fused_softmax,
+    fused_squeeze_excite,
     qconv,
     qgemm,
 )
@@ -35,13 +36,20 @@ OPS: dict[str, OpSpec] = {
         fused_norm.SPEC,
         fused_resize.SPEC,
         fused_softmax.SPEC,
+        fused_squeeze_excite.SPEC,
         qconv.SPEC,
         qgemm.SPEC,
     )
 }
 """The ops with an attribute `epilogue`, whose first output is the raw result."""
 
-ONE_OUTPUT = (fused_conv.SPEC, fused_conv_transpose.SPEC, fused_resize.SPEC, qconv.SPEC)
+ONE_OUTPUT = (
+    fused_conv.SPEC,
+    fused_conv_transpose.SPEC,
+    fused_resize.SPEC,
+    fused_squeeze_excite.SPEC,
+    qconv.SPEC,
+)
 """Those whose epilogue has to make one tensor of float32, since its memory holds the raw result."""
 
 

@@ -102,6 +102,30 @@ def _neutral_fits(m: Match) -> bool | Refusal:
     return _keeps_shape(m, m["x"])
 
 
+# --- Expand ---------------------------------------------------------------------------------------------------------
+BROADCASTING = ("Add", "Sub", "Mul", "Div", "Max", "Min", "And", "Or", "Xor", "Equal", "Less", "Greater")
+
+
+@pattern
+def _expanded_operand(p, x, v, shape):  # type: ignore[no-untyped-def]
+    expanded = p.Expand(v, shape, shared=True)
+    return [p.op(BROADCASTING, x, expanded), p.op(BROADCASTING, expanded, x)]
+
+
+def _other_has_shape(m: Match) -> bool | Refusal:
+    if m.root.inputs[0] is m.root.inputs[1]:
+        return False
+    if m.ctx.shapes.same_shape(m["x"], m.output) is True:
+        return True
+    return Refusal("'{}' may be broadcast to another shape", m["x"].name, culprit=m.root)
+
+
+@rule(_expanded_operand, where=_other_has_shape)
+def drop_expand_of_operand(b: Builder, m: Match) -> ir.Value:
+    """An operand need not be expanded to a shape that the other one has: the op broadcasts it."""
+    return b.copy_of(m.root, [m["v"] if value is not m["x"] else m["x"] for value in m.root.inputs])[0]
+
+
 # --- Where, Clip, Relu ---------------------------------------------------------------------------------------------
 @pattern
 def _where_not(p, c, x, y):  # type: ignore[no-untyped-def]
@@ -195,13 +219,15 @@ RULES = RuleSet(
         fold_where,
         fold_where_equal_branches,
         drop_relu_before_clip,
+        drop_expand_of_operand,
     ]
 )
 
 
 @register_pass
 class EliminateNoops(RulePass):
-    """Remove nodes that change nothing: Identity, Dropout, casts to the own type, x+0, x*1, repeated idempotent ops, decided Wheres.
+    """Remove nodes that change nothing: Identity, Dropout, casts to the own type, x+0, x*1, repeated idempotent ops, decided Wheres,
+    and Expands of operands that are broadcast anyway.
 
     `x + 0.0` is dropped although it turns -0.0 into 0.0, as every optimizer of the field does. Refused: operands that broadcast the
     kept one to a larger shape, and Dropout that may train.
