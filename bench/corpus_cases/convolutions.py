@@ -173,6 +173,28 @@ def se_linear() -> Any:
     return Function(run, down=down, up=up), {"x": floats(IMAGE)}
 
 
+@case(
+    "conv_se_bottleneck",
+    "ts11 ts17 ts17s dyn18",
+    "a bottleneck with squeeze-and-excite by nn.Linear and its residual (SE-ResNet)",
+)
+def se_bottleneck() -> Any:
+    convolutions = nn.Sequential(
+        *(nn.Conv2d(8, 4, 1, bias=False), nn.BatchNorm2d(4), nn.ReLU()),
+        *(nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU()),
+        *(nn.Conv2d(4, 8, 1, bias=False), nn.BatchNorm2d(8)),
+    )
+    squeeze = nn.Sequential(nn.Linear(8, 3), nn.ReLU(), nn.Linear(3, 8), nn.Sigmoid())
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        y = convolutions(x)
+        batch, channels, _, _ = y.size()
+        gates = squeeze(F.adaptive_avg_pool2d(y, 1).view(batch, channels)).view(batch, channels, 1, 1)
+        return F.relu(y * gates.expand_as(y) + x)
+
+    return Function(run, convolutions=convolutions, squeeze=squeeze), {"x": floats(IMAGE)}
+
+
 @case("conv_eca", "ts17", "efficient channel attention: mean, conv over channels, sigmoid, expand")
 def eca() -> Any:
     layer = nn.Conv1d(1, 1, 3, padding=1, bias=False)

@@ -345,8 +345,10 @@ EXCITATION = {
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(
     ("shape", "squeezed"),
-    [((1, 7, 9, 8), 2), ((3, 5, 5, 33), 7), ((2, 50, 48), 12), ((1, 1, 1, 1), 1), ((2, 3, 1, 2, 130), 35)]
-    + [((1, 40, 41, 96), 24), ((9, 3, 3, 19), 40), ((0, 4, 4, 16), 4), ((2, 0, 3, 5), 4)],
+    [
+        *[((1, 7, 9, 8), 2), ((3, 5, 5, 33), 7), ((2, 50, 48), 12), ((1, 1, 1, 1), 1), ((2, 3, 1, 2, 130), 35)],
+        *[((1, 40, 41, 96), 24), ((9, 3, 3, 19), 40), ((0, 4, 4, 16), 4), ((2, 0, 3, 5), 4)],
+    ],
 )
 @pytest.mark.parametrize("epilogue", ["", "relu(i0)", "hard_swish(i0)", "tanh(i0)", "add(i0,i1)", "mul(i0,i1)"])
 def test_squeeze_excite_equals_float64(shape: tuple[int, ...], squeezed: int, epilogue: str, variant: str) -> None:

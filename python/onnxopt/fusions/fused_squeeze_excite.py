@@ -13,14 +13,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from onnxopt import ir
-from onnxopt.fusions import fused_conv
 from onnxopt.fusions.fused_elementwise import structure
 from onnxopt.ops import fused_elementwise as elementwise
 from onnxopt.ops import fused_squeeze_excite as op
 from onnxopt.ops.base import overload_of, prepare_model
 from onnxopt.ops.fused_squeeze_excite import Activation
 from onnxopt.passes.base import Context
-from onnxopt.passes.fuse_into_convolutions import is_unpadded
 from onnxopt.rewrite import pattern
 from onnxopt.rewrite.patch import Builder
 from onnxopt.rewrite.permutations import constant_axes
@@ -209,7 +207,7 @@ def _read(node: ir.Node, bias: ir.Value | None, ctx: Context) -> Product | Refus
         return Refusal("its weights are not constant float32", culprit=node)
     shape = tensor.shape.numpy()
     if node.op_type == "Conv":
-        if math.prod(shape[2:]) != 1 or attribute(node, "group", 1) != 1 or not is_unpadded(node):
+        if math.prod(shape[2:]) != 1 or not _is_of_one_pixel(node):
             return Refusal("it is no convolution of one pixel", culprit=node)
         transposed = True
     else:
@@ -229,12 +227,15 @@ def _read_fused_conv(node: ir.Node, ctx: Context) -> Product | Refusal:
     vectors, weights, *more = node.inputs
     assert vectors is not None and weights is not None
     packed = ctx.shapes.static_shape(weights)
-    window = [*attribute(node, "kernel_shape"), *(1 + pad for pad in attribute(node, "pads") or ())]
-    pointwise = packed is not None and len(packed) == 4 and packed[0] == 1 and set(window) == {1} and is_unpadded(node)
-    if not pointwise or attribute(node, "group", 1) != 1 or node.attributes.keys() & {"planar", "epilogue"}:
+    pointwise = set(attribute(node, "kernel_shape")) == {1} and _is_of_one_pixel(node)
+    if not pointwise or packed is None or node.attributes.keys() & {"planar", "epilogue"}:
         return Refusal("it is no convolution of one pixel", culprit=node)
-    assert packed is not None
     return Product(vectors, node, weights, next(iter(more), None), attribute(node, "filters"), packed[2])
+
+
+def _is_of_one_pixel(node: ir.Node) -> bool:
+    """Whether a convolution of one tap has one pixel, if its input has. No `auto_pad` adds any."""
+    return attribute(node, "group", 1) == 1 and not any(attribute(node, "pads") or ())
 
 
 def _weights(b: Builder, product: Product) -> ir.Value:
@@ -269,8 +270,9 @@ def _find(m: Match) -> tuple[Search, tuple[Layer, Layer]] | Refusal | None:
         search = Search(m.ctx, x, gates)
         layers = search.layers()
         if isinstance(layers, tuple):
-            return search.used_elsewhere(m.root) or (search, layers)
-        refusal = layers or refusal
+            refusal = search.used_elsewhere(m.root)
+            return (search, layers) if refusal is None else refusal
+        refusal = refusal if layers is None else layers
     return refusal
 
 
