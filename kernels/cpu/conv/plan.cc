@@ -36,8 +36,10 @@ constexpr std::int64_t kStripFloats = 6 * 1024;
 constexpr std::int64_t kStripPixels = 8, kStripChannels = 64;
 /// Floats between a depthwise convolution and the product that reads them.
 constexpr std::int64_t kSeparableFloats = 64 * 1024;
-/// Floats of a tensor that one thread sums up or scales.
+/// Floats of a tensor that one thread sums up.
 constexpr std::int64_t kPartFloats = 64 * 1024;
+/// The same where it also scales them: a thread then finds more of them in its own cache, before and after.
+constexpr std::int64_t kScaledPartFloats = 12 * 1024;
 /// Floats that an epilogue finds in the first-level cache, and of gates that are read from there in one go.
 constexpr std::int64_t kScaleBlockFloats = 4 * 1024, kLeastRowFloats = 128;
 constexpr std::int64_t kMostTransformedFloats = 4 << 20;
@@ -70,15 +72,15 @@ void run_tasks(const Plan& plan, void (*task)(const Plan&, std::int64_t), std::i
       &job);
 }
 
-/// Calls `part(index)` for all indices below `total`, of so many floats each; few floats are no work for a further thread.
+/// Calls `part(index)` for all indices below `total`, of so many floats each; a thread gets at least `least` floats, if there are.
 template <class Part>
-void some_together(std::int64_t total, std::int64_t floats, const Part& part, const ParallelFor& parallel_for) {
+void some_together(std::int64_t total, std::int64_t floats, std::int64_t least, const Part& part, const ParallelFor& parallel_for) {
   struct Parts {
     const Part* part;
     std::int64_t together, total;
   };
   if (total == 0) return;
-  const std::int64_t together = std::clamp<std::int64_t>(kPartFloats / std::max<std::int64_t>(floats, 1), 1, total);
+  const std::int64_t together = std::clamp<std::int64_t>(least / std::max<std::int64_t>(floats, 1), 1, total);
   Parts parts{&part, together, total};
   const auto run = [](void* user, std::size_t index) {
     const Parts& one = *static_cast<const Parts*>(user);
@@ -377,10 +379,11 @@ void run(const Pooling& pooling, const Variant& variant, const ParallelFor& para
   if (g.channels > 0) parallel_for(static_cast<std::size_t>(ceil_div(lines, together)), some_lines, &pools);
 }
 
-void run(const GlobalAverage& average, const Variant& variant, const ParallelFor& parallel_for) {
+/// The means, as sums of parts of so many floats, which are added in order.
+static void run_average(const GlobalAverage& average, std::int64_t part_floats, const Variant& variant,
+                        const ParallelFor& parallel_for) {
   if (average.channels == 0) return;
-  // Sums of parts, which are added in order.
-  const std::int64_t pixels = std::max<std::int64_t>(kPartFloats / average.channels, 1);
+  const std::int64_t pixels = std::max<std::int64_t>(part_floats / average.channels, 1);
   const std::int64_t count = std::max<std::int64_t>(ceil_div(average.pixels, pixels), 1);
   const std::int64_t floats = average.batch * count * average.channels;
   auto* const sums = reinterpret_cast<float*>(scratch(static_cast<std::size_t>(floats) * sizeof(float), ScratchOwner::kPool));
@@ -389,7 +392,7 @@ void run(const GlobalAverage& average, const Variant& variant, const ParallelFor
     variant.sum(average.x + (image * average.pixels + begin) * average.channels, end - begin, average.channels,
                 sums + part * average.channels);
   };
-  some_together(average.batch * count, std::min(average.pixels, pixels) * average.channels, sum_part, parallel_for);
+  some_together(average.batch * count, std::min(average.pixels, pixels) * average.channels, part_floats, sum_part, parallel_for);
   const float scale = 1.0f / static_cast<float>(average.pixels);
   for (std::int64_t image = 0; image < average.batch; ++image)
     for (std::int64_t c = 0; c < average.channels; ++c) {
@@ -397,6 +400,10 @@ void run(const GlobalAverage& average, const Variant& variant, const ParallelFor
       for (std::int64_t part = 0; part < count; ++part) total += sums[(image * count + part) * average.channels + c];
       average.y[image * average.channels + c] = total * scale;
     }
+}
+
+void run(const GlobalAverage& average, const Variant& variant, const ParallelFor& parallel_for) {
+  run_average(average, kPartFloats, variant, parallel_for);
 }
 
 /// A convolution between results that are no outputs: its epilogue leaves them where they are.
@@ -424,7 +431,7 @@ void run(const SqueezeExcite& block, const Variant& variant, const ParallelFor& 
     const std::int64_t row = plan.pixels_together * g.channels;
     return std::max<std::int64_t>(floats / row, 1) * plan.pixels_together;
   };
-  plan.task_pixels = std::min(whole_rows(kPartFloats), pixels);
+  plan.task_pixels = std::min(whole_rows(kScaledPartFloats), pixels);
   plan.image_tasks = ceil_div(pixels, plan.task_pixels);
   plan.block_pixels = block.scaled.epilogue ? whole_rows(kScaleBlockFloats) : plan.task_pixels;
 
@@ -432,7 +439,7 @@ void run(const SqueezeExcite& block, const Variant& variant, const ParallelFor& 
   const std::int64_t floats = vectors + squeezed + vectors * plan.pixels_together;
   auto* const means =
       reinterpret_cast<float*>(scratch(static_cast<std::size_t>(floats) * sizeof(float), ScratchOwner::kSqueezeExcite));
-  run(GlobalAverage{g.batch, pixels, g.channels, block.scaled.x, means}, variant, parallel_for);
+  run_average({g.batch, pixels, g.channels, block.scaled.x, means}, kScaledPartFloats, variant, parallel_for);
   float* const between = means + vectors;
   run_between(block.squeeze, means, between, variant, parallel_for);
   run_between(block.excite, between, means, variant, parallel_for);  // the means have been read
@@ -442,7 +449,7 @@ void run(const SqueezeExcite& block, const Variant& variant, const ParallelFor& 
       std::copy_n(means + image * g.channels, g.channels, gates + (image * plan.pixels_together + copy) * g.channels);
   plan.gates = gates;
   const auto scale = [&](std::int64_t task) { variant.scale(plan, task); };
-  some_together(g.batch * plan.image_tasks, plan.task_pixels * g.channels, scale, parallel_for);
+  some_together(g.batch * plan.image_tasks, plan.task_pixels * g.channels, kScaledPartFloats, scale, parallel_for);
 }
 
 #define CONV_VARIANT(space, isa)                              \

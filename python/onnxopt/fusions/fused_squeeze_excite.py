@@ -287,7 +287,9 @@ def fuse_squeeze_excite(b: Builder, m: Match) -> ir.Value | Refusal | None:
     assert rank is not None
     sizes = (squeeze.product.filters, squeeze.product.depth)
     texts = [
-        "" if layer.compiled is None else f"{layer.compiled.text}|{structure(layer.activation.nodes, layer.compiled)}"
+        ""
+        if layer.compiled is None
+        else f"{layer.compiled.text}|{structure(list(layer.activation.nodes), layer.compiled)}"
         for layer in (squeeze, excite)
     ]
     overload = overload_of("|".join(map(str, (ctx.opset, rank, *sizes, *texts))))

@@ -41,16 +41,16 @@ def body(
     """The function of a block over X of `rank` dims, without an epilogue."""
     builder = BodyBuilder(5, opset)
     x, *products = builder.inputs
-    last = builder.op("Transpose", [x], {"perm": channels_first(rank)})
-    last = builder.op("GlobalAveragePool", [last])
     ones = [1] * (rank - 2)
-    for packed, bias, filters, depth, activation in (
-        (*products[:2], squeezed, channels, between),
-        (*products[2:], channels, squeezed, gate),
-    ):
-        unpacked = unpack(builder, packed, [filters, depth, *ones], 1)
-        known = {activation.raw: builder.op("Conv", [last, unpacked, bias], {"kernel_shape": ones})}
-        builder.copy(activation.nodes, known)
-        last = known[activation.result]
-    gates = builder.op("Transpose", [last], {"perm": channels_last(rank)})
+
+    def layer(vectors: ir.Value, product: Sequence[ir.Value], filters: int, depth: int, after: Activation) -> ir.Value:
+        weights = unpack(builder, product[0], [filters, depth, *ones], 1)
+        known = {after.raw: builder.op("Conv", [vectors, weights, product[1]], {"kernel_shape": ones})}
+        builder.copy(after.nodes, known)
+        return known[after.result]
+
+    means = builder.op("GlobalAveragePool", [builder.op("Transpose", [x], {"perm": channels_first(rank)})])
+    vectors = layer(means, products[:2], squeezed, channels, between)
+    gates = layer(vectors, products[2:], channels, squeezed, gate)
+    gates = builder.op("Transpose", [gates], {"perm": channels_last(rank)})
     return builder.function(SPEC, overload, [builder.op("Mul", [x, gates])])
