@@ -113,7 +113,7 @@ std::vector<std::optional<InferredType>> infer(const Attributes&, std::span<cons
 const Op& fused_squeeze_excite() {
   static const char* const attributes[] = {"between", "gate", "epilogue"};
   static const std::vector<Variant> list = convolution_variants();
-  static const Op op{"FusedSqueezeExcite", attributes, list, create, infer};
+  static const Op op{"FusedSqueezeExcite", attributes, list, create, infer, nullptr, true};
   return op;
 }
 

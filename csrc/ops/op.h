@@ -91,6 +91,8 @@ struct Op {
   /// over its time, the ceiling of the kernel. May be null.
   std::int64_t (*occupy)(std::string_view variant, std::int64_t rounds) = nullptr;
   const char* domain = kDomain;
+  /// Whether the first output may take the memory of the first input, where nothing else reads that.
+  bool in_place = false;
 };
 
 /// Every op of onnxopt, in the order of their names.

@@ -116,6 +116,14 @@ Description describe(const ops::Op& op, bool cuda) {
   made.InferOutputShapeFn = infer;
   made.GetStartVersion = [](const CustomOp*) { return 1; };
   made.GetEndVersion = [](const CustomOp*) { return 2147483647; };
+  if (op.in_place) {
+    made.GetMayInplace = [](int** inputs, int** outputs) -> std::size_t {
+      static int first = 0;
+      *inputs = *outputs = &first;
+      return 1;
+    };
+    made.ReleaseMayInplace = [](int*, int*) {};
+  }
   return made;
 }
 

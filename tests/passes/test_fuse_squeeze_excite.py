@@ -91,6 +91,15 @@ def test_what_follows_is_its_epilogue(name: str) -> None:
     assert_equal(before, after, {"x": image(2, 3, 9, 9)})
 
 
+def test_what_the_gates_scale_is_left_for_others() -> None:
+    """The result may take the memory of the tensor only where nobody reads that any more."""
+    text = network(f"{SQUEEZE}  z = Mul (a, g)  w = Neg (a)  r = Sub (z, w)")
+    x = image(2, 3, 30, 30)
+    after = convert(text)
+    assert op_list(after).count("FusedSqueezeExcite") == 1
+    assert_equal(text, after, {"x": x})
+
+
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.integers(0, 3), st.integers(1, 30), st.integers(1, 30), st.sampled_from([0.0, np.nan, np.inf]))
 def test_a_block_computes_the_same_for_any_size(batch: int, height: int, width: int, number: float) -> None:
