@@ -90,9 +90,9 @@ struct Op {
   /// Multiplies registers alone with the instructions of a variant, and returns the number of products (0 where that says nothing):
   /// over its time, the ceiling of the kernel. May be null.
   std::int64_t (*occupy)(std::string_view variant, std::int64_t rounds) = nullptr;
-  const char* domain = kDomain;
   /// Whether the first output may take the memory of the first input, where nothing else reads that.
   bool in_place = false;
+  const char* domain = kDomain;
 };
 
 /// Every op of onnxopt, in the order of their names.
