@@ -37,7 +37,7 @@ struct Window {
   const float* first;
   const float* weights;  // of that tap
   Range ky, kx, channels;
-  std::int64_t line_step, tap_step, pixel_step, weight_line, weight_tap, result_step;
+  std::int64_t line_step, tap_step, pixel_step, weight_line, weight_tap, result_step, new_lines;
 };
 
 template <bool Whole>
@@ -109,6 +109,15 @@ inline void hold([[maybe_unused]] F& x) {
 #endif
 }
 
+/// The same pixels of the next line are computed soon, and the processor does not foresee a jump from line to line.
+template <int P>
+inline void fetch_next_line(const Window& w, std::int64_t channel) {
+  const float* x = w.first + (w.ky.end - w.ky.begin) * w.line_step + channel;
+  for (std::int64_t line = 0; line < w.new_lines; ++line, x += w.line_step)
+#pragma GCC unroll 8
+    for (std::int64_t p = 0; p < P; ++p) __builtin_prefetch(x + p * w.pixel_step);
+}
+
 /// P pixels, N vectors of channels from `channel` on.
 template <int P, int N, bool Whole, class Body>
 inline void run_vectors(const Window& w, const Body& body, std::int64_t channel, std::size_t count, float* y) {
@@ -119,6 +128,8 @@ inline void run_vectors(const Window& w, const Body& body, std::int64_t channel,
 #pragma GCC unroll 8
     for (int p = 0; p < P; ++p) sums[p][v] = start;
   }
+#pragma GCC unroll 4
+  for (int v = 0; v < N; ++v) fetch_next_line<P>(w, channel + v * kWidth);
   const float* line = w.first + channel;
   const float* weight_line = w.weights + channel;
   for (std::int64_t ky = w.ky.begin; ky < w.ky.end; ++ky, line += w.line_step, weight_line += w.weight_line) {
@@ -150,6 +161,7 @@ inline void run_shared(const Window& w, Range inside, const Body& body, std::int
   const F start = body.template start<Whole>(channel, count);
 #pragma GCC unroll 8
   for (F& sum : sums) sum = start;
+  fetch_next_line<P>(w, channel);
   const float* line = w.first + channel;
   const float* weights = w.weights + channel;
   for (std::int64_t ky = w.ky.begin; ky < w.ky.end; ++ky, line += w.line_step, weights += w.weight_line) {
@@ -263,7 +275,8 @@ class Line {
             g_.strides[1] * g_.channels,
             g_.kernel[1] * weight_step,
             weight_step,
-            g_.channels};
+            g_.channels,
+            g_.strides[0]};
   }
 
   const Geometry& g_;

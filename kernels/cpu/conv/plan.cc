@@ -33,7 +33,7 @@ constexpr std::int64_t kTileWeightFloats = 72 * 1024, kTileProductFloats = 96 * 
 constexpr std::int64_t kPanelFloats = 48 * 1024;
 /// Floats of the windows of a strip, which stay in the first-level cache from line to line.
 constexpr std::int64_t kStripFloats = 6 * 1024;
-constexpr std::int64_t kStripPixels = 8, kStripChannels = 64;
+constexpr std::int64_t kStripPixels = 8;
 /// Floats between a depthwise convolution and the product that reads them.
 constexpr std::int64_t kSeparableFloats = 64 * 1024;
 /// Floats of a tensor that one thread sums up.
@@ -208,8 +208,8 @@ Plan plan_lines(const Convolution& convolution, std::int64_t lines, std::int64_t
 Plan plan_depthwise(const Convolution& convolution) {
   const Geometry& g = convolution.geometry;
   const auto columns = [&](std::int64_t pixels) { return g.kernel[0] * ((pixels - 1) * g.strides[1] + g.kernel[1]); };
-  const std::int64_t fitting = std::max(kStripFloats / columns(kStripPixels) / kStripChannels, std::int64_t{1}) * kStripChannels;
-  const std::int64_t channels = std::min(fitting, g.channels);
+  const std::int64_t fitting = std::max(kStripFloats / columns(kStripPixels) / kPanel, std::int64_t{1}) * kPanel;
+  const std::int64_t channels = round_up(ceil_div(g.channels, ceil_div(g.channels, fitting)), kPanel);
   const std::int64_t lines = g.batch * g.output[0];
   Plan plan = plan_lines(convolution, lines, g.output[1] * ceil_div(channels, kPanel) * (g.taps() + 4));
   // Few lines would share little of what they read.
