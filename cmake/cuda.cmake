@@ -1,12 +1,24 @@
 # The CUDA kernels. ONNXOPT_CUDA = auto (compiled where nvcc is found) | on (nvcc has to be there) | off.
 # Everything but the launch is compiled by any compiler: tests run the kernels' code on the host.
 add_library(onnxopt_cuda_host STATIC kernels/cuda/simt/simt.cc kernels/cuda/attention/emulate.cc
-  kernels/cuda/elementwise/pack.cc kernels/cuda/elementwise/emulate.cc
+  kernels/cuda/elementwise/pack.cc kernels/cuda/elementwise/source.cc kernels/cuda/elementwise/emulate.cc
+  kernels/cuda/nvrtc/cache.cc kernels/cuda/nvrtc/nvrtc.cc
   kernels/cuda/elementwise/embedded.cc kernels/cuda/gemm/plan.cc kernels/cuda/gemm/emulate.cc
   kernels/cuda/norm/plan.cc kernels/cuda/norm/emulate.cc)
 onnxopt_own_code(onnxopt_cuda_host)
 target_compile_options(onnxopt_cuda_host PRIVATE -O2 -ffp-contract=off -fno-math-errno)
-target_link_libraries(onnxopt_cuda_host PUBLIC onnxopt_kernels)
+target_link_libraries(onnxopt_cuda_host PUBLIC onnxopt_kernels ${CMAKE_DL_LIBS})
+
+# The headers that expressions as CUDA source include, for NVRTC.
+set(device_headers kernels/cuda/elementwise/functions.h kernels/cuda/elementwise/tensors.h)
+set(embedded ${CMAKE_CURRENT_BINARY_DIR}/embedded/onnxopt_device_headers.inc)
+string(REPLACE ";" "," header_list "${device_headers}")
+add_custom_command(OUTPUT ${embedded}
+  COMMAND ${CMAKE_COMMAND} -DROOT=${CMAKE_CURRENT_SOURCE_DIR} -DHEADERS=${header_list} -DTARGET=${embedded}
+    -P ${CMAKE_CURRENT_SOURCE_DIR}/cmake/embed.cmake
+  DEPENDS ${device_headers} cmake/embed.cmake VERBATIM)
+target_sources(onnxopt_cuda_host PRIVATE ${embedded})
+target_include_directories(onnxopt_cuda_host PRIVATE ${CMAKE_CURRENT_BINARY_DIR}/embedded)
 
 set(ONNXOPT_HAVE_CUDA OFF)
 set(cuda_problem "")
@@ -44,7 +56,7 @@ message(STATUS "CUDA kernels: compiled by nvcc ${CMAKE_CUDA_COMPILER_VERSION} fo
 
 # Contraction stays off, as on the CPU: operations of an expression are rounded one by one.
 add_library(onnxopt_cuda STATIC kernels/cuda/runtime.cu kernels/cuda/attention/attention.cu
-  kernels/cuda/elementwise/interpreter.cu kernels/cuda/gemm/gemm.cu
+  kernels/cuda/elementwise/interpreter.cu kernels/cuda/elementwise/compiled.cu kernels/cuda/gemm/gemm.cu
   kernels/cuda/norm/norm.cu)
 target_include_directories(onnxopt_cuda PRIVATE ${CMAKE_CURRENT_SOURCE_DIR})
 target_compile_options(onnxopt_cuda PRIVATE -O3 -fmad=false "SHELL:-Werror all-warnings" "SHELL:-Werror default-stream-launch"

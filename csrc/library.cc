@@ -70,11 +70,14 @@ ONNXOPT_EXPORT const OnnxOptRegistry* onnxopt_registry() {
   static const OnnxOptRegistry registry{ops::all,
                                         ops::variants,
                                         ops::choose,
+                                        ops::choose_for_sm,
+                                        ops::choose_cuda,
                                         ops::create,
                                         ops::problem_of,
                                         ops::cuda_problem,
                                         ops::external::add,
                                         elementwise::op_table().data(),
-                                        elementwise::op_table().size()};
+                                        elementwise::op_table().size(),
+                                        &ops::cuda_source_tools()};
   return &registry;
 }

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 
+#include "csrc/ops/cuda_source.h"
 #include "csrc/ops/op.h"
 #include "kernels/cpu/elementwise/elementwise.h"
 
@@ -14,6 +15,8 @@ struct OnnxOptRegistry {
   std::vector<const onnxopt::ops::Op*> (*all)();
   std::vector<onnxopt::ops::Variant> (*variants)(const onnxopt::ops::Op&);
   onnxopt::Result<onnxopt::ops::Variant> (*choose)(const onnxopt::ops::Op&);
+  onnxopt::Result<onnxopt::ops::Variant> (*choose_for_sm)(const onnxopt::ops::Op&, int sm);
+  onnxopt::Result<onnxopt::ops::Variant> (*choose_cuda)(const onnxopt::ops::Op&);
   onnxopt::Result<std::unique_ptr<onnxopt::ops::Kernel>> (*create)(const onnxopt::ops::Op&, const onnxopt::ops::Variant&,
                                                                    const onnxopt::ops::Attributes&);
   std::string (*problem_of)(const onnxopt::ops::Variant&);
@@ -21,5 +24,6 @@ struct OnnxOptRegistry {
   onnxopt::Result<bool> (*add)(const OnnxOptKernelLibrary&);
   const onnxopt::elementwise::OpInfo* elementwise_ops;
   std::size_t elementwise_op_count;
+  const onnxopt::ops::CudaSourceTools* cuda_source;
 };
 }

@@ -1,10 +1,14 @@
 #include "csrc/ops/fused_elementwise.h"
 
 #include <algorithm>
+#include <functional>
 
+#include "csrc/dispatch/gpu.h"
+#include "csrc/dispatch/log.h"
 #include "csrc/ops/device.h"
 #include "csrc/ops/epilogue.h"
 #include "kernels/cpu/elementwise/elementwise.h"
+#include "kernels/cuda/elementwise/compiled.h"
 #include "kernels/cuda/elementwise/elementwise.h"
 
 namespace onnxopt::ops {
@@ -85,35 +89,49 @@ struct Tensors {
 };
 
 /// Runs a program on tensors.
-using Run = Result<bool> (*)(const elementwise::Variant*, const Program&, const Tensors&, const Execution&);
+using Run = std::function<Result<bool>(const Program&, const Tensors&, const Execution&)>;
 
-Result<bool> run_on_cpu(const elementwise::Variant* variant, const Program& program, const Tensors& tensors,
-                        const Execution& execution) {
-  return tensors.use([&](const auto& arguments) { return elementwise::run(program, *variant, arguments, execution.parallel_for); });
+Run on_cpu(const elementwise::Variant& variant) {
+  return [&](const Program& program, const Tensors& tensors, const Execution& execution) {
+    return tensors.use(
+        [&](const auto& arguments) { return elementwise::run(program, variant, arguments, execution.parallel_for); });
+  };
 }
 
-Result<bool> run_emulated(const elementwise::Variant*, const Program& program, const Tensors& tensors, const Execution&) {
+Result<bool> run_emulated(const Program& program, const Tensors& tensors, const Execution&) {
   return tensors.use([&](const auto& arguments) { return elementwise::cuda::emulate(program, arguments); });
 }
 
 #if defined(ONNXOPT_HAVE_CUDA)
-Result<bool> run_on_cuda(const elementwise::Variant*, const Program& program, const Tensors& tensors, const Execution& execution) {
-  const auto start = [&](auto inputs, auto outputs, void* stream) {
-    return Tensors{inputs, tensors.types, outputs}.use(
-        [&](const auto& arguments) { return elementwise::cuda::interpreter().run(program, arguments, stream); });
-  };
-  return run_on_device(tensors.inputs, tensors.types, tensors.outputs, execution, start);
+/// The expression as NVRTC compiles it, else interpreted.
+Result<Run> on_cuda(const Program& compiled_program) {
+  if (const Result<bool> prepared = elementwise::cuda::interpreter().prepare(); !prepared)
+    return Result<Run>::failure(prepared.error());
+  const Result<int> most = dispatch::max_sm();
+  if (!most) return Result<Run>::failure(most.error());
+  std::shared_ptr<elementwise::cuda::Compiled> compiled;
+  if (Result<std::unique_ptr<elementwise::cuda::Compiled>> made = elementwise::cuda::compile(compiled_program, *most))
+    compiled = std::move(*made);
+  else
+    dispatch::log_once("FusedElementwise interprets its expressions: " + made.error());
+  return Run([compiled, &compiled_program](const Program& program, const Tensors& tensors, const Execution& execution) {
+    const auto start = [&](auto inputs, auto outputs, void* stream) {
+      const elementwise::cuda::Compiled* usable = &program == &compiled_program ? compiled.get() : nullptr;
+      return Tensors{inputs, tensors.types, outputs}.use(
+          [&](const auto& arguments) { return elementwise::cuda::run(usable, program, arguments, stream); });
+    };
+    return run_on_device(tensors.inputs, tensors.types, tensors.outputs, execution, start);
+  });
 }
 #endif
 
 class FusedElementwise final : public Kernel {
  public:
-  FusedElementwise(Programs programs, const elementwise::Variant* variant, Run run)
-      : programs_(std::move(programs)), variant_(variant), run_(run) {}
+  FusedElementwise(std::unique_ptr<const Programs> programs, Run run) : programs_(std::move(programs)), run_(std::move(run)) {}
 
   Result<std::vector<TensorType>> outputs(std::span<const Tensor> inputs) const override {
     using Types = std::vector<TensorType>;
-    const Program& program = programs_.choose(inputs);
+    const Program& program = programs_->choose(inputs);
     if (const std::string sentence = wrong_input(program, inputs); !sentence.empty()) return Result<Types>::failure(sentence);
     Result<std::vector<Shape>> shapes = elementwise::output_shapes(program, shapes_of(inputs));
     if (!shapes) return Result<Types>::failure(shapes.error());
@@ -124,12 +142,11 @@ class FusedElementwise final : public Kernel {
 
   Result<bool> run(std::span<const Tensor> inputs, std::span<const TensorType> types, std::span<void* const> outputs,
                    const Execution& execution) const override {
-    return run_(variant_, programs_.choose(inputs), {inputs, types, outputs}, execution);
+    return run_(programs_->choose(inputs), {inputs, types, outputs}, execution);
   }
 
  private:
-  Programs programs_;
-  const elementwise::Variant* variant_;
+  std::unique_ptr<const Programs> programs_;
   Run run_;
 };
 
@@ -137,17 +154,19 @@ Result<std::unique_ptr<Kernel>> create(const Attributes& attributes, std::string
   using Made = Result<std::unique_ptr<Kernel>>;
   Result<Programs> programs = parse(attributes);
   if (!programs) return Made::failure(programs.error());
-  if (variant == kEmulatedVariant) return Made(std::make_unique<FusedElementwise>(std::move(*programs), nullptr, run_emulated));
+  auto kept = std::make_unique<const Programs>(std::move(*programs));
+  if (variant == kEmulatedVariant) return Made(std::make_unique<FusedElementwise>(std::move(kept), run_emulated));
 #if defined(ONNXOPT_HAVE_CUDA)
   if (variant == kCudaVariant) {
-    if (const Result<bool> prepared = elementwise::cuda::interpreter().prepare(); !prepared) return Made::failure(prepared.error());
-    return Made(std::make_unique<FusedElementwise>(std::move(*programs), nullptr, run_on_cuda));
+    Result<Run> run = on_cuda(kept->exact);
+    if (!run) return Made::failure(run.error());
+    return Made(std::make_unique<FusedElementwise>(std::move(kept), std::move(*run)));
   }
 #endif
   const auto list = elementwise::variants();
   const auto found = std::find_if(list.begin(), list.end(), [&](const auto& one) { return variant == one.name; });
   if (found == list.end()) return Made::failure("There is no variant '" + std::string(variant) + "'.");
-  return Made(std::make_unique<FusedElementwise>(std::move(*programs), &*found, run_on_cpu));
+  return Made(std::make_unique<FusedElementwise>(std::move(kept), on_cpu(*found)));
 }
 
 /// The broadcast of two dims. Two different unknown dims make a third one.

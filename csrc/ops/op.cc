@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "csrc/dispatch/cpu.h"
+#include "csrc/dispatch/gpu.h"
 #include "csrc/dispatch/tuning.h"
 #include "csrc/ops/external.h"
 #include "csrc/ops/fused_attention.h"
@@ -68,31 +69,83 @@ std::vector<Variant> variants(const Op& op) {
 
 namespace {
 
-/// The variants that may run on the processor or on a CUDA device, in the order in which they are tried.
-Result<std::vector<Variant>> candidates(const Op& op, bool cuda) {
+/// The variants that `runs` says may run, in the order in which they are tried: first what ONNXOPT_TUNING's file names.
+template <class Runs>
+Result<std::vector<Variant>> ordered(const Op& op, const Runs& runs) {
   using List = Result<std::vector<Variant>>;
-  if (const auto cap = dispatch::max_isa(); !cap) return List::failure(cap.error());
   const Result<std::string> tuned = dispatch::tuned_variant(op.name);
   if (!tuned) return List::failure(tuned.error());
   std::vector<Variant> list = variants(op);
   const auto is_tuned = [&](const Variant& one) { return *tuned == one.name; };
   if (!tuned->empty() && std::none_of(list.begin(), list.end(), is_tuned))
     return List::failure("ONNXOPT_TUNING's file names the variant '" + *tuned + "', which it does not have.");
-  // What cannot run here was tuned on another machine. A device is asked when its kernel is made.
+  // What cannot run here was tuned on another machine.
   std::erase_if(list, [&](const Variant& one) {
     const bool own = op.create != nullptr && one.external != nullptr && !is_tuned(one);
-    return own || one.is_cuda() != cuda || !(cuda || problem_of(one).empty());
+    return own || !runs(one);
   });
   std::stable_partition(list.begin(), list.end(), is_tuned);
-  return list.empty() ? List::failure("No kernel variant runs on this processor.") : List(std::move(list));
+  return list;
+}
+
+Result<std::vector<Variant>> candidates_on_processor(const Op& op) {
+  using List = Result<std::vector<Variant>>;
+  if (const auto cap = dispatch::max_isa(); !cap) return List::failure(cap.error());
+  List list = ordered(op, [](const Variant& one) { return !one.is_cuda() && problem_of(one).empty(); });
+  return list && list->empty() ? List::failure("No kernel variant runs on this processor.") : list;
+}
+
+/// Those for a CUDA device of an architecture, or of one that a sentence says is not there.
+Result<std::vector<Variant>> candidates_on_device(const Op& op, const Result<int>& sm) {
+  using List = Result<std::vector<Variant>>;
+  const Result<int> most = dispatch::max_sm();
+  if (!most) return List::failure(most.error());
+  // The user's kernels are asked themselves when they are made.
+  List list = ordered(op, [&](const Variant& one) {
+    return one.is_cuda() && (one.external != nullptr || (sm && *dispatch::sm_of(one.isa) <= std::min(*sm, *most)));
+  });
+  if (!list || !list->empty()) return list;
+  if (!sm) return List::failure(sm.error());
+  const std::vector<Variant> all = variants(op);
+  if (std::none_of(all.begin(), all.end(), [](const Variant& one) { return one.is_cuda(); }))
+    return List::failure("It has no CUDA kernel.");
+  return List::failure("It has no CUDA kernel for the architecture sm_" + std::to_string(std::min(*sm, *most)) +
+                       (*most < *sm ? ", to which ONNXOPT_MAX_SM limits it." : "."));
+}
+
+#if defined(ONNXOPT_HAVE_CUDA)
+Result<int> capability() { return elementwise::cuda::interpreter().capability(); }
+#else
+Result<int> capability() { return Result<int>::failure(cuda_problem()); }
+#endif
+
+Result<std::vector<Variant>> candidates(const Op& op, bool cuda) {
+  return cuda ? candidates_on_device(op, capability()) : candidates_on_processor(op);
+}
+
+Result<Variant> first_of(const Result<std::vector<Variant>>& list) {
+  return list ? Result<Variant>(list->front()) : Result<Variant>::failure(list.error());
+}
+
+/// Why a kernel of ours cannot run on the current CUDA device; empty when it can.
+std::string problem_of_device(const Variant& variant) {
+  if (std::string problem = cuda_problem(); !problem.empty()) return problem;
+  const int needed = *dispatch::sm_of(variant.isa);
+  const Result<int> most = dispatch::max_sm();
+  if (!most) return most.error();
+  if (needed > *most) return "ONNXOPT_MAX_SM excludes it.";
+  const Result<int> sm = capability();
+  if (!sm) return sm.error();
+  return needed > *sm ? "The CUDA device is of the architecture sm_" + std::to_string(*sm) + "." : "";
 }
 
 }  // namespace
 
-Result<Variant> choose(const Op& op) {
-  const Result<std::vector<Variant>> list = candidates(op, false);
-  return list ? Result<Variant>(list->front()) : Result<Variant>::failure(list.error());
-}
+Result<Variant> choose(const Op& op) { return first_of(candidates(op, false)); }
+
+Result<Variant> choose_for_sm(const Op& op, int sm) { return first_of(candidates_on_device(op, sm)); }
+
+Result<Variant> choose_cuda(const Op& op) { return first_of(candidates(op, true)); }
 
 Result<std::unique_ptr<Kernel>> create(const Op& op, const Variant& variant, const Attributes& attributes) {
   if (variant.external) return external::create(*variant.external, attributes);
@@ -143,7 +196,7 @@ std::string cuda_problem() {
 }
 
 std::string problem_of(const Variant& variant) {
-  if (variant.is_cuda() && variant.external == nullptr) return cuda_problem();
+  if (variant.external == nullptr && variant.is_cuda()) return problem_of_device(variant);
   if (!variant.is_cuda() && !dispatch::usable(variant.isa))
     return dispatch::supports(variant.isa) ? "ONNXOPT_MAX_ISA excludes it." : "This processor cannot run it.";
   return variant.external ? external::problem_of(*variant.external) : "";

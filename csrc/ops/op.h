@@ -9,6 +9,7 @@
 #include <string_view>
 #include <vector>
 
+#include "csrc/dispatch/gpu.h"
 #include "csrc/ops/tensor.h"
 #include "kernels/cpu/common.h"
 
@@ -69,13 +70,14 @@ class ShapingKernel : public Kernel {
   bool shapes_by_run() const final { return true; }
 };
 
-/// One implementation of an op. `isa` is what the processor must have ("cuda" for a kernel of a CUDA device).
+/// One implementation of an op. `isa` is what the processor must have, or a CUDA device: "cuda" is any that has kernels, "sm_90"
+/// one of that architecture or newer.
 struct Variant {
   const char* name;
   const char* isa;
   const OnnxOptKernel* external = nullptr;  // of a library of the user's
 
-  bool is_cuda() const { return std::string_view(isa) == "cuda"; }
+  bool is_cuda() const { return dispatch::sm_of(isa).has_value(); }
 };
 
 struct Op {
@@ -110,6 +112,12 @@ std::vector<Variant> variants(const Op& op);
 /// The variant for this processor, ONNXOPT_TUNING and ONNXOPT_MAX_ISA, or a sentence that says why there is none. Of the user's
 /// variants of our ops, one is chosen only by ONNXOPT_TUNING.
 Result<Variant> choose(const Op& op);
+
+/// The same for a CUDA device of an architecture (90 is sm_90), ONNXOPT_TUNING and ONNXOPT_MAX_SM.
+Result<Variant> choose_for_sm(const Op& op, int sm);
+
+/// The same for the current device.
+Result<Variant> choose_cuda(const Op& op);
 
 /// A kernel of a variant for a node, or a sentence that says what is wrong with it.
 Result<std::unique_ptr<Kernel>> create(const Op& op, const Variant& variant, const Attributes& attributes);

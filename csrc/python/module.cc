@@ -6,9 +6,11 @@
 
 #include <algorithm>
 #include <atomic>
+#include <iterator>
 #include <thread>
 
 #include "csrc/dispatch/cpu.h"
+#include "csrc/dispatch/gpu.h"
 #include "csrc/ops/op.h"
 #include "csrc/python/panels.h"
 #include "csrc/registry.h"
@@ -85,14 +87,16 @@ std::string_view max_isa() {
   return *isa;
 }
 
-py::dict describe(const ops::Variant& variant, const Result<ops::Variant>& chosen) {
+/// `chosen` are those for the processor and for the CUDA device.
+py::dict describe(const ops::Variant& variant, const Result<ops::Variant>& chosen, const Result<ops::Variant>& chosen_on_device) {
   const std::string problem = onnxopt_registry()->problem_of(variant);
   py::dict one;
   one["name"] = variant.name;
   one["isa"] = variant.isa;
+  const Result<ops::Variant>& best = variant.is_cuda() ? chosen_on_device : chosen;
   one["device"] = variant.is_cuda() ? "cuda" : "cpu";
   one["usable"] = problem.empty();
-  one["chosen"] = variant.is_cuda() ? problem.empty() : chosen && std::string_view(chosen->name) == variant.name;
+  one["chosen"] = problem.empty() && best && std::string_view(best->name) == variant.name;
   one["problem"] = problem;
   return one;
 }
@@ -101,9 +105,9 @@ py::list describe_ops() {
   max_isa();
   py::list all;
   for (const ops::Op* op : onnxopt_registry()->all()) {
-    const Result<ops::Variant> chosen = onnxopt_registry()->choose(*op);
+    const Result<ops::Variant> chosen = onnxopt_registry()->choose(*op), on_device = onnxopt_registry()->choose_cuda(*op);
     py::list variants;
-    for (const ops::Variant& variant : onnxopt_registry()->variants(*op)) variants.append(describe(variant, chosen));
+    for (const ops::Variant& variant : onnxopt_registry()->variants(*op)) variants.append(describe(variant, chosen, on_device));
     py::dict one;
     one["op"] = op->name;
     one["domain"] = op->domain;
@@ -142,8 +146,10 @@ ops::Variant find_variant(const ops::Op& op, const std::optional<std::string>& n
     if (*name != variant.name) continue;
     if (!variant.is_cuda() && !dispatch::supports(variant.isa))
       throw py::value_error("This processor cannot run the variant '" + *name + "'.");
-    if (variant.is_cuda() || variant.external)
-      if (const std::string problem = onnxopt_registry()->problem_of(variant); !problem.empty()) throw py::value_error(problem);
+    const std::string problem = variant.external    ? onnxopt_registry()->problem_of(variant)
+                                : variant.is_cuda() ? onnxopt_registry()->cuda_problem()
+                                                    : "";
+    if (!problem.empty()) throw py::value_error(problem);
     return variant;
   }
   return {name->c_str(), "scalar"};  // what tests alone know
@@ -306,13 +312,50 @@ void run_on_device(const std::string& op, const py::sequence& inputs, const py::
       throw py::value_error("Output " + std::to_string(i) + " should have the shape " + ops::text_of(types[i].shape) + ".");
     memory.push_back(const_cast<void*>(targets[i].data));
   }
-  const std::vector<ops::Variant> variants = onnxopt_registry()->variants(found);
-  const auto variant = std::find_if(variants.begin(), variants.end(), [](const ops::Variant& one) { return one.is_cuda(); });
-  if (variant == variants.end()) throw py::value_error(op + " has no CUDA kernel.");
+  const Result<ops::Variant> variant = onnxopt_registry()->choose_cuda(found);
+  if (!variant) throw py::value_error(variant.error());
   ops::Execution execution{ParallelFor::inline_loop()};
   execution.stream = reinterpret_cast<void*>(stream);
   run_kernel(*make_kernel(op, attributes, variant->name), sources, types, memory, execution);
 }
+
+template <class T>
+T value_or_error(Result<T> result) {
+  if (!result) throw py::value_error(result.error());
+  return std::move(*result);
+}
+
+const ops::CudaSourceTools& cuda_source() { return *onnxopt_registry()->cuda_source; }
+
+std::string cuda_choice(const std::string& op, int sm) {
+  return value_or_error(onnxopt_registry()->choose_for_sm(find_op(op), sm)).name;
+}
+
+ops::Tensor tensor_of(const py::array& array) {
+  if (!(array.flags() & py::array::c_style)) throw py::value_error("An array is not contiguous.");
+  ops::Tensor tensor;
+  tensor.type = element_type(array.dtype());
+  tensor.shape.assign(array.shape(), array.shape() + array.ndim());
+  tensor.data = array.data();
+  return tensor;
+}
+
+py::list cuda_launches(const std::string& expression, const std::vector<py::array>& inputs, const std::vector<py::array>& outputs) {
+  std::vector<ops::Tensor> sources, targets;
+  std::transform(inputs.begin(), inputs.end(), std::back_inserter(sources), tensor_of);
+  std::transform(outputs.begin(), outputs.end(), std::back_inserter(targets), tensor_of);
+  py::list list;
+  for (const ops::CudaLaunch& launch : value_or_error(cuda_source().launches(expression, sources, targets)))
+    list.append(py::make_tuple(launch.source, py::bytes(launch.parameter), launch.blocks, launch.threads));
+  return list;
+}
+
+py::tuple nvrtc() {
+  const ops::CudaCompiler compiler = value_or_error(cuda_source().compiler());
+  return py::make_tuple(py::make_tuple(compiler.major, compiler.minor), compiler.architectures);
+}
+
+py::bytes compile_cuda(const std::string& source, int sm) { return value_or_error(cuda_source().compile(source, sm)); }
 
 /// Constants [columns, rows, taps] of any strides.
 panels::Source panels_source(const py::array& array, std::size_t width) {
@@ -363,6 +406,17 @@ PYBIND11_MODULE(_native, module) {
   module.def("elementwise_ops", &elementwise_ops, "The operations of expressions: name, operands, literals, domain, result.");
   module.def("run", &run, py::arg("op"), py::arg("inputs"), py::arg("attributes"), py::arg("variant") = py::none(),
              py::arg("threads") = 1, "Run one kernel on numpy arrays (None leaves an input out) and return its outputs.");
+  module.def("cuda_choice", &cuda_choice, py::arg("op"), py::arg("sm"),
+             "The variant of an op for CUDA devices of an architecture (90 is sm_90), under ONNXOPT_MAX_SM.");
+  module.def(
+      "cuda_sources", [](const std::string& expr) { return value_or_error(cuda_source().sources(expr)); }, py::arg("expr"),
+      "An expression as CUDA source: the kernel of all outputs first.");
+  module.def(
+      "cuda_launches", &cuda_launches, py::arg("expr"), py::arg("inputs"), py::arg("outputs"),
+      "How the kernels of `cuda_sources` are launched for arrays: (source, bytes of the parameter, blocks, threads) for each.");
+  module.def("nvrtc", &nvrtc, "The version of the NVRTC that compiles expressions, and the architectures that it knows.");
+  module.def("compile_cuda", &compile_cuda, py::arg("source"), py::arg("sm"),
+             "What NVRTC makes of a source for devices of an architecture: machine code, or PTX where it is older.");
   module.def("occupy", &occupy, py::arg("op"), py::arg("rounds"), py::arg("variant") = py::none(),
              "Multiply registers alone with a variant's instructions and return the number of products, 0 where that says nothing: "
              "over its time, the ceiling of the op's kernel.");

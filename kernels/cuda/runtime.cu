@@ -35,6 +35,14 @@ Result<int> processors() {
   return done ? Result<int>(count) : Result<int>::failure(done.error());
 }
 
+Result<int> capability() {
+  int device = 0, major = 0, minor = 0;
+  Result<bool> done = check(cudaGetDevice(&device), "tell the current device");
+  if (done) done = check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "describe the current device");
+  if (done) done = check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "describe the current device");
+  return done ? Result<int>(10 * major + minor) : Result<int>::failure(done.error());
+}
+
 Result<bool> grant(const void* kernel, std::size_t shared_bytes) {
   if (shared_bytes <= elementwise::cuda::kSharedBytes) return true;
   return check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),

@@ -20,6 +20,9 @@ Result<bool> check(cudaError_t status, const char* what);
 /// Multiprocessors of the current device.
 Result<int> processors();
 
+/// The compute capability of the current device: 90 is 9.0.
+Result<int> capability();
+
 /// Lets blocks of a kernel have more shared memory than they have without asking.
 Result<bool> grant(const void* kernel, std::size_t shared_bytes);
 

@@ -11,10 +11,12 @@ namespace onnxopt::elementwise::cuda {
 struct Interpreter {
   /// Why no kernel can run on the current device; empty when it can.
   std::string (*problem)();
+  /// The compute capability of the current device: 90 is 9.0.
+  Result<int> (*capability)();
   /// Loads all kernels, which else happens when they run first, and must not happen while a graph is captured.
   Result<bool> (*prepare)();
-  /// Starts the kernels on a stream (a `cudaStream_t`) and returns; all addresses are the device's.
-  Result<bool> (*run)(const Program&, const Arguments&, void* stream);
+  /// Starts a plan's kernel on a stream (a `cudaStream_t`) and returns; all addresses are the device's.
+  Result<bool> (*run_plan)(const Program&, const Plan&, void* stream);
 };
 
 const Interpreter& interpreter();

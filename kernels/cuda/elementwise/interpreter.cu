@@ -27,9 +27,8 @@ struct Launch {
   }
 };
 
-Result<bool> run(const Program& program, const Arguments& arguments, void* stream) {
-  const Launch launch{static_cast<cudaStream_t>(stream)};
-  return for_each_plan(program, arguments, [&](const Plan& plan) { return with_code(program, plan, launch); });
+Result<bool> run_plan(const Program& program, const Plan& plan, void* stream) {
+  return with_code(program, plan, Launch{static_cast<cudaStream_t>(stream)});
 }
 
 std::string problem() {
@@ -37,13 +36,10 @@ std::string problem() {
   if (cudaDriverGetVersion(&driver) == cudaSuccess && driver == 0) return "This machine has no NVIDIA driver.";
   if (const Result<bool> counted = check(cudaGetDeviceCount(&count), "find a device"); !counted) return counted.error();
   if (count == 0) return "This machine has no CUDA device.";
-  int device = 0, major = 0, minor = 0;
-  Result<bool> done = check(cudaGetDevice(&device), "tell the current device");
-  if (done) done = check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "describe the device");
-  if (done) done = check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "describe the device");
-  if (!done) return done.error();
-  if (major < 8)
-    return "The CUDA device has compute capability " + std::to_string(major) + "." + std::to_string(minor) +
+  const Result<int> capability = onnxopt::cuda::capability();
+  if (!capability) return capability.error();
+  if (*capability < 80)
+    return "The CUDA device has compute capability " + std::to_string(*capability / 10) + "." + std::to_string(*capability % 10) +
            "; the kernels need 8.0 or newer.";
   return {};
 }
@@ -60,7 +56,7 @@ Result<bool> prepare() { return for_each_form(Load{}); }
 }  // namespace
 
 const Interpreter& interpreter() {
-  static constexpr Interpreter instance{problem, prepare, run};
+  static constexpr Interpreter instance{problem, onnxopt::cuda::capability, prepare, run_plan};
   return instance;
 }
 

@@ -219,25 +219,34 @@ bool is_narrow(const Listing& listing, const Plan& plan) {
                      [](const PlanOutput& output) { return size_of(output.type) <= 2; });
 }
 
+template <class Domain>
+bool pack_tensors(std::span<const std::uint16_t> inputs, const Plan& plan, int elements, Domain& domain) {
+  if (inputs.size() > Domain::kInputs || plan.output_count > Domain::kOutputs || plan.rank > Domain::kRank) return false;
+  for (std::size_t i = 0; i < inputs.size(); ++i)
+    domain.inputs[i] = input_of<typename Domain::Input>(plan.inputs[inputs[i]], plan, elements);
+  for (std::size_t i = 0; i < plan.output_count; ++i) {
+    const PlanOutput& output = plan.outputs[i];
+    domain.outputs[i] = {output.data, output.type, is_aligned(output.data, output.type, elements)};
+  }
+  for (std::size_t axis = 0; axis < plan.rank; ++axis) domain.dims[axis] = dim_of(plan.dims[axis]);
+  domain.elements = plan.elements;
+  domain.rank = static_cast<std::uint16_t>(plan.rank);
+  domain.narrow = plan.elements < std::int64_t{1} << 31;
+  return true;
+}
+
+template bool pack_tensors(std::span<const std::uint16_t>, const Plan&, int, SmallTensors&);
+template bool pack_tensors(std::span<const std::uint16_t>, const Plan&, int, LargeTensors&);
+
 template <class Code>
 bool pack(const Listing& listing, const Plan& plan, int elements, Code& code) {
   if (listing.statements.size() > Code::kStatements || listing.scalars.size() > Code::kScalars ||
-      listing.inputs.size() > Code::kInputs || plan.output_count > Code::kOutputs || plan.rank > Code::kRank)
+      !pack_tensors<typename Code::Domain>(listing.inputs, plan, elements, code))
     return false;
   std::copy(listing.statements.begin(), listing.statements.end(), code.statements);
   std::copy(listing.scalars.begin(), listing.scalars.end(), code.scalars);
-  for (std::size_t i = 0; i < listing.inputs.size(); ++i)
-    code.inputs[i] = input_of<typename Code::Input>(plan.inputs[listing.inputs[i]], plan, elements);
-  for (std::size_t i = 0; i < plan.output_count; ++i) {
-    const PlanOutput& output = plan.outputs[i];
-    code.outputs[i] = {output.data, output.type, is_aligned(output.data, output.type, elements)};
-  }
-  for (std::size_t axis = 0; axis < plan.rank; ++axis) code.dims[axis] = dim_of(plan.dims[axis]);
-  code.elements = plan.elements;
   code.statement_count = static_cast<std::uint16_t>(listing.statements.size());
   code.slot_count = listing.slot_count;
-  code.rank = static_cast<std::uint16_t>(plan.rank);
-  code.narrow = plan.elements < std::int64_t{1} << 31;
   return true;
 }
 

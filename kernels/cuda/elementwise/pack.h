@@ -35,6 +35,11 @@ std::vector<std::uint16_t> output_statements(const Program& program, const Plan&
 template <class Code>
 bool pack(const Listing& listing, const Plan& plan, int elements, Code& code);
 
+/// Fills in the tensors of a launch for threads of `elements` elements; `inputs` are the numbers of those that are read. False when
+/// they do not fit.
+template <class Domain>
+bool pack_tensors(std::span<const std::uint16_t> inputs, const Plan& plan, int elements, Domain& domain);
+
 /// A dim with its divisor, which is exact for sizes and elements below 2^31.
 Dim dim_of(std::int64_t size);
 
