@@ -9,8 +9,10 @@
 
 #if defined(__CUDACC__)
 #define ONNXOPT_DEVICE __host__ __device__ __forceinline__
+#define ONNXOPT_APART __host__ __device__ __noinline__
 #else
 #define ONNXOPT_DEVICE inline
+#define ONNXOPT_APART inline
 #endif
 #if defined(__CUDA_ARCH__)
 #define ONNXOPT_UNROLL _Pragma("unroll")

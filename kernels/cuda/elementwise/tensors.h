@@ -148,11 +148,25 @@ ONNXOPT_DEVICE void write_elements(const Output& output, std::int64_t first, int
     ONNXOPT_UNROLL for (int k = 0; k < E; ++k) if (k < count) target[k] = vector.values[k];
 }
 
+/// The same as a call, so that what few inputs need is not written for each of their elements.
+template <class Domain>
+ONNXOPT_APART std::int64_t find_offset(const Domain& domain, const typename Domain::Input& input, std::int64_t element) {
+  return offset_of(domain, input, element);
+}
+
 /// An input's elements of a thread.
 template <class T, int E, class Domain>
-ONNXOPT_DEVICE Vector<T, E> read_input(const Domain& domain, int input, std::int64_t first, int count) {
-  const Places<E> places = find_places<E>(domain, domain.inputs[input], first, count);
-  return read_elements<T, E>(domain.inputs[input], places, count);
+ONNXOPT_DEVICE Vector<T, E> read_input(const Domain& domain, int number, std::int64_t first, int count) {
+  const auto& input = domain.inputs[number];
+  const bool known = input.walk == Walk::kContiguous || input.walk == Walk::kRepeated;
+  const std::int64_t stride = input.walk == Walk::kContiguous ? 1 : input.strides[domain.rank - 1];
+  Places<E> places;
+  places.at[0] = known ? first * stride : find_offset(domain, input, first);
+  ONNXOPT_UNROLL for (int k = 1; k < E; ++k) {
+    places.at[k] = places.at[0] + (k < count ? k * stride : 0);
+    if (input.walk == Walk::kAny && k < count) places.at[k] = find_offset(domain, input, first + k);
+  }
+  return read_elements<T, E>(input, places, count);
 }
 
 /// Elements of a thread that begin at `first`, at most `E`.

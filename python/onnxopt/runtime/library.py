@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 import importlib
+import importlib.util
 import os
 import threading
 import weakref
@@ -61,6 +64,23 @@ def native() -> ModuleType:
     return module
 
 
+@functools.cache
+def load_nvrtc() -> bool:
+    """Load the NVRTC of the packages `nvidia-cuda-nvrtc` and `nvidia-cuda-nvrtc-cu12`, which no linker looks for, so that the native
+    library finds it; whether one was there. The newest is taken; ONNXOPT_NVRTC goes before.
+    """
+    if os.environ.get("ONNXOPT_NVRTC"):
+        return os.environ["ONNXOPT_NVRTC"] != "off"
+    spec = importlib.util.find_spec("nvidia")
+    places = [Path(folder) for folder in (spec.submodule_search_locations or [])] if spec else []
+    found = [path for place in places for path in place.glob("*/lib/libnvrtc.so.[0-9]*")]
+    for path in sorted(found, key=lambda path: int(path.suffix[1:]), reverse=True):
+        with contextlib.suppress(OSError):
+            ctypes.CDLL(str(path))
+            return True
+    return False
+
+
 def import_onnxruntime() -> ModuleType:
     """onnxruntime.
 
@@ -103,6 +123,8 @@ def register(session_options: onnxruntime.SessionOptions) -> None:
     """
     if session_options in _registered:
         return
+    if not native().cuda_problem():
+        load_nvrtc()
     for path in (library_path(), *_kernels):
         try:
             session_options.register_custom_ops_library(str(path))
