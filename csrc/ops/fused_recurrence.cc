@@ -1,9 +1,11 @@
 #include "csrc/ops/fused_recurrence.h"
 
 #include <algorithm>
+#include <functional>
 
+#include "csrc/ops/device.h"
 #include "kernels/cpu/gemm/panel.h"
-#include "kernels/cpu/recurrence/recurrence.h"
+#include "kernels/cuda/recurrence/recurrence.h"
 
 namespace onnxopt::ops {
 
@@ -80,10 +82,12 @@ Result<Form> read_form(const Attributes& attributes) {
   return form;
 }
 
+/// Runs a problem.
+using Run = std::function<Result<bool>(const recurrence::Problem&, const Execution&)>;
+
 class FusedRecurrence final : public Kernel {
  public:
-  FusedRecurrence(Form form, const recurrence::Variant& variant, const elementwise::Variant& elementwise)
-      : form_(std::move(form)), variant_(variant), elementwise_(elementwise) {}
+  FusedRecurrence(Form form, Run run, bool on_device) : form_(std::move(form)), run_(std::move(run)), on_device_(on_device) {}
 
   Result<std::vector<TensorType>> outputs(std::span<const Tensor> inputs) const override {
     using Types = Result<std::vector<TensorType>>;
@@ -99,8 +103,23 @@ class FusedRecurrence final : public Kernel {
     return types;
   }
 
-  Result<bool> run(std::span<const Tensor> inputs, std::span<const TensorType>, std::span<void* const> outputs,
+  Result<bool> run(std::span<const Tensor> inputs, std::span<const TensorType> types, std::span<void* const> outputs,
                    const Execution& execution) const override {
+#if defined(ONNXOPT_HAVE_CUDA)
+    if (on_device_)
+      return run_on_device(inputs, types, outputs, execution, [&](auto tensors, auto memory, void* stream) {
+        Execution started = execution;
+        started.stream = stream;
+        return run_problem(tensors, memory, started);
+      });
+#else
+    static_cast<void>(types), static_cast<void>(on_device_);
+#endif
+    return run_problem(inputs, outputs, execution);
+  }
+
+ private:
+  Result<bool> run_problem(std::span<const Tensor> inputs, std::span<void* const> outputs, const Execution& execution) const {
     const recurrence::Counts& counts = form_.step.counts;
     recurrence::Problem problem{&form_.step, inputs[0].shape, inputs[counts.carried].shape[0], {}, {}, {}, {}, {}, {}, {}};
     std::vector<const float*> initial, matrices;
@@ -132,10 +151,9 @@ class FusedRecurrence final : public Kernel {
     problem.matrices = matrices;
     problem.finals = finals;
     problem.stacked = stacked;
-    return recurrence::run(problem, variant_, elementwise_, execution.parallel_for);
+    return run_(problem, execution);
   }
 
- private:
   static std::int64_t bytes_of(const Shape& shape) {
     std::int64_t bytes = sizeof(float);
     for (const std::int64_t dim : shape) bytes *= dim;
@@ -211,22 +229,46 @@ class FusedRecurrence final : public Kernel {
   }
 
   Form form_;
-  const recurrence::Variant& variant_;
-  const elementwise::Variant& elementwise_;
+  Run run_;
+  bool on_device_;
 };
 
-Result<std::unique_ptr<Kernel>> create(const Attributes& attributes, std::string_view name) {
-  using Made = Result<std::unique_ptr<Kernel>>;
+constexpr const char* kCudaVariant = "recurrence__cuda";
+/// The code of the CUDA kernel on the host: for tests, never chosen.
+constexpr std::string_view kEmulatedVariant = "recurrence__cuda_emulated";
+
+/// How a variant runs a problem, or what is wrong with its name.
+Result<Run> run_of(std::string_view name) {
+  if (name == kEmulatedVariant)
+    return Run([](const recurrence::Problem& problem, const Execution&) { return recurrence::cuda::emulate(problem); });
+#if defined(ONNXOPT_HAVE_CUDA)
+  if (name == kCudaVariant) {
+    if (const Result<bool> prepared = recurrence::cuda::kernels().prepare(); !prepared)
+      return Result<Run>::failure(prepared.error());
+    return Run([](const recurrence::Problem& problem, const Execution& execution) {
+      return recurrence::cuda::kernels().run(problem, execution.stream);
+    });
+  }
+#endif
   const auto list = recurrence::variants();
   const auto variant = std::find_if(list.begin(), list.end(), [&](const auto& one) { return name == one.name; });
-  if (variant == list.end()) return Made::failure("There is no variant '" + std::string(name) + "'.");
+  if (variant == list.end()) return Result<Run>::failure("There is no variant '" + std::string(name) + "'.");
   const auto others = elementwise::variants();
   const auto same =
       std::find_if(others.begin(), others.end(), [&](const auto& one) { return std::string_view(variant->isa) == one.isa; });
-  if (same == others.end()) return Made::failure("There is no element-wise kernel for " + std::string(variant->isa) + ".");
+  if (same == others.end()) return Result<Run>::failure("There is no element-wise kernel for " + std::string(variant->isa) + ".");
+  return Run([&variant = *variant, &same = *same](const recurrence::Problem& problem, const Execution& execution) {
+    return recurrence::run(problem, variant, same, execution.parallel_for);
+  });
+}
+
+Result<std::unique_ptr<Kernel>> create(const Attributes& attributes, std::string_view name) {
+  using Made = Result<std::unique_ptr<Kernel>>;
+  Result<Run> run = run_of(name);
+  if (!run) return Made::failure(run.error());
   Result<Form> form = read_form(attributes);
   if (!form) return Made::failure(form.error());
-  return Made(std::make_unique<FusedRecurrence>(std::move(*form), *variant, *same));
+  return Made(std::make_unique<FusedRecurrence>(std::move(*form), std::move(*run), name == kCudaVariant));
 }
 
 std::vector<std::optional<InferredType>> infer(const Attributes& attributes, std::span<const InferredType> inputs) {
@@ -248,6 +290,7 @@ std::vector<std::optional<InferredType>> infer(const Attributes& attributes, std
 std::vector<Variant> list_variants() {
   std::vector<Variant> list;
   for (const recurrence::Variant& variant : recurrence::variants()) list.push_back({variant.name, variant.isa});
+  list.push_back({kCudaVariant, "cuda"});
   return list;
 }
 

@@ -16,7 +16,10 @@ PANEL = 16
 DECAY = 0.875  # exact in float32
 
 
-@pytest.fixture(params=[one["name"] for one in OP["variants"]])
+EMULATED = "recurrence__cuda_emulated"
+
+
+@pytest.fixture(params=[*[one["name"] for one in OP["variants"]], EMULATED])
 def variant(request: pytest.FixtureRequest) -> str:
     for one in OP["variants"]:
         if one["name"] == request.param and not one["usable"]:

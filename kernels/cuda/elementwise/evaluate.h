@@ -216,23 +216,21 @@ ONNXOPT_DEVICE L read_operand(const Code& code, const Slots<L>& slots, std::uint
   return lanes;
 }
 
-/// Runs all statements for the elements of a thread, which begin at `first`, and returns the last result. `taken` are the results
-/// of a kernel that the program is part of.
-template <class L, class Code>
-ONNXOPT_DEVICE L evaluate(const Code& code, const Slots<L>& slots, std::int64_t first, const L* taken = nullptr) {
-  const std::int64_t left = code.elements - first;
-  const int count = left < L::kCount ? static_cast<int>(left) : L::kCount;
+/// Runs statements for the elements of a thread and returns the last result. `io` has `load`, `take` and `store`, which are given
+/// the number of a tensor.
+template <class L, class Code, class Io>
+ONNXOPT_DEVICE L run_statements(const Code& code, int begin, int end, const Slots<L>& slots, const Io& io) {
   L at_hand = {};
-  for (int i = 0; i < code.statement_count; ++i) {
+  for (int i = begin; i < end; ++i) {
     const Statement statement = code.statements[i];
     if (statement.kind == Statement::kStore) {
-      store(code.outputs[statement.tensor], first, count, at_hand);
+      io.store(statement.tensor, at_hand);
       continue;
     }
     if (statement.kind == Statement::kLoad) {
-      at_hand = load<L>(code, code.inputs[statement.tensor], first, count);
+      at_hand = io.load(statement.tensor);
     } else if (statement.kind == Statement::kTake) {
-      at_hand = taken[statement.tensor];
+      at_hand = io.take(statement.tensor);
     } else {
       const L a = read_operand(code, slots, statement.operands[0], at_hand);
       const L b = read_operand(code, slots, statement.operands[1], at_hand);
@@ -243,6 +241,26 @@ ONNXOPT_DEVICE L evaluate(const Code& code, const Slots<L>& slots, std::int64_t 
     if (statement.target != Statement::kNowhere) slots.put(statement.target, at_hand);
   }
   return at_hand;
+}
+
+/// The tensors of a code, from one element on. `taken` are the results of a kernel that the program is part of.
+template <class L, class Code>
+struct OfTensors {
+  const Code& code;
+  std::int64_t first;
+  int count;
+  const L* taken;
+
+  ONNXOPT_DEVICE L load(int tensor) const { return cuda::load<L>(code, code.inputs[tensor], first, count); }
+  ONNXOPT_DEVICE L take(int tensor) const { return taken[tensor]; }
+  ONNXOPT_DEVICE void store(int tensor, const L& lanes) const { cuda::store(code.outputs[tensor], first, count, lanes); }
+};
+
+/// Runs all statements for the elements of a thread, which begin at `first`, and returns the last result.
+template <class L, class Code>
+ONNXOPT_DEVICE L evaluate(const Code& code, const Slots<L>& slots, std::int64_t first, const L* taken = nullptr) {
+  const int count = count_from<L::kCount>(first, code.elements);
+  return run_statements(code, 0, code.statement_count, slots, OfTensors<L, Code>{code, first, count, taken});
 }
 
 /// What one of `threads` threads does, which share the elements.
