@@ -41,37 +41,55 @@ Result<PrologueProgram> PrologueProgram::read(const Attributes& attributes, std:
 }
 
 std::optional<PrologueProgram::Sum> PrologueProgram::as_sum(const Program& program) {
+  using elementwise::DType;
   using elementwise::Op;
   using elementwise::Operand;
-  const auto all_floats = [](elementwise::DType type) { return type == elementwise::DType::f32; };
-  if (!std::all_of(program.inputs().begin(), program.inputs().end(), all_floats)) return std::nullopt;
+  constexpr std::size_t kNone = Program::kMaxStatements;
+  const auto is_float = [](DType type) { return type == DType::f32 || type == DType::f16; };
+  if (!std::all_of(program.inputs().begin(), program.inputs().end(), is_float)) return std::nullopt;
+  const auto instructions = program.instructions();
   Sum sum;
+  std::size_t made = kNone;  // the statement that is the sum so far
+  const auto is_widened = [&](const Operand& operand) {
+    return operand.kind == Operand::kTemporary && instructions[operand.index].op == Op::k_cast_f32;
+  };
+  /// An input of float32, or one of float16 as float32.
   const auto take = [&](const Operand& operand) {
-    if (operand.kind != Operand::kInput) return false;
-    sum.inputs.push_back(operand.index);
+    const Operand& input = is_widened(operand) ? instructions[operand.index].operands[0] : operand;
+    const bool widened = &input != &operand;
+    if (input.kind != Operand::kInput || widened != (program.inputs()[input.index] == DType::f16)) return false;
+    sum.inputs.push_back(input.index);
     return true;
   };
-  const auto instructions = program.instructions();
+  const auto is_sum = [&](const Operand& operand) { return operand.kind == Operand::kTemporary && operand.index == made; };
   for (std::size_t i = 0; i < instructions.size(); ++i) {
     const Operand *left = &instructions[i].operands[0], *right = &instructions[i].operands[1];
-    if (instructions[i].op == Op::k_mul && i == 0) {
+    if (instructions[i].op == Op::k_cast_f32) {
+      if (left->kind != Operand::kInput || program.inputs()[left->index] != DType::f16) return std::nullopt;
+      continue;
+    }
+    if (instructions[i].op == Op::k_mul && made == kNone) {
       if (left->kind == Operand::kLiteral) std::swap(left, right);
       if (right->kind != Operand::kLiteral || !take(*left)) return std::nullopt;
       sum.factor = program.literals()[right->index].f;
     } else if (instructions[i].op == Op::k_add) {
-      if (right->kind == Operand::kTemporary) std::swap(left, right);
-      const bool follows = i == 0 ? take(*left) : left->kind == Operand::kTemporary && left->index == i - 1;
+      if (is_sum(*right)) std::swap(left, right);
+      const bool follows = made == kNone ? take(*left) : is_sum(*left);
       if (!follows || !take(*right)) return std::nullopt;
     } else {
       return std::nullopt;
     }
+    made = i;
   }
-  const bool last = program.output_statements()[0] + std::size_t{1} == instructions.size();
-  return last && sum.inputs.size() <= norm::Terms::kMost ? std::optional(sum) : std::nullopt;
+  const std::size_t last = program.output_statements()[0];
+  if (made == kNone ? !take({Operand::kTemporary, static_cast<std::uint16_t>(last)}) : last != made) return std::nullopt;
+  return sum.inputs.size() <= norm::Terms::kMost ? std::optional(sum) : std::nullopt;
 }
 
-std::optional<norm::Terms> PrologueProgram::terms(const Shape& shape, std::span<const Tensor> inputs) const {
+std::optional<norm::Terms> PrologueProgram::terms(const Shape& shape, std::span<const Tensor> inputs, bool halves) const {
   if (!sum_ || shape.empty()) return std::nullopt;
+  const auto is_half = [&](std::size_t input) { return inputs[input].type == kFloat16; };
+  if (!halves && std::any_of(sum_->inputs.begin(), sum_->inputs.end(), is_half)) return std::nullopt;
   norm::Terms made;
   made.factor = sum_->factor;
   made.count = sum_->inputs.size();
@@ -91,6 +109,7 @@ std::optional<norm::Terms> PrologueProgram::terms(const Shape& shape, std::span<
   for (std::size_t i = 0; i < made.count; ++i) {
     made.terms[i].data = static_cast<const float*>(inputs[sum_->inputs[i]].data);
     made.terms[i].scalar = steps[i].back() == 0;
+    made.terms[i].half = is_half(sum_->inputs[i]);
   }
   return made;
 }

@@ -28,8 +28,9 @@ class PrologueProgram {
   /// The dims of the result, as far as they are known before the run; nothing where the rank is not.
   std::optional<std::vector<Dim>> infer(std::span<const InferredType> inputs) const;
 
-  /// The program as a sum of the inputs over the rows of the last axis of a tensor of that shape; nothing where it is none.
-  std::optional<norm::Terms> terms(const Shape& shape, std::span<const Tensor> inputs) const;
+  /// The program as a sum of the inputs over the rows of the last axis of a tensor of that shape; nothing where it is none, or has
+  /// float16 terms that are not asked for.
+  std::optional<norm::Terms> terms(const Shape& shape, std::span<const Tensor> inputs, bool halves) const;
 
   /// The program over the tensors of one run; `kept` is where the whole result goes, null where blocks of it are asked for.
   Result<elementwise::Epilogue> bind(const Shape& shape, std::span<const Tensor> inputs, void* kept) const;

@@ -158,7 +158,7 @@ class CpuRows final : public Rows {
     std::optional<elementwise::Epilogue> before, after;
     // Rows of one axis may be made of terms in registers.
     std::optional<norm::Terms> terms;
-    if (prologue_.present() && made.inner == 1 && made.width == shape.back()) terms = prologue_.terms(shape, before_inputs);
+    if (prologue_.present() && made.inner == 1 && made.width == shape.back()) terms = prologue_.terms(shape, before_inputs, false);
     if (terms) {
       problem.terms = &*terms;
     } else if (prologue_.present()) {
@@ -184,6 +184,13 @@ class CpuRows final : public Rows {
  private:
   const norm::Variant& variant_;
 };
+
+/// Whether a program does nothing but to round its first input to float16.
+bool is_rounding(const elementwise::Program& program) {
+  const auto instructions = program.instructions();
+  return instructions.size() == 1 && program.outputs().size() == 1 && instructions[0].op == elementwise::Op::k_cast_f16 &&
+         instructions[0].operands[0].kind == elementwise::Operand::kInput && instructions[0].operands[0].index == 0;
+}
 
 /// Runs a problem on tensors of a device, or on those of the host that a device's code is given in tests.
 using Start = Result<bool> (*)(const norm::cuda::Problem&, void* stream);
@@ -222,7 +229,7 @@ class CudaRows final : public Rows {
     BoundProgram before, after;
     std::optional<norm::cuda::Bound> prologue, epilogue;
     if (prologue_.present()) {
-      if (made.inner == 1 && made.width == shape.back()) terms = prologue_.terms(shape, inputs.first(prologue_.inputs()));
+      if (made.inner == 1 && made.width == shape.back()) terms = prologue_.terms(shape, inputs.first(prologue_.inputs()), true);
       problem.terms = terms ? &*terms : nullptr;
       void* const kept[] = {problem.kept};
       before.read(inputs.first(prologue_.inputs()));
@@ -231,7 +238,9 @@ class CudaRows final : public Rows {
     } else {
       problem.x = static_cast<const float*>(inputs[0].data);
     }
-    if (epilogue_.program() != nullptr) {
+    if (epilogue_.program() != nullptr && is_rounding(*epilogue_.program())) {
+      problem.y_half = static_cast<std::uint16_t*>(outputs[0]);
+    } else if (epilogue_.program() != nullptr) {
       const std::size_t results = types.size() - (layout_.kept ? 1 : 0);
       after.take(1, shape);
       after.read(inputs.subspan(first_of_epilogue()));

@@ -118,3 +118,41 @@ def test_says_why_there_is_no_device() -> None:
         pytest.skip("this machine has a CUDA device")
     with pytest.raises(ValueError, match=problem.split("(")[0]):
         native.run("FusedSoftmax", [draw(3, 4)], {}, variant="norm__cuda")
+
+
+# --- float16 -----------------------------------------------------------------------------------------------------------
+HALF = "i0:f16 | t0=cast_f32(i0) | t0:f32"
+ROUNDED = "i0:f32 | t0=cast_f16(i0) | t0:f16"
+
+
+@pytest.mark.parametrize(
+    ("prologue", "shapes"),
+    [
+        (HALF, [(0, 0)]),
+        ("i0:f16 i1:f16 | t0=cast_f32(i0) t1=cast_f32(i1) t2=add(t0,t1) | t2:f32", [(0, 0), (1, 0)]),
+        ("i0:f16 i1:f32 | t0=cast_f32(i0) t1=mul(t0,#0.125:f32) t2=add(i1,t1) | t2:f32", [(0, 0), (0, 1)]),
+        ("i0:f32 i1:f16 | t0=cast_f32(i1) t1=add(i0,t0) | t1:f32", [(0, 0), (1, 1)]),
+        ("i0:f16 | t0=cast_f32(i0) t1=exp(t0) | t1:f32", [(0, 0)]),  # no sum
+    ],
+)
+@pytest.mark.parametrize("epilogue", [None, ROUNDED])
+@pytest.mark.parametrize(("rows", "width"), [(1, 1), (5, 7), (3, 64), (4, 1000), (2, 1030)])
+def test_float16_is_read_and_written(
+    prologue: str, shapes: list[tuple[int, int]], epilogue: str | None, rows: int, width: int
+) -> None:
+    """Terms are broadcast over rows, over columns, or not at all."""
+    kinds = [np.float16 if "f16" in item else F32 for item in prologue.split("|")[0].split()]
+    inputs = [
+        draw(1 if row else rows, 1 if column else width, seed=seed).astype(kind)
+        for seed, ((row, column), kind) in enumerate(zip(shapes, kinds, strict=True))
+    ]
+    extra = {"epilogue": epilogue} if epilogue else {}
+    affine = [draw(width, seed=8), draw(width, seed=9)]
+    assert_agrees("FusedNorm", [*inputs, *affine], scaled=1, biased=1, prologue=prologue, **extra)
+    assert_agrees("FusedSoftmax", inputs, prologue=prologue, **extra)
+
+
+@pytest.mark.parametrize("offset", [1, 2, 4])
+def test_float16_of_any_alignment(offset: int) -> None:
+    memory = draw(5 * 64 + offset).astype(np.float16)
+    assert_agrees("FusedNorm", [memory[offset:].reshape(5, 64)], prologue=HALF, epilogue=ROUNDED)

@@ -31,6 +31,7 @@ struct Terms {
   struct Term {
     const float* data = nullptr;
     bool scalar = false;  // one number for a whole row
+    bool half = false;    // `data` are float16; the kernels of the CPU read float32 alone
     std::int64_t steps[kMostDims];
   };
 

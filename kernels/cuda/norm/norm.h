@@ -8,7 +8,7 @@ namespace onnxopt::norm::cuda {
 
 using elementwise::cuda::Bound;
 
-/// `x` is null where the prologue or the terms make it, `y` where the epilogue reads it.
+/// `x` is null where the prologue or the terms make it, `y` where the epilogue reads it or float16 is written.
 struct Problem {
   Kind kind = Kind::kLayer;
   std::int64_t rows = 0, width = 0, inner = 1;
@@ -16,6 +16,7 @@ struct Problem {
   Affine affine;
   const float* x = nullptr;
   float* y = nullptr;
+  std::uint16_t* y_half = nullptr;
   const Bound* prologue = nullptr;  // of one float32 output
   const Terms* terms = nullptr;     // the same, where it is a sum over rows of one axis
   float* kept = nullptr;            // where the prologue's output goes, too

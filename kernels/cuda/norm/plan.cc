@@ -62,6 +62,7 @@ bool fill(const Problem& problem, const Programs& programs, Rows<Code>& rows, La
   rows.bias = problem.affine.bias;
   rows.y = problem.y;
   rows.kept = problem.kept;
+  rows.y_half = problem.y_half;
   if (problem.terms) set_terms(*problem.terms, rows.prologue);
   const std::size_t used = shared_bytes<L>(rows, geometry.threads), item = geometry.threads * L::kCount * sizeof(float);
   const std::int64_t of_thread = (items + geometry.members() - 1) / geometry.members();
@@ -79,7 +80,7 @@ template bool fill<ew::Any>(const Problem&, const Programs&, Rows<ew::LargeCode>
 
 bool takes_vectors(const Problem& problem, const Programs& programs) {
   constexpr std::int64_t count = ew::Usual::kCount;
-  const void* const tensors[] = {problem.x, problem.y, problem.kept, problem.affine.scale, problem.affine.bias};
+  const void* const tensors[] = {problem.x, problem.y, problem.y_half, problem.kept, problem.affine.scale, problem.affine.bias};
   return problem.inner == 1 && problem.width % count == 0 && (is_by_element(problem.affine) || problem.affine.run % count == 0) &&
          !ew::is_wide(programs.prologue) && !ew::is_wide(programs.epilogue) &&
          std::all_of(std::begin(tensors), std::end(tensors), ew::is_aligned) &&

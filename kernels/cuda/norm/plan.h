@@ -34,6 +34,7 @@ struct Rows {
   ew::Dim run;
   const float *x, *scale, *bias;
   float *y, *kept;
+  std::uint16_t* y_half;
   Code prologue, epilogue;
 };
 

@@ -149,16 +149,18 @@ ONNXOPT_IN_KERNEL std::int64_t first_of(const Rows<Code>& p, std::int64_t row) {
 
 /// Where a row of each term begins.
 struct Starts {
-  const float* data[Terms::kMost];
+  const char* data[Terms::kMost];
 };
+
+ONNXOPT_IN_KERNEL std::int64_t bytes_of(const Terms::Term& term, std::int64_t elements) { return elements * (term.half ? 2 : 4); }
 
 ONNXOPT_IN_KERNEL Starts starts_of(const Sum& sum, std::int64_t row, bool narrow) {
   Starts starts;
-  ONNXOPT_UNROLL for (int i = 0; i < kTerms; ++i) starts.data[i] = sum.terms.terms[i].data;
+  ONNXOPT_UNROLL for (int i = 0; i < kTerms; ++i) starts.data[i] = reinterpret_cast<const char*>(sum.terms.terms[i].data);
   for (int axis = static_cast<int>(sum.terms.rank) - 1; axis >= 0; --axis) {
     const std::int64_t rest = ew::divide(row, sum.dims[axis], narrow), at = row - rest * sum.dims[axis].size;
     ONNXOPT_UNROLL for (int i = 0; i < kTerms; ++i) if (i < static_cast<int>(sum.terms.count)) starts.data[i] +=
-        at * sum.terms.terms[i].steps[axis];
+        bytes_of(sum.terms.terms[i], at * sum.terms.terms[i].steps[axis]);
     row = rest;
   }
   return starts;
@@ -169,13 +171,29 @@ ONNXOPT_IN_KERNEL Starts starts_of(const Code&, std::int64_t, bool) {
   return {};
 }
 
+/// Elements of a row of a term, from element `k` on.
+template <int E>
+ONNXOPT_IN_KERNEL Floats<E> read_term(const Terms::Term& term, const char* start, std::int64_t k) {
+  if (!term.half) {
+    const float* const data = reinterpret_cast<const float*>(start);
+    return term.scalar ? splat<E>(*data) : read<E>(data + k);
+  }
+  const std::uint16_t* const data = reinterpret_cast<const std::uint16_t*>(start);
+  if (term.scalar) return splat<E>(ew::from_half(*data));
+  ew::Vector<std::uint16_t, E> halves;
+  halves.read(data + k);
+  Floats<E> floats;
+  ONNXOPT_UNROLL for (int i = 0; i < E; ++i) floats.values[i] = ew::from_half(halves.values[i]);
+  return floats;
+}
+
 /// The sum of a row's terms, from element `k` on, in their order.
 template <int E>
 ONNXOPT_IN_KERNEL Floats<E> add_terms(const Terms& terms, const Starts& starts, std::int64_t k) {
   Floats<E> sum = splat<E>(0.0f);
   ONNXOPT_UNROLL for (int i = 0; i < kTerms; ++i) {
     if (i >= static_cast<int>(terms.count)) break;
-    const Floats<E> term = terms.terms[i].scalar ? splat<E>(*starts.data[i]) : read<E>(starts.data[i] + k);
+    const Floats<E> term = read_term<E>(terms.terms[i], starts.data[i], k);
     ONNXOPT_UNROLL for (int e = 0; e < E; ++e) sum.values[e] =
         i == 0 ? term.values[e] * terms.factor : sum.values[e] + term.values[e];
   }
@@ -209,7 +227,10 @@ ONNXOPT_IN_KERNEL void finish(const Rows<Code>& p, const ew::Slots<L>& slots, st
       return;
     }
   }
-  write(p.y + at, y);
+  if (p.y_half == nullptr) return write(p.y + at, y);
+  ew::Vector<std::uint16_t, L::kCount> halves;
+  ONNXOPT_UNROLL for (int k = 0; k < L::kCount; ++k) halves.values[k] = ew::to_half(y.values[k]);
+  halves.write(p.y_half + at);
 }
 
 template <class L, class Code>
