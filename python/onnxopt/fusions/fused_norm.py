@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from onnxopt import ir
+from onnxopt.fusions import halves
 from onnxopt.ops import fused_norm as op
 from onnxopt.ops.base import DOMAIN, prepare_model
 from onnxopt.passes import recognize_norms as forms
@@ -17,10 +18,14 @@ from onnxopt.rewrite.pattern import op as single
 from onnxopt.rewrite.pattern import pattern
 from onnxopt.rewrite.rules import Match, Refusal, RuleSet, attribute, rule
 
+STANDARD = ("LayerNormalization", "RMSNormalization")
+
 
 def _refuse(m: Match, x: ir.Value) -> Refusal | None:
     """Why the kernel is not for this tensor."""
-    if m.ctx.shapes.dtype(x) is not ir.DataType.FLOAT:
+    if m.ctx.shapes.dtype(x) is not ir.DataType.FLOAT and not (
+        m.root.op_type in STANDARD and halves.are_taken(m.ctx, x)
+    ):
         return Refusal("the kernel computes float32", culprit=m.root)
     if m.root.graph is not m.ctx.model.graph:
         return Refusal("it is in a branch or body, where tensors are small", culprit=m.root)
@@ -47,7 +52,7 @@ def _make(b: Builder, m: Match, layout: op.Layout, inputs: list[ir.Value]) -> ir
 
 
 # --- over trailing axes --------------------------------------------------------------------------------------------
-@rule(single("LayerNormalization", "RMSNormalization"))
+@rule(single(*STANDARD))
 def fuse_norm(b: Builder, m: Match) -> list[ir.Value | None] | Refusal:
     """A normalization of the standard."""
     node = m.root
@@ -70,8 +75,8 @@ def fuse_norm(b: Builder, m: Match) -> list[ir.Value | None] | Refusal:
     kind = "layer" if node.op_type == "LayerNormalization" else "rms"
     epsilon = attribute(node, "epsilon", 1e-5)
     layout = op.Layout(kind, axis, epsilon=epsilon, scaled=scale is not None, biased=bias is not None)
-    inputs = [value for value in (x, scale, bias) if value is not None]
-    return [_make(b, m, layout, inputs), *[None] * (len(node.outputs) - 1)]
+    inputs = [halves.widen(b, value) for value in (x, scale, bias) if value is not None]
+    return [halves.like(b, x, _make(b, m, layout, inputs)), *[None] * (len(node.outputs) - 1)]
 
 
 def _is_all(value: ir.Value | None, number: float) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from onnxopt import ir
-from onnxopt.fusions import prologue
+from onnxopt.fusions import halves, prologue
 from onnxopt.ops import fused_elementwise as elementwise
 from onnxopt.ops import fused_softmax as op
 from onnxopt.ops.base import prepare_model
@@ -18,7 +18,8 @@ def fuse_softmax(b: Builder, m: Match) -> ir.Value | Refusal:
     node, ctx = m.root, m.ctx
     x = node.inputs[0]
     rank = None if x is None else ctx.shapes.rank(x)
-    if x is None or not rank or ctx.shapes.dtype(x) is not ir.DataType.FLOAT or node.graph is not ctx.model.graph:
+    is_taken = x is not None and (ctx.shapes.dtype(x) is ir.DataType.FLOAT or halves.are_taken(ctx, x))
+    if x is None or not rank or not is_taken or node.graph is not ctx.model.graph:
         return Refusal("the kernel computes float32 of a known rank, in the main graph", culprit=node)
     axis = attribute(node, "axis", -1 if ctx.opset >= op.ANY_AXIS_OPSET else 1)
     axis = axis - rank if axis >= 0 else axis
@@ -35,9 +36,9 @@ def fuse_softmax(b: Builder, m: Match) -> ir.Value | Refusal:
         b.functions.append(op.body(axis, rank, ctx.opset, log=log))
     prepare_model(ctx.model)
     attributes = {"axis": None if axis == -1 else axis, "log": 1 if log else None}
-    (result,) = b.op(op.SPEC.name, [x], attributes, domain=op.SPEC.domain, overload=overload)
-    ctx.shapes.set(result, ctx.shapes.dtype(m.output), ctx.shapes.shape(m.output))
-    return result
+    (result,) = b.op(op.SPEC.name, [halves.widen(b, x)], attributes, domain=op.SPEC.domain, overload=overload)
+    ctx.shapes.set(result, ir.DataType.FLOAT, ctx.shapes.shape(m.output))
+    return halves.like(b, x, result)
 
 
 def _has_epilogue(m: Match) -> bool:
