@@ -56,7 +56,7 @@ endif()
 message(STATUS "CUDA kernels: compiled by nvcc ${CMAKE_CUDA_COMPILER_VERSION} for ${CMAKE_CUDA_ARCHITECTURES}")
 
 # Contraction stays off, as on the CPU: operations of an expression are rounded one by one.
-add_library(onnxopt_cuda STATIC kernels/cuda/runtime.cu kernels/cuda/attention/attention.cu
+add_library(onnxopt_cuda STATIC kernels/cuda/runtime.cu kernels/cuda/timing.cu kernels/cuda/attention/attention.cu
   kernels/cuda/elementwise/interpreter.cu kernels/cuda/elementwise/compiled.cu kernels/cuda/gemm/gemm.cu
   kernels/cuda/norm/norm.cu kernels/cuda/recurrence/recurrence.cu)
 target_include_directories(onnxopt_cuda PRIVATE ${CMAKE_CURRENT_SOURCE_DIR})

@@ -67,17 +67,26 @@ ONNXOPT_EXPORT OrtStatus* onnxopt_register_kernels(OrtSessionOptions* options, c
 }
 
 ONNXOPT_EXPORT const OnnxOptRegistry* onnxopt_registry() {
-  static const OnnxOptRegistry registry{ops::all,
-                                        ops::variants,
-                                        ops::choose,
-                                        ops::choose_for_sm,
-                                        ops::choose_cuda,
-                                        ops::create,
-                                        ops::problem_of,
-                                        ops::cuda_problem,
-                                        ops::external::add,
-                                        elementwise::op_table().data(),
-                                        elementwise::op_table().size(),
-                                        &ops::cuda_source_tools()};
+  static const OnnxOptRegistry registry{
+      ops::all,
+      ops::variants,
+      ops::choose,
+      ops::choose_for_sm,
+      ops::choose_cuda,
+      ops::create,
+      ops::problem_of,
+      ops::cuda_problem,
+      ops::external::add,
+      elementwise::op_table().data(),
+      elementwise::op_table().size(),
+      &ops::cuda_source_tools(),
+#if defined(ONNXOPT_HAVE_CUDA)
+      cuda::limits,
+      ops::time_on_device,
+#else
+      nullptr,
+      nullptr,
+#endif
+  };
   return &registry;
 }

@@ -4,6 +4,7 @@
 #include <cstddef>
 
 #include "csrc/ops/cuda_source.h"
+#include "csrc/ops/device.h"
 #include "csrc/ops/op.h"
 #include "kernels/cpu/elementwise/elementwise.h"
 
@@ -25,5 +26,8 @@ struct OnnxOptRegistry {
   const onnxopt::elementwise::OpInfo* elementwise_ops;
   std::size_t elementwise_op_count;
   const onnxopt::ops::CudaSourceTools* cuda_source;
+  /// Both are null in a build without CUDA kernels.
+  onnxopt::Result<onnxopt::cuda::Limits> (*device_limits)();
+  decltype(&onnxopt::ops::time_on_device) time_on_device;
 };
 }

@@ -113,11 +113,13 @@ Result<std::vector<Variant>> candidates_on_device(const Op& op, const Result<int
                        (*most < *sm ? ", to which ONNXOPT_MAX_SM limits it." : "."));
 }
 
+/// The architecture of the current CUDA device, or a sentence that says why there is none.
+Result<int> capability() {
 #if defined(ONNXOPT_HAVE_CUDA)
-Result<int> capability() { return elementwise::cuda::interpreter().capability(); }
-#else
-Result<int> capability() { return Result<int>::failure(cuda_problem()); }
+  if (cuda_problem().empty()) return elementwise::cuda::interpreter().capability();
 #endif
+  return Result<int>::failure(cuda_problem());
+}
 
 Result<std::vector<Variant>> candidates(const Op& op, bool cuda) {
   return cuda ? candidates_on_device(op, capability()) : candidates_on_processor(op);
@@ -129,13 +131,10 @@ Result<Variant> first_of(const Result<std::vector<Variant>>& list) {
 
 /// Why a kernel of ours cannot run on the current CUDA device; empty when it can.
 std::string problem_of_device(const Variant& variant) {
-  if (std::string problem = cuda_problem(); !problem.empty()) return problem;
+  const Result<int> sm = capability(), most = dispatch::max_sm();
+  if (!sm || !most) return sm ? most.error() : sm.error();
   const int needed = *dispatch::sm_of(variant.isa);
-  const Result<int> most = dispatch::max_sm();
-  if (!most) return most.error();
   if (needed > *most) return "ONNXOPT_MAX_SM excludes it.";
-  const Result<int> sm = capability();
-  if (!sm) return sm.error();
   return needed > *sm ? "The CUDA device is of the architecture sm_" + std::to_string(*sm) + "." : "";
 }
 

@@ -357,6 +357,40 @@ py::tuple nvrtc() {
 
 py::bytes compile_cuda(const std::string& source, int sm) { return value_or_error(cuda_source().compile(source, sm)); }
 
+void check_device() {
+  if (const std::string problem = onnxopt_registry()->cuda_problem(); !problem.empty()) throw py::value_error(problem);
+}
+
+py::dict device_limits() {
+  check_device();
+  const cuda::Limits limits = value_or_error(onnxopt_registry()->device_limits());
+  py::dict made;
+  made["name"] = limits.name;
+  made["cache_bytes"] = limits.cache_bytes;
+  made["copying"] = limits.copying;
+  made["float32"] = limits.float32;
+  return made;
+}
+
+py::tuple time_on_device(const std::string& op, const std::vector<py::array>& inputs, const py::dict& attributes,
+                         const std::string& variant, int sets, int bursts, int starts) {
+  check_device();
+  if (sets < 1 || bursts < 1 || starts < 1) throw py::value_error("sets, bursts and starts should be at least 1.");
+  const std::unique_ptr<ops::Kernel> kernel = make_kernel(op, attributes, variant);
+  std::vector<ops::Tensor> tensors;
+  std::transform(inputs.begin(), inputs.end(), std::back_inserter(tensors), tensor_of);
+  const std::vector<ops::TensorType> types = types_of_outputs(*kernel, tensors);
+  py::list results;
+  std::vector<void*> outputs;
+  for (const ops::TensorType& type : types) {
+    py::array result(numpy_type(type.type), type.shape);
+    outputs.push_back(result.mutable_data());
+    results.append(result);
+  }
+  return py::make_tuple(
+      results, value_or_error(onnxopt_registry()->time_on_device(*kernel, tensors, types, outputs, {sets, bursts, starts})));
+}
+
 /// Constants [columns, rows, taps] of any strides.
 panels::Source panels_source(const py::array& array, std::size_t width) {
   constexpr py::ssize_t kAxes = 3;
@@ -417,6 +451,12 @@ PYBIND11_MODULE(_native, module) {
   module.def("nvrtc", &nvrtc, "The version of the NVRTC that compiles expressions, and the architectures that it knows.");
   module.def("compile_cuda", &compile_cuda, py::arg("source"), py::arg("sm"),
              "What NVRTC makes of a source for devices of an architecture: machine code, or PTX where it is older.");
+  module.def("device_limits", &device_limits, "The current CUDA device: its name, its cache, and what it does at most.");
+  module.def(
+      "time_on_device", &time_on_device, py::arg("op"), py::arg("inputs"), py::arg("attributes"), py::arg("variant"),
+      py::arg("sets"), py::arg("bursts"), py::arg("starts"),
+      "Copy arrays to the device in several sets, run one kernel on them in turn, and return its outputs and the milliseconds "
+      "of a run in each burst.");
   module.def("occupy", &occupy, py::arg("op"), py::arg("rounds"), py::arg("variant") = py::none(),
              "Multiply registers alone with a variant's instructions and return the number of products, 0 where that says nothing: "
              "over its time, the ceiling of the op's kernel.");

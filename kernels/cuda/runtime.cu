@@ -1,17 +1,9 @@
-#include <memory>
 #include <vector>
 
+#include "kernels/cuda/memory.h"
 #include "kernels/cuda/runtime.h"
 
 namespace onnxopt::cuda {
-
-namespace {
-
-/// Memory of the device for one tensor.
-struct Free {
-  void operator()(void* memory) const { cudaFree(memory); }
-};
-using Memory = std::unique_ptr<void, Free>;
 
 Result<Memory> allocate(std::size_t bytes) {
   void* memory = nullptr;
@@ -20,7 +12,12 @@ Result<Memory> allocate(std::size_t bytes) {
   return Memory(memory);
 }
 
-}  // namespace
+Result<Memory> copy_of(const Source& source) {
+  Result<Memory> memory = allocate(source.bytes);
+  if (!memory) return memory;
+  const auto copied = check(cudaMemcpy(memory->get(), source.data, source.bytes, cudaMemcpyHostToDevice), "copy an input");
+  return copied ? std::move(memory) : Result<Memory>::failure(copied.error());
+}
 
 Result<bool> check(cudaError_t status, const char* what) {
   if (status == cudaSuccess) return true;
@@ -54,10 +51,8 @@ Result<bool> run_on_copies(std::span<const Source> sources, std::span<const Targ
   std::vector<const void*> inputs;
   std::vector<void*> outputs;
   for (const Source& source : sources) {
-    Result<Memory> memory = allocate(source.bytes);
+    Result<Memory> memory = copy_of(source);
     if (!memory) return Result<bool>::failure(memory.error());
-    const auto copied = check(cudaMemcpy(memory->get(), source.data, source.bytes, cudaMemcpyHostToDevice), "copy an input");
-    if (!copied) return copied;
     inputs.push_back(memory->get());
     memories.push_back(std::move(*memory));
   }

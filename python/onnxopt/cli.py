@@ -683,7 +683,7 @@ def bench_kernel(
         list[str] | None, typer.Option(help="Sizes of a problem: 16384x768 for FusedNorm. May be repeated.")
     ] = None,
     dtype: Annotated[str, typer.Option(help="Of inputs and outputs.")] = "float32",
-    device: Annotated[str, typer.Option(help="cpu.")] = "cpu",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     variant: Annotated[
         list[str] | None,
         typer.Option(help="A kernel variant, or all; unasked, the one that this machine chooses. May be repeated."),

@@ -142,6 +142,11 @@ const char* launch(unsigned blocks, unsigned threads, const Body& body) {
   const auto done = onnxopt::simt::launch({blocks}, {threads}, 0, body);
   return done ? nullptr : (problem = done.error()).c_str();
 }
+extern "C" long offset_in(const void* domain, int input, long element) {
+  using namespace onnxopt::elementwise::cuda;
+  const auto& tensors = *static_cast<const SmallTensors*>(domain);
+  return find_offset(tensors, tensors.inputs[input], element);
+}
 """
 
 
@@ -222,6 +227,26 @@ def test_outputs_of_two_shapes_are_two_launches(on_host: ctypes.CDLL) -> None:
     check(on_host, TWO_SHAPES, inputs)
     outputs = [np.empty(9, np.float32), np.empty((5, 9), np.float32)]
     assert [launch[0] for launch in native.cuda_launches(TWO_SHAPES, inputs, outputs)] == [1, 2]
+
+
+@pytest.mark.parametrize("shape", [(1 << 16, 3, 1 << 14), (5, (1 << 29) + 3), (3, 1, (1 << 30) + 1, 1)], ids=str)
+def test_more_elements_than_31_bits_number(shape: tuple[int, ...], on_host: ctypes.CDLL) -> None:
+    """Of inputs that are broadcast over a domain whose memory is never touched."""
+    expr = "i0:bool i1:bool i2:bool | t0=and(i0,i1) t1=and(t0,i2) | t1:bool"
+    rows, columns = (*shape[:-1], 1), (1,) * (len(shape) - 1) + shape[-1:]
+    inputs = [np.empty(one, np.bool_) for one in (rows, columns, shape)]
+    ((_, parameter, blocks, threads),) = native.cuda_launches(expr, inputs, [np.empty(shape, np.bool_)])
+    elements = math.prod(shape)
+    assert elements > 1 << 31
+    assert (blocks - 1) * threads * 8 < elements <= blocks * threads * 8
+    aligned = (ctypes.c_uint64 * (len(parameter) // 8)).from_buffer_copy(parameter)
+    on_host.offset_in.restype = ctypes.c_long
+    for element in (0, 1, shape[-1] - 1, (1 << 31) - 1, 1 << 31, (1 << 31) + 7, elements - 1):
+        at = [int(place) for place in np.unravel_index(element, shape)]
+        for number, one in enumerate(inputs):
+            places = [place if size > 1 else 0 for place, size in zip(at, one.shape, strict=True)]
+            found = on_host.offset_in(ctypes.byref(aligned), number, ctypes.c_long(element))
+            assert found == np.ravel_multi_index(places, one.shape)
 
 
 def test_more_axes_than_the_parameter_has_are_left_to_the_interpreter() -> None:

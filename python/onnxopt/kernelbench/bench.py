@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 
 from onnxopt.errors import OptionError, VerificationError
+from onnxopt.kernelbench import device as on_device
 from onnxopt.kernelbench.case import Case, Problem
 from onnxopt.kernelbench.ceilings import Ceilings
 from onnxopt.kernelbench.problems import PROBLEMS
@@ -98,7 +99,7 @@ def bench_kernel(
         op: the name of a custom op, one of `PROBLEMS` or of `problems`.
         shapes: sizes as the op's problem names them.
         dtype: of inputs and outputs.
-        device: "cpu".
+        device: "cpu", or "cuda": kernels alone on the current device, without onnxruntime beside them.
         variants: kernel variants; None is the one that this machine chooses.
         threads: intra-op threads.
         rounds: bursts of each contender.
@@ -106,27 +107,70 @@ def bench_kernel(
         tick: called with a sentence as it goes on.
 
     Raises:
-        OptionError: an unknown op, variant, dtype or device, a shape of other sizes, or a variant that cannot run here or does not take
-            the problem.
+        OptionError: an unknown op, variant, dtype or device, a shape of other sizes, or a variant or device that cannot run here or does
+            not take the problem.
         VerificationError: a kernel is further from float64 than it may be.
     """
     known = {**PROBLEMS, **(problems or {})}
     if op not in known:
         raise OptionError(f"There is no problem for the op '{op}'. There is one for {', '.join(known)}.")
     problem = known[op]
-    if device != "cpu":
-        raise OptionError(f"Kernels are measured on the device 'cpu'; '{device}' is not supported.")
+    if device not in ("cpu", "cuda"):
+        raise OptionError(f"Kernels are measured on the devices 'cpu' and 'cuda'; '{device}' is not supported.")
     if not shapes:
         raise OptionError(f"{op} needs a shape: {'x'.join(problem.sizes)}.")
-    chosen = variants_of(op, variants)
+    chosen = variants_of(op, variants) if device == "cpu" else on_device.variants_of(op, variants)
     cases = [(shape, problem.case(op, shape, dtype)) for shape in shapes]
     tick("ceilings")
+    if device == "cuda":
+        return _bench_on_device(op, dtype, cases, chosen, rounds, tick)
     ceilings = Ceilings.measure(threads)
     found: list[Measurement] = []
     for shape, case in cases:
         tick("x".join(map(str, shape)))
         found += measure(op, shape, case, dtype, chosen, ceilings, rounds)
     return KernelBench(op, dtype, cases[0][1].rate, ceilings, tuple(found), cases[0][1].besides)
+
+
+def _bench_on_device(
+    op: str,
+    dtype: str,
+    cases: list[tuple[tuple[int, ...], Case]],
+    variants: list[str],
+    rounds: int,
+    tick: Callable[[str], object],
+) -> KernelBench:
+    ceilings, cache_bytes = on_device.measure_ceilings()
+    found = []
+    for shape, case in cases:
+        tick("x".join(map(str, shape)))
+        arrays = case.draw(dtype, 0)
+        node = on_device.Node.of(_fused(op, shape, case, case.model(arrays, dtype), "cuda"), arrays)
+        for name in variants:
+            results, latency = on_device.measure(node, name, cache_bytes, rounds)
+            error = _error(case.exact(arrays, dtype), results)
+            _demand_right(name, error, case)
+            found.append(_described(shape, case, latency, ceilings, error))
+    return KernelBench(op, dtype, cases[0][1].rate, ceilings, tuple(found))
+
+
+def _fused(op: str, shape: tuple[int, ...], case: Case, model: onnx.ModelProto, target: str) -> onnx.ModelProto:
+    """The model with the op, which it calls itself or onnxopt makes of it."""
+    import onnxopt
+
+    fused: onnx.ModelProto = model if case.functions else onnxopt.optimize(model, target=target)
+    if op not in [node.op_type for node in fused.graph.node]:
+        raise OptionError(
+            f"{op} does not pay for the shape {'x'.join(map(str, shape))}: onnxopt leaves the standard ops there."
+        )
+    return fused
+
+
+def _demand_right(variant: str, error: float, case: Case) -> None:
+    if not error <= case.largest_error:
+        raise VerificationError(
+            f"{variant} is off by {error:.1e} of the largest magnitude; {case.largest_error:.0e} is allowed."
+        )
 
 
 def variants_of(op: str, names: Sequence[str] | None) -> list[str]:
@@ -165,34 +209,27 @@ def measure(
     arrays = case.draw(dtype, 0)
     model = case.model(arrays, dtype)
     contenders = [(ONNXRUNTIME, session(model, threads=ceilings.threads, library=False))]
-    fused = model if case.functions else onnxopt.optimize(model)
+    fused = _fused(op, shape, case, model, "cpu")
     if any(function.domain != DOMAIN for function in fused.functions):
         compiled = onnxopt.optimize(model, options=onnxopt.Options(inline_functions=True))
         contenders.append((ONNXOPT, session(compiled, threads=ceilings.threads)))
-    _demand_op(op, fused, shape, variants)
+    _demand_accepted(op, fused, variants)
     sets = _rotated(case, arrays, dtype)
     contenders += [(name, _session(fused, op, name, ceilings.threads)) for name in variants]
     exact = case.exact(arrays, dtype)
     errors = {name: _error(exact, one.run(None, sets[0])) for name, one in contenders}
     for name in variants:
-        if not errors[name] <= case.largest_error:
-            raise VerificationError(
-                f"{name} is off by {errors[name]:.1e} of the largest magnitude; {case.largest_error:.0e} is allowed."
-            )
+        _demand_right(name, errors[name], case)
     calls = [(name, _in_turn(one, sets)) for name, one in contenders]
     return [_described(shape, case, one, ceilings, errors[one.name]) for one in compare(calls, rounds)]
 
 
-def _demand_op(op: str, model: onnx.ModelProto, shape: tuple[int, ...], variants: list[str]) -> None:
-    """Refuse a model without the op, and variants that do not take its nodes: another one would run in their place."""
-    nodes = [node for node in model.graph.node if node.op_type == op]
-    if not nodes:
-        raise OptionError(
-            f"{op} does not pay for the shape {'x'.join(map(str, shape))}: onnxopt leaves the standard ops there."
-        )
-    for node in nodes:
-        values = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
-        attributes = {name: one.decode() if isinstance(one, bytes) else one for name, one in values.items()}
+def _demand_accepted(op: str, model: onnx.ModelProto, variants: list[str]) -> None:
+    """Refuse variants that do not take the model's nodes of the op: another one would run in their place."""
+    for node in model.graph.node:
+        if node.op_type != op:
+            continue
+        attributes = on_device.attributes_of(node)
         for variant in variants:
             if problem := native().refusal(op, attributes, variant):
                 raise OptionError(f"The variant '{variant}' does not take this node of {op}: {problem}")
