@@ -7,10 +7,11 @@
 #include <string>
 #include <vector>
 
-#include "kernels/cuda/simt/simt.h"
+#include "kernels/cuda/mma.h"
 
 namespace {
 
+using onnxopt::Element;
 using onnxopt::Result;
 using onnxopt::simt::Dim3;
 
@@ -79,6 +80,101 @@ __global__ void atomics() {
   if (threadIdx.x == 0) numbers = {static_cast<float>(count), static_cast<float>(largest)};
 }
 
+// --- matrix instructions ---
+/// The elements that test_simt.py multiplies; exact in every type.
+int element_of_a(int row, int k) { return (row * 7 + k * 3) % 11; }
+int element_of_b(int k, int column) { return (k * 5 + column * 2) % 7 - 3; }
+
+/// A number as an element of a matrix.
+template <Element E>
+std::uint32_t pattern(int number) {
+  if (onnxopt::is_byte(E)) return static_cast<std::uint8_t>(number);
+  const auto value = static_cast<float>(number);
+  if (E == Element::kHalf) return onnxopt::elementwise::cuda::to_half(value);
+  return E == Element::kBrain ? onnxopt::to_brain(value) : onnxopt::elementwise::cuda::bits<std::uint32_t>(value);
+}
+
+/// The word of which each of `count` elements is `element(k)`, from `k` on.
+template <Element E, class Get>
+std::uint32_t word_of(int k, int count, Get element) {
+  std::uint32_t word = 0;
+  for (int i = 0; i < count; ++i) word |= pattern<E>(element(k + i)) << 32 / count * i;
+  return word;
+}
+
+/// A product whose operands lie as PTX says, and whose results do.
+template <Element E>
+__global__ void multiply() {
+  constexpr int count = onnxopt::is_byte(E) ? 4 : E == Element::kTf32 ? 1 : 2;
+  const int group = static_cast<int>(threadIdx.x) / 4, place = static_cast<int>(threadIdx.x) % 4;
+  onnxopt::FragmentA a;
+  onnxopt::FragmentB b;
+  onnxopt::Fragment<onnxopt::SumOf<E>> c;
+  for (int i = 0; i < 4; ++i)
+    a.words[i] = word_of<E>((place + i / 2 * 4) * count, count, [&](int k) { return element_of_a(group + i % 2 * 8, k); });
+  for (int i = 0; i < 2; ++i)
+    b.words[i] = word_of<E>((place + i * 4) * count, count, [&](int k) { return element_of_b(k, group); });
+  for (int i = 0; i < 4; ++i) c.values[i] = static_cast<onnxopt::SumOf<E>>(i);
+  onnxopt::multiply_add<E>(c, a, b);
+  for (int i = 0; i < 4; ++i)
+    numbers[static_cast<std::size_t>((group + i / 2 * 8) * 8 + place * 2 + i % 2)] =
+        static_cast<float>(c.values[i]) - static_cast<float>(i);
+}
+
+/// Bytes that differ in their sign, sums that wrap, and what tf32 leaves of a float.
+__global__ void extremes() {
+  onnxopt::FragmentA a{};
+  onnxopt::FragmentB b{};
+  if (threadIdx.x % 4 == 0) {
+    a.words[0] = 0xff;
+    b.words[0] = 0x80;
+  }
+  onnxopt::Fragment<std::int32_t> unsigned_bytes{{INT32_MIN + 32639, 0, 0, 0}}, signed_bytes{};
+  onnxopt::multiply_add<Element::kUint8>(unsigned_bytes, a, b);
+  onnxopt::multiply_add<Element::kInt8>(signed_bytes, a, b);
+  onnxopt::Fragment<float> floats{};
+  if (threadIdx.x % 4 == 0) a.words[0] = onnxopt::to_tf32(0x3f801000u), b.words[0] = 0x3f801fffu;
+  onnxopt::multiply_add<Element::kTf32>(floats, a, b);
+  if (threadIdx.x == 0)
+    numbers = {static_cast<float>(unsigned_bytes.values[0] == INT32_MAX), static_cast<float>(signed_bytes.values[0]),
+               (floats.values[0] - 1.0f) * 0x1p10f};
+}
+
+__global__ void matrices(bool transposed) {
+  auto* const held = static_cast<std::uint16_t*>(onnxopt::simt::self().shared);
+  for (unsigned i = threadIdx.x; i < 256; i += 32) held[i] = static_cast<std::uint16_t>(i);
+  __syncthreads();
+  std::uint32_t words[4];
+  const std::uint16_t* const row = held + threadIdx.x * 8;
+  transposed ? onnxopt::load_transposed(row, words) : onnxopt::load_matrices(row, words);
+  for (unsigned i = 0; i < 4; ++i) {
+    numbers[threadIdx.x * 8 + i * 2] = static_cast<float>(words[i] & 0xffffu);
+    numbers[threadIdx.x * 8 + i * 2 + 1] = static_cast<float>(words[i] >> 16);
+  }
+}
+
+__global__ void row_between_lines() {
+  std::uint32_t words[4];
+  onnxopt::load_matrices(static_cast<std::byte*>(onnxopt::simt::self().shared) + 8, words);
+}
+
+alignas(16) constexpr float kSource[8] = {1, 2, 3, 4, 5, 6, 7, 8};
+
+/// Two groups of copies, of which one is waited for.
+__global__ void copies(bool waits) {
+  auto* const held = static_cast<float*>(onnxopt::simt::self().shared);
+  onnxopt::copy_async<16>(held, kSource, 12);
+  onnxopt::commit_copies();
+  onnxopt::copy_async<4>(held + 4, kSource + 5, 4);
+  onnxopt::commit_copies();
+  if (waits) onnxopt::wait_for_copies<1>();
+  numbers.assign(held, held + 5);
+  onnxopt::wait_for_copies<0>();
+  numbers.push_back(held[4]);
+}
+
+__global__ void copy_between_words() { onnxopt::copy_async<16>(onnxopt::simt::self().shared, kSource + 1, 16); }
+
 __global__ void half_of_the_block_waits() {
   if (threadIdx.x < 40) __syncthreads();
 }
@@ -128,6 +224,18 @@ const std::map<std::string, Case>& cases() {
       {"votes", {{1}, {32}, 0, 32, votes}},
       {"halves_of_a_warp", {{1}, {32}, 0, 32, halves_of_a_warp}},
       {"atomics", {{1}, {96}, 0, 2, atomics}},
+      {"multiply_uint8", {{1}, {32}, 0, 128, multiply<Element::kUint8>}},
+      {"multiply_int8", {{1}, {32}, 0, 128, multiply<Element::kInt8>}},
+      {"multiply_half", {{1}, {32}, 0, 128, multiply<Element::kHalf>}},
+      {"multiply_brain", {{1}, {32}, 0, 128, multiply<Element::kBrain>}},
+      {"multiply_tf32", {{1}, {32}, 0, 128, multiply<Element::kTf32>}},
+      {"extremes", {{1}, {32}, 0, 3, extremes}},
+      {"matrices", {{1}, {32}, 512, 256, [] { matrices(false); }}},
+      {"matrices_transposed", {{1}, {32}, 512, 256, [] { matrices(true); }}},
+      {"copies", {{1}, {1}, 20, 0, [] { copies(true); }}},
+      {"copies_without_wait", {{1}, {1}, 20, 0, [] { copies(false); }}},
+      {"row_between_lines", {{1}, {32}, 512, 0, row_between_lines}},
+      {"copy_between_words", {{1}, {1}, 16, 0, copy_between_words}},
       {"half_of_the_block_waits", {{1}, {64}, 0, 0, half_of_the_block_waits}},
       {"two_barriers", {{1}, {64}, 0, 0, two_barriers}},
       {"barrier_and_shuffle", {{1}, {64}, 0, 0, barrier_and_shuffle}},

@@ -83,6 +83,14 @@ class Context {
 
 enum class State : std::uint8_t { kReady, kAtBarrier, kInWarp, kDone };
 
+/// A copy that began, and the group that it is part of.
+struct Copy {
+  void* target;
+  const void* source;
+  std::size_t bytes, present;
+  unsigned group;
+};
+
 struct Fiber {
   Thread thread;
   Context context;
@@ -91,6 +99,8 @@ struct Fiber {
   std::size_t bytes = 0;  // that it gives
   Where where;
   alignas(16) std::byte given[kMostBytes];
+  std::vector<Copy> copies;
+  unsigned groups = 0;  // that were committed
 };
 
 bool same(const Where& a, const Where& b) { return a.line() == b.line() && std::strcmp(a.file_name(), b.file_name()) == 0; }
@@ -176,6 +186,8 @@ void Block::start(Index block) {
   for (std::size_t i = 0; i < fibers_.size(); ++i) {
     fibers_[i].thread.block = block;
     fibers_[i].state = State::kReady;
+    fibers_[i].copies.clear();
+    fibers_[i].groups = 0;
     fibers_[i].context.start(stacks_[i].get(), kStackBytes, enter);
   }
   left_ = static_cast<unsigned>(fibers_.size());
@@ -281,6 +293,26 @@ const std::byte* exchange(unsigned mask, const void* value, std::size_t bytes, c
   if (bytes > 0) std::memcpy(fiber.given, value, bytes);
   current->wait();
   return current->snapshot();
+}
+
+void begin_copy(void* target, const void* source, std::size_t bytes, std::size_t present, const Where& where) {
+  for (const void* const place : {static_cast<const void*>(target), source})
+    if (reinterpret_cast<std::uintptr_t>(place) % bytes != 0) fail("copies from or to a place that is not aligned", where);
+  Fiber& fiber = current->running();
+  fiber.copies.push_back({target, source, bytes, std::min(present, bytes), fiber.groups});
+}
+
+void commit_copies() { ++current->running().groups; }
+
+void finish_copies(unsigned left) {
+  Fiber& fiber = current->running();
+  const auto ends = [&](const Copy& copy) { return copy.group + left < fiber.groups; };
+  for (const Copy& copy : fiber.copies) {
+    if (!ends(copy)) continue;
+    std::memset(copy.target, 0, copy.bytes);
+    if (copy.present > 0) std::memcpy(copy.target, copy.source, copy.present);
+  }
+  std::erase_if(fiber.copies, ends);
 }
 
 void fail(const char* what, const Where& where) {

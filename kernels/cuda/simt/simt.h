@@ -3,8 +3,8 @@
 // A fiber runs until it has to wait for others: at a barrier of its block, or where threads of its warp exchange values. Blocks run
 // one after the other. What a device answers with a hang or with garbage ends the launch with a sentence: a barrier that some
 // threads never reach, threads that wait at different ones, a shuffle from a lane that does not take part, a write behind the
-// shared memory. Fibers run in ascending and in descending order by turns, and dynamic shared memory begins as NaNs, so that a
-// barrier that is missing shows.
+// shared memory. Fibers run in ascending and in descending order by turns, dynamic shared memory begins as NaNs, and asynchronous
+// copies happen when a thread waits for them and not before, so that a barrier or a wait that is missing shows.
 #pragma once
 
 #include <cstddef>
@@ -49,6 +49,14 @@ void wait_for_block(const Where& where);
 /// Gives a value to the threads of the warp that `mask` names, waits until all of them are here, and returns the values of all
 /// lanes, `kMostBytes` apart, which stay until one of these threads exchanges again.
 const std::byte* exchange(unsigned mask, const void* value, std::size_t bytes, const Where& where);
+
+/// Begins to copy `bytes` bytes, of which the first `present` are there; the others become 0. Both places have to be aligned as
+/// that many bytes.
+void begin_copy(void* target, const void* source, std::size_t bytes, std::size_t present, const Where& where);
+/// Makes the thread's copies since the last call a group.
+void commit_copies();
+/// Waits for the thread's groups but the last `left` ones.
+void finish_copies(unsigned left);
 
 /// Ends the launch with a sentence.
 [[noreturn]] void fail(const char* what, const Where& where);
