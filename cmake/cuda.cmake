@@ -3,9 +3,9 @@
 add_library(onnxopt_cuda_host STATIC kernels/cuda/simt/simt.cc kernels/cuda/attention/emulate.cc
   kernels/cuda/elementwise/pack.cc kernels/cuda/elementwise/source.cc kernels/cuda/elementwise/emulate.cc
   kernels/cuda/nvrtc/cache.cc kernels/cuda/nvrtc/nvrtc.cc
-  kernels/cuda/elementwise/embedded.cc kernels/cuda/gemm/plan.cc kernels/cuda/gemm/emulate.cc
-  kernels/cuda/norm/plan.cc kernels/cuda/norm/emulate.cc
-  kernels/cuda/recurrence/plan.cc kernels/cuda/recurrence/emulate.cc)
+  kernels/cuda/elementwise/embedded.cc kernels/cuda/gemm/plan.cc kernels/cuda/gemm/tensor_plan.cc kernels/cuda/gemm/emulate.cc
+  kernels/cuda/norm/plan.cc kernels/cuda/norm/emulate.cc kernels/cuda/qgemm/plan.cc kernels/cuda/qgemm/emulate.cc
+  kernels/cuda/qconv/plan.cc kernels/cuda/qconv/emulate.cc kernels/cuda/recurrence/plan.cc kernels/cuda/recurrence/emulate.cc)
 onnxopt_own_code(onnxopt_cuda_host)
 target_compile_options(onnxopt_cuda_host PRIVATE -O2 -ffp-contract=off -fno-math-errno)
 target_link_libraries(onnxopt_cuda_host PUBLIC onnxopt_kernels ${CMAKE_DL_LIBS})
@@ -57,8 +57,8 @@ message(STATUS "CUDA kernels: compiled by nvcc ${CMAKE_CUDA_COMPILER_VERSION} fo
 
 # Contraction stays off, as on the CPU: operations of an expression are rounded one by one.
 add_library(onnxopt_cuda STATIC kernels/cuda/runtime.cu kernels/cuda/timing.cu kernels/cuda/attention/attention.cu
-  kernels/cuda/elementwise/interpreter.cu kernels/cuda/elementwise/compiled.cu kernels/cuda/gemm/gemm.cu
-  kernels/cuda/norm/norm.cu kernels/cuda/recurrence/recurrence.cu)
+  kernels/cuda/elementwise/interpreter.cu kernels/cuda/elementwise/compiled.cu kernels/cuda/gemm/gemm.cu kernels/cuda/gemm/tensor.cu
+  kernels/cuda/norm/norm.cu kernels/cuda/qgemm/qgemm.cu kernels/cuda/qconv/qconv.cu kernels/cuda/recurrence/recurrence.cu)
 target_include_directories(onnxopt_cuda PRIVATE ${CMAKE_CURRENT_SOURCE_DIR})
 target_compile_options(onnxopt_cuda PRIVATE -O3 -fmad=false "SHELL:-Werror all-warnings" "SHELL:-Werror default-stream-launch"
   -Xcompiler=-Wall,-Wextra,-Werror)

@@ -93,7 +93,7 @@ int element_type(elementwise::DType type) {
 }
 
 Result<EpilogueProgram> EpilogueProgram::read(const Attributes& attributes, std::size_t raw, std::string_view isa,
-                                              const char* attribute) {
+                                              const char* attribute, bool halves) {
   using Made = Result<EpilogueProgram>;
   EpilogueProgram made;
   made.raw_ = raw;
@@ -104,9 +104,10 @@ Result<EpilogueProgram> EpilogueProgram::read(const Attributes& attributes, std:
   if (program->inputs().size() < raw)
     return Made::failure("Its epilogue has " + number(program->inputs().size()) + " inputs and should begin with " + number(raw) +
                          " results.");
+  const bool of_halves = halves && raw > 0 && program->inputs()[0] == elementwise::DType::f16;
   for (std::size_t i = 0; i < raw; ++i)
-    if (program->inputs()[i] != elementwise::DType::f32)
-      return Made::failure("Input " + number(i) + " of its epilogue should be f32.");
+    if (program->inputs()[i] != (of_halves ? elementwise::DType::f16 : elementwise::DType::f32))
+      return Made::failure("Input " + number(i) + " of its epilogue should be " + (of_halves ? "f16." : "f32."));
   const auto variants = elementwise::variants();
   const auto found = std::find_if(variants.begin(), variants.end(), [&](const auto& one) { return isa == one.isa; });
   if (found == variants.end()) return Made::failure("There is no element-wise kernel for " + std::string(isa) + ".");
@@ -137,19 +138,22 @@ std::vector<std::span<const std::int64_t>> EpilogueProgram::shapes(const Shape& 
   return all;
 }
 
-std::vector<int> EpilogueProgram::output_types() const {
-  if (!program_) return std::vector<int>(raw_, kFloat);
+std::vector<int> EpilogueProgram::output_types(int raw_type) const {
+  if (!program_) return std::vector<int>(raw_, raw_type);
   std::vector<int> types;
   for (const elementwise::DType type : program_->outputs()) types.push_back(element_type(type));
   return types;
 }
 
-Result<std::vector<TensorType>> EpilogueProgram::outputs(const Shape& raw, std::span<const Tensor> inputs) const {
+Result<std::vector<TensorType>> EpilogueProgram::outputs(const Shape& raw, std::span<const Tensor> inputs, int raw_type) const {
   using Types = Result<std::vector<TensorType>>;
   const std::size_t expected = program_ ? program_->inputs().size() - raw_ : 0;
   if (inputs.size() != expected)
     return Types::failure("It has " + number(inputs.size()) + " inputs for its epilogue, which takes " + number(expected) + ".");
-  if (!program_) return std::vector<TensorType>(raw_, TensorType{kFloat, raw});
+  if (!program_) return std::vector<TensorType>(raw_, TensorType{raw_type, raw});
+  if (raw_ > 0 && raw_type == kBfloat16) return Types::failure("Its results are bfloat16, which expressions do not have.");
+  if (raw_ > 0 && element_type(program_->inputs()[0]) != raw_type)
+    return Types::failure(std::string("Input 0 of its epilogue should be ") + (raw_type == kFloat16 ? "f16." : "f32."));
   for (std::size_t i = 0; i < inputs.size(); ++i)
     if (inputs[i].type != element_type(program_->inputs()[raw_ + i]))
       return Types::failure("Input " + number(raw_ + i) + " of its epilogue is of type " + name_of(inputs[i].type) +

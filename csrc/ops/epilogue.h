@@ -18,9 +18,9 @@ int element_type(elementwise::DType type);
 class EpilogueProgram {
  public:
   /// Reads the attribute, or one of another name that says the same of results inside of the op. `raw` is the number of raw
-  /// results, which are float32.
+  /// results, all float32 or, for an op that has them (`halves`), all float16.
   static Result<EpilogueProgram> read(const Attributes& attributes, std::size_t raw, std::string_view isa,
-                                      const char* attribute = "epilogue");
+                                      const char* attribute = "epilogue", bool halves = false);
 
   /// Whether there is more to do than to clip.
   bool present() const { return program_ && (added_ || !clip_); }
@@ -44,11 +44,11 @@ class EpilogueProgram {
   /// The program itself, null without one.
   const elementwise::Program* program() const { return program_ ? &*program_ : nullptr; }
 
-  /// The element types of the outputs.
-  std::vector<int> output_types() const;
+  /// The element types of the outputs; without a program, that of the raw results.
+  std::vector<int> output_types(int raw_type = kFloat) const;
 
   /// The types and shapes of the outputs for raw results of one shape and the epilogue's further inputs.
-  Result<std::vector<TensorType>> outputs(const Shape& raw, std::span<const Tensor> inputs) const;
+  Result<std::vector<TensorType>> outputs(const Shape& raw, std::span<const Tensor> inputs, int raw_type = kFloat) const;
 
   /// The program over the tensors of one run; `raw` results are not in memory.
   Result<elementwise::Epilogue> bind(const Shape& raw, std::span<const Tensor> inputs, std::span<const TensorType> types,

@@ -100,8 +100,12 @@ struct Sizes {
 
 attention::Steps steps_of(const Axes& axes) { return {axes[kBatch], axes[kHead], axes[kRow], axes[kColumn]}; }
 
-attention::View view_of(const Tensor& tensor, const AxisLayout& layout, const Axes& sizes) {
-  return {static_cast<const float*>(tensor.data) + layout.offset(tensor.shape), steps_of(layout.steps(tensor.shape, sizes))};
+/// Types that only kernels for CUDA devices compute with.
+bool is_of_two_bytes(int type) { return type == kFloat16 || type == kBfloat16; }
+
+template <class T>
+attention::ViewOf<T> view_of(const Tensor& tensor, const AxisLayout& layout, const Axes& sizes) {
+  return {static_cast<const T*>(tensor.data) + layout.offset(tensor.shape), steps_of(layout.steps(tensor.shape, sizes))};
 }
 
 /// Steps of a tensor that is broadcast to four dims; dims of size 1 have the step 0.
@@ -141,13 +145,15 @@ class FusedAttention : public Kernel {
     if (!sizes) return Types::failure(sizes.error());
     if (std::string sentence = wrong_mask(inputs, *sizes); !sentence.empty()) return Types::failure(sentence);
     if (std::string sentence = wrong_rotary(inputs, *sizes); !sentence.empty()) return Types::failure(sentence);
-    return std::vector<TensorType>{{kFloat, d_.y.shape(result_sizes(*sizes))}};
+    return std::vector<TensorType>{{inputs[0].type, d_.y.shape(result_sizes(*sizes))}};
   }
 
  protected:
-  attention::Problem problem_of(std::span<const Tensor> inputs, const TensorType& type, void* output) const {
+  /// `T` are elements of all tensors but boolean masks.
+  template <class T>
+  attention::ProblemOf<T> problem_of(std::span<const Tensor> inputs, const TensorType& type, void* output) const {
     const Sizes sizes = *sizes_of(inputs);
-    attention::Problem problem;
+    attention::ProblemOf<T> problem;
     problem.batch = sizes.q[kBatch];
     problem.heads = d_.heads;
     problem.kv_heads = d_.kv_heads;
@@ -155,17 +161,17 @@ class FusedAttention : public Kernel {
     problem.keys = sizes.k[kRow];
     problem.depth = d_.depth;
     problem.width = d_.width;
-    problem.q = view_of(inputs[0], d_.q, sizes.q);
-    problem.k = view_of(inputs[1], d_.k, sizes.k);
-    problem.v = view_of(inputs[2], d_.v, sizes.v);
-    problem.y = static_cast<float*>(output);
+    problem.q = view_of<T>(inputs[0], d_.q, sizes.q);
+    problem.k = view_of<T>(inputs[1], d_.k, sizes.k);
+    problem.v = view_of<T>(inputs[2], d_.v, sizes.v);
+    problem.y = static_cast<T*>(output);
     problem.y_steps = steps_of(d_.y.steps(type.shape, result_sizes(sizes)));
     problem.scale = d_.scale;
     problem.cap = d_.cap;
     problem.nan_to_zero = d_.nan_to_zero;
     problem.mask_count = d_.masks.size();
     for (std::size_t i = 0; i < d_.masks.size(); ++i) problem.masks[i] = mask_of(inputs[3 + i], d_.masks[i]);
-    if (d_.rotates()) problem.rotary = rotary_of(inputs[3 + d_.masks.size()], inputs[4 + d_.masks.size()]);
+    if (d_.rotates()) problem.rotary = rotary_of<T>(inputs[3 + d_.masks.size()], inputs[4 + d_.masks.size()]);
     return problem;
   }
 
@@ -174,10 +180,11 @@ class FusedAttention : public Kernel {
     using Made = Result<Sizes>;
     const AxisLayout* const layouts[] = {&d_.q, &d_.k, &d_.v};
     Axes given[] = {{-1, d_.heads, -1, d_.depth}, {-1, d_.kv_heads, -1, d_.depth}, {-1, d_.kv_heads, -1, d_.width}};
+    const int own = is_of_two_bytes(inputs[0].type) ? inputs[0].type : static_cast<int>(kFloat);
     for (std::size_t i = 0; i < 3; ++i) {
-      if (inputs[i].type != kFloat)
+      if (inputs[i].type != own)
         return Made::failure("Input " + number(static_cast<std::int64_t>(i)) + " is of type " + name_of(inputs[i].type) +
-                             " and should be float.");
+                             " and should be " + name_of(own) + ".");
       const Result<Axes> axes = layouts[i]->sizes(inputs[i].shape, given[i]);
       if (!axes) return Made::failure("Input " + number(static_cast<std::int64_t>(i)) + " " + axes.error() + ".");
       given[i] = *axes;
@@ -197,7 +204,7 @@ class FusedAttention : public Kernel {
     for (std::size_t i = 0; i < d_.masks.size(); ++i) {
       const Tensor& mask = inputs[3 + i];
       const std::string name = "Mask " + number(static_cast<std::int64_t>(i));
-      const int expected = d_.masks[i].kind == attention::MaskKind::kAdd ? kFloat : kBool;
+      const int expected = d_.masks[i].kind == attention::MaskKind::kAdd ? inputs[0].type : static_cast<int>(kBool);
       if (mask.type != expected) return name + " is of type " + name_of(mask.type) + " and should be " + name_of(expected) + ".";
       if (!broadcasts(mask.shape, scores, true))
         return name + " has the shape " + text_of(mask.shape) + ", which does not fit scores of " +
@@ -211,7 +218,8 @@ class FusedAttention : public Kernel {
     for (std::size_t i = 3 + d_.masks.size(); i < inputs.size(); ++i) {
       const Tensor& table = inputs[i];
       const std::string name = i == 3 + d_.masks.size() ? "The cosines" : "The sines";
-      if (table.type != kFloat) return name + " are of type " + name_of(table.type) + " and should be float.";
+      if (table.type != inputs[0].type)
+        return name + " are of type " + name_of(table.type) + " and should be " + name_of(inputs[0].type) + ".";
       const std::int64_t width = table.shape.empty() ? 0 : table.shape.back();
       if (width < 2 || width % 2 != 0 || width > d_.depth || width != inputs[3 + d_.masks.size()].shape.back())
         return name + " have " + number(width) + " columns, which do not fit heads of " + number(d_.depth) + ".";
@@ -229,10 +237,11 @@ class FusedAttention : public Kernel {
     return mask;
   }
 
-  attention::Rotary rotary_of(const Tensor& cos, const Tensor& sin) const {
-    attention::Rotary rotary;
-    rotary.cos = static_cast<const float*>(cos.data);
-    rotary.sin = static_cast<const float*>(sin.data);
+  template <class T>
+  attention::RotaryOf<T> rotary_of(const Tensor& cos, const Tensor& sin) const {
+    attention::RotaryOf<T> rotary;
+    rotary.cos = static_cast<const T*>(cos.data);
+    rotary.sin = static_cast<const T*>(sin.data);
     rotary.cos_steps = steps_of(broadcast_steps(cos.shape));
     rotary.sin_steps = steps_of(broadcast_steps(sin.shape));
     rotary.width = cos.shape.back();
@@ -252,7 +261,10 @@ class CpuAttention final : public FusedAttention {
 
   Result<bool> run(std::span<const Tensor> inputs, std::span<const TensorType> types, std::span<void* const> outputs,
                    const Execution& execution) const override {
-    const attention::Problem problem = problem_of(inputs, types[0], outputs[0]);
+    if (inputs[0].type != kFloat)
+      return Result<bool>::failure("Its tensors are of type " + name_of(inputs[0].type) +
+                                   ", which only the kernel for CUDA devices computes with.");
+    const attention::Problem problem = problem_of<float>(inputs, types[0], outputs[0]);
     if (problem.keys == 0)  // a sum of no values
       std::fill_n(problem.y, problem.batch * problem.rows * problem.heads * problem.width, 0.0f);
     else
@@ -264,8 +276,11 @@ class CpuAttention final : public FusedAttention {
   const attention::Variant& variant_;
 };
 
-/// Runs a problem on tensors of a device, or on those of the host that a device's code is given in tests.
-using Start = Result<bool> (*)(const attention::Problem&, void* stream);
+/// Run a problem on tensors of a device, or on those of the host that a device's code is given in tests.
+struct Start {
+  Result<bool> (*floats)(const attention::Problem&, void* stream);
+  Result<bool> (*halves)(const attention::cuda::Halves&, void* stream);
+};
 
 class CudaAttention final : public FusedAttention {
  public:
@@ -275,8 +290,9 @@ class CudaAttention final : public FusedAttention {
   Result<bool> run(std::span<const Tensor> inputs, std::span<const TensorType> types, std::span<void* const> outputs,
                    const Execution& execution) const override {
     const auto start = [&](std::span<const Tensor> tensors, std::span<void* const> memory, void* stream) -> Result<bool> {
-      const attention::Problem problem = problem_of(tensors, types[0], memory[0]);
-      return problem.batch == 0 || problem.rows == 0 ? true : start_(problem, stream);
+      if (tensors[0].type == kFloat) return begin(problem_of<float>(tensors, types[0], memory[0]), start_.floats, stream);
+      const bool brain = tensors[0].type == kBfloat16;
+      return begin(attention::cuda::Halves{problem_of<std::uint16_t>(tensors, types[0], memory[0]), brain}, start_.halves, stream);
     };
 #if defined(ONNXOPT_HAVE_CUDA)
     if (!emulated_) return run_on_device(inputs, types, outputs, execution, start);
@@ -285,6 +301,11 @@ class CudaAttention final : public FusedAttention {
   }
 
  private:
+  template <class Problem>
+  static Result<bool> begin(const Problem& problem, Result<bool> (*start)(const Problem&, void*), void* stream) {
+    return problem.batch == 0 || problem.rows == 0 ? true : start(problem, stream);
+  }
+
   Start start_;
   bool emulated_;
 };
@@ -297,12 +318,14 @@ constexpr std::string_view kEmulatedVariant = "attention__cuda_emulated";
 Result<std::unique_ptr<Kernel>> make_cuda_kernel(Description description, std::string_view name) {
   using Made = Result<std::unique_ptr<Kernel>>;
   if (name == kEmulatedVariant) {
-    const auto start = [](const attention::Problem& problem, void*) { return attention::cuda::emulate(problem); };
+    const Start start{[](const attention::Problem& problem, void*) { return attention::cuda::emulate(problem); },
+                      [](const attention::cuda::Halves& problem, void*) { return attention::cuda::emulate(problem); }};
     return Made(std::make_unique<CudaAttention>(std::move(description), start, true));
   }
 #if defined(ONNXOPT_HAVE_CUDA)
   if (const Result<bool> prepared = attention::cuda::kernels().prepare(); !prepared) return Made::failure(prepared.error());
-  return Made(std::make_unique<CudaAttention>(std::move(description), attention::cuda::kernels().run, false));
+  const Start start{attention::cuda::kernels().run, attention::cuda::kernels().run_halves};
+  return Made(std::make_unique<CudaAttention>(std::move(description), start, false));
 #else
   return Made::failure("This build of onnxopt has no CUDA kernels.");
 #endif
@@ -352,7 +375,7 @@ Result<std::unique_ptr<Kernel>> create_attention(const Attributes& attributes, s
 std::vector<std::optional<InferredType>> infer_attention(const Attributes& attributes, std::span<const InferredType> inputs) {
   const Described d = read(attributes);
   if (!d || inputs.empty()) return {};
-  InferredType result{kFloat, {}};
+  InferredType result{is_of_two_bytes(inputs[0].type) ? inputs[0].type : static_cast<int>(kFloat), {}};
   for (const auto& group : d->y.groups()) {
     Dim dim{1, ""};
     for (const std::size_t axis : group.axes) {

@@ -42,6 +42,9 @@ Result<Layout> read_layout(const Attributes& attributes) {
   return layout;
 }
 
+/// Types that only kernels for CUDA devices multiply.
+bool is_of_two_bytes(int type) { return type == kFloat16 || type == kBfloat16; }
+
 /// What kernels of all devices share: the sizes.
 class FusedGemm : public Kernel {
  public:
@@ -50,7 +53,7 @@ class FusedGemm : public Kernel {
   Result<std::vector<TensorType>> outputs(std::span<const Tensor> inputs) const override {
     using Types = Result<std::vector<TensorType>>;
     if (const std::string sentence = wrong_input(inputs); !sentence.empty()) return Types::failure(sentence);
-    return epilogue_.outputs(result_shape(inputs), inputs.subspan(layout_.epilogue()));
+    return epilogue_.outputs(result_shape(inputs), inputs.subspan(layout_.epilogue()), inputs[0].type);
   }
 
  protected:
@@ -67,20 +70,14 @@ class FusedGemm : public Kernel {
     return rows;
   }
 
-  gemm::Product product(std::span<const Tensor> inputs, std::size_t index, void* c) const {
-    const auto floats = [&](bool there, std::size_t first) {
-      return there ? static_cast<const float*>(inputs[first + index].data) : nullptr;
-    };
-    return {inputs[1 + index].data, floats(layout_.biased, layout_.biases()), static_cast<float*>(c),
-            floats(layout_.block > 0, layout_.scales())};
-  }
-
   /// A sentence that says which input does not fit; empty when all do.
   std::string wrong_input(std::span<const Tensor> inputs) const {
     if (inputs.size() < layout_.epilogue())
       return "It got " + number(static_cast<std::int64_t>(inputs.size())) + " inputs and needs at least " +
              number(static_cast<std::int64_t>(layout_.epilogue())) + ".";
-    if (inputs[0].type != kFloat) return wrong(inputs[0], 0, kFloat, inputs[0].shape);
+    const int own = inputs[0].type;
+    if (!is_of_two_bytes(own) && own != kFloat) return wrong(inputs[0], 0, kFloat, inputs[0].shape);
+    if (layout_.block > 0 && own != kFloat) return wrong(inputs[0], 0, kFloat, inputs[0].shape);
     if (inputs[0].shape.empty()) return "Input 0 is a scalar and should have rows.";
     if (layout_.block > 0 && inputs[1].type != kInt8 && inputs[1].type != kInt4)
       return "Input 1 is of type " + name_of(inputs[1].type) + " and should be int8 or int4.";
@@ -89,7 +86,7 @@ class FusedGemm : public Kernel {
     const Shape scales{panels, layout_.block > 0 ? (depth + layout_.block - 1) / layout_.block : 0, kPanel};
     for (std::size_t i = 1; i < layout_.epilogue(); ++i) {
       const bool is_weights = i < layout_.scales();
-      const int type = is_weights && layout_.block > 0 ? inputs[1].type : static_cast<int>(kFloat);
+      const int type = is_weights && layout_.block > 0 ? inputs[1].type : own;
       const Shape& shape = is_weights ? weights : i < layout_.biases() ? scales : bias;
       if (std::string sentence = wrong(inputs[i], i, type, shape); !sentence.empty()) return sentence;
     }
@@ -116,6 +113,9 @@ class CpuGemm final : public FusedGemm {
 
   Result<bool> run(std::span<const Tensor> inputs, std::span<const TensorType> types, std::span<void* const> outputs,
                    const Execution& execution) const override {
+    if (inputs[0].type != kFloat)
+      return Result<bool>::failure("Its tensors are of type " + name_of(inputs[0].type) +
+                                   ", which only the kernel for CUDA devices multiplies.");
     const std::int64_t depth = inputs[0].shape.back();
     gemm::Problem problem{static_cast<const float*>(inputs[0].data),
                           depth,
@@ -152,6 +152,14 @@ class CpuGemm final : public FusedGemm {
   }
 
  private:
+  gemm::Product product(std::span<const Tensor> inputs, std::size_t index, void* c) const {
+    const auto floats = [&](bool there, std::size_t first) {
+      return there ? static_cast<const float*>(inputs[first + index].data) : nullptr;
+    };
+    return {inputs[1 + index].data, floats(layout_.biased, layout_.biases()), static_cast<float*>(c),
+            floats(layout_.block > 0, layout_.scales())};
+  }
+
   const gemm::Variant& variant_;
 };
 
@@ -160,8 +168,9 @@ using Start = Result<bool> (*)(const gemm::cuda::Problem&, void* stream);
 
 class CudaGemm final : public FusedGemm {
  public:
-  CudaGemm(Layout layout, EpilogueProgram epilogue, Start start, bool emulated)
-      : FusedGemm(layout, std::move(epilogue)), start_(start), emulated_(emulated) {}
+  /// `rounds`: floats are multiplied as tf32.
+  CudaGemm(Layout layout, EpilogueProgram epilogue, Start start, bool rounds, bool emulated)
+      : FusedGemm(layout, std::move(epilogue)), start_(start), rounds_(rounds), emulated_(emulated) {}
 
   Result<bool> run(std::span<const Tensor> inputs, std::span<const TensorType> types, std::span<void* const> outputs,
                    const Execution& execution) const override {
@@ -175,16 +184,25 @@ class CudaGemm final : public FusedGemm {
   }
 
  private:
+  gemm::cuda::Precision precision_of(int type) const {
+    using gemm::cuda::Precision;
+    if (type == kFloat) return rounds_ ? Precision::kTf32 : Precision::kFloat;
+    return type == kFloat16 ? Precision::kHalf : Precision::kBrain;
+  }
+
   Result<bool> start(std::span<const Tensor> inputs, const Shape& shape, std::span<void* const> outputs, void* stream) const {
     gemm::cuda::Problem problem;
-    problem.a = static_cast<const float*>(inputs[0].data);
+    problem.a = inputs[0].data;
+    problem.precision = precision_of(inputs[0].type);
     problem.rows = rows_of(inputs);
     problem.depth = inputs[0].shape.back();
     problem.columns = layout_.columns;
     if (problem.rows == 0) return true;
     const elementwise::Program* const program = epilogue_.program();
     problem.product_count = layout_.products;
-    for (std::size_t i = 0; i < layout_.products; ++i) problem.products[i] = product(inputs, i, program ? nullptr : outputs[i]);
+    for (std::size_t i = 0; i < layout_.products; ++i)
+      problem.products[i] = {inputs[1 + i].data, layout_.biased ? inputs[layout_.biases() + i].data : nullptr,
+                             program ? nullptr : outputs[i]};
     if (program == nullptr) return start_(problem, stream);
     BoundProgram after;
     after.take(layout_.products, shape);
@@ -196,24 +214,28 @@ class CudaGemm final : public FusedGemm {
   }
 
   Start start_;
-  bool emulated_;
+  bool rounds_, emulated_;
 };
 
-constexpr const char* kCudaVariant = "gemm__cuda";
-/// The code of the CUDA kernel on the host: for tests, never chosen.
-constexpr std::string_view kEmulatedVariant = "gemm__cuda_emulated";
+constexpr const char *kCudaVariant = "gemm__cuda", *kTf32Variant = "gemm__cuda_tf32";
+/// The code of the CUDA kernels on the host: for tests, never chosen.
+constexpr std::string_view kEmulatedVariant = "gemm__cuda_emulated", kEmulatedTf32Variant = "gemm__cuda_tf32_emulated";
+
+bool rounds(std::string_view name) { return name == kTf32Variant || name == kEmulatedTf32Variant; }
+
+bool is_emulated(std::string_view name) { return name == kEmulatedVariant || name == kEmulatedTf32Variant; }
 
 /// A kernel for a CUDA device, or its code on the host.
 Result<std::unique_ptr<Kernel>> make_cuda_kernel(const Layout& layout, EpilogueProgram epilogue, std::string_view name) {
   using Made = Result<std::unique_ptr<Kernel>>;
   if (layout.block > 0) return Made::failure("There is no CUDA kernel for weights of integers; the format qdq runs there.");
-  if (name == kEmulatedVariant) {
+  if (is_emulated(name)) {
     const auto start = [](const gemm::cuda::Problem& problem, void*) { return gemm::cuda::emulate(problem); };
-    return Made(std::make_unique<CudaGemm>(layout, std::move(epilogue), start, true));
+    return Made(std::make_unique<CudaGemm>(layout, std::move(epilogue), start, rounds(name), true));
   }
 #if defined(ONNXOPT_HAVE_CUDA)
   if (const Result<bool> prepared = gemm::cuda::kernels().prepare(); !prepared) return Made::failure(prepared.error());
-  return Made(std::make_unique<CudaGemm>(layout, std::move(epilogue), gemm::cuda::kernels().run, false));
+  return Made(std::make_unique<CudaGemm>(layout, std::move(epilogue), gemm::cuda::kernels().run, rounds(name), false));
 #else
   return Made::failure("This build of onnxopt has no CUDA kernels.");
 #endif
@@ -223,11 +245,12 @@ Result<std::unique_ptr<Kernel>> create(const Attributes& attributes, std::string
   using Made = Result<std::unique_ptr<Kernel>>;
   const auto list = gemm::variants();
   const auto variant = std::find_if(list.begin(), list.end(), [&](const auto& one) { return name == one.name; });
-  const bool for_cuda = name == kCudaVariant || name == kEmulatedVariant;
+  const bool for_cuda = name == kCudaVariant || rounds(name) || is_emulated(name);
   if (variant == list.end() && !for_cuda) return Made::failure("There is no variant '" + std::string(name) + "'.");
   const Result<Layout> layout = read_layout(attributes);
   if (!layout) return Made::failure(layout.error());
-  Result<EpilogueProgram> epilogue = EpilogueProgram::read(attributes, layout->products, for_cuda ? "scalar" : variant->isa);
+  Result<EpilogueProgram> epilogue =
+      EpilogueProgram::read(attributes, layout->products, for_cuda ? "scalar" : variant->isa, "epilogue", true);
   if (!epilogue) return Made::failure(epilogue.error());
   if (for_cuda) return make_cuda_kernel(*layout, std::move(*epilogue), name);
   return Made(std::make_unique<CpuGemm>(*layout, std::move(*epilogue), *variant));
@@ -236,12 +259,14 @@ Result<std::unique_ptr<Kernel>> create(const Attributes& attributes, std::string
 std::vector<std::optional<InferredType>> infer(const Attributes& attributes, std::span<const InferredType> inputs) {
   const Result<Layout> layout = read_layout(attributes);
   if (!layout || inputs.empty() || inputs[0].shape.empty()) return {};
-  const Result<EpilogueProgram> epilogue = EpilogueProgram::read(attributes, layout->products, "scalar");
+  const Result<EpilogueProgram> epilogue = EpilogueProgram::read(attributes, layout->products, "scalar", "epilogue", true);
   if (!epilogue) return {};
-  InferredType result{kFloat, inputs[0].shape};
+  const int type = is_of_two_bytes(inputs[0].type) ? inputs[0].type : static_cast<int>(kFloat);
+  if (epilogue->program() && element_type(epilogue->program()->inputs()[0]) != type) return {};
+  InferredType result{type, inputs[0].shape};
   result.shape.back() = {layout->columns, ""};
   std::vector<std::optional<InferredType>> types;
-  for (const int type : epilogue->output_types()) types.push_back(InferredType{type, result.shape});
+  for (const int one : epilogue->output_types(type)) types.push_back(InferredType{one, result.shape});
   return types;
 }
 
@@ -249,6 +274,7 @@ std::vector<Variant> list_variants() {
   std::vector<Variant> list;
   for (const gemm::Variant& variant : gemm::variants()) list.push_back({variant.name, variant.isa});
   list.push_back({kCudaVariant, "cuda"});
+  list.push_back({kTf32Variant, "cuda"});
   return list;
 }
 

@@ -1,6 +1,7 @@
 #include "csrc/ops/op.h"
 
 #include <algorithm>
+#include <cstdlib>
 
 #include "csrc/dispatch/cpu.h"
 #include "csrc/dispatch/gpu.h"
@@ -69,13 +70,12 @@ std::vector<Variant> variants(const Op& op) {
 
 namespace {
 
-/// The variants that `runs` says may run, in the order in which they are tried: first what ONNXOPT_TUNING's file names.
+/// Those of an op's variants that may run, as `runs` says, and first of them what ONNXOPT_TUNING's file names.
 template <class Runs>
-Result<std::vector<Variant>> ordered(const Op& op, const Runs& runs) {
+Result<std::vector<Variant>> ordered(const Op& op, std::vector<Variant> list, const Runs& runs) {
   using List = Result<std::vector<Variant>>;
   const Result<std::string> tuned = dispatch::tuned_variant(op.name);
   if (!tuned) return List::failure(tuned.error());
-  std::vector<Variant> list = variants(op);
   const auto is_tuned = [&](const Variant& one) { return *tuned == one.name; };
   if (!tuned->empty() && std::none_of(list.begin(), list.end(), is_tuned))
     return List::failure("ONNXOPT_TUNING's file names the variant '" + *tuned + "', which it does not have.");
@@ -91,8 +91,13 @@ Result<std::vector<Variant>> ordered(const Op& op, const Runs& runs) {
 Result<std::vector<Variant>> candidates_on_processor(const Op& op) {
   using List = Result<std::vector<Variant>>;
   if (const auto cap = dispatch::max_isa(); !cap) return List::failure(cap.error());
-  List list = ordered(op, [](const Variant& one) { return !one.is_cuda() && problem_of(one).empty(); });
+  List list = ordered(op, variants(op), [](const Variant& one) { return !one.is_cuda() && problem_of(one).empty(); });
   return list && list->empty() ? List::failure("No kernel variant runs on this processor.") : list;
+}
+
+bool wants_tf32() {
+  const char* const text = std::getenv("ONNXOPT_TF32");
+  return text != nullptr && std::string_view(text) == "1";
 }
 
 /// Those for a CUDA device of an architecture, or of one that a sentence says is not there.
@@ -100,13 +105,15 @@ Result<std::vector<Variant>> candidates_on_device(const Op& op, const Result<int
   using List = Result<std::vector<Variant>>;
   const Result<int> most = dispatch::max_sm();
   if (!most) return List::failure(most.error());
+  std::vector<Variant> all = variants(op);
+  if (wants_tf32())
+    std::stable_partition(all.begin(), all.end(), [](const Variant& one) { return std::string_view(one.name).ends_with("_tf32"); });
   // The user's kernels are asked themselves when they are made.
-  List list = ordered(op, [&](const Variant& one) {
+  List list = ordered(op, all, [&](const Variant& one) {
     return one.is_cuda() && (one.external != nullptr || (sm && *dispatch::sm_of(one.isa) <= std::min(*sm, *most)));
   });
   if (!list || !list->empty()) return list;
   if (!sm) return List::failure(sm.error());
-  const std::vector<Variant> all = variants(op);
   if (std::none_of(all.begin(), all.end(), [](const Variant& one) { return one.is_cuda(); }))
     return List::failure("It has no CUDA kernel.");
   return List::failure("It has no CUDA kernel for the architecture sm_" + std::to_string(std::min(*sm, *most)) +

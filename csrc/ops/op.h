@@ -113,7 +113,8 @@ std::vector<Variant> variants(const Op& op);
 /// variants of our ops, one is chosen only by ONNXOPT_TUNING.
 Result<Variant> choose(const Op& op);
 
-/// The same for a CUDA device of an architecture (90 is sm_90), ONNXOPT_TUNING and ONNXOPT_MAX_SM.
+/// The same for a CUDA device of an architecture (90 is sm_90), ONNXOPT_TUNING, ONNXOPT_MAX_SM and ONNXOPT_TF32: with 1, the
+/// variant that multiplies floats as tf32, where the op has it.
 Result<Variant> choose_for_sm(const Op& op, int sm);
 
 /// The same for the current device.

@@ -2,9 +2,12 @@
 
 #include <algorithm>
 
+#include "csrc/ops/bound_program.h"
+#include "csrc/ops/device.h"
 #include "csrc/ops/epilogue.h"
 #include "csrc/ops/window.h"
 #include "kernels/cpu/qconv/qconv.h"
+#include "kernels/cuda/qconv/qconv.h"
 
 namespace onnxopt::ops {
 
@@ -59,10 +62,11 @@ qconv::Tensor tensor(std::span<const Tensor> inputs, const void* data, int type,
           type == kInt8 ? *static_cast<const std::int8_t*>(zero) : *static_cast<const std::uint8_t*>(zero)};
 }
 
-class QConv final : public Kernel {
+/// What kernels of all devices share: the sizes.
+class QConv : public Kernel {
  public:
-  QConv(WindowAttributes window, Layout layout, EpilogueProgram epilogue, const qconv::Variant& variant)
-      : window_(std::move(window)), layout_(layout), epilogue_(std::move(epilogue)), variant_(variant) {}
+  QConv(WindowAttributes window, Layout layout, EpilogueProgram epilogue)
+      : window_(std::move(window)), layout_(layout), epilogue_(std::move(epilogue)) {}
 
   Result<std::vector<TensorType>> outputs(std::span<const Tensor> inputs) const override {
     using Types = Result<std::vector<TensorType>>;
@@ -78,44 +82,7 @@ class QConv final : public Kernel {
     return types;
   }
 
-  Result<bool> run(std::span<const Tensor> inputs, std::span<const TensorType> types, std::span<void* const> outputs,
-                   const Execution& execution) const override {
-    qconv::Convolution convolution{};
-    convolution.geometry = *geometry_of(inputs);
-    convolution.x = tensor(inputs, inputs[Layout::kX].data, inputs[Layout::kX].type, Layout::kScale);
-    convolution.weights = static_cast<const std::int8_t*>(inputs[Layout::kWeights].data);
-    convolution.weight_scales = static_cast<const float*>(inputs[Layout::kScales].data);
-    convolution.sums = static_cast<const std::int32_t*>(inputs[Layout::kSums].data);
-    convolution.bias = layout_.biased ? static_cast<const float*>(inputs[Layout::kBias].data) : nullptr;
-    convolution.y = outputs[0];
-    convolution.result.type = type_of(layout_.type);
-    if (layout_.quantized()) convolution.result = tensor(inputs, nullptr, layout_.type, layout_.result());
-    if (layout_.rounded) convolution.rounded = tensor(inputs, nullptr, inputs[layout_.rounding() + 1].type, layout_.rounding());
-    if (layout_.added) {
-      const Tensor& added = inputs[layout_.addend()];
-      convolution.added = tensor(inputs, added.data, added.type, layout_.addend() + 1);
-    }
-    const Shape raw = shape_of(convolution.geometry, window_.rank());
-    const std::span<const Tensor> further = inputs.subspan(layout_.epilogue());
-    convolution.clip = epilogue_.clip();
-    std::optional<elementwise::Epilogue> epilogue;
-    if (const auto sum = epilogue_.sum(raw, further); sum && !layout_.added) {
-      convolution.added = {sum->added, qconv::Type::kFloat};
-      convolution.clip = sum->clip;
-    } else if (epilogue_.gate()) {
-      convolution.gate = epilogue_.gate();
-    } else if (epilogue_.present()) {
-      const std::vector<TensorType> floats(1, TensorType{kFloat, types[0].shape});
-      Result<elementwise::Epilogue> bound = epilogue_.bind(raw, further, floats, outputs);
-      if (!bound) return Result<bool>::failure(bound.error());
-      epilogue = std::move(*bound);
-      convolution.epilogue = &*epilogue;
-    }
-    qconv::run(convolution, variant_, execution.parallel_for);
-    return true;
-  }
-
- private:
+ protected:
   Result<conv::Geometry> geometry_of(std::span<const Tensor> inputs) const {
     Result<conv::Geometry> geometry = window_.over(inputs[0].shape);
     if (!geometry) return geometry;
@@ -124,6 +91,11 @@ class QConv final : public Kernel {
     return geometry;
   }
 
+  WindowAttributes window_;
+  Layout layout_;
+  EpilogueProgram epilogue_;
+
+ private:
   /// A sentence that says which input does not fit; empty when all do.
   std::string wrong_input(std::span<const Tensor> inputs, const conv::Geometry& geometry) const {
     if (!is_byte(inputs[0].type)) return "Input 0 is of type " + name_of(inputs[0].type) + " and should be uint8 or int8.";
@@ -170,28 +142,166 @@ class QConv final : public Kernel {
     if (tensor.shape != shape) return name + " has the shape " + text_of(tensor.shape) + " and should have " + text_of(shape) + ".";
     return "";
   }
+};
 
-  WindowAttributes window_;
-  Layout layout_;
-  EpilogueProgram epilogue_;
+class CpuQConv final : public QConv {
+ public:
+  CpuQConv(WindowAttributes window, Layout layout, EpilogueProgram epilogue, const qconv::Variant& variant)
+      : QConv(std::move(window), layout, std::move(epilogue)), variant_(variant) {}
+
+  Result<bool> run(std::span<const Tensor> inputs, std::span<const TensorType> types, std::span<void* const> outputs,
+                   const Execution& execution) const override {
+    qconv::Convolution convolution{};
+    convolution.geometry = *geometry_of(inputs);
+    convolution.x = tensor(inputs, inputs[Layout::kX].data, inputs[Layout::kX].type, Layout::kScale);
+    convolution.weights = static_cast<const std::int8_t*>(inputs[Layout::kWeights].data);
+    convolution.weight_scales = static_cast<const float*>(inputs[Layout::kScales].data);
+    convolution.sums = static_cast<const std::int32_t*>(inputs[Layout::kSums].data);
+    convolution.bias = layout_.biased ? static_cast<const float*>(inputs[Layout::kBias].data) : nullptr;
+    convolution.y = outputs[0];
+    convolution.result.type = type_of(layout_.type);
+    if (layout_.quantized()) convolution.result = tensor(inputs, nullptr, layout_.type, layout_.result());
+    if (layout_.rounded) convolution.rounded = tensor(inputs, nullptr, inputs[layout_.rounding() + 1].type, layout_.rounding());
+    if (layout_.added) {
+      const Tensor& added = inputs[layout_.addend()];
+      convolution.added = tensor(inputs, added.data, added.type, layout_.addend() + 1);
+    }
+    const Shape raw = shape_of(convolution.geometry, window_.rank());
+    const std::span<const Tensor> further = inputs.subspan(layout_.epilogue());
+    convolution.clip = epilogue_.clip();
+    std::optional<elementwise::Epilogue> epilogue;
+    if (const auto sum = epilogue_.sum(raw, further); sum && !layout_.added) {
+      convolution.added = {sum->added, qconv::Type::kFloat};
+      convolution.clip = sum->clip;
+    } else if (epilogue_.gate()) {
+      convolution.gate = epilogue_.gate();
+    } else if (epilogue_.present()) {
+      const std::vector<TensorType> floats(1, TensorType{kFloat, types[0].shape});
+      Result<elementwise::Epilogue> bound = epilogue_.bind(raw, further, floats, outputs);
+      if (!bound) return Result<bool>::failure(bound.error());
+      epilogue = std::move(*bound);
+      convolution.epilogue = &*epilogue;
+    }
+    qconv::run(convolution, variant_, execution.parallel_for);
+    return true;
+  }
+
+ private:
   const qconv::Variant& variant_;
 };
+
+/// Runs a problem on tensors of a device, or on those of the host that a device's code is given in tests.
+using Start = Result<bool> (*)(const qconv::cuda::Problem&, void* stream);
+
+class CudaQConv final : public QConv {
+ public:
+  CudaQConv(WindowAttributes window, Layout layout, EpilogueProgram epilogue, Start start, bool emulated)
+      : QConv(std::move(window), layout, std::move(epilogue)), start_(start), emulated_(emulated) {}
+
+  Result<bool> run(std::span<const Tensor> inputs, [[maybe_unused]] std::span<const TensorType> types,
+                   std::span<void* const> outputs, const Execution& execution) const override {
+    const auto start = [&](std::span<const Tensor> tensors, std::span<void* const> memory, void* stream) {
+      return this->start(tensors, memory, stream);
+    };
+#if defined(ONNXOPT_HAVE_CUDA)
+    if (!emulated_) return run_on_device(inputs, types, outputs, execution, start);
+#endif
+    return start(inputs, outputs, execution.stream);
+  }
+
+ private:
+  /// A tensor of bytes; its scale and zero point follow at `scale`.
+  static qconv::cuda::Tensor tensor(std::span<const Tensor> inputs, const void* data, int type, std::size_t scale) {
+    return {data, type_of(type), static_cast<const float*>(inputs[scale].data), inputs[scale + 1].data};
+  }
+
+  Result<bool> start(std::span<const Tensor> inputs, std::span<void* const> outputs, void* stream) const {
+    qconv::cuda::Problem problem;
+    problem.geometry = *geometry_of(inputs);
+    if (problem.geometry.pixels() == 0) return true;
+    problem.x = tensor(inputs, inputs[Layout::kX].data, inputs[Layout::kX].type, Layout::kScale);
+    problem.weights = static_cast<const std::int8_t*>(inputs[Layout::kWeights].data);
+    problem.weight_scales = static_cast<const float*>(inputs[Layout::kScales].data);
+    problem.sums = static_cast<const std::int32_t*>(inputs[Layout::kSums].data);
+    problem.bias = layout_.biased ? static_cast<const float*>(inputs[Layout::kBias].data) : nullptr;
+    problem.y = outputs[0];
+    problem.result.type = type_of(layout_.type);
+    if (layout_.quantized()) problem.result = tensor(inputs, nullptr, layout_.type, layout_.result());
+    if (layout_.rounded) problem.rounded = tensor(inputs, nullptr, inputs[layout_.rounding() + 1].type, layout_.rounding());
+    if (layout_.added) {
+      const Tensor& added = inputs[layout_.addend()];
+      problem.added = tensor(inputs, added.data, added.type, layout_.addend() + 1);
+    }
+    return finish(inputs, outputs, problem, stream);
+  }
+
+  /// Starts with what the epilogue says: what the kernel itself computes, or else a program.
+  Result<bool> finish(std::span<const Tensor> inputs, std::span<void* const> outputs, qconv::cuda::Problem& problem,
+                      void* stream) const {
+    const Shape raw = shape_of(problem.geometry, window_.rank());
+    const std::span<const Tensor> further = inputs.subspan(layout_.epilogue());
+    const gemm::Bounds* clip = epilogue_.clip();
+    if (const auto sum = epilogue_.sum(raw, further); sum && !layout_.added) {
+      problem.added = {sum->added, qconv::Type::kFloat};
+      clip = sum->clip;
+    } else if (epilogue_.gate()) {
+      problem.gated = true;
+      problem.gate = *epilogue_.gate();
+    } else if (epilogue_.present()) {
+      BoundProgram after;
+      after.take(1, raw);
+      after.read(further);
+      after.write(outputs, raw);
+      const elementwise::cuda::Bound epilogue = after.bound(*epilogue_.program());
+      problem.epilogue = &epilogue;
+      return start_(problem, stream);
+    }
+    problem.clipped = clip != nullptr;
+    if (clip) problem.clip = *clip;
+    return start_(problem, stream);
+  }
+
+  Start start_;
+  bool emulated_;
+};
+
+constexpr const char* kCudaVariant = "qconv__cuda";
+/// The code of the CUDA kernel on the host: for tests, never chosen.
+constexpr std::string_view kEmulatedVariant = "qconv__cuda_emulated";
+
+/// A kernel for a CUDA device, or its code on the host.
+Result<std::unique_ptr<Kernel>> make_cuda_kernel(WindowAttributes window, const Layout& layout, EpilogueProgram epilogue,
+                                                 std::string_view name) {
+  using Made = Result<std::unique_ptr<Kernel>>;
+  if (name == kEmulatedVariant) {
+    const auto start = [](const qconv::cuda::Problem& problem, void*) { return qconv::cuda::emulate(problem); };
+    return Made(std::make_unique<CudaQConv>(std::move(window), layout, std::move(epilogue), start, true));
+  }
+#if defined(ONNXOPT_HAVE_CUDA)
+  if (const Result<bool> prepared = qconv::cuda::kernels().prepare(); !prepared) return Made::failure(prepared.error());
+  return Made(std::make_unique<CudaQConv>(std::move(window), layout, std::move(epilogue), qconv::cuda::kernels().run, false));
+#else
+  return Made::failure("This build of onnxopt has no CUDA kernels.");
+#endif
+}
 
 Result<std::unique_ptr<Kernel>> create(const Attributes& attributes, std::string_view name) {
   using Made = Result<std::unique_ptr<Kernel>>;
   const auto list = qconv::variants();
   const auto variant = std::find_if(list.begin(), list.end(), [&](const auto& one) { return name == one.name; });
-  if (variant == list.end()) return Made::failure("There is no variant '" + std::string(name) + "'.");
+  const bool for_cuda = name == kCudaVariant || name == kEmulatedVariant;
+  if (variant == list.end() && !for_cuda) return Made::failure("There is no variant '" + std::string(name) + "'.");
   Result<WindowAttributes> window = WindowAttributes::read(attributes);
   if (!window) return Made::failure(window.error());
   const Result<Layout> layout = read_layout(attributes);
   if (!layout) return Made::failure(layout.error());
-  const std::string_view isa = variant->isa;
+  const std::string_view isa = for_cuda ? "scalar" : variant->isa;
   Result<EpilogueProgram> epilogue = EpilogueProgram::read(attributes, 1, isa == "avx512vnni" ? "avx512" : isa);
   if (!epilogue) return Made::failure(epilogue.error());
   if (epilogue->output_types() != std::vector<int>{kFloat})
     return Made::failure("Its epilogue should have one output, of type f32.");
-  return Made(std::make_unique<QConv>(std::move(*window), *layout, std::move(*epilogue), *variant));
+  if (for_cuda) return make_cuda_kernel(std::move(*window), *layout, std::move(*epilogue), name);
+  return Made(std::make_unique<CpuQConv>(std::move(*window), *layout, std::move(*epilogue), *variant));
 }
 
 std::vector<std::optional<InferredType>> infer(const Attributes& attributes, std::span<const InferredType> inputs) {
@@ -206,6 +316,7 @@ std::vector<std::optional<InferredType>> infer(const Attributes& attributes, std
 std::vector<Variant> list_variants() {
   std::vector<Variant> list;
   for (const qconv::Variant& variant : qconv::variants()) list.push_back({variant.name, variant.isa});
+  list.push_back({kCudaVariant, "cuda"});
   return list;
 }
 

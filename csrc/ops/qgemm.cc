@@ -1,10 +1,14 @@
 #include "csrc/ops/qgemm.h"
 
 #include <algorithm>
-#include <cmath>
+#include <functional>
+#include <numeric>
 
+#include "csrc/ops/bound_program.h"
+#include "csrc/ops/device.h"
 #include "csrc/ops/epilogue.h"
 #include "kernels/cpu/qgemm/qgemm.h"
+#include "kernels/cuda/qgemm/qgemm.h"
 
 namespace onnxopt::ops {
 
@@ -43,10 +47,10 @@ Result<Layout> read_layout(const Attributes& attributes) {
   return layout;
 }
 
-class QGemm final : public Kernel {
+/// What kernels of all devices share: the sizes.
+class QGemm : public Kernel {
  public:
-  QGemm(Layout layout, EpilogueProgram epilogue, const qgemm::Variant& variant)
-      : layout_(layout), epilogue_(std::move(epilogue)), variant_(variant) {}
+  QGemm(Layout layout, EpilogueProgram epilogue) : layout_(layout), epilogue_(std::move(epilogue)) {}
 
   Result<std::vector<TensorType>> outputs(std::span<const Tensor> inputs) const override {
     using Types = Result<std::vector<TensorType>>;
@@ -56,66 +60,17 @@ class QGemm final : public Kernel {
     return types;
   }
 
-  Result<bool> run(std::span<const Tensor> inputs, std::span<const TensorType> types, std::span<void* const> outputs,
-                   const Execution& execution) const override {
-    const Shape& x = inputs[0].shape;
-    qgemm::Problem problem{};
-    problem.a = inputs[0].data;
-    problem.rows = 1;
-    problem.depth = x.back();
-    problem.columns = layout_.columns;
-    for (std::size_t axis = 0; axis + 1 < x.size(); ++axis) problem.rows *= x[axis];
-    describe_rows(inputs, problem);
-    problem.weights = static_cast<const std::int8_t*>(inputs[Layout::kWeights].data);
-    problem.weight_scales = static_cast<const float*>(inputs[Layout::kScales].data);
-    problem.sums = static_cast<const std::int32_t*>(inputs[Layout::kSums].data);
-    problem.bias = layout_.biased ? static_cast<const float*>(inputs[layout_.bias()].data) : nullptr;
-    // A result that a single output is made of lies where that output goes.
-    const bool in_place = !layout_.requantized() && (!epilogue_.present() || (types.size() == 1 && types[0].type == kFloat));
-    if (layout_.requantized()) describe_bytes(inputs, static_cast<std::uint8_t*>(outputs[0]), problem);
-    problem.c = in_place ? static_cast<float*>(outputs[0]) : nullptr;
-    problem.clip = epilogue_.clip();
-    std::optional<elementwise::Epilogue> epilogue;
-    const std::span<const Tensor> further = layout_.further(inputs);
-    if (const auto sum = epilogue_.sum(result_shape(inputs), further)) {
-      problem.added = sum->added;
-      problem.clip = sum->clip;
-    } else if (epilogue_.gelu()) {
-      problem.gelu = true;
-    } else if (epilogue_.present()) {
-      Result<elementwise::Epilogue> bound = epilogue_.bind(result_shape(inputs), further, types, outputs);
-      if (!bound) return Result<bool>::failure(bound.error());
-      epilogue = std::move(*bound);
-      problem.epilogue = &*epilogue;
-    }
-    qgemm::run(problem, variant_, execution.parallel_for);
-    return true;
+ protected:
+  /// What X holds, and how that is to be quantized.
+  qgemm::Source source_of(const Tensor& x) const {
+    return x.type == kUint8  ? qgemm::Source::kUint8
+           : x.type == kInt8 ? qgemm::Source::kInt8
+           : layout_.by_row  ? qgemm::Source::kFloatRows
+                             : qgemm::Source::kFloat;
   }
 
- private:
-  /// How X is quantized, or is to be.
-  void describe_rows(std::span<const Tensor> inputs, qgemm::Problem& problem) const {
-    const int type = inputs[0].type;
-    problem.source = type == kUint8   ? qgemm::Source::kUint8
-                     : type == kInt8  ? qgemm::Source::kInt8
-                     : layout_.by_row ? qgemm::Source::kFloatRows
-                                      : qgemm::Source::kFloat;
-    if (layout_.by_row) return;
-    problem.scale = *static_cast<const float*>(inputs[Layout::kScale].data);
-    const Tensor& zero = inputs[Layout::kZero];
-    problem.zero = zero.type == kInt8 ? 128 + *static_cast<const std::int8_t*>(zero.data)
-                                      : static_cast<int>(*static_cast<const std::uint8_t*>(zero.data));
-  }
-
-  /// How results are quantized.
-  void describe_bytes(std::span<const Tensor> inputs, std::uint8_t* to, qgemm::Problem& problem) const {
-    const Tensor &scale = inputs[inputs.size() - 2], &zero = inputs[inputs.size() - 1];
-    const bool is_signed = layout_.output == kInt8;
-    problem.bytes = to;
-    problem.bytes_scale = *static_cast<const float*>(scale.data);
-    problem.bytes_zero =
-        is_signed ? static_cast<int>(*static_cast<const std::int8_t*>(zero.data)) : *static_cast<const std::uint8_t*>(zero.data);
-    problem.bytes_lowest = is_signed ? -128 : 0;
+  static std::int64_t rows_of(const Shape& x) {
+    return std::accumulate(x.begin(), x.end() - 1, std::int64_t{1}, std::multiplies());
   }
 
   Shape result_shape(std::span<const Tensor> inputs) const {
@@ -124,6 +79,10 @@ class QGemm final : public Kernel {
     return shape;
   }
 
+  Layout layout_;
+  EpilogueProgram epilogue_;
+
+ private:
   /// A sentence that says which input does not fit; empty when all do.
   std::string wrong_input(std::span<const Tensor> inputs) const {
     const std::size_t least = layout_.epilogue() + layout_.at_end();
@@ -162,25 +121,166 @@ class QGemm final : public Kernel {
     if (tensor.shape != shape) return name + " has the shape " + text_of(tensor.shape) + " and should have " + text_of(shape) + ".";
     return "";
   }
+};
 
-  Layout layout_;
-  EpilogueProgram epilogue_;
+class CpuQGemm final : public QGemm {
+ public:
+  CpuQGemm(Layout layout, EpilogueProgram epilogue, const qgemm::Variant& variant)
+      : QGemm(layout, std::move(epilogue)), variant_(variant) {}
+
+  Result<bool> run(std::span<const Tensor> inputs, std::span<const TensorType> types, std::span<void* const> outputs,
+                   const Execution& execution) const override {
+    qgemm::Problem problem{};
+    problem.a = inputs[0].data;
+    problem.rows = rows_of(inputs[0].shape);
+    problem.depth = inputs[0].shape.back();
+    problem.columns = layout_.columns;
+    describe_rows(inputs, problem);
+    problem.weights = static_cast<const std::int8_t*>(inputs[Layout::kWeights].data);
+    problem.weight_scales = static_cast<const float*>(inputs[Layout::kScales].data);
+    problem.sums = static_cast<const std::int32_t*>(inputs[Layout::kSums].data);
+    problem.bias = layout_.biased ? static_cast<const float*>(inputs[layout_.bias()].data) : nullptr;
+    // A result that a single output is made of lies where that output goes.
+    const bool in_place = !layout_.requantized() && (!epilogue_.present() || (types.size() == 1 && types[0].type == kFloat));
+    if (layout_.requantized()) describe_bytes(inputs, static_cast<std::uint8_t*>(outputs[0]), problem);
+    problem.c = in_place ? static_cast<float*>(outputs[0]) : nullptr;
+    problem.clip = epilogue_.clip();
+    std::optional<elementwise::Epilogue> epilogue;
+    const std::span<const Tensor> further = layout_.further(inputs);
+    if (const auto sum = epilogue_.sum(result_shape(inputs), further)) {
+      problem.added = sum->added;
+      problem.clip = sum->clip;
+    } else if (epilogue_.gelu()) {
+      problem.gelu = true;
+    } else if (epilogue_.present()) {
+      Result<elementwise::Epilogue> bound = epilogue_.bind(result_shape(inputs), further, types, outputs);
+      if (!bound) return Result<bool>::failure(bound.error());
+      epilogue = std::move(*bound);
+      problem.epilogue = &*epilogue;
+    }
+    qgemm::run(problem, variant_, execution.parallel_for);
+    return true;
+  }
+
+ private:
+  /// How X is quantized, or is to be.
+  void describe_rows(std::span<const Tensor> inputs, qgemm::Problem& problem) const {
+    problem.source = source_of(inputs[0]);
+    if (layout_.by_row) return;
+    problem.scale = *static_cast<const float*>(inputs[Layout::kScale].data);
+    const Tensor& zero = inputs[Layout::kZero];
+    problem.zero = zero.type == kInt8 ? 128 + *static_cast<const std::int8_t*>(zero.data)
+                                      : static_cast<int>(*static_cast<const std::uint8_t*>(zero.data));
+  }
+
+  /// How results are quantized.
+  void describe_bytes(std::span<const Tensor> inputs, std::uint8_t* to, qgemm::Problem& problem) const {
+    const Tensor &scale = inputs[inputs.size() - 2], &zero = inputs[inputs.size() - 1];
+    const bool is_signed = layout_.output == kInt8;
+    problem.bytes = to;
+    problem.bytes_scale = *static_cast<const float*>(scale.data);
+    problem.bytes_zero =
+        is_signed ? static_cast<int>(*static_cast<const std::int8_t*>(zero.data)) : *static_cast<const std::uint8_t*>(zero.data);
+    problem.bytes_lowest = is_signed ? -128 : 0;
+  }
+
   const qgemm::Variant& variant_;
 };
+
+/// Runs a problem on tensors of a device, or on those of the host that a device's code is given in tests.
+using Start = Result<bool> (*)(const qgemm::cuda::Problem&, void* stream);
+
+class CudaQGemm final : public QGemm {
+ public:
+  CudaQGemm(Layout layout, EpilogueProgram epilogue, Start start, bool emulated)
+      : QGemm(layout, std::move(epilogue)), start_(start), emulated_(emulated) {}
+
+  Result<bool> run(std::span<const Tensor> inputs, std::span<const TensorType> types, std::span<void* const> outputs,
+                   const Execution& execution) const override {
+    const auto start = [&](std::span<const Tensor> tensors, std::span<void* const> memory, void* stream) {
+      return this->start(tensors, types[0].shape, memory, stream);
+    };
+#if defined(ONNXOPT_HAVE_CUDA)
+    if (!emulated_) return run_on_device(inputs, types, outputs, execution, start);
+#endif
+    return start(inputs, outputs, execution.stream);
+  }
+
+ private:
+  /// A scale and the zero point behind it.
+  static qgemm::cuda::Quantization quantization_of(const Tensor& scale, const Tensor& zero) {
+    return {static_cast<const float*>(scale.data), zero.data, zero.type == kInt8};
+  }
+
+  Result<bool> start(std::span<const Tensor> inputs, const Shape& shape, std::span<void* const> outputs, void* stream) const {
+    qgemm::cuda::Problem problem;
+    problem.a = inputs[0].data;
+    problem.source = source_of(inputs[0]);
+    problem.rows = rows_of(inputs[0].shape);
+    problem.depth = inputs[0].shape.back();
+    problem.columns = layout_.columns;
+    if (problem.rows == 0) return true;
+    if (!layout_.by_row) problem.of_a = quantization_of(inputs[Layout::kScale], inputs[Layout::kZero]);
+    problem.weights = static_cast<const std::int8_t*>(inputs[Layout::kWeights].data);
+    problem.weight_scales = static_cast<const float*>(inputs[Layout::kScales].data);
+    problem.sums = static_cast<const std::int32_t*>(inputs[Layout::kSums].data);
+    problem.bias = layout_.biased ? static_cast<const float*>(inputs[layout_.bias()].data) : nullptr;
+    if (layout_.requantized()) {
+      problem.bytes = static_cast<std::uint8_t*>(outputs[0]);
+      problem.of_bytes = quantization_of(inputs[inputs.size() - 2], inputs[inputs.size() - 1]);
+    }
+    const elementwise::Program* const program = epilogue_.program();
+    if (program == nullptr) {
+      if (!layout_.requantized()) problem.c = static_cast<float*>(outputs[0]);
+      return start_(problem, stream);
+    }
+    BoundProgram after;
+    after.take(1, shape);
+    after.read(layout_.further(inputs));
+    after.write(outputs, shape);
+    const elementwise::cuda::Bound epilogue = after.bound(*program);
+    problem.epilogue = &epilogue;
+    return start_(problem, stream);
+  }
+
+  Start start_;
+  bool emulated_;
+};
+
+constexpr const char* kCudaVariant = "qgemm__cuda";
+/// The code of the CUDA kernel on the host: for tests, never chosen.
+constexpr std::string_view kEmulatedVariant = "qgemm__cuda_emulated";
+
+/// A kernel for a CUDA device, or its code on the host.
+Result<std::unique_ptr<Kernel>> make_cuda_kernel(const Layout& layout, EpilogueProgram epilogue, std::string_view name) {
+  using Made = Result<std::unique_ptr<Kernel>>;
+  if (name == kEmulatedVariant) {
+    const auto start = [](const qgemm::cuda::Problem& problem, void*) { return qgemm::cuda::emulate(problem); };
+    return Made(std::make_unique<CudaQGemm>(layout, std::move(epilogue), start, true));
+  }
+#if defined(ONNXOPT_HAVE_CUDA)
+  if (const Result<bool> prepared = qgemm::cuda::kernels().prepare(); !prepared) return Made::failure(prepared.error());
+  return Made(std::make_unique<CudaQGemm>(layout, std::move(epilogue), qgemm::cuda::kernels().run, false));
+#else
+  return Made::failure("This build of onnxopt has no CUDA kernels.");
+#endif
+}
 
 Result<std::unique_ptr<Kernel>> create(const Attributes& attributes, std::string_view name) {
   using Made = Result<std::unique_ptr<Kernel>>;
   const auto list = qgemm::variants();
   const auto variant = std::find_if(list.begin(), list.end(), [&](const auto& one) { return name == one.name; });
-  if (variant == list.end()) return Made::failure("There is no variant '" + std::string(name) + "'.");
+  const bool for_cuda = name == kCudaVariant || name == kEmulatedVariant;
+  if (variant == list.end() && !for_cuda) return Made::failure("There is no variant '" + std::string(name) + "'.");
   const Result<Layout> layout = read_layout(attributes);
   if (!layout) return Made::failure(layout.error());
-  const std::string_view isa = variant->isa;
+  const std::string_view isa = for_cuda ? "scalar" : variant->isa;
   Result<EpilogueProgram> epilogue = EpilogueProgram::read(attributes, 1, isa == "avx512vnni" ? "avx512" : isa);
   if (!epilogue) return Made::failure(epilogue.error());
   if (layout->requantized() && epilogue->output_types() != std::vector<int>{kFloat})
     return Made::failure("Its epilogue makes other results than one float, which cannot be quantized.");
-  return Made(std::make_unique<QGemm>(*layout, std::move(*epilogue), *variant));
+  if (for_cuda) return make_cuda_kernel(*layout, std::move(*epilogue), name);
+  return Made(std::make_unique<CpuQGemm>(*layout, std::move(*epilogue), *variant));
 }
 
 std::vector<std::optional<InferredType>> infer(const Attributes& attributes, std::span<const InferredType> inputs) {
@@ -205,6 +305,7 @@ std::int64_t occupy(std::string_view name, std::int64_t rounds) {
 std::vector<Variant> list_variants() {
   std::vector<Variant> list;
   for (const qgemm::Variant& variant : qgemm::variants()) list.push_back({variant.name, variant.isa});
+  list.push_back({kCudaVariant, "cuda"});
   return list;
 }
 

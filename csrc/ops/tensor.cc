@@ -10,7 +10,8 @@ std::size_t size_of(int type) {
     case kUint8:
     case kInt8:
     case kBool: return 1;
-    case kFloat16: return 2;
+    case kFloat16:
+    case kBfloat16: return 2;
     case kFloat:
     case kInt32: return 4;
     case kInt64:

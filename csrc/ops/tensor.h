@@ -18,6 +18,7 @@ enum ElementType : int {
   kBool = 9,
   kFloat16 = 10,
   kDouble = 11,
+  kBfloat16 = 16,
   kInt4 = 22  // two in a byte, the lower half first
 };
 

@@ -34,7 +34,11 @@ constexpr NumpyType kNumpyTypes[] = {{ops::kFloat, "float32"},   {ops::kUint8, "
                                      {ops::kInt32, "int32"},     {ops::kInt64, "int64"},   {ops::kBool, "bool"},
                                      {ops::kFloat16, "float16"}, {ops::kDouble, "float64"}};
 
+/// Whether a type is one of ml_dtypes, which numpy does not know by itself.
+bool is_foreign(const py::dtype& type, const char* name) { return py::str(type.attr("name")).equal(py::str(name)); }
+
 py::dtype numpy_type(int type) {
+  if (type == ops::kBfloat16) return py::dtype::from_args(py::module_::import("ml_dtypes").attr("bfloat16"));
   for (const NumpyType& one : kNumpyTypes)
     if (one.type == type) return py::dtype(one.name);
   throw py::value_error("numpy has no type for elements of type " + ops::name_of(type) + ".");
@@ -44,11 +48,11 @@ py::dtype numpy_type(int type) {
 int element_type(const py::dtype& type) {
   for (const NumpyType& one : kNumpyTypes)
     if (type.equal(py::dtype(one.name))) return one.type;
-  return -1;
+  return is_foreign(type, "bfloat16") ? static_cast<int>(ops::kBfloat16) : -1;
 }
 
 /// Whether an array has the elements of ml_dtypes' int4, of which it keeps one in a byte.
-bool is_int4(const py::array& array) { return py::str(array.dtype().attr("name")).equal(py::str("int4")); }
+bool is_int4(const py::array& array) { return is_foreign(array.dtype(), "int4"); }
 
 /// Two integers of 4 bits in a byte, as ONNX keeps them.
 py::array halves_of(const py::array& array) {

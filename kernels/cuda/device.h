@@ -14,6 +14,13 @@
 #define ONNXOPT_CALLED inline
 #endif
 
+/// A loop of rare work, whose copies would only take registers from the others.
+#if defined(__CUDA_ARCH__)
+#define ONNXOPT_ROLLED _Pragma("unroll 1")
+#else
+#define ONNXOPT_ROLLED
+#endif
+
 namespace onnxopt {
 namespace {
 

@@ -178,5 +178,35 @@ ONNXOPT_IN_KERNEL std::uint16_t to_brain(float value) {
   return static_cast<std::uint16_t>((word + 0x7fffu + (word >> 16 & 1u)) >> 16);
 }
 
+/// Elements of two bytes: bfloat16, or else float16.
+ONNXOPT_IN_KERNEL float from_two_bytes(std::uint16_t value, bool brain) {
+  return brain ? from_brain(value) : elementwise::cuda::from_half(value);
+}
+ONNXOPT_IN_KERNEL std::uint16_t to_two_bytes(float value, bool brain) {
+  return brain ? to_brain(value) : elementwise::cuda::to_half(value);
+}
+
+/// How bytes can be copied: 16 or 4 at once, or one by one.
+ONNXOPT_IN_KERNEL int width_of(const void* data, std::int64_t row_bytes) {
+  const auto bits = reinterpret_cast<std::uintptr_t>(data) | static_cast<std::uintptr_t>(row_bytes);
+  return bits % 16 == 0 ? 16 : bits % 4 == 0 ? 4 : 1;
+}
+
+constexpr int kChunk = 16;
+
+/// Copies 16 bytes, of which the first `present` are there (fewer than none are none); the others become 0.
+ONNXOPT_IN_KERNEL void copy_chunk(std::byte* target, const std::byte* source, std::int64_t present, int width) {
+  const unsigned there = present < 0 ? 0 : present < kChunk ? static_cast<unsigned>(present) : kChunk;
+  if (width == 16) return copy_async<16>(target, source, there);
+  if (width == 4) {
+    ONNXOPT_UNROLL for (unsigned i = 0; i < kChunk; i += 4) {
+      const unsigned of_word = there < i ? 0 : there - i;
+      copy_async<4>(target + i, source + i, of_word < 4 ? of_word : 4);
+    }
+    return;
+  }
+  ONNXOPT_ROLLED for (unsigned i = 0; i < kChunk; ++i) target[i] = i < there ? source[i] : std::byte{0};
+}
+
 }  // namespace
 }  // namespace onnxopt

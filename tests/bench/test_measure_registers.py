@@ -12,6 +12,8 @@ SPEC = importlib.util.spec_from_file_location("measure_registers", ROOT / "bench
 assert SPEC is not None and SPEC.loader is not None
 MEASURE = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(MEASURE)
+MOST = {"attend_halves<128": 168}
+"""Registers of blocks of 128 threads of which three fit on a multiprocessor; of others, two of 256 threads or four of 128 do."""
 KERNELS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("kernels/cuda/*/*.cu") if MEASURE.has_kernels(path))
 
 
@@ -22,4 +24,6 @@ def test_every_kernel_is_recorded_and_none_spills() -> None:
         for kernels in RECORD[source].values():
             assert kernels
             assert {one["spilled bytes"] for one in kernels.values()} == {0}
-            assert all(one["registers"] <= 128 for one in kernels.values())  # so that two blocks of 256 threads fit
+            for name, one in kernels.items():
+                most = next((most for prefix, most in MOST.items() if name.startswith(prefix)), 128)
+                assert one["registers"] <= most, name

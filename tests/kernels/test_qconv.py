@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from onnxopt.ops.qconv import filter_sums, pack
 
@@ -14,14 +16,16 @@ native = pytest.importorskip("onnxopt._native", reason="the native module is not
 
 Array = np.ndarray[Any, Any]
 (OP,) = [op for op in native.ops() if op["op"] == "QConv"]
-USABLE = [one["name"] for one in OP["variants"] if one["usable"]]
+EMULATED = "qconv__cuda_emulated"
+"""The kernel for CUDA devices, run by the host."""
+USABLE = [*(one["name"] for one in OP["variants"] if one["usable"]), EMULATED]
 UINT8, INT8 = 2, 3
 RELU, GATE = "i0:f32 | t0=relu(i0) | t0:f32", "i0:f32 | t0=hard_swish(i0) | t0:f32"
 SILU = "i0:f32 | t0=silu(i0) | t0:f32"
 X_SCALE, Y_SCALE, ADDED_SCALE = np.float32(0.02), np.float32(0.05), np.float32(0.03)
 
 
-@pytest.fixture(params=[one["name"] for one in OP["variants"]])
+@pytest.fixture(params=[*(one["name"] for one in OP["variants"]), EMULATED])
 def variant(request: pytest.FixtureRequest) -> str:
     for one in OP["variants"]:
         if one["name"] == request.param and not one["usable"]:
@@ -236,11 +240,61 @@ def test_variants_and_threads_agree_bit_for_bit(name: str, epilogue: str | None)
         )
 
 
+CLIP = "i0:f32 | t0=clip(i0,#-0x1p+0:f32,#0x1.8p+0:f32) | t0:f32"
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_random_convolutions_agree_bit_for_bit(seed: int) -> None:
+    """With every way in which bytes are made of sums."""
+    rng = np.random.default_rng(seed)
+
+    def one_of(*choices: Any) -> Any:
+        return choices[int(rng.integers(len(choices)))]
+
+    group = one_of(1, 1, 1, 2, 5, 8)
+    channels, filters = (group * one_of(1, 3, 4, 8, 16) for _ in "xy")
+    case = Case(
+        (int(rng.integers(3, 14)), int(rng.integers(3, 14))),
+        channels,
+        one_of(filters, channels, 4 * filters),
+        (one_of(1, 2, 3), one_of(1, 3)),
+        group=group,
+        strides=(one_of(1, 2), one_of(1, 2)),
+        dilations=(1, one_of(1, 1, 2)) if seed % 2 else (1, 1),
+        pads=(1, one_of(0, 2), 1, 2),
+        dtype=one_of(np.uint8, np.int8),
+        batch=one_of(1, 2),
+        biased=one_of(True, False),
+    )
+    zeros = [np.uint8(rng.integers(256)), np.int8(rng.integers(-128, 128))]
+    zero = one_of(*zeros)
+    shape = case.run(USABLE[0]).shape
+    other = rng.integers(0, 256, shape).astype(np.uint8)
+    addend = one_of(zeros[0], zeros[1], None)
+    options = {
+        "to": one_of((UINT8 if zero.dtype == np.uint8 else INT8, zero), None),
+        "rounded": one_of(*zeros, None),
+        "added": None if addend is None else (other.view(addend.dtype), addend),
+        "epilogue": one_of(None, RELU, CLIP, GATE),
+    }
+    first, *others = (case.run(name, **options) for name in USABLE)
+    for found in others:
+        np.testing.assert_array_equal(found, first)
+
+
 def test_many_tasks_agree_with_one_thread() -> None:
     case = Case((40, 41), 64, 96, biased=False)
     np.testing.assert_array_equal(case.run(threads=3), case.floats())
     case = Case((40, 41), 160, 160, group=160)
     np.testing.assert_array_equal(case.run(threads=3), case.floats())
+
+
+@pytest.mark.parametrize("kernel", [(1, 1), (3, 3)])
+@pytest.mark.parametrize("channels", [16, 20, 33])
+def test_large_tiles_of_devices(channels: int, kernel: tuple[int, int]) -> None:
+    case = Case((14, 15), channels, 140, kernel, batch=2)
+    np.testing.assert_array_equal(case.run(EMULATED), case.floats())
 
 
 def test_empty_batch(variant: str) -> None:

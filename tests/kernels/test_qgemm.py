@@ -15,12 +15,15 @@ native = pytest.importorskip("onnxopt._native", reason="the native module is not
 
 Array = np.ndarray[Any, Any]
 (OP,) = [op for op in native.ops() if op["op"] == "QGemm"]
-USABLE = [one["name"] for one in OP["variants"] if one["usable"]]
+EMULATED = "qgemm__cuda_emulated"
+"""The kernel for CUDA devices, run by the host."""
+USABLE = [*(one["name"] for one in OP["variants"] if one["usable"]), EMULATED]
+ON_PROCESSORS = [one["name"] for one in OP["variants"] if one["usable"] and one["device"] == "cpu"]
 GELU, ADD = "i0:f32 | t0=gelu(i0) | t0:f32", "i0:f32 i1:f32 | t0=add(i0,i1) | t0:f32"
 RELU = "i0:f32 | t0=relu(i0) | t0:f32"
 
 
-@pytest.fixture(params=[one["name"] for one in OP["variants"]])
+@pytest.fixture(params=[*(one["name"] for one in OP["variants"]), EMULATED])
 def variant(request: pytest.FixtureRequest) -> str:
     for one in OP["variants"]:
         if one["name"] == request.param and not one["usable"]:
@@ -134,11 +137,10 @@ def test_variants_and_threads_agree_bit_for_bit(seed: int) -> None:
     x = rng.standard_normal((rows, depth)).astype(np.float32)
     quantization = (0.02, np.uint8(rng.integers(0, 256))) if seed % 2 else None
     bias = rng.standard_normal(columns).astype(np.float32)
+    epilogue, names = (GELU, ON_PROCESSORS) if seed % 3 else (RELU, USABLE)  # Gelu is exact on CUDA devices
     results = [
-        product(
-            x, matrix, scales, quantization, bias, epilogue=GELU if seed % 3 else RELU, variant=name, threads=threads
-        )
-        for name in USABLE
+        product(x, matrix, scales, quantization, bias, epilogue=epilogue, variant=name, threads=threads)
+        for name in names
         for threads in (1, 2, 4)
     ]
     for one in results[1:]:

@@ -10,13 +10,14 @@
 
 namespace onnxopt::attention {
 
-/// A tensor [batch, head, row, column] anywhere in memory: floats from one element to the next along each axis.
+/// A tensor [batch, head, row, column] anywhere in memory: elements from one element to the next along each axis.
 struct Steps {
   std::int64_t batch = 0, head = 0, row = 0, column = 0;
 };
 
-struct View {
-  const float* data = nullptr;
+template <class T>
+struct ViewOf {
+  const T* data = nullptr;
   Steps steps;
 };
 
@@ -34,9 +35,10 @@ struct Mask {
 
 /// Rotary embedding of the first `width` columns: x[d] becomes x[d] cos[d] + x[partner of d] sin[d], where the sines carry the
 /// sign. The partner is half the width away or, interleaved, the neighbour. (J. Su et al., "RoFormer", 2021.)
-struct Rotary {
-  const float* cos = nullptr;
-  const float* sin = nullptr;
+template <class T>
+struct RotaryOf {
+  const T* cos = nullptr;
+  const T* sin = nullptr;
   Steps cos_steps, sin_steps;
   std::int64_t width = 0;
   bool interleaved = false;
@@ -45,21 +47,25 @@ struct Rotary {
 
 constexpr std::size_t kMostMasks = 3;
 
-/// Heads share keys and values in groups of heads / kv_heads.
-struct Problem {
+/// Heads share keys and values in groups of heads / kv_heads. Masks that are added are of the type of all tensors.
+template <class T>
+struct ProblemOf {
   std::int64_t batch = 0, heads = 1, kv_heads = 1;
   std::int64_t rows = 0, keys = 0;    // of each head
   std::int64_t depth = 0, width = 0;  // columns of Q and K, of V
-  View q, k, v;
-  float* y = nullptr;
+  ViewOf<T> q, k, v;
+  T* y = nullptr;
   Steps y_steps;
   float scale = 1.0f;
   float cap = 0.0f;  // scores become cap tanh(score / cap), unless it is 0
   Mask masks[kMostMasks];
   std::size_t mask_count = 0;
   bool nan_to_zero = false;  // rows without a weight become 0, not NaN
-  Rotary rotary;
+  RotaryOf<T> rotary;
 };
+using View = ViewOf<float>;
+using Rotary = RotaryOf<float>;
+using Problem = ProblemOf<float>;
 
 /// What one task computes: rows [row, row_end) of the heads that share keys, in each of the groups [group, group_end). The rows of
 /// such heads come one after the other.

@@ -4,8 +4,7 @@
 // After T. Dao et al., "FlashAttention" (2022), and M. Milakov, N. Gimelshein, "Online normalizer calculation for softmax" (2018).
 #pragma once
 
-#include "kernels/cpu/attention/attention.h"
-#include "kernels/cuda/device.h"
+#include "kernels/cuda/attention/task.cuh"
 
 namespace onnxopt::attention::cuda {
 namespace {
@@ -29,70 +28,18 @@ struct alignas(16) Shared {
 
 template <int C>
 ONNXOPT_DEVICE std::int64_t tiles_of(const Problem& p) {
-  return p.batch * p.heads * ((p.rows + kRows - 1) / kRows) * ((p.width + kColumns<C> - 1) / kColumns<C>);
+  return count_tiles<kColumns<C>>(p);
 }
 
-/// What a block computes: rows and columns from these on.
-struct Task {
-  std::int64_t batch, head, kv_head, row, column;
-};
+using FloatRows = Rows<FloatElement>;
+using Task = TaskOf<std::int64_t>;
 
-template <int C>
-ONNXOPT_IN_KERNEL Task task_of(const Problem& p, std::int64_t number) {
-  const std::int64_t across = (p.width + kColumns<C> - 1) / kColumns<C>, down = (p.rows + kRows - 1) / kRows;
-  Task task;
-  task.column = number % across * kColumns<C>;
-  number /= across;
-  task.row = number % down * kRows;
-  number /= down;
-  task.head = number % p.heads;
-  task.batch = number / p.heads;
-  task.kv_head = task.head / (p.heads / p.kv_heads);
-  return task;
+/// Lays 16 steps of 64 rows into shared memory.
+ONNXOPT_IN_KERNEL void lay_down(const FloatRows& rows, std::int64_t first, std::int64_t step, float* target) {
+  const unsigned own = threadIdx.x % kSteps;
+  ONNXOPT_UNROLL for (unsigned row = threadIdx.x / kSteps; row < kRows; row += kThreads / kSteps) target[own * kRowStep + row] =
+      rows.at(first + row, step + own);
 }
-
-ONNXOPT_IN_KERNEL std::int64_t offset_of(const Steps& steps, std::int64_t batch, std::int64_t head, std::int64_t row) {
-  return batch * steps.batch + head * steps.head + row * steps.row;
-}
-
-/// Queries or keys of a head.
-struct Rows {
-  const float *x, *cos, *sin;  // of the head's first row
-  const Steps& steps;
-  const Rotary& rotary;
-  std::int64_t rotated;  // so many columns
-  std::int64_t count, depth;
-
-  ONNXOPT_IN_KERNEL Rows(const View& view, const Rotary& rotary, bool rotates, std::int64_t batch, std::int64_t head,
-                         std::int64_t count, std::int64_t depth)
-      : x(view.data + offset_of(view.steps, batch, head, 0)),
-        cos(rotary.cos + offset_of(rotary.cos_steps, batch, head, 0)),
-        sin(rotary.sin + offset_of(rotary.sin_steps, batch, head, 0)),
-        steps(view.steps),
-        rotary(rotary),
-        rotated(rotates ? rotary.width : 0),
-        count(count),
-        depth(depth) {}
-
-  /// An element, rotated where it has to be; 0 where there is none.
-  ONNXOPT_IN_KERNEL float at(std::int64_t row, std::int64_t column) const {
-    if (row >= count || column >= depth) return 0.0f;
-    const float* const own = x + row * steps.row;
-    const float value = own[column * steps.column];
-    if (column >= rotated) return value;
-    const std::int64_t half = rotated / 2;
-    const std::int64_t partner = rotary.interleaved ? column ^ 1 : column < half ? column + half : column - half;
-    return value * cos[row * rotary.cos_steps.row + column * rotary.cos_steps.column] +
-           own[partner * steps.column] * sin[row * rotary.sin_steps.row + column * rotary.sin_steps.column];
-  }
-
-  /// Lays 16 steps of 64 rows into shared memory.
-  ONNXOPT_IN_KERNEL void lay_down(std::int64_t first, std::int64_t step, float* target) const {
-    const unsigned own = threadIdx.x % kSteps;
-    ONNXOPT_UNROLL for (unsigned row = threadIdx.x / kSteps; row < kRows; row += kThreads / kSteps) target[own * kRowStep + row] =
-        at(first + row, step + own);
-  }
-};
 
 /// The numbers of a thread: four rows of keys or columns.
 template <int N>
@@ -102,13 +49,13 @@ struct Square {
 
 /// Scores of 64 keys, of which each thread gets its own.
 template <int C>
-ONNXOPT_IN_KERNEL Square<4> products(const Problem& p, const Rows& queries, const Rows& keys, const Task& task,
+ONNXOPT_IN_KERNEL Square<4> products(const Problem& p, const FloatRows& queries, const FloatRows& keys, const Task& task,
                                      std::int64_t first_key, Shared<C>& shared) {
   Square<4> sums{};
   const unsigned row = threadIdx.x / kSide * 4, key = threadIdx.x % kSide * 4;
   for (std::int64_t step = 0; step < p.depth; step += kSteps) {
-    queries.lay_down(task.row, step, shared.queries);
-    keys.lay_down(first_key, step, shared.keys);
+    lay_down(queries, task.row, step, shared.queries);
+    lay_down(keys, first_key, step, shared.keys);
     __syncthreads();
     ONNXOPT_UNROLL for (int k = 0; k < kSteps; ++k) {
       const Floats<4> a = read<4>(shared.queries + k * kRowStep + row), b = read<4>(shared.keys + k * kRowStep + key);
@@ -134,8 +81,6 @@ ONNXOPT_IN_KERNEL float masked(const Problem& p, const Task& task, std::int64_t 
   }
   return score;
 }
-
-ONNXOPT_IN_KERNEL float larger(float a, float b) { return a > b ? a : b; }
 
 /// Combines the numbers of the 16 threads that share rows.
 template <class Combine>
@@ -212,9 +157,9 @@ __global__ void __launch_bounds__(kThreads, 2) attend(const Problem __grid_const
   auto& shared = *static_cast<Shared<C>*>(shared_memory());
   const std::int64_t tiles = tiles_of<C>(p);
   for (std::int64_t number = blockIdx.x; number < tiles; number += gridDim.x) {
-    const Task task = task_of<C>(p, number);
-    const Rows queries(p.q, p.rotary, p.rotary.of_queries, task.batch, task.head, p.rows, p.depth);
-    const Rows keys(p.k, p.rotary, p.rotary.of_keys, task.batch, task.kv_head, p.keys, p.depth);
+    const Task task = task_of<kColumns<C>, std::int64_t>(p, number);
+    const FloatRows queries(p.q, p.rotary, p.rotary.of_queries, task.batch, task.head, p.rows, p.depth);
+    const FloatRows keys(p.k, p.rotary, p.rotary.of_keys, task.batch, task.kv_head, p.keys, p.depth);
     const unsigned row = threadIdx.x / kSide * 4, key = threadIdx.x % kSide * 4;
     Online online;
     Square<C> sums{};

@@ -21,9 +21,13 @@ struct Load {
   }
 };
 
-Result<bool> prepare() { return for_each_form(Load{}); }
+Result<bool> prepare() {
+  const Result<bool> done = for_each_form(Load{});
+  return done ? prepare_tensor() : done;
+}
 
 Result<bool> run(const Problem& problem, void* stream) {
+  if (problem.precision != Precision::kFloat) return run_tensor(problem, stream);
   return with_products(problem, OnDevice{static_cast<cudaStream_t>(stream)});
 }
 

@@ -6,12 +6,26 @@
 
 namespace onnxopt::gemm::cuda {
 
-/// Float32 products, exact but for the rounding of each fused multiplication and addition.
+/// What all tensors hold, but for further ones of the epilogue, and how they are multiplied. Sums are float32.
+enum class Precision : std::uint8_t {
+  kFloat,  // exact but for the rounding of each fused multiplication and addition
+  kTf32,   // floats on tensor cores, which multiply 11 bits of each
+  kHalf,
+  kBrain,  // bfloat16
+};
+
+/// One product; results are rounded to the type of all tensors after the bias was added.
+struct Factor {
+  const void *weights = nullptr, *bias = nullptr;
+  void* c = nullptr;  // null where only the epilogue reads it
+};
+
 struct Problem {
-  const float* a = nullptr;  // [rows, depth]
+  const void* a = nullptr;  // [rows, depth]
   std::int64_t rows = 0, depth = 0, columns = 0;
-  Product products[kMostProducts];
+  Factor products[kMostProducts];
   std::size_t product_count = 0;
+  Precision precision = Precision::kFloat;
   const elementwise::cuda::Bound* epilogue = nullptr;  // its first inputs are the products, which then have no `c`
 };
 
@@ -24,6 +38,10 @@ struct Kernels {
 };
 
 const Kernels& kernels();
+
+/// What `kernels()` calls for tensor cores.
+Result<bool> prepare_tensor();
+Result<bool> run_tensor(const Problem& problem, void* stream);
 
 /// Runs the kernel on the host, a fiber for each thread, on tensors of the host.
 Result<bool> emulate(const Problem& problem);

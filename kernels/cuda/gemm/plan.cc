@@ -6,17 +6,7 @@ namespace onnxopt::gemm::cuda {
 
 namespace {
 
-template <class L, class Code>
-bool pack(const ew::Planned* planned, Code& code) {
-  return ew::pack_embedded<L>(planned, code);
-}
-
-template <class L>
-bool pack(const ew::Planned* planned, NoProgram&) {
-  return planned == nullptr;
-}
-
-std::int64_t tiles_of(std::int64_t size, std::int64_t tile) { return (size + tile - 1) / tile; }
+std::int64_t tiles_along(std::int64_t size, std::int64_t tile) { return (size + tile - 1) / tile; }
 
 /// As many threads as have room for their slots behind the tile; a warp may ask for more.
 unsigned finishing_threads(std::size_t bytes_of_thread) {
@@ -29,8 +19,8 @@ unsigned finishing_threads(std::size_t bytes_of_thread) {
 
 template <int P, class L, class Code>
 bool fill(const Problem& problem, const ew::Planned* epilogue, Products<Code>& products, Launch& launch) {
-  if (!pack<L>(epilogue, products.epilogue)) return false;
-  products.a = problem.a;
+  if (!pack_epilogue<L>(epilogue, products.epilogue)) return false;
+  products.a = static_cast<const float*>(problem.a);
   products.rows = problem.rows;
   products.depth = problem.depth;
   products.columns = problem.columns;
@@ -39,14 +29,14 @@ bool fill(const Problem& problem, const ew::Planned* epilogue, Products<Code>& p
   products.vectors_of_weights = true;
   for (std::size_t i = 0; i < kMostProducts; ++i) {
     products.weights[i] = static_cast<const float*>(problem.products[i].weights);
-    products.bias[i] = problem.products[i].bias;
-    products.c[i] = problem.products[i].c;
+    products.bias[i] = static_cast<const float*>(problem.products[i].bias);
+    products.c[i] = static_cast<float*>(problem.products[i].c);
     products.vectors_of_weights &= ew::is_aligned(products.weights[i]);
   }
   const std::size_t bytes_of_thread = ew::slots_of(epilogue) * sizeof(L);
   products.finishing = finishing_threads(bytes_of_thread);
   launch.shared_bytes = kTileFloats * sizeof(float) + products.finishing * bytes_of_thread;
-  launch.tiles = tiles_of(problem.rows, kTileRows<P>) * tiles_of(problem.columns, kTileColumns);
+  launch.tiles = tiles_along(problem.rows, kTileRows<P>) * tiles_along(problem.columns, kTileColumns);
   return true;
 }
 
@@ -61,7 +51,7 @@ ONNXOPT_FORMS(4)
 #undef ONNXOPT_FORMS
 
 bool takes_vectors(const Problem& problem, const ew::Planned* epilogue) {
-  const auto aligned = [](const Product& one) { return ew::is_aligned(one.c); };
+  const auto aligned = [](const Factor& one) { return ew::is_aligned(one.c); };
   return problem.columns % ew::Usual::kCount == 0 && !ew::is_wide(epilogue) &&
          std::all_of(problem.products, problem.products + problem.product_count, aligned);
 }

@@ -1,15 +1,10 @@
 // From a problem to one launch: the tiles of a block and the kernel's parameter.
 #pragma once
 
-#include <memory>
-#include <optional>
-#include <type_traits>
-
+#include "kernels/cuda/gemm/forms.h"
 #include "kernels/cuda/gemm/gemm.h"
 
 namespace onnxopt::gemm::cuda {
-
-namespace ew = elementwise::cuda;
 
 constexpr unsigned kThreads = 256;
 constexpr int kTileColumns = 64, kTileDepth = 16;
@@ -19,9 +14,6 @@ constexpr std::size_t kTileFloats = std::size_t{kThreads} * kRowsOfThread * 4;
 
 template <int P>
 constexpr int kTileRows = 16 * kRowsOfThread / P;
-
-/// In place of a program.
-struct NoProgram {};
 
 /// The kernel's parameter.
 template <class Code>
@@ -34,11 +26,6 @@ struct Products {
   bool vectors_of_a, vectors_of_weights;  // four neighbours are aligned
   unsigned finishing;                     // threads that finish results at once, each with slots for the program
   Code epilogue;
-};
-
-struct Launch {
-  std::size_t shared_bytes = 0;
-  std::int64_t tiles = 0;
 };
 
 /// The forms of the kernel, for one, two and up to four products: without a program for vectors and for any columns, with one the

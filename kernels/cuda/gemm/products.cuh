@@ -19,11 +19,6 @@ ONNXOPT_IN_KERNEL Floats<4> read_four(const float* source, std::int64_t count, b
   return floats;
 }
 
-/// Where a block's tile begins.
-struct Tile {
-  std::int64_t row, column;
-};
-
 /// Operands of 16 steps: A with its rows side by side, the weights with their columns.
 template <int P>
 struct alignas(16) Operands {
