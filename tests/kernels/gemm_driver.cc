@@ -193,9 +193,12 @@ bool run_epilogue(Generator& generator, const gemm::Variant& variant, const Matr
   return same(results[0], reference[0], variant.name, "epilogue") && same(results[1], reference[1], variant.name, "second output");
 }
 
+constexpr std::int64_t kMostMultiplied = 1 << 20;
+
 /// The kernel for CUDA devices, on fibers of the host: products alone, and with a program that adds them up.
-bool run_emulated(const Matrices& matrices, const Shape& shape, const std::vector<Floats>& wanted) {
-  constexpr const char* name = "gemm__cuda_emulated";
+bool run_emulated(const Matrices& matrices, const Shape& shape, const std::vector<Floats>& wanted,
+                  gemm::cuda::Precision precision) {
+  const char* const name = precision == gemm::cuda::Precision::kTf32 ? "gemm__cuda_tf32_emulated" : "gemm__cuda_emulated";
   Floats a(matrices.rows * matrices.depth);
   for (std::int64_t row = 0; row < matrices.rows; ++row)
     std::copy_n(matrices.a.data.get() + row * matrices.row_step, matrices.depth, a.data.get() + row * matrices.depth);
@@ -203,8 +206,8 @@ bool run_emulated(const Matrices& matrices, const Shape& shape, const std::vecto
   for (const Floats& one : wanted) c.emplace_back(one.count, NAN);
   std::vector<gemm::Product> products;
   problem_of(matrices, products, c);
-  gemm::cuda::Problem problem{a.data.get(), matrices.rows, matrices.depth, matrices.columns, {}, products.size(), nullptr};
-  std::copy(products.begin(), products.end(), problem.products);
+  gemm::cuda::Problem problem{a.data.get(), matrices.rows, matrices.depth, matrices.columns, {}, products.size(), precision};
+  for (std::size_t i = 0; i < products.size(); ++i) problem.products[i] = {products[i].weights, products[i].bias, products[i].c};
   if (matrices.rows == 0) return true;
   if (!gemm::cuda::emulate(problem)) return false;
   for (std::size_t i = 0; i < c.size(); ++i)
@@ -222,7 +225,7 @@ bool run_emulated(const Matrices& matrices, const Shape& shape, const std::vecto
   void* const outputs[] = {results[0].data.get(), results[1].data.get()};
   const elementwise::cuda::Bound epilogue{&*program, {taken, shapes, outputs, output_shapes}};
   problem.epilogue = &epilogue;
-  for (gemm::Product& product : problem.products) product.c = nullptr;
+  for (gemm::cuda::Factor& product : problem.products) product.c = nullptr;
   return gemm::cuda::emulate(problem) && same(results[0], sum, name, "epilogue") && same(results[1], twice, name, "second output");
 }
 
@@ -240,7 +243,11 @@ bool run_one(Generator& generator, int) {
         !(run_products(generator, variant, matrices, wanted) && run_integers(generator, variant, matrices, wanted) &&
           run_epilogue(generator, variant, matrices, shape, wanted)))
       return false;
-  return run_emulated(matrices, shape, wanted);
+  using gemm::cuda::Precision;
+  // What matrix instructions exchange between fibers takes its time.
+  const bool small = rows * matrices.depth * matrices.columns < kMostMultiplied;
+  return run_emulated(matrices, shape, wanted, Precision::kFloat) &&
+         (!small || run_emulated(matrices, shape, wanted, Precision::kTf32));
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 
 #include "csrc/dispatch/cpu.h"
 #include "kernels/cpu/qconv/qconv.h"
+#include "kernels/cuda/qconv/qconv.h"
 #include "tests/kernels/driver.h"
 
 namespace {
@@ -96,10 +97,28 @@ class Problem {
       convolution.added = {added_.data.get(), qconv::Type::kInt8, 3.0f, -4};
       qconv::run(convolution, variant, ParallelFor::inline_loop());
     }
-    return true;
+    return run_emulated(convolution);
   }
 
  private:
+  static constexpr std::int64_t kMostMultiplied = 1 << 20;
+
+  /// The kernel for CUDA devices, on fibers of the host. Matrix instructions exchange values between fibers, which takes its time.
+  bool run_emulated(const qconv::Convolution& convolution) {
+    if (g_.pixels() == 0 || g_.pixels() * g_.filters * g_.taps() * depth_ > kMostMultiplied) return true;
+    const auto zero = static_cast<std::uint8_t>(zero_);
+    qconv::cuda::Problem problem;
+    problem.geometry = g_;
+    problem.x = {x_.data.get(), convolution.x.type, &convolution.x.scale, &zero};
+    problem.weights = packed_.data.get();
+    problem.weight_scales = scales_.data.get();
+    problem.sums = sums_.data.get();
+    problem.bias = bias_.data.get();
+    problem.y = y_.data.get();
+    problem.result.type = qconv::Type::kFloat;
+    return qconv::cuda::emulate(problem) && check("qconv__cuda_emulated");
+  }
+
   static constexpr auto kPanel = static_cast<std::int64_t>(qgemm::kPanel), kGroup = static_cast<std::int64_t>(qgemm::kGroup);
 
   std::int64_t groups_of_four() const { return qconv::stretches(g_) * ceil_div(qconv::stretch(g_), kGroup); }

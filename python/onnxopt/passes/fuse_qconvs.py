@@ -19,7 +19,7 @@ class FuseQConvs(Pass):
     phase = "fuse"
 
     def run(self, model: ir.Model, ctx: Context) -> PassResult:
-        if ctx.target.name != "cpu":
+        if not ctx.target.custom_ops:
             return PassResult(False)
         nodes = [node for node in model.graph if node.op_type == "Conv" and not node.domain]
         fused = sum(self._fuse(node, ctx) for node in nodes)

@@ -21,7 +21,7 @@ class FuseQGemms(Pass):
     phase = "fuse"
 
     def run(self, model: ir.Model, ctx: Context) -> PassResult:
-        if ctx.target.name != "cpu":
+        if not ctx.target.custom_ops:
             return PassResult(False)
         products = [
             node for node in model.graph if node.op_type in ("MatMul", "Gemm", "MatMulInteger") and not node.domain
