@@ -193,7 +193,7 @@ bool run_epilogue(Generator& generator, const gemm::Variant& variant, const Matr
   return same(results[0], reference[0], variant.name, "epilogue") && same(results[1], reference[1], variant.name, "second output");
 }
 
-constexpr std::int64_t kMostMultiplied = 1 << 20;
+constexpr std::int64_t kMostMultiplied = 1 << 16;
 
 /// The kernel for CUDA devices, on fibers of the host: products alone, and with a program that adds them up.
 bool run_emulated(const Matrices& matrices, const Shape& shape, const std::vector<Floats>& wanted,

@@ -115,6 +115,7 @@ bool run_one(Random& random, int) {
     qgemm::run(problem, variant, ParallelFor::inline_loop());
     problem.source = floats ? qgemm::Source::kFloat : problem.source;
   }
+  if (floats) problem.source = qgemm::Source::kFloatRows;  // what the results are of
   return run_emulated(problem);
 }
 

@@ -18,7 +18,7 @@ EMULATED = "attention__cuda_emulated"
 VARIANTS = [*THREADED, EMULATED]
 HALVES = [f"{EMULATED} float16", f"{EMULATED} bfloat16"]
 """The kernel for tensor cores, with the type of all tensors."""
-TOLERANCES = {"float32": (5e-5, 1e-5), "float16": (3e-3, 3e-3), "bfloat16": (2e-2, 2e-2)}
+TOLERANCES = {"float32": (5e-5, 1e-5), "float16": (3e-3, 3e-3), "bfloat16": (5e-2, 5e-2)}
 INFINITY = float("inf")
 
 

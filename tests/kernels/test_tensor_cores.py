@@ -18,8 +18,8 @@ PTX: dict[str, list[str]] = {
     "multiply_bytes": BYTES,
     "multiply_tensorsILi2": [HALF, BRAIN],
     "multiply_tensorsILi4": [TF32],
-    "attend_halvesILi64ENS_.*Element2": [HALF],
-    "attend_halvesILi64ENS_.*Element3": [BRAIN],
+    "attend_halvesILi64E.*ElementE2E": [HALF],
+    "attend_halvesILi64E.*ElementE3E": [BRAIN],
 }
 """Instructions of each kernel, by what its mangled name has."""
 SASS = {"multiply_bytes": "IMMA.16832", "multiply_tensors": "HMMA.1", "attend_halves": "HMMA.16816"}

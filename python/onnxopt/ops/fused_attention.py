@@ -1,6 +1,7 @@
 """FusedAttention: softmax(Q K^T scale + masks) V, computed tile by tile.
 
-Inputs: Q, K, V, one tensor for each word of `masks`, and with `rotary` the cosines and the signed sines. All float32, but for boolean masks.
+Inputs: Q, K, V, one tensor for each word of `masks`, and with `rotary` the cosines and the signed sines. All float32, or on a CUDA
+device float16 or bfloat16, but for boolean masks.
 
 A layout (attributes `q`, `k`, `v`, `y`) has a word for each dim of a tensor: the axes that it holds, outermost first, of b (batch), h (heads),
 s (rows or keys) and d (columns), and after `@` where they begin in a dim that holds more. `b s hd` is [batch, rows, heads * columns];
