@@ -159,6 +159,17 @@ def test_result_that_others_read_stays_float() -> None:
     assert {"QuantizeLinear"} <= set(ops(after))
 
 
+@pytest.mark.parametrize("case", ["chain", "residual"])
+def test_devices_have_the_kernel(case: str) -> None:
+    """What lies behind the last convolution stays, since floats there are not channels-last."""
+    proto = build(CHAINS[case])
+    after, _ = run_passes(proto, *PASSES, target="cuda")
+    assert op_list(after)[:4] == ["Transpose", "QConv", "QConv", "Transpose"]
+    feeds = feeds_of(proto)
+    (wanted,), (found,) = evaluate(proto, feeds), evaluate(after, feeds)
+    assert np.abs(found.astype(int) - wanted.astype(int)).max() <= 3
+
+
 def test_other_targets_keep_standard_ops() -> None:
     after, _ = run_passes(build(FUSED["bias"]), "fuse_qconvs", target="generic")
     assert "QConv" not in ops(after)

@@ -79,6 +79,12 @@ def test_fuses(case: str) -> None:
         assert np.abs(found - wanted).max() <= 0.02 * 127 * 0.02 + 1e-4
 
 
+@pytest.mark.parametrize(("target", "fused"), [("cuda", ["QGemm"]), ("generic", None)])
+def test_devices_have_the_kernel(target: str, fused: list[str] | None) -> None:
+    proto = build(FUSED["bias"])
+    assert op_list(run_passes(proto, PASS, target=target)[0]) == (fused or op_list(proto))
+
+
 DYNAMIC = "q, qs, qz = DynamicQuantizeLinear(x)"
 SUMS = {
     "scale of all": "f = Mul(qs, one) m = MatMulInteger(q, w, qz) c = Cast<to=1>(m) y = Mul(c, f)",
