@@ -445,7 +445,7 @@ PYBIND11_MODULE(_native, module) {
   module.def("run", &run, py::arg("op"), py::arg("inputs"), py::arg("attributes"), py::arg("variant") = py::none(),
              py::arg("threads") = 1, "Run one kernel on numpy arrays (None leaves an input out) and return its outputs.");
   module.def("cuda_choice", &cuda_choice, py::arg("op"), py::arg("sm"),
-             "The variant of an op for CUDA devices of an architecture (90 is sm_90), under ONNXOPT_MAX_SM.");
+             "The variant of an op for CUDA devices of an architecture (90 is sm_90), under ONNXOPT_MAX_SM and ONNXOPT_TF32.");
   module.def(
       "cuda_sources", [](const std::string& expr) { return value_or_error(cuda_source().sources(expr)); }, py::arg("expr"),
       "An expression as CUDA source: the kernel of all outputs first.");

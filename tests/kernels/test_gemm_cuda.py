@@ -201,6 +201,15 @@ def test_device_computes_the_same(kind: str) -> None:
         assert_near(kind, found, x, matrix, bias)
 
 
+@pytest.mark.parametrize(("value", "variant"), [("1", "gemm__cuda_tf32"), ("0", "gemm__cuda"), ("", "gemm__cuda")])
+def test_floats_are_multiplied_exactly_unless_tf32_is_asked_for(
+    value: str, variant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONNXOPT_TF32", value)
+    assert native.cuda_choice("FusedGemm", 80) == variant
+    assert native.cuda_choice("QGemm", 80) == "qgemm__cuda"
+
+
 REFUSED: dict[str, tuple[list[Array], dict[str, Any], str, str]] = {
     "half on a processor": (
         [np.ones((2, 3), np.float16), np.ones((1, 3, 16), np.float16)],
