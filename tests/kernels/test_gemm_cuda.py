@@ -75,8 +75,8 @@ def assert_near(kind: str, found: Array, x: Array, matrix: Array, bias: Array | 
     assert (np.abs(found.astype(np.float64) - exact) <= bound + 1e-7).all()
 
 
-@pytest.mark.parametrize("columns", [1, 15, 64, 70, 300])
-@pytest.mark.parametrize("depth", [0, 1, 7, 32, 33, 96, 260])
+@pytest.mark.parametrize("columns", [1, 70, 300])
+@pytest.mark.parametrize("depth", [0, 1, 7, 33, 96, 260])
 @pytest.mark.parametrize("rows", [0, 1, 17, 130])
 @pytest.mark.parametrize("kind", DTYPES)
 def test_products_of_any_size(kind: str, rows: int, depth: int, columns: int) -> None:
@@ -173,7 +173,7 @@ def test_tensors_of_any_alignment(kind: str, which: int) -> None:
     np.testing.assert_array_equal(found.astype(np.float32), expected)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_rows_are_computed_alike_alone_and_together(seed: int) -> None:
     """Whatever the tiles are."""
