@@ -34,7 +34,10 @@ SHAPES = {
     "FusedPool": [(1, 112, 112, 64, 3)],
     "FusedResize": [(1, 40, 40, 96, 2)],
     "FusedSeparableConv": [(1, 80, 80, 96, 96, 3)],
+    "FusedSqueezeExcite": [(1, 28, 28, 128, 32)],
     "FusedRecurrence": [(100, 1, 128), (200, 8, 256)],
+    "FusedLoop": [(100, 1, 128)],
+    "QAttention": [(1, 128, 12, 64), (8, 128, 12, 64)],
     "QConv": [(1, 56, 56, 64, 64, 3), (1, 28, 28, 512, 128, 1)],
     "QGemm": [
         *((rows, *sizes) for rows in (128, 197) for sizes in ((768, 768), (768, 3072), (3072, 768))),

@@ -106,6 +106,33 @@ def separable(batch: int, height: int, width: int, channels: int, filters: int, 
     )
 
 
+def squeeze_excite(batch: int, height: int, width: int, channels: int, squeezed: int, *, item: int) -> Case:
+    """Channels scaled by gates that two products make of their means."""
+    pixels, weights = batch * height * width, 2 * channels * squeezed
+
+    def expected(a: Arrays) -> list[np.ndarray]:
+        inner = np.maximum(a["x"].mean((1, 2)) @ a["s"] + a["b"], 0)
+        return [a["x"] / (1 + np.exp(-(inner @ a["e"] + a["c"])))[:, None, None]]
+
+    return Case(
+        f"""pixels = Constant<value_ints=[1,2]>()
+        shape = Constant<value_ints=[0,1,1,{channels}]>()
+        m = ReduceMean<keepdims=0>(x, pixels)
+        p = Gemm(m, s, b)
+        r = Relu(p)
+        q = Gemm(r, e, c)
+        gates = Sigmoid(q)
+        g = Reshape(gates, shape)
+        y = Mul(x, g)""",
+        {"x": (batch, height, width, channels)},
+        expected,
+        bytes_read=item * (pixels * channels + weights),
+        bytes_written=item * pixels * channels,
+        operations=2 * pixels * channels + batch * 2 * weights,
+        constants={"s": (channels, squeezed), "b": (squeezed,), "e": (squeezed, channels), "c": (channels,)},
+    )
+
+
 def conv_transpose(batch: int, height: int, width: int, channels: int, filters: int, factor: int, *, item: int) -> Case:
     """A transposed convolution whose windows lie side by side: an image that grows by a factor."""
     pixels, weights = batch * height * width, channels * filters * factor * factor

@@ -8,6 +8,7 @@ import numpy as np
 
 from onnxopt.kernelbench import images
 from onnxopt.kernelbench.case import Arrays, Case, Problem
+from onnxopt.ops.base import DOMAIN
 
 
 # --- float64 references --------------------------------------------------------------------------------------------
@@ -25,12 +26,20 @@ def _softmax(x: np.ndarray) -> np.ndarray:
     return np.asarray(e / e.sum(-1, keepdims=True))
 
 
-def _attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, heads: int) -> np.ndarray:
+def _attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, heads: int, *, rounded: bool = False) -> np.ndarray:
     batch, rows, width = q.shape
     size = width // heads
-    split = [one.reshape(batch, -1, heads, size).transpose(0, 2, 1, 3) for one in (q, k, v)]
-    scores = _softmax(split[0] @ split[1].transpose(0, 1, 3, 2) / math.sqrt(size))
-    return np.asarray((scores @ split[2]).transpose(0, 2, 1, 3).reshape(batch, rows, width))
+    q, k, v = (one.reshape(batch, -1, heads, size).transpose(0, 2, 1, 3) for one in (q, k, v))
+    if rounded:
+        q, k, v = _to_bytes(q, -1), _to_bytes(k, -1), _to_bytes(v, -2)
+    weights = _softmax(q @ k.transpose(0, 1, 3, 2) / math.sqrt(size))
+    return np.asarray((weights @ v).transpose(0, 2, 1, 3).reshape(batch, rows, width))
+
+
+def _to_bytes(x: np.ndarray, axis: int) -> np.ndarray:
+    """As bytes around 0 with a scale along an axis, in floats again."""
+    scale = np.abs(x).max(axis, keepdims=True) / 127
+    return np.asarray(np.rint(x / scale) * scale)
 
 
 # --- cases ---------------------------------------------------------------------------------------------------------
@@ -110,14 +119,14 @@ def _qgemm(rows: int, depth: int, columns: int, *, item: int) -> Case:
     )
 
 
-def _heads(batch: int, rows: int, heads: int, size: int, *, item: int) -> Case:
-    width = heads * size
+def _attention_nodes(heads: int, size: int) -> str:
+    """y of q, k and v, whose heads lie side by side."""
     split = "\n".join(
         f"{n}r = Reshape({n}, shape)\n {n}t = Transpose<perm={'[0,2,3,1]' if n == 'k' else '[0,2,1,3]'}>({n}r)"
         for n in "qkv"
     )
-    body = f"""shape = Constant<value_ints=[0,0,{heads},{size}]>()
-    merged = Constant<value_ints=[0,0,{width}]>()
+    return f"""shape = Constant<value_ints=[0,0,{heads},{size}]>()
+    merged = Constant<value_ints=[0,0,{heads * size}]>()
     scale = Constant<value_float={1 / math.sqrt(size)}>()
     {split}
     s = MatMul(qt, kt)
@@ -126,14 +135,40 @@ def _heads(batch: int, rows: int, heads: int, size: int, *, item: int) -> Case:
     o = MatMul(p, vt)
     ot = Transpose<perm=[0,2,1,3]>(o)
     y = Reshape(ot, merged)"""
+
+
+def _heads(batch: int, rows: int, heads: int, size: int, *, item: int) -> Case:
+    width = heads * size
     return Case(
-        body,
+        _attention_nodes(heads, size),
         dict.fromkeys("qkv", (batch, rows, width)),
         lambda a: [_attention(a["q"], a["k"], a["v"], heads)],
         bytes_read=3 * item * batch * rows * width,
         bytes_written=item * batch * rows * width,
         operations=4 * batch * rows * rows * width,
         besides="transposes queries, keys, values and the result",
+    )
+
+
+def _qattention(batch: int, rows: int, heads: int, size: int, *, item: int) -> Case:
+    """Attention of bytes, which is made where products are quantized, beside attention of floats."""
+    sizes = {"heads": heads, "kv_heads": heads, "head_size": size, "value_size": size, "scale": 1 / math.sqrt(size)}
+    layouts = dict.fromkeys("qkvy", '"b s hd"')
+    attributes = ", ".join(f"{name}={value}" for name, value in (layouts | sizes).items())
+    return Case(
+        f"y = {DOMAIN}.QAttention<{attributes}>(q, k, v)",
+        dict.fromkeys("qkv", (batch, rows, heads * size)),
+        lambda a: [_attention(a["q"], a["k"], a["v"], heads, rounded=True)],
+        bytes_read=3 * item * batch * rows * heads * size,
+        bytes_written=item * batch * rows * heads * size,
+        operations=4 * batch * rows * rows * heads * size,
+        rate="int8",
+        largest_error=2e-2,  # a number between two integers may become either, and values are rounded tile by tile
+        functions=(
+            f"""<domain: "{DOMAIN}", opset_import: ["" : 21]>
+            QAttention <{", ".join(layouts | sizes)}> (q, k, v) => (y) {{ {_attention_nodes(heads, size)} }}""",
+        ),
+        besides="computes in floats, and transposes queries, keys, values and the result",
     )
 
 
@@ -169,6 +204,42 @@ def _recurrence(steps: int, rows: int, width: int, *, item: int) -> Case:
     )
 
 
+def _loop(steps: int, rows: int, width: int, *, item: int) -> Case:
+    """A leaky integrator, h = (h + tanh(h W) + x) / 2, which goes on while h is bounded."""
+
+    def expected(a: Arrays) -> list[np.ndarray]:
+        h = a["h"]
+        for _ in range(steps):
+            h = (h + np.tanh(h @ (a["w"] / math.sqrt(width))) + a["x"]) / 2
+        return [h]
+
+    state = f"float[{rows},{width}]"
+    return Case(
+        f"""root = Constant<value_float={math.sqrt(width)}>()
+        matrix = Div(w, root)
+        half = Constant<value_float=0.5>()
+        bound = Constant<value_float=100.0>()
+        limit = Constant<value_int={steps}>()
+        begin = Constant<value = bool {{1}}>()
+        y = Loop<body = step (int64 i, bool c, {state} s) => (bool again, {state} next) {{
+            p = MatMul(s, matrix)
+            t = Tanh(p)
+            u = Add(t, x)
+            sum = Add(s, u)
+            next = Mul(sum, half)
+            size = Abs(next)
+            largest = ReduceMax<keepdims=0>(size)
+            again = Less(largest, bound)
+        }}>(limit, begin, h)""",
+        {"x": (rows, width), "h": (rows, width)},
+        expected,
+        bytes_read=item * (2 * rows * width + width * width),
+        bytes_written=item * rows * width,
+        operations=2 * steps * rows * width * (width + 3),
+        constants={"w": (width, width)},
+    )
+
+
 _IMAGE = ("BATCH", "HEIGHT", "WIDTH", "CHANNELS")
 
 PROBLEMS: dict[str, Problem] = {
@@ -177,12 +248,15 @@ PROBLEMS: dict[str, Problem] = {
     "FusedConvTranspose": Problem((*_IMAGE, "FILTERS", "FACTOR"), images.conv_transpose),
     "FusedElementwise": Problem(("ROWS", "WIDTH"), _elementwise),
     "FusedGemm": Problem(("ROWS", "DEPTH", "COLUMNS"), _gemm),
+    "FusedLoop": Problem(("STEPS", "ROWS", "WIDTH"), _loop),
     "FusedNorm": Problem(("ROWS", "WIDTH"), _norm),
     "FusedPool": Problem((*_IMAGE, "KERNEL"), images.pool),
     "FusedRecurrence": Problem(("STEPS", "ROWS", "WIDTH"), _recurrence),
     "FusedResize": Problem((*_IMAGE, "FACTOR"), images.resize),
     "FusedSeparableConv": Problem((*_IMAGE, "FILTERS", "KERNEL"), images.separable),
     "FusedSoftmax": Problem(("ROWS", "WIDTH"), _masked_softmax),
+    "FusedSqueezeExcite": Problem((*_IMAGE, "SQUEEZED"), images.squeeze_excite),
+    "QAttention": Problem(("BATCH", "ROWS", "HEADS", "SIZE"), _qattention),
     "QConv": Problem((*_IMAGE, "FILTERS", "KERNEL"), images.qconv),
     "QGemm": Problem(("ROWS", "DEPTH", "COLUMNS"), _qgemm),
 }
