@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <functional>
 #include <string>
 #include <string_view>
 #include <thread>
@@ -15,6 +16,7 @@
 #include "kernels/cpu/gemm/panel.h"
 #include "kernels/cpu/recurrence/loop.h"
 #include "kernels/cpu/recurrence/recurrence.h"
+#include "kernels/cuda/recurrence/recurrence.h"
 #include "tests/kernels/driver.h"
 
 namespace {
@@ -80,7 +82,17 @@ void run_threads(void*, std::size_t total, ParallelFor::Task task, void* user) {
   for (std::thread& thread : threads) thread.join();
 }
 
-bool run_case(const Case& one, const recurrence::Variant& variant, const ParallelFor& parallel_for, const Floats& wanted) {
+struct Runner {
+  const char* name;
+  std::function<Result<bool>(const recurrence::Problem&)> run;
+};
+
+const elementwise::Variant& same_isa(const recurrence::Variant& variant) {
+  const auto list = elementwise::variants();
+  return *std::find_if(list.begin(), list.end(), [&](const auto& other) { return std::string_view(other.isa) == variant.isa; });
+}
+
+bool run_case(const Case& one, const Runner& runner, const Floats& wanted) {
   const char* const program = "i0:f32 i1:f32 | t0=add(i0,i1) t1=clip(t0,#-0x1p+3:f32,#0x1p+3:f32) | t1:f32";
   const recurrence::Counts counts{1, 1, 1, one.product ? 1u : 0u};
   const std::string text = one.product ? "0@0+2 ! 3 1 ! " + std::string(program) : " ! 0 1 ! " + std::string(program);
@@ -90,8 +102,6 @@ bool run_case(const Case& one, const recurrence::Variant& variant, const Paralle
     std::printf("%s\n", step.error().c_str());
     return false;
   }
-  const auto list = elementwise::variants();
-  const auto same_isa = [&](const auto& other) { return std::string_view(other.isa) == variant.isa; };
   const std::int64_t size = one.rows * one.width, bytes = size * static_cast<std::int64_t>(sizeof(float));
   Floats stacked(one.steps * size, NAN), last(size, NAN);
   const float* const initial[] = {one.h.data.get()};
@@ -103,11 +113,11 @@ bool run_case(const Case& one, const recurrence::Variant& variant, const Paralle
   float* const finals[] = {last.data.get()};
   const recurrence::Problem problem{
       &*step, {one.rows, one.width}, one.steps, initial, sequences, invariants, shapes, matrices, finals, outputs};
-  if (!recurrence::run(problem, variant, *std::find_if(list.begin(), list.end(), same_isa), parallel_for)) return false;
+  if (!runner.run(problem)) return false;
   for (std::int64_t i = 0; i < wanted.count; ++i) {
     const float actual = i < stacked.count ? stacked.data[i] : last.data[i - stacked.count];
     if (actual == wanted.data[i]) continue;
-    std::printf("%s: element %lld is %g and should be %g\n", variant.name, static_cast<long long>(i), static_cast<double>(actual),
+    std::printf("%s: element %lld is %g and should be %g\n", runner.name, static_cast<long long>(i), static_cast<double>(actual),
                 static_cast<double>(wanted.data[i]));
     return false;
   }
@@ -115,7 +125,7 @@ bool run_case(const Case& one, const recurrence::Variant& variant, const Paralle
 }
 
 /// h = clip(h + x m + r, -8, 8) with x of each row, m of each column and r of each batch, and the sums of h over the columns.
-bool run_sums(Random& random, const recurrence::Variant& variant, const ParallelFor& parallel_for) {
+bool run_sums(Random& random, const Runner& runner) {
   const char* const program =
       "i0:f32 i1:f32 i2:f32 i3:f32 | t0=mul(i1,i2) t1=add(t0,i0) t2=add(t1,i3) t3=clip(t2,#-0x1p+3:f32,#0x1p+3:f32) | t3:f32";
   const std::int64_t steps = random.below(5), batch = 1 + random.below(3), channels = 1 + random.below(80);
@@ -138,9 +148,7 @@ bool run_sums(Random& random, const recurrence::Variant& variant, const Parallel
   changed.phases[0].operands = {0, 1, 3, 2};
   const recurrence::Problem problem{&changed, {batch, channels, width}, steps, initial, sequences, invariants, shapes, {}, finals,
                                     outputs};
-  const auto list = elementwise::variants();
-  const auto same_isa = [&](const auto& other) { return std::string_view(other.isa) == variant.isa; };
-  if (!recurrence::run(problem, variant, *std::find_if(list.begin(), list.end(), same_isa), parallel_for)) return false;
+  if (!runner.run(problem)) return false;
   std::vector<float> state(h.data.get(), h.data.get() + size);
   for (std::int64_t t = 0; t < steps; ++t)
     for (std::int64_t row = 0; row < rows; ++row) {
@@ -152,7 +160,7 @@ bool run_sums(Random& random, const recurrence::Variant& variant, const Parallel
         sum += one;
       }
       if (sum == sums.data[t * rows + row]) continue;
-      std::printf("%s: the sum of row %lld is %g and should be %g\n", variant.name, static_cast<long long>(row),
+      std::printf("%s: the sum of row %lld is %g and should be %g\n", runner.name, static_cast<long long>(row),
                   static_cast<double>(sums.data[t * rows + row]), static_cast<double>(sum));
       return false;
     }
@@ -173,10 +181,8 @@ bool run_loop(const Case& one, Random& random, const recurrence::Variant& varian
   const recurrence::LoopInput carried[] = {{DType::f32, {one.rows, one.width}, one.h.data.get()}};
   const recurrence::LoopInput invariants[] = {{DType::f32, {one.width}, one.bias.data.get()}, {DType::f32, {}, &bound}};
   const recurrence::Matrix matrices[] = {{one.packed.data.get(), one.width, one.width}};
-  const auto list = elementwise::variants();
-  const auto same_isa = [&](const auto& other) { return std::string_view(other.isa) == variant.isa; };
-  const auto made = recurrence::run_loop({&*step, limit, true, carried, invariants, matrices}, variant,
-                                         *std::find_if(list.begin(), list.end(), same_isa), parallel_for);
+  const auto made =
+      recurrence::run_loop({&*step, limit, true, carried, invariants, matrices}, variant, same_isa(variant), parallel_for);
   if (!made) return false;
   std::vector<float> state(one.h.data.get(), one.h.data.get() + size), next(state.size()), stacked;
   float total = bound;
@@ -206,11 +212,14 @@ bool run_one(Random& random, int) {
   const Floats wanted = expected(one);
   for (const recurrence::Variant& variant : recurrence::variants())
     if (dispatch::supports(variant.isa))
-      for (const ParallelFor& parallel_for : {ParallelFor::inline_loop(), ParallelFor{run_threads, nullptr}})
-        if (!run_case(one, variant, parallel_for, wanted) || !run_sums(random, variant, parallel_for) ||
-            !run_loop(one, random, variant, parallel_for))
+      for (const ParallelFor& parallel_for : {ParallelFor::inline_loop(), ParallelFor{run_threads, nullptr}}) {
+        const Runner runner{
+            variant.name, [&](const auto& problem) { return recurrence::run(problem, variant, same_isa(variant), parallel_for); }};
+        if (!run_case(one, runner, wanted) || !run_sums(random, runner) || !run_loop(one, random, variant, parallel_for))
           return false;
-  return true;
+      }
+  const Runner emulated{"recurrence__cuda_emulated", recurrence::cuda::emulate};
+  return run_case(one, emulated, wanted) && run_sums(random, emulated);
 }
 
 }  // namespace
