@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -110,3 +112,26 @@ def test_a_file_that_is_no_library_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.so").write_text("text")
     with pytest.raises(OptionError, match=r"invalid ELF header|too short"):
         onnxopt.load_kernels(tmp_path / "text.so")
+
+
+@pytest.mark.parametrize(
+    ("own", "variant", "tuned", "most", "chosen"),
+    [
+        ({}, "nothing", "", "", "nothing"),
+        ({}, "nothing", "", "75", "nothing"),
+        ({"DOMAIN": '"ai.onnxopt"', "OP": '"FusedNorm"'}, "mine", "", "", "norm__cuda"),
+        ({"DOMAIN": '"ai.onnxopt"', "OP": '"FusedNorm"'}, "mine", "mine", "75", "mine"),
+    ],
+    ids=["an op of the user's", "on an old device", "not for our op", "for our op where it is asked for"],
+)
+def test_kernels_for_cuda_devices_are_chosen(
+    tmp_path: Path, own: dict[str, str], variant: str, tuned: str, most: str, chosen: str
+) -> None:
+    """Ours need the architecture that they are compiled for, and the user's are asked themselves."""
+    library = built(tmp_path, SOURCE, **{**RIGHT, **own, "ISA": '"cuda"', "VARIANT": f'"{variant}"'})
+    op = own.get("OP", RIGHT["OP"]).strip('"')
+    (tmp_path / "tuned.toml").write_text(f'[variants]\n{op} = "{tuned}"\n' if tuned else "")
+    code = f"import onnxopt; onnxopt.load_kernels({str(library)!r}); print(onnxopt._native.cuda_choice({op!r}, 90), end='')"
+    variables = {"ONNXOPT_MAX_SM": most, "ONNXOPT_TUNING": str(tmp_path / "tuned.toml")}
+    told = subprocess.run([sys.executable, "-c", code], env=os.environ | variables, capture_output=True, text=True)
+    assert told.stdout == chosen, told.stderr

@@ -210,6 +210,17 @@ def test_floats_are_multiplied_exactly_unless_tf32_is_asked_for(
     assert native.cuda_choice("QGemm", 80) == "qgemm__cuda"
 
 
+@pytest.mark.parametrize("variant", ["gemm__cuda", "gemm__cuda_tf32"])
+@pytest.mark.parametrize("value", ["0", "1"])
+def test_a_variant_that_was_tuned_comes_first(
+    value: str, variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tuned.toml").write_text(f'[variants]\nFusedGemm = "{variant}"\n')
+    monkeypatch.setenv("ONNXOPT_TUNING", str(tmp_path / "tuned.toml"))
+    monkeypatch.setenv("ONNXOPT_TF32", value)
+    assert native.cuda_choice("FusedGemm", 80) == variant
+
+
 REFUSED: dict[str, tuple[list[Array], dict[str, Any], str, str]] = {
     "half on a processor": (
         [np.ones((2, 3), np.float16), np.ones((1, 3, 16), np.float16)],
