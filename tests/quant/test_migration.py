@@ -27,6 +27,12 @@ RNG = np.random.default_rng(0)
 FORMATS = pytest.mark.parametrize("format", ["fused", "qdq"])
 
 
+@pytest.fixture(autouse=True)
+def same_samples() -> None:
+    """Samples do not depend on the tests that ran before."""
+    RNG.bit_generator.state = np.random.default_rng(1).bit_generator.state
+
+
 def normal(*shape: int) -> Array:
     return RNG.standard_normal(shape).astype(np.float32)
 
