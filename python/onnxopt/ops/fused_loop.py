@@ -69,16 +69,7 @@ def body(step: Step, overload: str, opset: int, shapes: ir.ShapeEnv) -> ir.Funct
         number.shape = ir.Shape(())
     known.update(zip([step.iteration, step.condition, *step.carried], inputs, strict=True))
     inner = StepBuilder(builder)
-    products = {product.node: product for product in step.products}
-    for node in step.nodes:
-        product = products.get(node)
-        if product is None:
-            inner.copy([node], known)
-            continue
-        result = inner.op("MatMul", [known[product.x], matrices[node]])
-        if product.bias is not None:
-            result = inner.op("Add", [result, known[product.bias]])
-        known[node.outputs[0]] = result
+    inner.copy_step(step.nodes, step.products, matrices, known)
     kept = [step.condition if step.keep is None else step.keep, *step.after, *step.stacked]
     results = [inner.op("Identity", [known[value]]) for value in kept]
     for result, value in zip(results, kept, strict=True):

@@ -12,7 +12,7 @@ the Scan.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from onnxopt import ir
 from onnxopt.ir import DataType
@@ -86,16 +86,7 @@ def body(recurrence: Recurrence, overload: str, opset: int, element_types: Seque
     ]
     known.update(zip([*r.carried, *r.elements], inputs, strict=True))
     step = StepBuilder(builder)
-    products = {product.node: product for product in r.products}
-    for node in r.nodes:
-        product = products.get(node)
-        if product is None:
-            step.copy([node], known)
-            continue
-        result = step.op("MatMul", [known[product.x], matrices[node]])
-        if product.bias is not None:
-            result = step.op("Add", [result, known[product.bias]])
-        known[node.outputs[0]] = result
+    step.copy_step(r.nodes, r.products, matrices, known)
     results = [step.op("Identity", [known[value]]) for value in r.after]
     for value, summed in zip(r.stacked, r.summed, strict=True):
         results.append(step.sum_of_rows(known[value]) if summed else step.op("Identity", [known[value]]))
@@ -120,6 +111,25 @@ class StepBuilder(BodyBuilder):
 
     def constant(self, array):  # type: ignore[no-untyped-def]
         return self._outer.constant(array)
+
+    def copy_step(
+        self,
+        nodes: Sequence[ir.Node],
+        products: Sequence[Product],
+        matrices: Mapping[ir.Node, ir.Value],
+        known: dict[ir.Value, ir.Value],
+    ) -> None:
+        """Copy the nodes of a step, its products with the matrices that were packed; `known` learns what they make."""
+        by_node = {product.node: product for product in products}
+        for node in nodes:
+            product = by_node.get(node)
+            if product is None:
+                self.copy([node], known)
+                continue
+            result = self.op("MatMul", [known[product.x], matrices[node]])
+            if product.bias is not None:
+                result = self.op("Add", [result, known[product.bias]])
+            known[node.outputs[0]] = result
 
     def sum_of_rows(self, value: ir.Value) -> ir.Value:
         if self.opset < AXES_INPUT_OPSET:
