@@ -134,14 +134,6 @@ class QConv : public Kernel {
     if (std::string s = wrong(inputs, scale, kFloat, {}); !s.empty()) return s;
     return wrong(inputs, scale + 1, type, {});
   }
-
-  static std::string wrong(std::span<const Tensor> inputs, std::size_t index, int type, const Shape& shape) {
-    const Tensor& tensor = inputs[index];
-    const std::string name = "Input " + number(static_cast<std::int64_t>(index));
-    if (tensor.type != type) return name + " is of type " + name_of(tensor.type) + " and should be " + name_of(type) + ".";
-    if (tensor.shape != shape) return name + " has the shape " + text_of(tensor.shape) + " and should have " + text_of(shape) + ".";
-    return "";
-  }
 };
 
 class CpuQConv final : public QConv {

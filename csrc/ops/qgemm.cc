@@ -113,14 +113,6 @@ class QGemm : public Kernel {
              (quantized ? name_of(x.type) : std::string("uint8 or int8")) + ".";
     return wrong(inputs, Layout::kZero, type, {});
   }
-
-  static std::string wrong(std::span<const Tensor> inputs, std::size_t index, int type, const Shape& shape) {
-    const Tensor& tensor = inputs[index];
-    const std::string name = "Input " + number(static_cast<std::int64_t>(index));
-    if (tensor.type != type) return name + " is of type " + name_of(tensor.type) + " and should be " + name_of(type) + ".";
-    if (tensor.shape != shape) return name + " has the shape " + text_of(tensor.shape) + " and should have " + text_of(shape) + ".";
-    return "";
-  }
 };
 
 class CpuQGemm final : public QGemm {

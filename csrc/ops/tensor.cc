@@ -40,4 +40,12 @@ std::string fresh_dim() {
   return "onnxopt_dim_" + std::to_string(next++);
 }
 
+std::string wrong(std::span<const Tensor> inputs, std::size_t index, int type, const Shape& shape) {
+  const Tensor& tensor = inputs[index];
+  const std::string name = "Input " + std::to_string(index);
+  if (tensor.type != type) return name + " is of type " + name_of(tensor.type) + " and should be " + name_of(type) + ".";
+  if (tensor.shape != shape) return name + " has the shape " + text_of(tensor.shape) + " and should have " + text_of(shape) + ".";
+  return "";
+}
+
 }  // namespace onnxopt::ops

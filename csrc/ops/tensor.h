@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -42,6 +43,9 @@ struct TensorType {
 struct Tensor : TensorType {
   const void* data = nullptr;
 };
+
+/// A sentence that says what an input is and should be, where its type or shape is another one; empty where both are right.
+std::string wrong(std::span<const Tensor> inputs, std::size_t index, int type, const Shape& shape);
 
 /// A dim before the run: a size, or -1 with the name that the model gives it (empty where it has none).
 struct Dim {
