@@ -254,3 +254,55 @@ def test_malformed_dims_are_refused(text: str) -> None:
 
 def test_dims_are_sizes_or_bounds() -> None:
     assert cli.parse_dims(["N=1", "S=1..512"]) == {"N": 1, "S": (1, 512)}
+
+
+def wrong_samples(folder: Path) -> dict[str, str | None]:
+    """What --calib may be given by mistake, and what the command says."""
+    for name in ("empty", "float64", "narrow", "flat", "other", "broken"):
+        (folder / name).mkdir()
+    np.savez(folder / "float64" / "a.npz", x=np.ones((2, 8)))
+    np.save(folder / "narrow" / "a.npy", np.ones((2, 7), np.float32))
+    np.save(folder / "flat" / "a.npy", np.ones(8, np.float32))
+    np.savez(folder / "other" / "a.npz", y=np.ones((2, 8), np.float32))
+    (folder / "broken" / "a.npz").write_bytes(b"PK\x03\x04")
+    (folder / "a.npy").write_bytes((folder / "flat" / "a.npy").read_bytes())
+    (folder / "mine.py").write_text(
+        "import numpy as np\n"
+        "def good(): return [{'x': np.ones((2, 8), np.float32)}] * 2\n"
+        "def number(): return 3\n"
+        "def stops():\n    yield from good()\n    raise OSError('no disk')\n"
+        "def arrays(): return [np.ones((2, 8), np.float32)]\n"
+    )
+    return {
+        "missing": "'missing' is no folder of calibration samples",
+        "a.npy": "'a.npy' is no folder of calibration samples",
+        "empty": "There is no calibration sample in empty",
+        "float64": "'float64/a.npz': 'x' is of type float64 and should be float32",
+        "narrow": "'narrow/a.npy': 'x' has the shape [2, 7] and should have [N, 8]",
+        "flat": "'x' has 1 dims and should have 2",
+        "other": "'other/a.npz' has no array 'x'; it has y",
+        "broken": "'broken/a.npz' cannot be read",
+        "mine.py:none": "--calib mine.py:none: 'mine.py' has no function 'none'",
+        "nobody:none": "--calib nobody:none: 'nobody' cannot be loaded",
+        "mine.py:number": "The calibration data are of type int",
+        "mine.py:stops": "Calibration sample 2 cannot be had: OSError: no disk",
+        "mine.py:arrays": "Calibration sample 0 is of type ndarray",
+        "mine.py:good": None,
+    }
+
+
+def test_quantize_says_what_is_wrong_with_samples(
+    model: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.chdir(tmp_path)
+    for given, sentence in wrong_samples(tmp_path).items():
+        output = tmp_path / "out.onnx"
+        code, _, err = run(capsys, "quantize", model, "--format", "qdq", "--calib", given, "-o", output)
+        assert (code, output.exists()) == ((2, False) if sentence else (0, True)), (given, err)
+        assert (sentence or "") in err, given
+
+
+def test_quantize_writes_a_model_and_says_what_became_integers(model: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    code, out, _ = run(capsys, "quantize", model, "--weights", "int8", "-o", tmp_path / "out.onnx")
+    assert code == 0 and (tmp_path / "out.onnx").exists()
+    assert "weights of int8" in out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import dataclasses
 import gc
 import json
 import sys
@@ -84,6 +85,7 @@ Kernels = Annotated[
     list[Path] | None,
     typer.Option("--kernels", help="A library of kernels of yours (onnxopt_add_kernel of CMake). May be repeated."),
 ]
+ReportFile = Annotated[Path | None, typer.Option("--report", help="Write a report: .html or .json.")]
 TargetName = Annotated[str, typer.Option("--target", help="cpu, cuda, or generic (standard ONNX ops only).")]
 
 
@@ -240,7 +242,7 @@ def optimize(
         bool, typer.Option("--verify", help="Compare outputs with the original's on random inputs.")
     ] = False,
     dim: Dims = None,
-    report: Annotated[Path | None, typer.Option(help="Write a report: .html or .json.")] = None,
+    report: ReportFile = None,
     external_data: Annotated[
         str | None,
         typer.Option(help="Weights: auto, inside, external, or reference (keep referring to the input's data file)."),
@@ -361,85 +363,96 @@ def _warn(sentences: Iterable[str]) -> None:
         typer.echo(f"warning: {sentence}", err=True)
 
 
+Calib = Annotated[
+    str | None,
+    typer.Option(
+        "--calib",
+        help="Samples: a folder of .npz files with an array per input, or of .npy files; or module:function or file.py:function that "
+        "returns an iterable of dicts of arrays.",
+    ),
+]
+Format = Annotated[
+    str,
+    typer.Option(
+        "--format", help="fused: our INT8 ops, then optimized; qdq: standard QuantizeLinear and DequantizeLinear."
+    ),
+]
+Range = Annotated[
+    str,
+    typer.Option("--range", help="How ranges of activations are chosen: minmax, percentile, mse, entropy, auto."),
+]
+Smooth = Annotated[
+    bool,
+    typer.Option(help="Move scales of channels from activations into weights, where samples show that it helps."),
+]
+BiasCorrection = Annotated[
+    bool,
+    typer.Option(help="Add to biases what rounding takes from results on average over the samples."),
+]
+Rounding = Annotated[
+    str,
+    typer.Option(help="Of weights: nearest, or adaptive, for the least error of results on the samples (slower)."),
+]
+MaxDrop = Annotated[
+    str | None,
+    typer.Option(
+        help="How much worse it may be: 0.5% of the float model's metric, a difference like 0.01, or 30dB in the outputs."
+    ),
+]
+MetricName = Annotated[
+    str | None,
+    typer.Option(
+        help="module:function or file.py:function that takes an onnxruntime session and returns a number, higher is better."
+    ),
+]
+Keep = Annotated[
+    list[str] | None, typer.Option("--keep", help="A convolution or product that stays in float. May be repeated.")
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        help="int8 or int4: the weights of products alone become integers, which needs no samples; for products of few rows."
+    ),
+]
+Block = Annotated[
+    int | None,
+    typer.Option(help="Rows of these weights that share the scale of a column; unasked, 32 of int4 and all of int8."),
+]
+
+
 @app.command()
 def quantize(
     model: Model,
     output: Annotated[Path, typer.Option("-o", "--output", help="Where to write the quantized model.")],
-    calib: Annotated[
-        Path | None,
-        typer.Option("--calib", help="A folder of samples: .npz files with an array per input, or .npy files."),
-    ] = None,
-    format: Annotated[
-        str,
-        typer.Option(
-            "--format", help="fused: our INT8 ops, then optimized; qdq: standard QuantizeLinear and DequantizeLinear."
-        ),
-    ] = "fused",
-    method: Annotated[
-        str,
-        typer.Option("--range", help="How ranges of activations are chosen: minmax, percentile, mse, entropy, auto."),
-    ] = "mse",
-    smooth: Annotated[
-        bool,
-        typer.Option(help="Move scales of channels from activations into weights, where samples show that it helps."),
-    ] = True,
-    bias_correction: Annotated[
-        bool,
-        typer.Option(help="Add to biases what rounding takes from results on average over the samples."),
-    ] = True,
-    rounding: Annotated[
-        str,
-        typer.Option(help="Of weights: nearest, or adaptive, for the least error of results on the samples (slower)."),
-    ] = "nearest",
-    max_drop: Annotated[
-        str | None,
-        typer.Option(
-            help="How much worse it may be: 0.5% of the float model's metric, a difference like 0.01, or 30dB in the outputs."
-        ),
-    ] = None,
-    metric: Annotated[
-        str | None,
-        typer.Option(
-            help="module:function or file.py:function that takes an onnxruntime session and returns a number, higher is better."
-        ),
-    ] = None,
-    keep: Annotated[
-        list[str] | None, typer.Option("--keep", help="A convolution or product that stays in float. May be repeated.")
-    ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            "--weights",
-            help="int8 or int4: the weights of products alone become integers, which needs no samples; for products of few rows.",
-        ),
-    ] = None,
-    block: Annotated[
-        int | None,
-        typer.Option(
-            help="Rows of these weights that share the scale of a column; unasked, 32 of int4 and all of int8."
-        ),
-    ] = None,
+    calib: Calib = None,
+    format: Format = "fused",
+    method: Range = "mse",
+    smooth: Smooth = True,
+    bias_correction: BiasCorrection = True,
+    rounding: Rounding = "nearest",
+    max_drop: MaxDrop = None,
+    metric: MetricName = None,
+    keep: Keep = None,
+    weights: Weights = None,
+    block: Block = None,
     target: TargetName = "cpu",
     dim: Dims = None,
-    report: Annotated[Path | None, typer.Option(help="Write a report: .html or .json.")] = None,
+    report: ReportFile = None,
     external_data: Annotated[str | None, typer.Option(help="Weights: auto, inside or external.")] = None,
     as_json: Json = False,
 ) -> None:
     """Turn the float MODEL into one that multiplies 8-bit integers, or one that reads its weights as integers."""
-    import dataclasses
-
     from onnxopt.quant import quantize as run
-    from onnxopt.quant.budget import load_metric
+    from onnxopt.quant.user_functions import load_function
 
     if report is not None:
         _check_report(report)
-
     found: list[Quantization] = []
     with _progress(f"Quantizing {model.name}") as tick:
         run(
             model,
             output,
-            calibration=calib,
+            calibration=_calibration(calib),
             format=format,
             method=method,
             target=target,
@@ -448,7 +461,7 @@ def quantize(
             rounding=rounding,
             keep=keep or (),
             max_drop=max_drop,
-            metric=None if metric is None else load_metric(metric),
+            metric=None if metric is None else load_function(metric, "--metric"),
             weights=weights,
             block=block,
             dims=parse_dims(dim),
@@ -458,15 +471,28 @@ def quantize(
         )
     (result,) = found
     if report is not None:
-        from onnxopt.quant.report import write_report
-
-        _measure_latency(result, [model, output], dim)
-        write_report(report, result, model, output)
+        _report_quantization(report, result, model, output, dim)
     if as_json:
         _print_json(dataclasses.asdict(result))
     else:
         _print_quantization(result, output)
     _warn(result.warnings)
+
+
+def _calibration(text: str | None) -> Path | Callable[[], Iterable[Mapping[str, Any]]] | None:
+    """The samples that --calib names: of a function where there is no such folder, but a colon."""
+    from onnxopt.quant.user_functions import load_function
+
+    if text is None or Path(text).exists() or ":" not in text:
+        return None if text is None else Path(text)
+    return load_function(text, "--calib")
+
+
+def _report_quantization(report: Path, result: Quantization, source: Path, output: Path, dim: list[str] | None) -> None:
+    from onnxopt.quant.report import write_report
+
+    _measure_latency(result, [source, output], dim)
+    write_report(report, result, source, output)
 
 
 def _print_quantization(result: Quantization, output: Path) -> None:

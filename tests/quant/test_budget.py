@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 
 from helpers import model
 from onnxopt.errors import MetricError, OptionError
-from onnxopt.quant.budget import Budget, Outputs, load_metric, score
+from onnxopt.quant.budget import Budget, Outputs, score
 from onnxopt.runtime.library import session
 
 IDENTITY = "g (float[N] x) => (float[N] y, int64[1] n) { y = Identity(x) n = Shape(x) }"
@@ -67,17 +66,3 @@ def test_metrics_that_raise_or_give_no_number_are_named() -> None:
     for value, sentence in ((None, "gives None for it"), (math.nan, "is not a number for it")):
         with pytest.raises(MetricError, match=sentence):
             score(lambda _, value=value: value, None, "it")  # type: ignore[arg-type,misc]
-
-
-def test_metrics_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "my_metric.py").write_text("def good(session):\n    return 1.5\n")
-    monkeypatch.chdir(tmp_path)
-    for text in ("my_metric:good", f"{tmp_path / 'my_metric.py'}:good"):
-        assert load_metric(text)(None) == 1.5  # type: ignore[arg-type]
-    for text, sentence in (
-        ("my_metric", "expected module:function"),
-        ("my_metric:bad", "has no function 'bad'"),
-        ("missing_module:f", "cannot be loaded: ModuleNotFoundError"),
-    ):
-        with pytest.raises(OptionError, match=sentence):
-            load_metric(text)

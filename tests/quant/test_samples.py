@@ -36,6 +36,7 @@ def test_samples_of_a_program(source: object) -> None:
         ({"z": X}, "has no array 'x'; it has z"),
         ({"x": X.astype(np.float64)}, "'x' is of type float64 and should be float32"),
         ({"x": X[0]}, "'x' has 1 dims and should have 2"),
+        ({"x": X[:, :1]}, r"'x' has the shape \[3, 1\] and should have \[N, 2\]"),
         ([X], "is of type list; expected a dict"),
     ],
 )

@@ -5,15 +5,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
-import importlib
-import importlib.util
 import inspect
 import math
-import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -164,39 +159,3 @@ def metric_identity(metric: Metric) -> str:
     except (OSError, TypeError):
         source = ""
     return f"{metric_name(metric)} {hashlib.sha256(source.encode()).hexdigest()}"
-
-
-def load_metric(text: str) -> Metric:
-    """The function that "module:function" or "file.py:function" names; modules are also looked for in the working directory.
-
-    Raises:
-        OptionError: there is no such module, or no such function in it.
-    """
-    place, separator, name = text.rpartition(":")
-    if not (separator and place and name):
-        raise OptionError(f"--metric {text}: expected module:function or file.py:function.")
-    try:
-        module = _load_file(Path(place)) if place.endswith(".py") else _import_module(place)
-    except Exception as error:
-        raise OptionError(f"--metric {text}: '{place}' cannot be loaded: {type(error).__name__}: {error}") from error
-    found = getattr(module, name, None)
-    if not callable(found):
-        raise OptionError(f"--metric {text}: '{place}' has no function '{name}'.")
-    return cast(Metric, found)
-
-
-def _import_module(name: str) -> ModuleType:
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(here)
-
-
-def _load_file(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from onnxopt import ir
-from onnxopt.errors import CalibrationError
+from onnxopt.errors import CalibrationError, first_line
 
 Sample = Mapping[str, np.ndarray]
 Source = str | Path | Iterable[Sample] | Callable[[], Iterable[Sample]]
@@ -60,13 +60,33 @@ def _origins(source: Source, inputs: list[ir.Value]) -> Iterator[tuple[str, Samp
         for path in _files(Path(source)):
             yield f"'{path}'", _load(path, inputs)
         return
-    given = source() if callable(source) else source
-    for number, sample in enumerate(given):
+    for number, sample in enumerate(_given(source)):
         if not isinstance(sample, Mapping):
             raise CalibrationError(
                 f"Calibration sample {number} is of type {type(sample).__name__}; expected a dict of arrays."
             )
         yield f"calibration sample {number}", sample
+
+
+def _given(source: Iterable[Sample] | Callable[[], Iterable[Sample]]) -> Iterator[Sample]:
+    """The samples of a program; what it raises is an error of the samples."""
+    number = 0
+    try:
+        given = source() if callable(source) else source
+        if not isinstance(given, Iterable):
+            raise CalibrationError(
+                f"The calibration data are of type {type(given).__name__}; expected a folder, an iterable of dicts of arrays, or a "
+                "function that returns one."
+            )
+        for sample in given:
+            yield sample
+            number += 1
+    except CalibrationError:
+        raise
+    except Exception as error:
+        raise CalibrationError(
+            f"Calibration sample {number} cannot be had: {type(error).__name__}: {first_line(error)}"
+        ) from error
 
 
 def _files(folder: Path) -> list[Path]:
@@ -104,8 +124,22 @@ def _checked(sample: Sample, inputs: list[ir.Value], origin: str) -> dict[str, n
             raise CalibrationError(
                 f"{_capital(origin)}: '{name}' has {array.ndim} dims and should have {len(value.shape)}."
             )
+        if value.shape is not None and any(
+            isinstance(dim, int) and 0 < dim != size for dim, size in zip(value.shape, array.shape, strict=True)
+        ):
+            raise CalibrationError(
+                f"{_capital(origin)}: '{name}' has the shape {_text(array.shape)} and should have {_text(value.shape)}."
+            )
         checked[name] = array
     return checked
+
+
+def _text(shape: Iterable[int | ir.SymbolicDim]) -> str:
+    return (
+        "["
+        + ", ".join(str(dim) if isinstance(dim, int) and dim > 0 else ir.given_name(dim) or "?" for dim in shape)
+        + "]"
+    )
 
 
 def _capital(text: str) -> str:
