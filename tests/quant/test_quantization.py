@@ -14,7 +14,7 @@ import pytest
 import onnxopt
 from helpers import evaluate, model, op_list
 from onnxopt.errors import CalibrationError, MetricError, OptionError
-from onnxopt.quant import Quantization, quantize
+from onnxopt.quant import Quantization, quantization, quantize
 
 pytest.importorskip("onnxopt._native", reason="the native library is not built")
 pytestmark = pytest.mark.usefixtures("fuse_small_products")
@@ -123,9 +123,9 @@ def test_tensors_that_are_not_finite_are_named(bad: float) -> None:
 
 
 def test_samples_that_onnxruntime_cannot_run() -> None:
-    for proto, shape in ((network(), (1, 7, 9, 9)), (perceptron(), (5, 31))):
-        with pytest.raises(CalibrationError, match="Calibration sample 0 cannot be run"):
-            quantize(proto, calibration=[{"x": normal(*shape)}])
+    proto = model("g (float[N,S] x) => (float[N,32] y) { y = MatMul(x, w) }", w=normal(32, 32))
+    with pytest.raises(CalibrationError, match="Calibration sample 0 cannot be run"):
+        quantize(proto, calibration=[{"x": normal(5, 31)}], format="qdq", smooth=False)
 
 
 @pytest.mark.parametrize(
@@ -167,6 +167,42 @@ def test_a_budget_keeps_layers_in_float(build: Any, format: str, tmp_path: Path)
     for layer in results["42dB"].layers:
         assert layer.reason == ("the accuracy budget" if layer.precision == "float" else "")
         assert layer.operations and layer.weights
+
+
+@pytest.mark.parametrize("format", ["fused", "qdq"])
+def test_sensitivities_are_the_same_in_any_number_of_sessions_and_after_a_stop(
+    format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proto, data, measured = network(), samples((1, 8, 9, 9)), []
+    session_of = quantization.Job.session
+
+    def session(job: Any, keep: frozenset[str], **options: Any) -> Any:
+        if "threads" in options:
+            measured.append(keep)
+            if len(measured) == stop:
+                raise RuntimeError("killed")
+        return session_of(job, keep, **options)
+
+    monkeypatch.setattr(quantization.Job, "session", session)
+
+    def sensitivities(name: str, sessions: int) -> list[tuple[str, float | None]]:
+        monkeypatch.setattr(quantization, "workers", lambda _: sessions)
+        found: list[Quantization] = []
+        quantize(proto, tmp_path / name, calibration=data, format=format, max_drop="200dB", report=found.append)
+        return [(layer.name, layer.output_sqnr) for layer in found[0].layers]
+
+    stop = 0
+    alone = sensitivities("alone", 1)
+    assert len(measured) == len(alone) == 4 and all(ratio is not None for _, ratio in alone)
+    assert sensitivities("together", 3) == alone
+    measured.clear()
+    stop = 3
+    with pytest.raises(RuntimeError, match="killed"):
+        sensitivities("stopped", 1)
+    measured.clear()
+    stop = 0
+    assert sensitivities("stopped", 2) == alone
+    assert len(measured) == 2, "what was measured before the stop is not measured again"
 
 
 def test_a_search_that_was_stopped_goes_on(tmp_path: Path) -> None:

@@ -75,11 +75,11 @@ def _session(model: ir.Model, values: Sequence[ir.Value]):  # type: ignore[no-un
         outputs.extend(given)
 
 
-def session_of(model: ir.Model, *, library: bool):  # type: ignore[no-untyped-def]
+def session_of(model: ir.Model, *, library: bool, threads: int | None = None):  # type: ignore[no-untyped-def]
     """A session of a model of any size: from a file, whose weights onnxruntime maps."""
     from onnxopt.runtime.library import session
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         ir.save(model, path, external_data="external" if ir.weight_bytes(model) > MAPPED_BYTES else "inside")
-        return session(path, library=library)
+        return session(path, library=library, threads=threads)

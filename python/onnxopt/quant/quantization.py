@@ -27,6 +27,7 @@ from onnxopt.quant.journal import Journal
 from onnxopt.quant.migration import Rounding, migrate, places
 from onnxopt.quant.observe import observe, session_of
 from onnxopt.quant.outliers import too_coarse
+from onnxopt.quant.parallel import in_parallel, workers
 from onnxopt.quant.placement import PRODUCTS, Placement, place
 from onnxopt.quant.search import Candidate, search
 from onnxopt.quant.weights import QuantizedMatrix, quantize_columns
@@ -472,11 +473,13 @@ class Job:
         passes = None if fuse else ["quantize_products"]
         return PassManager(self.target, passes, options=options).run(model).ops_after
 
-    def session(self, keep: frozenset[str], *, fuse: bool = True) -> onnxruntime.InferenceSession:
+    def session(
+        self, keep: frozenset[str], *, fuse: bool = True, threads: int | None = None
+    ) -> onnxruntime.InferenceSession:
         """Of a model whose layers stay in float that are named."""
         candidate = self.model.clone()
         self.write(candidate, keep, fuse=fuse)
-        return session_of(candidate, library=self.format == "fused")
+        return session_of(candidate, library=self.format == "fused", threads=threads)
 
     def search(self, original: ir.Model, budget: Budget, metric: Metric | None, path: Path | None) -> frozenset[str]:
         """The layers that stay in float so that the metric is within the budget."""
@@ -533,15 +536,22 @@ class Job:
         return before
 
     def _probe(self, outputs: Outputs, names: list[str], journal: Journal) -> None:
-        """The noise in the outputs where one layer alone multiplies integers."""
+        """The noise in the outputs where one layer alone multiplies integers; several layers at a time."""
         few = outputs.first(PROBED_SAMPLES)
-        for number, name in enumerate(names):
-            known = journal.get("noise", name)
-            if known is None:
-                self.tick(f"sensitivity of layer {number + 1} of {len(names)}")
-                alone = self.session(frozenset(self.layers) - {name}, fuse=False)
-                known = journal.put("noise", name, max(few.noise(alone).values(), default=0.0))
-            self.noise[name] = known if math.isfinite(known) else math.inf
+
+        def noise_of(name: str) -> float:
+            alone = self.session(frozenset(self.layers) - {name}, fuse=False, threads=1)
+            return max(few.noise(alone).values(), default=0.0)
+
+        known = {name: journal.get("noise", name) for name in names}
+        left = [name for name in names if known[name] is None]
+        for name, noise in in_parallel(noise_of, left, workers(self.result.bytes_before)):
+            known[name] = journal.put("noise", name, noise)
+            done = sum(one is not None for one in known.values())
+            self.tick(f"sensitivity of {done} of {len(names)} layers")
+        self.noise = {
+            name: noise if noise is not None and math.isfinite(noise) else math.inf for name, noise in known.items()
+        }
 
     def _key(self, metric: str) -> str:
         """A text that stands for all that measurements depend on."""
