@@ -42,7 +42,7 @@ def test_constants_of_channels_belong_to_the_function() -> None:
         ("a = Conv(x, w) s = Sigmoid(a) m = Mul(a, s) t = Tanh(a) b = Add(m, t) y = Conv(b, w)", ["x", "b"]),
         ("a = Conv(x, w) s = Sigmoid(x) m = Mul(a, s) y = Conv(m, w)", ["x", "m"]),
         ("a = Conv(x, w) s = Sigmoid(a) y = Conv(s, w) z = Conv(a, w)", ["x", "a", "s"]),
-        ("a = Conv(x, w) b = GlobalAveragePool(a) c = Sigmoid(b) y = Conv(c, w)", ["x", "c"]),
+        ("a = Conv(x, w) b = AveragePool<kernel_shape=[2,2]>(a) c = Sigmoid(b) y = Conv(c, w)", ["x", "c"]),
     ],
 )
 def test_the_function_ends_where_something_else_is_read(body: str, found: list[str]) -> None:
@@ -72,3 +72,16 @@ def test_moves_and_sums_of_bytes_are_followed() -> None:
     assert everywhere(body, epilogues=True) == ["x", "a", "b", "t", "z", "s"] or set(
         everywhere(body, epilogues=True)
     ) == {"x", "a", "b", "s", "t", "z"}
+
+
+@pytest.mark.parametrize(("channels", "pooled", "count"), [(8, True, 1), (8, False, 3), (512, True, 3)])
+def test_convolutions_of_a_pixel_stay_in_float_where_their_filters_are_few(
+    channels: int, pooled: bool, count: int
+) -> None:
+    weights = RNG.standard_normal((channels, channels, 1, 1)).astype(np.float32)
+    text = f"""g (float[N,{channels},H,W] x) => (float[N,{channels},P,Q] y) {{
+        a = Conv(x, w) b = {"GlobalAveragePool" if pooled else "Relu"}(a) c = Conv(b, w) d = Relu(c) y = Conv(d, w) }}"""
+    loaded = ir.load(model(text, w=weights))
+    shapes = ir.ShapeEnv(loaded)
+    shapes.infer_model()
+    assert len(place(loaded, shapes).nodes) == count

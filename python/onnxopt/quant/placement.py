@@ -7,6 +7,7 @@ bytes, but what else reads their rows (residual sums, norms) reads floats: there
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Set
 
 from onnxopt import ir
@@ -26,6 +27,11 @@ MOST_IN_ACTIVATION = 16
 
 MIN_DEPTH, MIN_COLUMNS = 16, 16
 """The least size of a product: below, quantizing takes longer than it saves."""
+
+
+MIN_FILTERS = 1 << 18
+"""Weights of a convolution of one pixel: below, a call takes longer than its products, and the gates that such convolutions make
+(Squeeze-and-Excitation) are computed in floats with all that is around them."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -121,11 +127,17 @@ def _is_fit(node: ir.Node, shapes: ir.ShapeEnv) -> bool:
         return False
     if ir.constant(x) is not None:
         return False
-    if node.op_type in CONVOLUTIONS:
-        return True
     sizes = tensor.shape.numpy()
+    if node.op_type in CONVOLUTIONS:
+        return math.prod(sizes) >= MIN_FILTERS or not _is_pixel(x, shapes)
     plain = not attribute(node, "transA", 0) and attribute(node, "alpha", 1.0) == attribute(node, "beta", 1.0) == 1.0
     return len(sizes) == 2 and min(sizes) >= min(MIN_DEPTH, MIN_COLUMNS) and plain
+
+
+def _is_pixel(value: ir.Value, shapes: ir.ShapeEnv) -> bool:
+    """Whether each image has a single pixel, as a mean over all of them."""
+    shape = shapes.shape(value)
+    return shape is not None and len(shape) > 2 and all(size == 1 for size in shape[2:])
 
 
 def _after_activation(value: ir.Value) -> ir.Value:
