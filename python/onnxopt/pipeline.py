@@ -85,6 +85,7 @@ PHASES: Mapping[str, tuple[str, ...]] = {
         "fuse_recurrences",
         "fuse_loops",
         "fuse_qconvs",
+        "quantize_before_moves",
         "convolutions_channels_last",
         "fuse_squeeze_excite",
         "sink_transposes",
