@@ -54,10 +54,11 @@ def build(node: ir.Node, ctx: Context) -> Patch | Refusal:
     if not chain:
         return Refusal("others read '{}' too", node.inputs[0].name, culprit=node)  # type: ignore[union-attr]
     builder = Builder(ctx, node)
-    (value,) = builder.copy_of(node, [chain[-1].inputs[0], *node.inputs[1:]])
-    ctx.shapes.set(value, ctx.shapes.dtype(node.outputs[0]), ctx.shapes.shape(chain[-1].inputs[0]))
+    source, dtype = chain[-1].inputs[0], ctx.shapes.dtype(node.outputs[0])
+    assert source is not None
+    (value,) = builder.copy_of(node, [source, *node.inputs[1:]])
+    ctx.shapes.set(value, dtype, ctx.shapes.shape(source))
     for one in reversed(chain):
-        (moved,) = builder.copy_of(one, [value, *one.inputs[1:]])
-        ctx.shapes.set(moved, ctx.shapes.dtype(node.outputs[0]), ctx.shapes.shape(one.outputs[0]))
-        value = moved
+        (value,) = builder.copy_of(one, [value, *one.inputs[1:]])
+        ctx.shapes.set(value, dtype, ctx.shapes.shape(one.outputs[0]))
     return builder.patch(RULE, {node.outputs[0]: value})
