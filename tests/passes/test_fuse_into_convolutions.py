@@ -108,6 +108,47 @@ def test_chain_after_becomes_one_convolution() -> None:
     assert_same(before, after, feeds)
 
 
+def squeezed(axes: list[int], after: str, sizes: str = "7,1", **constants: np.ndarray) -> onnx.ModelProto:
+    text = f"""g (float[2,4,{sizes}] x) => (float[a,b,c] y) {{ r = Conv<pads=[1,0,1,0]>(x, w, b) q = Squeeze(r, axes) {after} }}"""
+    return model(text, w=randoms(6, 4, 3, 1), b=randoms(6), axes=np.array(axes, np.int64), **constants)
+
+
+@pytest.mark.parametrize("axes", [[3], [-1]])
+@pytest.mark.parametrize(
+    ("after", "constants"),
+    [
+        ("y = Add(q, c)", {"c": randoms(1, 6, 1)}),
+        ("s = Mul(q, c) y = Sub(s, d)", {"c": randoms(6, 1), "d": randoms(1)}),
+        ("y = BatchNormalization(q, scale, shift, mean, var)", norm(6)),
+    ],
+)
+def test_dims_of_size_1_may_go_between(axes: list[int], after: str, constants: dict[str, np.ndarray]) -> None:
+    before = squeezed(axes, after, **constants)
+    after_, _ = run_passes(before, PASS)
+    assert op_list(after_) == ["Conv", "Squeeze"]
+    assert_same(before, after_, {"x": randoms(2, 4, 7, 1)})
+
+
+@pytest.mark.parametrize(
+    ("before", "left"),
+    [
+        (squeezed([3], "y = Add(q, c)", c=randoms(6, 7)), ["Conv", "Squeeze", "Add"]),
+        (squeezed([3], "s = Add(q, c) y = Mul(s, q)", c=randoms(6, 1)), ["Conv", "Squeeze", "Add", "Mul"]),
+        (
+            model(
+                "g (float[1,4,7,5] x) => (float[a,b,c] y) { r = Conv(x, w) q = Squeeze(r, axes) y = Add(q, c) }",
+                w=randoms(6, 4, 1, 1),
+                axes=np.array([0], np.int64),
+                c=randoms(6, 1, 1),
+            ),
+            ["Conv", "Squeeze", "Add"],
+        ),
+    ],
+)
+def test_refuses_behind_a_squeeze(before: onnx.ModelProto, left: list[str]) -> None:
+    assert op_list(run_passes(before, PASS)[0]) == left
+
+
 @pytest.mark.parametrize("op", ["Conv", "ConvTranspose"])
 @pytest.mark.parametrize("groups", [1, 2])
 def test_scale_before_padded_convolution(op: str, groups: int) -> None:

@@ -9,6 +9,7 @@ from onnxopt.passes.base import RulePass, register_pass
 from onnxopt.rewrite.affine import Affine, affine_of, affine_terms, ends_formula, may_copy, rounded
 from onnxopt.rewrite.patch import Builder
 from onnxopt.rewrite.pattern import pattern
+from onnxopt.rewrite.permutations import constant_axes
 from onnxopt.rewrite.rules import Match, Refusal, RuleSet, attribute, rule
 
 CONVOLUTIONS = ("Conv", "ConvTranspose")
@@ -17,6 +18,12 @@ CONVOLUTIONS = ("Conv", "ConvTranspose")
 @pattern
 def _affine_of_convolution(p, x, w):  # type: ignore[no-untyped-def]
     return affine_terms(p, p.op(CONVOLUTIONS, x, w, p.optional("bias"), as_="conv"))
+
+
+@pattern
+def _affine_of_squeezed_convolution(p, x, w):  # type: ignore[no-untyped-def]
+    conv = p.op(CONVOLUTIONS, x, w, p.optional("bias"), as_="conv")
+    return affine_terms(p, p.Squeeze(conv, p.optional("axes"), as_="squeeze"))
 
 
 @pattern
@@ -109,11 +116,30 @@ def _replaced(
 @rule(_affine_of_convolution)
 def fold_affine_after_convolution(b: Builder, m: Match) -> list[ir.Value | None] | Refusal:
     """A convolution whose result is scaled or shifted per channel is one with other weights and another bias."""
+    return _with_affine(b, m, m.node("conv").outputs[0], 0)
+
+
+@rule(_affine_of_squeezed_convolution)
+def fold_affine_after_squeezed_convolution(b: Builder, m: Match) -> list[ir.Value | None] | Refusal:
+    """The same where dims of size 1 behind the channels go before: convolutions of sequences as exporters write them."""
+    squeeze, rank = m.node("squeeze"), m.ctx.shapes.rank(m["w"])
+    axes = None if rank is None else constant_axes(squeeze, 1, rank)
+    if axes is None or any(axis < 2 for axis in axes):
+        return Refusal("it is not known which dims go", culprit=squeeze)
+    made = _with_affine(b, m, squeeze.outputs[0], len(axes))
+    if isinstance(made, Refusal):
+        return made
+    conv, *rest = made
+    return [*b.copy_of(squeeze, [conv, *squeeze.inputs[1:]]), *rest]
+
+
+def _with_affine(b: Builder, m: Match, source: ir.Value, squeezed: int) -> list[ir.Value | None] | Refusal:
+    """The convolution with the affine map that the root is of `source`, its result without so many dims."""
     conv = m.node("conv")
     weights = _weights(conv, m)
     if isinstance(weights, Refusal):
         return weights
-    affine = affine_of(m.root, conv.outputs[0], rank=weights.rank, axis=1, length=weights.outputs)
+    affine = affine_of(m.root, source, rank=weights.rank - squeezed, axis=1, length=weights.outputs)
     bias = _bias(m, weights.outputs)
     if isinstance(affine, Refusal):
         return affine
@@ -198,4 +224,6 @@ class FuseIntoConvolutions(RulePass):
 
     name = "fuse_into_convolutions"
     phase = "simplify"
-    rules = RuleSet([fold_affine_after_convolution, fold_affine_before_convolution])
+    rules = RuleSet(
+        [fold_affine_after_convolution, fold_affine_after_squeezed_convolution, fold_affine_before_convolution]
+    )
