@@ -22,6 +22,7 @@ from onnxopt.quant.budget import Budget, Metric, Outputs, decibels, metric_ident
 from onnxopt.quant.checkpoint import Checkpoint
 from onnxopt.quant.correction import correct
 from onnxopt.quant.dynamic import choose
+from onnxopt.quant.functions import function_of
 from onnxopt.quant.histogram import Histogram
 from onnxopt.quant.journal import Journal
 from onnxopt.quant.migration import Rounding, migrate, places
@@ -383,7 +384,10 @@ class Job:
             self._migrate(method)
         checkpoint = self._checkpoint(calibration, path)
         self.histograms = observe(self.model, self.observed, itertools.chain(first, source), self.tick, checkpoint)
-        limits = {name: ranges.estimate(one, method) for name, one in self.histograms.items() if one.seen}
+        functions = self._functions() if method == "mse" else {}
+        limits = {
+            name: ranges.estimate(one, method, functions.get(name)) for name, one in self.histograms.items() if one.seen
+        }
         self.result.warnings += [
             f"'{name}' has no element in any sample." for name in self.histograms if name not in limits
         ]
@@ -393,6 +397,12 @@ class Job:
         sized = ir.ShapeEnv(self.model, {**samples.sizes(self.model, self.kept[0]), **self.options.dims})
         sized.infer_model()
         self.layers = layers.describe(self._nodes(), sized)
+
+    def _functions(self) -> dict[str, ranges.Function]:
+        """Of activations that are rounded before something is computed of them element by element: what that is."""
+        shapes = self._context().shapes
+        found = {str(value.name): function_of(value, self.model, shapes) for value in self.observed}
+        return {name: function for name, function in found.items() if function is not None}
 
     def _find_coarse(self) -> None:
         """Products that stay in float, since the kernels of other engines do not quantize row by row."""

@@ -9,11 +9,16 @@ import numpy as np
 from onnxopt.quant.histogram import Histogram
 
 Range = tuple[float, float]
+Function = Callable[[np.ndarray], np.ndarray]
+"""Of numbers [n], as float64."""
 
 LEVELS = 255
 PERCENTILE = 99.99
 FRACTIONS = np.linspace(0.1, 1.0, 91)
 """Of a bound, which are tried for the least error."""
+
+ALL_FRACTIONS = np.concatenate([np.linspace(0.0, 0.1, 20, endpoint=False), FRACTIONS])
+"""The same where a function follows, which may make nothing of most of a side."""
 
 
 def whole(histogram: Histogram) -> Range:
@@ -43,15 +48,29 @@ def squared_error(histogram: Histogram, limits: Range) -> float:
     return float((errors * histogram.counts).sum() / max(histogram.seen, 1))
 
 
-def least_error(histogram: Histogram) -> Range:
+def least_error(histogram: Histogram, function: Function | None = None) -> Range:
     """The limits with the least expected squared error, each chosen by itself: a bound of an activation function lies at one end, a tail
-    that may be clipped at the other."""
+    that may be clipped at the other.
+
+    Args:
+        function: what is computed of the elements: the error is that of its results.
+    """
     low, high = whole(histogram)
-    lows, highs = low * FRACTIONS, high * FRACTIONS
     counts, centers = histogram.counts.astype(np.float64), histogram.centers
-    below, above = np.maximum(lows[:, None] - centers, 0.0), np.maximum(centers - highs[:, None], 0.0)
-    clipped = (np.square(below) @ counts)[:, None] + np.square(above) @ counts
-    inside = counts.sum() - ((below > 0) @ counts)[:, None] - (above > 0) @ counts
+    results = None if function is None else function(centers)
+    if function is None or results is None or not np.isfinite(results).all():
+        lows, highs = low * FRACTIONS, high * FRACTIONS
+        clipped_below = np.minimum(centers - lows[:, None], 0.0)
+        clipped_above = np.maximum(centers - highs[:, None], 0.0)
+        weights = counts
+    else:
+        lows, highs = low * ALL_FRACTIONS, high * ALL_FRACTIONS
+        clipped_below = np.where(centers < lows[:, None], results - function(lows)[:, None], 0.0)
+        clipped_above = np.where(centers > highs[:, None], results - function(highs)[:, None], 0.0)
+        weights = counts * np.square(np.gradient(results, centers))
+    clipped = (np.square(clipped_below) @ counts)[:, None] + np.square(clipped_above) @ counts
+    below, above = centers < lows[:, None], centers > highs[:, None]
+    inside = weights.sum() - (below @ weights)[:, None] - above @ weights
     errors = clipped + inside * np.square((highs - lows[:, None]) / LEVELS) / 12
     first, second = np.unravel_index(int(np.argmin(errors)), errors.shape)
     return float(lows[first]), float(highs[second])
@@ -105,10 +124,13 @@ def best(histogram: Histogram) -> Range:
     )
 
 
-def estimate(histogram: Histogram, method: str) -> Range:
-    """The range by a method of `ESTIMATORS`, or "auto"; (0, 0) of a tensor without elements."""
+def estimate(histogram: Histogram, method: str, function: Function | None = None) -> Range:
+    """The range by a method of `ESTIMATORS`, or "auto"; (0, 0) of a tensor without elements. Of them, "mse" looks at the errors of what a
+    function makes of the elements."""
     if histogram.seen == 0:
         return 0.0, 0.0
+    if method == "mse":
+        return least_error(histogram, function)
     return best(histogram) if method == "auto" else ESTIMATORS[method](histogram)
 
 
