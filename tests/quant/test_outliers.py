@@ -48,3 +48,23 @@ def test_an_element_that_takes_all_steps_keeps_a_product_in_float(size: float) -
     assert second.precision == "int8"
     assert (first.precision, "too coarse" in first.reason) == (("float", True) if size > 1 else ("int8", False))
     assert made.count("QuantizeLinear") == (1 if size > 1 else 2)
+
+
+def test_weights_that_take_all_steps_keep_a_product_in_float() -> None:
+    """One weight of a column is so large that nothing is left of the others, which alone meet something."""
+    proto, samples = product(), [normal(20, 64) for _ in range(8)]
+    weights = onnx.numpy_helper.to_array(proto.graph.initializer[0]).copy()
+    weights[7] = 1e3
+    proto.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(weights, "w"))
+    for one in samples:
+        one[:, 7] = 0
+    kept: list[Quantization] = []
+    onnxopt.quantize(
+        proto,
+        format="qdq",
+        method="minmax",
+        calibration=[{"x": one} for one in samples],
+        smooth=False,
+        report=kept.append,
+    )
+    assert [layer.precision for layer in kept[0].layers] == ["float", "int8"]

@@ -18,6 +18,7 @@ from onnxopt import ir
 from onnxopt.passes.base import Context
 from onnxopt.quant.histogram import Histogram
 from onnxopt.quant.layers import as_matrix
+from onnxopt.quant.outliers import MOST_NOISE
 from onnxopt.quant.placement import CONVOLUTIONS
 from onnxopt.quant.ranges import estimate
 from onnxopt.quant.samples import Sample
@@ -31,6 +32,7 @@ from onnxopt.quant.stepwise import (
     weights_as,
 )
 from onnxopt.quant.weights import quantize_columns
+from onnxopt.rewrite.patch import Builder
 from onnxopt.rewrite.rules import attribute
 
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
@@ -38,6 +40,15 @@ STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 
 LEAST_GAIN = 0.9
 """Of the error before, which a place's error has to fall below: what is less may be chance."""
+
+LEAST_GAIN_OF_NODE = 0.6
+"""The same where one more Mul has to take the factors."""
+
+LEAST_NOISE_OF_NODE = 4e-4
+"""Of the energy of a layer's results, from which on it is worth a Mul: what a dozen layers add up to is noticed."""
+
+LEAST_COLUMNS_OF_NODE = 256
+"""Columns of all products that read an activation, from which on a Mul of it takes a small part of their time."""
 
 LARGEST_FACTOR = 1e4
 """Between channels and their geometric mean: beyond, a channel that samples hardly show would be trusted too much."""
@@ -63,12 +74,13 @@ Edit = tuple[ir.Node, int, np.ndarray]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Place:
-    """An activation whose readers are all layers, and the edits that multiply its channels by factors."""
+    """An activation, the layers that read it, and the edits that multiply its channels by factors; None where a Mul has to do that, since no
+    constants can, or others read the activation too."""
 
     value: ir.Value
     readers: tuple[ir.Node, ...]
     channels: int
-    edits: Callable[[np.ndarray], list[Edit]]
+    edits: Callable[[np.ndarray], list[Edit]] | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -80,22 +92,27 @@ class Migrated:
     error: float
 
 
-def places(ctx: Context, nodes: Sequence[ir.Node]) -> list[Place]:
-    """Where factors can go: before some of these layers, where constants that are vectors already take them, so that nothing more is computed."""
+def places(ctx: Context, nodes: Sequence[ir.Node], *, insert: bool = False) -> list[Place]:
+    """Where factors can go: before some of these layers, where constants that are vectors already take them, so that nothing more is computed.
+
+    Args:
+        insert: before products that are large enough, a Mul may take them too.
+    """
     layers, found = set(nodes), []
     for value in dict.fromkeys(node.inputs[0] for node in nodes):
         assert value is not None
         users = list(value.uses())
-        if value.is_graph_output() or any(user not in layers or index != 0 for user, index in users):
-            continue
-        readers = tuple(dict.fromkeys(user for user, _ in users))
+        readers = tuple(dict.fromkeys(user for user, index in users if user in layers and index == 0))
         channels = _channels_of(readers, value, ctx)
         if channels is None:
             continue
         axis = 1 if readers[0].op_type in CONVOLUTIONS else -1
         ones = np.ones(channels, np.float32)
-        if _absorbed(value, ones, axis, ctx, DEPTH) is not None:
+        alone = not value.is_graph_output() and all(user in layers and index == 0 for user, index in users)
+        if alone and _absorbed(value, ones, axis, ctx, DEPTH) is not None:
             found.append(Place(value, readers, channels, _Absorb(value, axis, ctx)))
+        elif insert and axis == -1 and sum(map(_width, readers)) >= LEAST_COLUMNS_OF_NODE:
+            found.append(Place(value, readers, channels, None))
     return found
 
 
@@ -126,6 +143,12 @@ def _depth(node: ir.Node) -> int:
     if node.op_type in CONVOLUTIONS:
         return int(shape[1] * attribute(node, "group", 1))
     return int(shape[1] if attribute(node, "transB", 0) else shape[0])
+
+
+def _width(node: ir.Node) -> int:
+    """The columns of a product."""
+    shape = ir.constant(node.inputs[1]).shape.numpy()  # type: ignore[union-attr]
+    return int(shape[0] if attribute(node, "transB", 0) else shape[1])
 
 
 def _absorbed(value: ir.Value, factors: np.ndarray, axis: int, ctx: Context, depth: int) -> list[Edit] | None:
@@ -340,11 +363,17 @@ class _Trials:
 
     def best(self) -> Migrated | None:
         """The strength with the least error, where it gains enough, and its factors by all samples."""
-        index = int(np.argmin(self.errors))
-        if not (np.isfinite(self.errors).all() and self.errors[index] < LEAST_GAIN * self.errors[0]):
+        index, before = int(np.argmin(self.errors)), self.errors[0]
+        if not (np.isfinite(self.errors).all() and self._is_better(self.errors[index], before)):
             return None
         factors = self._factors(slice(None), STRENGTHS[index - 1])
         return Migrated(str(self._place.value.name), factors, float(self.errors[index] / self.errors[0]))
+
+    def _is_better(self, after: float, before: float) -> bool:
+        if self._place.edits is not None:
+            return after < LEAST_GAIN * before
+        readers = len(self._place.readers)
+        return before > LEAST_NOISE_OF_NODE * readers and after < min(LEAST_GAIN_OF_NODE * before, MOST_NOISE * readers)
 
 
 def _largest(array: np.ndarray, axis: int) -> np.ndarray:
@@ -375,7 +404,23 @@ def _factors(sizes: np.ndarray, weights: np.ndarray, strength: float) -> np.ndar
 
 
 def _apply(place: Place, factors: np.ndarray, ctx: Context) -> None:
-    edits: list[Edit] = [(node, 1, times(node, factors)) for node in place.readers] + place.edits(1 / factors)
+    edits: list[Edit] = [(node, 1, times(node, factors)) for node in place.readers]
+    if place.edits is None:
+        _insert(place, 1 / factors, ctx)
+    else:
+        edits += place.edits(1 / factors)
     for node, index, array in edits:
         name = str(node.inputs[index].name)  # type: ignore[union-attr]
         node.replace_input_with(index, ctx.constant(array.astype(np.float32), name, node))
+
+
+def _insert(place: Place, factors: np.ndarray, ctx: Context) -> None:
+    """A Mul between an activation and the layers that read it."""
+    value, graph = place.value, ctx.model.graph
+    first = min(place.readers, key=list(graph).index)
+    builder = Builder(ctx, first)
+    scaled = builder.Mul(value, builder.constant(factors.astype(np.float32), f"{value.name}_factors"))
+    graph.insert_before(first, builder.nodes)
+    ctx.shapes.set(scaled, ctx.shapes.dtype(value), ctx.shapes.shape(value))
+    for node in place.readers:
+        node.replace_input_with(0, scaled)

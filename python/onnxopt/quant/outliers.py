@@ -12,11 +12,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from onnxopt import ir
+from onnxopt.quant.layers import matrix_of
 from onnxopt.quant.samples import Sample
-from onnxopt.quant.stepwise import Step, Walk, relative_error, rounded_to
+from onnxopt.quant.stepwise import Step, Walk, relative_error, rounded_to, weights_as
+from onnxopt.quant.weights import QuantizedMatrix, quantize_columns
 
-MOST_NOISE = 0.002
-"""Of a result's energy, that rounding the operand may make: the noise of a model's dozens of layers adds up."""
+MOST_NOISE = 0.001
+"""Of a result's energy, that rounding operand and weights may make: the noise of a model's dozens of layers adds up."""
 
 
 def too_coarse(
@@ -34,13 +36,13 @@ def too_coarse(
     found: dict[str, float] = {}
 
     def finish(step: Step) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        wanted, tensor = step.outputs(), ir.constant(step.node.inputs[1])
-        assert tensor is not None and step.node.inputs[0] is not None
+        wanted = step.outputs()
+        assert step.node.inputs[0] is not None
         if not all(np.isfinite(one).all() for one in wanted):
             return wanted, []
         limits = ranges[str(step.node.inputs[0].name)]
-        rounded = step.computed([rounded_to(one, limits) for one in step.floats], np.asarray(tensor.numpy()))
-        noise = relative_error(wanted, rounded)
+        weights = weights_as(step.node, QuantizedMatrix(*quantize_columns(matrix_of(step.node))).floats())
+        noise = relative_error(wanted, step.computed([rounded_to(one, limits) for one in step.floats], weights))
         if noise > MOST_NOISE:
             found[ir.node_name(step.node)] = noise
         return wanted, []

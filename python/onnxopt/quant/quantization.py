@@ -335,7 +335,7 @@ class Job:
         """Move scales from activations into weights where that lowers the error of layers."""
         ctx = self._context()
         nodes = [node for node in self._nodes() if ir.node_name(node) not in self.keep]
-        found = places(ctx, nodes)
+        found = places(ctx, nodes, insert=self.format == "qdq")
         self.tick(f"{len(found)} places where scales can move")
         try:
             moved = migrate(self.model, ctx, found, self._rounding, self.kept, method)
