@@ -33,6 +33,7 @@ from onnxopt.ir.graphsurgeon import apply_graphsurgeon, from_graphsurgeon, to_gr
 from onnxopt.ir.lazy import ScaledTensor, StreamedTensor, TransposedTensor, can_stream_transpose, is_streamed
 from onnxopt.ir.load import load, load_copy, without_collector
 from onnxopt.ir.mapped import MappedTensor
+from onnxopt.ir.nodes import make_node
 from onnxopt.ir.packed import PANEL, PackedTensor, int4, pack, packed
 from onnxopt.ir.packed_filters import PackedFilters, is_depthwise, pack_filters, packed_filters
 from onnxopt.ir.protos import (
@@ -107,6 +108,7 @@ __all__ = [
     "load",
     "load_copy",
     "make_attribute",
+    "make_node",
     "node_name",
     "node_to_proto",
     "op_name",

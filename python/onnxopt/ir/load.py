@@ -5,27 +5,21 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
-import math
 import mmap
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import onnx
-import onnx_ir
-from onnx_ir import AttributeType, DataType, ExternalTensor, Model, TensorProtocol, serde
+from onnx_ir import ExternalTensor, Model, TensorProtocol, serde
 
 from onnxopt.errors import ModelError, OptionError
 from onnxopt.ir import unsupported, wire
+from onnxopt.ir.deserialize import Resolve, deserialize
 from onnxopt.ir.mapped import DataFile, MappedTensor
-from onnxopt.ir.protos import ProtoTensor
-from onnxopt.ir.statistics import walk_graphs
 from onnxopt.ir.structure import check_structure
-
-if TYPE_CHECKING:
-    from onnx_ir import Graph
 
 TRAINING_KEY = "onnxopt.training_info"
 SOURCE_KEY = "onnxopt.source"
@@ -93,7 +87,7 @@ def _parse(skeleton: bytes) -> onnx.ModelProto:
     return proto
 
 
-def from_proto(proto: onnx.ModelProto, resolve: Callable[[ExternalTensor], TensorProtocol]) -> Model:
+def from_proto(proto: onnx.ModelProto, resolve: Resolve) -> Model:
     """The model of a protobuf, checked; `resolve` says what a tensor that keeps its data elsewhere stands for.
 
     Raises:
@@ -103,8 +97,7 @@ def from_proto(proto: onnx.ModelProto, resolve: Callable[[ExternalTensor], Tenso
         raise ModelError("It holds no graph.")
     try:
         with without_collector():
-            model = _deserialized(proto)
-            _settle_tensors(model, resolve)
+            model = _deserialized(proto, resolve)
     except ModelError:
         raise
     except RecursionError as error:
@@ -166,84 +159,19 @@ def _first_cause(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no detail'}."
 
 
-def _deserialized(proto: onnx.ModelProto) -> Model:
+def _deserialized(proto: onnx.ModelProto, resolve: Resolve) -> Model:
     if not proto.graph.sparse_initializer:
         try:
-            return serde.deserialize_model(proto)
+            return deserialize(proto, resolve)
         except serde.SerdeError as error:
             if not isinstance(_root(error), NotImplementedError):
                 raise
     disguised = onnx.ModelProto()
     disguised.CopyFrom(proto)
     unsupported.disguise(disguised)
-    model = serde.deserialize_model(disguised)
+    model = deserialize(disguised, resolve)
     model.meta[unsupported.KEY] = True
     return model
-
-
-# --- tensors -------------------------------------------------------------------------------------------------------
-def _settle_tensors(model: Model, resolve: Callable[[ExternalTensor], TensorProtocol]) -> None:
-    """Resolve external tensors, and check that the others have as many elements as they say."""
-    for graph in _all_graphs(model):
-        for value in graph.initializers.values():
-            tensor = _settled(value.const_value, resolve)
-            if tensor is not None:
-                value.const_value = tensor
-        for node in graph:
-            for name, attr in node.attributes.data.items():
-                if attr.type is AttributeType.TENSOR and not attr.is_ref():
-                    tensor = _settled(attr.value, resolve)
-                    if tensor is not None:
-                        node.attributes[name] = onnx_ir.AttrTensor(name, tensor, doc_string=attr.doc_string)
-
-
-def _settled(
-    tensor: TensorProtocol | None, resolve: Callable[[ExternalTensor], TensorProtocol]
-) -> TensorProtocol | None:
-    """The tensor that takes the place of one as it was read; None where it stays."""
-    kind = type(tensor)
-    if kind is serde.TensorProtoTensor:
-        assert isinstance(tensor, serde.TensorProtoTensor)
-        _check_size(tensor.raw)
-        return ProtoTensor(tensor.raw)
-    if kind is ExternalTensor:
-        assert isinstance(tensor, ExternalTensor)
-        return resolve(tensor)
-    return None
-
-
-_PER_BYTE = {4: 2, 2: 4}
-"""Elements of so many bits that share one number of a typed field; wider ones have a number each."""
-
-
-_TYPED_FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
-
-
-_BITS = {dtype.value: dtype.bitwidth for dtype in DataType if dtype not in (DataType.UNDEFINED, DataType.STRING)}
-
-
-def _check_size(tensor: onnx.TensorProto) -> None:
-    if tensor.HasField("raw_data"):
-        bits, dims = _BITS.get(tensor.data_type), tensor.dims
-        if bits and len(tensor.raw_data) == -(-math.prod(dims) * bits // 8) and min(dims, default=0) >= 0:
-            return
-    if tensor.data_type == onnx.TensorProto.UNDEFINED:
-        raise ModelError(f"The tensor '{tensor.name}' has no element type.")
-    count, dtype = math.prod(tensor.dims), DataType(tensor.data_type)
-    if any(dim < 0 for dim in tensor.dims):
-        raise ModelError(f"The tensor '{tensor.name}' has the impossible shape {list(tensor.dims)}.")
-    if tensor.HasField("raw_data") and dtype is not DataType.STRING:
-        expected, found, unit = -(-count * dtype.bitwidth // 8), len(tensor.raw_data), "bytes"
-    else:
-        name = onnx.helper.tensor_dtype_to_field(tensor.data_type)
-        if any(len(getattr(tensor, other)) for other in _TYPED_FIELDS if other != name):
-            raise ModelError(f"The tensor '{tensor.name}' keeps its elements in a field that is not for {dtype.name}.")
-        numbers = getattr(tensor, name)
-        per_number = 1 if dtype is DataType.STRING else _PER_BYTE.get(dtype.bitwidth, 1)
-        parts = 2 if dtype in (DataType.COMPLEX64, DataType.COMPLEX128) else 1
-        expected, found, unit = -(-count * parts // per_number), len(numbers), "elements"
-    if expected != found:
-        raise ModelError(f"The tensor '{tensor.name}' needs {expected} {unit} and has {found}.")
 
 
 def _refuse_external(tensor: ExternalTensor) -> TensorProtocol:
@@ -251,12 +179,6 @@ def _refuse_external(tensor: ExternalTensor) -> TensorProtocol:
         f"The tensor '{tensor.name}' keeps its data in '{tensor.location}', and a model in memory has no folder: "
         "load it from its file."
     )
-
-
-def _all_graphs(model: Model) -> Iterator[Graph]:
-    yield from walk_graphs(model.graph)
-    for function in model.functions.values():
-        yield from walk_graphs(function.graph)
 
 
 # --- external data -------------------------------------------------------------------------------------------------

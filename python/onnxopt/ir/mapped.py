@@ -65,6 +65,11 @@ _OUT_OF_SPACE = frozenset({28, 27, 122})  # ENOSPC, EFBIG, EDQUOT
 _PACKED_BITS = 8
 
 
+def is_external(tensor: object) -> bool:
+    """Whether a tensor is an `ExternalTensor`. onnx-ir's protocols make isinstance look at every member of what is none."""
+    return ExternalTensor in type(tensor).__mro__
+
+
 class MappedTensor(ExternalTensor):
     """A tensor that is a range of a `DataFile`: the .onnx file itself or its external data."""
 

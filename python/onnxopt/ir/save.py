@@ -11,13 +11,14 @@ from typing import Any, BinaryIO
 
 import onnx
 import onnx_ir
-from onnx_ir import Attr, AttributeType, ExternalTensor, Graph, Model, Node, TensorProtocol, Value, serde
+from onnx_ir import ExternalTensor, Model, TensorProtocol, Value, serde
 
 from onnxopt.errors import ModelError, OptionError
 from onnxopt.ir import unsupported, wire
-from onnxopt.ir.lazy import StreamedTensor
+from onnxopt.ir.lazy import is_streamed
 from onnxopt.ir.load import SOURCE_KEY, TRAINING_KEY, without_collector
-from onnxopt.ir.mapped import MappedTensor
+from onnxopt.ir.mapped import MappedTensor, is_external
+from onnxopt.ir.serialize import serialize
 from onnxopt.ir.statistics import walk_graphs
 
 PROTOBUF_LIMIT = (2 << 30) - (16 << 20)
@@ -123,35 +124,13 @@ def skeleton(model: Model) -> tuple[onnx.ModelProto, dict[str, TensorProtocol]]:
 
 def _skeleton(model: Model) -> onnx.ModelProto:
     try:
-        proto = serde.serialize_model(model)
+        proto = serialize(model)
     except Exception as error:
         raise ModelError(f"The model cannot be written: {type(error).__name__}: {error}") from error
     proto.training_info.extend(model.meta.get(TRAINING_KEY) or [])
     if unsupported.KEY in model.meta:
         unsupported.reveal(proto)
-    _drop_redundant_infos(proto.graph)
-    _drop_repeated_metadata(proto.graph)
     return proto
-
-
-def _drop_redundant_infos(graph: onnx.GraphProto) -> None:
-    """onnx-ir writes type and shape of every initializer a second time; remove those that say nothing else."""
-    names = {one.name for one in graph.initializer}
-    infos = graph.value_info
-    for index in reversed(range(len(infos))):
-        info = infos[index]
-        if info.name in names and not info.doc_string and not info.metadata_props:
-            del infos[index]
-
-
-def _drop_repeated_metadata(graph: onnx.GraphProto) -> None:
-    """onnx-ir adds the metadata of a tensor that it read from a protobuf to the metadata that is there already."""
-    for tensor in graph.initializer:
-        if len(tensor.metadata_props) > 1:
-            entries = {one.key: one.value for one in tensor.metadata_props}
-            del tensor.metadata_props[:]
-            for key, value in entries.items():
-                tensor.metadata_props.add(key=key, value=value)
 
 
 def _tensors(model: Model) -> Iterator[TensorProtocol]:
@@ -163,63 +142,31 @@ def _tensors(model: Model) -> Iterator[TensorProtocol]:
 
 @contextlib.contextmanager
 def _placeholders(model: Model, mode: str, target: Path | None) -> Iterator[dict[str, TensorProtocol]]:
-    """While inside, large initializers of the main graph stand for no bytes; yields those tensors by name.
-
-    Mapped tensors anywhere else (subgraphs, attributes) become arrays in memory: they are few and small.
-    """
+    """While inside, large initializers of the main graph stand for no bytes; yields those tensors by name."""
     large: dict[str, TensorProtocol] = {}
     restore: list[tuple[Value, TensorProtocol]] = []
     try:
-        for graph in walk_graphs(model.graph):
-            for name, value in graph.initializers.items():
-                tensor = value.const_value
-                if tensor is None or tensor.dtype == onnx_ir.DataType.STRING:
-                    continue
-                if graph is model.graph and (tensor.nbytes >= wire.LARGE_BYTES or isinstance(tensor, ExternalTensor)):
-                    if mode == "reference" and isinstance(tensor, ExternalTensor) and tensor.location != wire.INSIDE:
-                        stand_in: TensorProtocol = _reference(tensor, target)
-                    else:
-                        large[name] = tensor
-                        shape = onnx_ir.Shape(tensor.shape.numpy())
-                        stand_in = ExternalTensor(wire.INSIDE, 0, 0, tensor.dtype, shape=shape, name=name)
-                        stand_in.doc_string = tensor.doc_string
-                        stand_in.metadata_props.update(tensor.metadata_props)
-                elif isinstance(tensor, ExternalTensor):
-                    stand_in = onnx_ir.Tensor(tensor.numpy(), dtype=tensor.dtype, shape=tensor.shape, name=name)
-                else:
-                    continue
-                restore.append((value, tensor))
-                value.const_value = stand_in
-        with _attributes_in_memory(model):
-            yield large
+        for name, value in model.graph.initializers.data.items():
+            tensor = value.const_value
+            if tensor is None or tensor.dtype == onnx_ir.DataType.STRING:
+                continue
+            external = is_external(tensor)
+            if not external and tensor.nbytes < wire.LARGE_BYTES:
+                continue
+            if mode == "reference" and external and tensor.location != wire.INSIDE:  # type: ignore[attr-defined]
+                stand_in = _reference(tensor, target)  # type: ignore[arg-type]
+            else:
+                large[name] = tensor
+                shape = onnx_ir.Shape(tensor.shape.numpy())
+                stand_in = ExternalTensor(wire.INSIDE, 0, 0, tensor.dtype, shape=shape, name=name)
+                stand_in.doc_string = tensor.doc_string
+                stand_in.metadata_props.update(tensor.metadata_props)
+            restore.append((value, tensor))
+            value.const_value = stand_in
+        yield large
     finally:
         for value, tensor in restore:
             value.const_value = tensor
-
-
-@contextlib.contextmanager
-def _attributes_in_memory(model: Model) -> Iterator[None]:
-    """While inside, mapped tensors in attributes (Constant nodes that were left alone) are arrays, which serialize as bytes."""
-    restore: list[tuple[Node, Attr]] = []
-    try:
-        for graph in _all_graphs(model):
-            for node in graph:
-                for name, attr in node.attributes.data.items():
-                    if attr.type is AttributeType.TENSOR and isinstance(attr.value, ExternalTensor):
-                        restore.append((node, attr))
-                        tensor = attr.value
-                        data = onnx_ir.Tensor(tensor.numpy(), dtype=tensor.dtype, shape=tensor.shape, name=tensor.name)
-                        node.attributes[name] = onnx_ir.AttrTensor(name, data, doc_string=attr.doc_string)
-        yield
-    finally:
-        for node, attr in restore:
-            node.attributes[attr.name] = attr
-
-
-def _all_graphs(model: Model) -> Iterator[Graph]:
-    yield from walk_graphs(model.graph)
-    for function in model.functions.values():
-        yield from walk_graphs(function.graph)
 
 
 def _reference(tensor: ExternalTensor, target: Path | None) -> ExternalTensor:
@@ -251,8 +198,14 @@ def _external(mode: str, large: dict[str, TensorProtocol]) -> bool:
 
 
 def _lies_outside(tensor: TensorProtocol) -> bool:
-    source = tensor.mapped if isinstance(tensor, StreamedTensor) else tensor
-    return isinstance(source, ExternalTensor) and source.location != wire.INSIDE
+    source = _source(tensor)
+    return source is not None and source.location != wire.INSIDE
+
+
+def _source(tensor: TensorProtocol) -> ExternalTensor | None:
+    """What a tensor is read from, if that lies in a file."""
+    source: Any = tensor.mapped if is_streamed(tensor) else tensor  # type: ignore[attr-defined]
+    return source if is_external(source) else None
 
 
 def _clear_location(proto: onnx.TensorProto) -> None:
@@ -341,8 +294,8 @@ def _tensor_prefix(header: bytes, tensor: TensorProtocol) -> bytes:
 
 
 def _write_tensor(file: BinaryIO, tensor: TensorProtocol) -> None:
-    if isinstance(tensor, (MappedTensor, StreamedTensor)):
-        tensor.copy_to(file)
+    if is_streamed(tensor) or type(tensor) is MappedTensor:
+        tensor.copy_to(file)  # type: ignore[attr-defined]
     else:
         data = tensor.tobytes()
         if len(data) != tensor.nbytes:
@@ -388,7 +341,7 @@ def _refuse_overwriting(model: Model, target: Path) -> None:
 
 
 def _file_of(tensor: TensorProtocol) -> Path | None:
-    source = tensor.mapped if isinstance(tensor, StreamedTensor) else tensor
-    if isinstance(source, MappedTensor):
+    source = _source(tensor)
+    if type(source) is MappedTensor:
         return source.source.path
-    return Path(source.path) if isinstance(source, ExternalTensor) else None
+    return None if source is None else Path(source.path)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
-import onnx
 from onnx_ir import AttributeType, Graph, Model, Node, Value
 
 from onnxopt.errors import ModelError
+from onnxopt.ir.signatures import Signature, signature
 
 _GRAPH_TYPES = frozenset({AttributeType.GRAPH, AttributeType.GRAPHS})
 
@@ -33,47 +31,18 @@ def check_structure(model: Model) -> None:
             raise ModelError(str(error)) from None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Signature:
-    """What the standard says of an op: how many inputs it has at least and at most, which are required, types of attributes."""
-
-    least: int
-    most: int
-    required: tuple[int, ...]
-    attributes: Mapping[str, int]
-
-
-@functools.cache
-def _signature(op_type: str, opset: int) -> _Signature | None:
-    """None for what this ONNX does not know: other ops, and opsets newer than its own."""
-    if not 0 < opset <= onnx.defs.onnx_opset_version():
-        return None
-    try:
-        schema = onnx.defs.get_schema(op_type, opset)
-    except onnx.defs.SchemaError:
-        return None
-    single = onnx.defs.OpSchema.FormalParameterOption.Single
-    required = tuple(index for index, formal in enumerate(schema.inputs) if formal.option == single)
-    types = {
-        name: int(attribute.type.value)  # type: ignore[attr-defined]
-        for name, attribute in schema.attributes.items()
-        if name != "sparse_value"
-    }
-    return _Signature(schema.min_input, schema.max_input, required, types)
-
-
 def _check_signature(node: Node, opset: int) -> None:
-    signature = _signature(node.op_type, opset)
-    if signature is None:
+    known = signature(node.op_type, opset)
+    if known is None:
         return
     inputs = node.inputs
-    if not signature.least <= len(inputs) <= signature.most:
-        raise ModelError(f"The {_describe(node)} has {len(inputs)} inputs; {node.op_type} takes {_range(signature)}.")
-    for index in signature.required:
+    if not known.least <= len(inputs) <= known.most:
+        raise ModelError(f"The {_describe(node)} has {len(inputs)} inputs; {node.op_type} takes {_range(known)}.")
+    for index in known.required:
         if inputs[index] is None:
             raise ModelError(f"The {_describe(node)} leaves out its input {index}, which {node.op_type} needs.")
     for name, attribute in node.attributes.data.items():
-        if signature.attributes.get(name, attribute.type) != attribute.type:
+        if known.attributes.get(name, attribute.type) != attribute.type:
             raise ModelError(
                 f"The attribute '{name}' of the {_describe(node)} is of type {attribute.type.name}, which is wrong."
             )
@@ -93,8 +62,8 @@ def _check_body(node: Node, body: Graph) -> None:
         )
 
 
-def _range(signature: _Signature) -> str:
-    return str(signature.least) if signature.least == signature.most else f"{signature.least} to {signature.most}"
+def _range(known: Signature) -> str:
+    return str(known.least) if known.least == known.most else f"{known.least} to {known.most}"
 
 
 class _NotVisibleError(Exception):

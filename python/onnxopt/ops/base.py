@@ -64,7 +64,7 @@ class BodyBuilder:
         attrs = [
             value if type(value) is ir.Attr else ir.make_attribute(name, value) for name, value in attributes.items()
         ]
-        return self._add(ir.Node("", op_type, inputs, attrs, num_outputs=outputs))
+        return self._add(ir.make_node("", op_type, inputs, attrs, outputs=outputs))
 
     def constant(self, array: np.ndarray | ir.TensorProtocol) -> ir.Value:
         """A Constant node that holds its own copy. Before opset 9 it makes floats alone; integers and booleans are cast from double."""
@@ -73,7 +73,7 @@ class BodyBuilder:
         if self.opset < TYPED_CONSTANTS_OPSET and held.dtype.kind in "iub":
             return self.op("Cast", [self.constant(held.astype(np.float64))], {"to": int(dtype.value)})
         attr = ir.Attr("value", ir.AttributeType.TENSOR, ir.Tensor(held, dtype=dtype))
-        return self._add(ir.Node("", "Constant", [], [attr], num_outputs=1))[0]
+        return self._add(ir.make_node("", "Constant", [], [attr]))[0]
 
     def integers(self, *numbers: int) -> ir.Value:
         return self.constant(np.array(numbers, np.int64))
@@ -90,7 +90,7 @@ class BodyBuilder:
         for node in nodes:
             arguments = [None if value is None else self._argument(value, known) for value in node.inputs]
             attrs = list(node.attributes.values())
-            made = self._add(ir.Node("", node.op_type, arguments, attrs, num_outputs=len(node.outputs)))
+            made = self._add(ir.make_node("", node.op_type, arguments, attrs, outputs=len(node.outputs)))
             known.update(zip(node.outputs, made, strict=True))
 
     def _argument(self, value: ir.Value, known: dict[ir.Value, ir.Value]) -> ir.Value:

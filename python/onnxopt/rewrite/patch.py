@@ -67,12 +67,12 @@ class Builder:
             for key, value in (attributes or {}).items()
             if value is not None
         ]
-        node = ir.Node(
+        node = ir.make_node(
             domain,
             op_type,
             inputs,
             attrs,
-            num_outputs=outputs,
+            outputs=outputs,
             overload=overload,
             name=self.ctx.names.node(name or self.anchor.name or op_type),
         )
