@@ -180,6 +180,7 @@ class PassManager:
         strict: raise at a rule that proposes a patch that does not fit, instead of leaving it out, and check the graph after every
             pass (tests).
         instruments: hooks around every pass.
+        sizes: count ops, nodes and bytes before and after every pass, for the report; else they are 0.
     """
 
     def __init__(
@@ -192,6 +193,7 @@ class PassManager:
         explain: bool = False,
         strict: bool = False,
         instruments: Iterable[Instrument] = (),
+        sizes: bool = True,
     ) -> None:
         self.target = Target.named(target) if isinstance(target, str) else target
         passes.load_all()
@@ -200,6 +202,7 @@ class PassManager:
         self.explain = explain
         self.strict = strict
         self.instruments = tuple(instruments)
+        self.sizes = sizes
         self.schedule = self._schedule(names)
 
     def with_budget(self, stop_after: int | None) -> PassManager:
@@ -239,8 +242,9 @@ class PassManager:
     def _run(self, model: ir.Model) -> Report:
         start = time.perf_counter()
         report = Report(self.target.name)
-        report.nodes_before, report.ops_before = ir.count_nodes(model), ir.count_ops(model)
-        report.bytes_before = ir.weight_bytes(model)
+        if self.sizes:
+            report.nodes_before, report.ops_before = ir.count_nodes(model), ir.count_ops(model)
+            report.bytes_before = ir.weight_bytes(model)
         ctx = Context(
             model,
             target=self.target,
@@ -253,8 +257,9 @@ class PassManager:
             ctx.log.warn(sentence)
         self._run_phases(model, ctx, report)
         ctx.shapes.write_back(model)
-        report.nodes_after, report.ops_after = ir.count_nodes(model), ir.count_ops(model)
-        report.bytes_after = ir.weight_bytes(model)
+        if self.sizes:
+            report.nodes_after, report.ops_after = ir.count_nodes(model), ir.count_ops(model)
+            report.bytes_after = ir.weight_bytes(model)
         report.rules, report.patches = ctx.log.rules, ctx.log.patches
         report.near_misses, report.warnings, report.defects = ctx.log.near_misses, ctx.log.warnings, ctx.log.defects
         report.seconds = time.perf_counter() - start
@@ -315,7 +320,7 @@ class PassManager:
             hook("after", one.name, model, ctx)
         if result.modified:
             ctx.forget_nodes()
-        after = ctx.sizes() if result.modified else before
+        after = ctx.sizes() if self.sizes and result.modified else before
         return PassRecord(
             one.name,
             phase,
@@ -438,7 +443,15 @@ def optimize(
     if plan is not None:
         target = plan.target_of(Target.named(target) if isinstance(target, str) else target)
         chosen, passes = plan.options_of(chosen), [] if plan.keep_original else None
-    manager = PassManager(target, passes, options=chosen, explain=explain, instruments=instruments, strict=strict)
+    manager = PassManager(
+        target,
+        passes,
+        options=chosen,
+        explain=explain,
+        instruments=instruments,
+        strict=strict,
+        sizes=report is not None,
+    )
     # An onnx_ir model is optimized in place, so the original to compare with must be kept.
     original = ir.load_copy(model) if verify and isinstance(model, ir.Model) else model
     with ir.without_collector():

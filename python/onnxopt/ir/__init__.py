@@ -57,7 +57,7 @@ from onnxopt.ir.statistics import (
     walk_graphs,
     weight_bytes,
 )
-from onnxopt.ir.structure import check_structure
+from onnxopt.ir.structure import check_structure, sort_nodes
 
 __all__ = [
     "PANEL",
@@ -121,6 +121,7 @@ __all__ = [
     "save",
     "scalar",
     "small_array",
+    "sort_nodes",
     "tensor",
     "tensor_of",
     "tensor_to_proto",

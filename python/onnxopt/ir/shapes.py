@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import onnx_ir
 from onnx_ir import AttributeType, DataType, Function, Graph, Model, Node, TensorType, Value
@@ -11,6 +13,9 @@ from onnx_ir import AttributeType, DataType, Function, Graph, Model, Node, Tenso
 from onnxopt.ir import constants, dims, schema_inference
 from onnxopt.ir.dims import Bounds, Dim, Expr
 from onnxopt.ir.statistics import walk_graphs
+
+if TYPE_CHECKING:
+    from onnxopt.ir.shape_rules import Rule
 
 Shape = tuple[Dim, ...]
 
@@ -72,6 +77,14 @@ def _dim_names(values: Iterable[Value]) -> Iterator[str]:
         for axis, dim in enumerate(value.shape or ()):
             if is_open(dim):
                 yield given_name(dim) or unnamed_dim(value.name or "", axis)
+
+
+@functools.cache
+def _rules() -> tuple[Mapping[str, Rule], Mapping[str, Rule]]:
+    """The rules of the standard ops and of onnxruntime's own, which are written over this module."""
+    from onnxopt.ir import shape_rules
+
+    return shape_rules.RULES, shape_rules.CONTRIB
 
 
 class ShapeEnv:
@@ -244,10 +257,9 @@ class ShapeEnv:
             self._merge_declared(value)
 
     def _apply_rule(self, node: Node) -> None:
-        from onnxopt.ir import shape_rules
-
+        standard, contrib_rules = _rules()
         if node.domain == "":
-            rule = shape_rules.RULES.get(node.op_type)
+            rule = standard.get(node.op_type)
             if rule is None:
                 schema_inference.infer(self, node)
             else:
@@ -255,7 +267,7 @@ class ShapeEnv:
         elif (function := self.model.functions.get(node.op_identifier())) is not None:
             self._infer_call(node, function)
         elif node.domain == "com.microsoft":
-            contrib = shape_rules.CONTRIB.get(node.op_type)
+            contrib = contrib_rules.get(node.op_type)
             if contrib is not None:
                 contrib(self, node)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from onnx_ir import AttributeType, Graph, Model, Node, Value
 
 from onnxopt.errors import ModelError
+from onnxopt.ir.protos import inputs_with_captures
 from onnxopt.ir.signatures import Signature, signature
 
 _GRAPH_TYPES = frozenset({AttributeType.GRAPH, AttributeType.GRAPHS})
@@ -153,6 +154,29 @@ def _check_text(*names: str | None) -> None:
 
 def _describe(node: Node) -> str:
     return f"{node.op_type} node '{node.name}'"
+
+
+def sort_nodes(graph: Graph) -> None:
+    """Sort the nodes of a graph topologically, which onnx-ir does at length: most graphs are in order already.
+
+    Raises:
+        ModelError: there is a cycle.
+    """
+    if not _is_sorted(graph):
+        _sort(graph)
+
+
+def _is_sorted(graph: Graph) -> bool:
+    made: set[Node] = set()
+    for node in graph:
+        for value in inputs_with_captures(node):
+            maker = value.producer()
+            if maker is not None and maker not in made and maker.graph is graph:
+                return False
+        if not all(map(_is_sorted, _subgraphs(node))):
+            return False
+        made.add(node)
+    return True
 
 
 def _sort(graph: Graph) -> None:

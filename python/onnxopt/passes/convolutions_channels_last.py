@@ -38,7 +38,7 @@ class ConvolutionsChannelsLast(Pass):
         applied = sum(self._convert(finder, nodes, ctx) for nodes in finder.regions())
         if applied:
             # New nodes stand before the last one of their region; what reads an earlier one may stand before that.
-            graph.sort()
+            ir.sort_nodes(graph)
         return applied
 
     def _convert(self, finder: Finder, nodes: list[ir.Node], ctx: Context) -> bool:

@@ -29,7 +29,7 @@ class FuseElementwise(Pass):
             fused = [self._fuse(nodes, ctx) for nodes in fused_elementwise.find_regions(graph, ctx)]
             if any(fused):
                 # A region's node stands where its last op stood; what used an earlier op of it may stand before that.
-                graph.sort()
+                ir.sort_nodes(graph)
             patches += sum(fused)
         return PassResult(patches > 0, patches)
 

@@ -30,7 +30,7 @@ class FuseEpilogues(Pass):
         fused = sum(self._fuse(nodes, ctx) for nodes in all_regions(graph, ctx))
         if fused:
             # The node stands where the region's last op stood; what used an earlier op of it may stand before that.
-            graph.sort()
+            ir.sort_nodes(graph)
         return fused
 
     def _fuse(self, nodes: list[ir.Node], ctx: Context) -> bool:

@@ -24,7 +24,7 @@ class FusePrologues(Pass):
         patches = sum(self._fuse(host, ctx) for host in hosts)
         if patches:
             # The node stands where its op stood; what used the kept result may stand before that.
-            model.graph.sort()
+            ir.sort_nodes(model.graph)
         return PassResult(patches > 0, patches)
 
     def _fuse(self, host: ir.Node, ctx: Context) -> bool:

@@ -39,7 +39,7 @@ class MergeGemms(Pass):
             for start in range(0, len(nodes) - 1, op.MAX_PRODUCTS):
                 patches += self._merge_siblings(nodes[start : start + op.MAX_PRODUCTS], ctx)
         if patches:
-            model.graph.sort()
+            ir.sort_nodes(model.graph)
         return PassResult(patches > 0, patches)
 
     def rule_names(self) -> list[str]:

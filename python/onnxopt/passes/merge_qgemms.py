@@ -37,7 +37,7 @@ class MergeQGemms(Pass):
             for siblings in _operands_of(node, ctx):
                 merged += self._merge(siblings, ctx)
         if merged:
-            model.graph.sort()
+            ir.sort_nodes(model.graph)
         return PassResult(merged > 0, merged)
 
     def _merge(self, siblings: Sequence[ir.Node], ctx: Context) -> int:
