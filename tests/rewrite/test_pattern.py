@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from helpers import model
-from onnxopt.rewrite.pattern import Pattern, PatternBuilder, Term, Trace, kind_of, op, pattern
-from onnxopt.rewrite.rules import Match
+from onnxopt.rewrite.pattern import Pattern, PatternBuilder, Term, Trace, op, pattern
+from onnxopt.rewrite.rules import Match, kind_of
 from rewriting import context, node_of
 
 

@@ -33,7 +33,7 @@ from onnxopt.ir.graphsurgeon import apply_graphsurgeon, from_graphsurgeon, to_gr
 from onnxopt.ir.lazy import ScaledTensor, StreamedTensor, TransposedTensor, can_stream_transpose, is_streamed
 from onnxopt.ir.load import load, load_copy, without_collector
 from onnxopt.ir.mapped import MappedTensor
-from onnxopt.ir.nodes import make_node
+from onnxopt.ir.nodes import drop_inputs, make_node, set_input
 from onnxopt.ir.packed import PANEL, PackedTensor, int4, pack, packed
 from onnxopt.ir.packed_filters import PackedFilters, is_depthwise, pack_filters, packed_filters
 from onnxopt.ir.protos import (
@@ -94,6 +94,7 @@ __all__ = [
     "constant_tensors",
     "count_nodes",
     "count_ops",
+    "drop_inputs",
     "fingerprint",
     "from_graphsurgeon",
     "function_to_proto",
@@ -120,6 +121,7 @@ __all__ = [
     "rebuild",
     "save",
     "scalar",
+    "set_input",
     "small_array",
     "sort_nodes",
     "tensor",

@@ -137,8 +137,8 @@ class _Reader:
         value = scope[proto.name] = Value(
             name=proto.name,
             type=TensorType(tensor.dtype),
-            shape=tensor.shape,
-            const_value=tensor,  # type: ignore[arg-type]
+            shape=tensor.shape,  # type: ignore[arg-type]
+            const_value=tensor,
         )
         return facts.tell(value)
 

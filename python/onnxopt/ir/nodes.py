@@ -58,3 +58,26 @@ def _attributes(node: Node, attributes: Iterable[Attr]) -> Attributes:
     found._owner = node
     found.data = {one._name: one for one in attributes}
     return found
+
+
+def set_input(node: Node, index: int, value: Value | None) -> None:
+    """`node.replace_input_with(index, value)`."""
+    if node.device_configurations:
+        node.replace_input_with(index, value)
+        return
+    inputs = list(node._inputs)
+    old, inputs[index] = inputs[index], value
+    node._inputs = tuple(inputs)
+    use = _usage(Usage, (node, index))
+    if old is not None:
+        del old._uses[use]
+    if value is not None:
+        value._uses[use] = None
+
+
+def drop_inputs(node: Node) -> None:
+    """Let a node that goes use nothing any more."""
+    for index, value in enumerate(node._inputs):
+        if value is not None:
+            del value._uses[_usage(Usage, (node, index))]
+    node._inputs = (None,) * len(node._inputs)

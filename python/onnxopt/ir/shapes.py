@@ -256,6 +256,11 @@ class ShapeEnv:
         for value in outputs:
             self._merge_declared(value)
 
+    def infer_new(self, node: Node) -> None:
+        """Infer a node that comes into the graph; what a custom op makes may have been said by who built it."""
+        if not node.domain or not all(value in self._shapes and value in self._dtypes for value in node.outputs):
+            self.infer_node(node)
+
     def _apply_rule(self, node: Node) -> None:
         standard, contrib_rules = _rules()
         if node.domain == "":
@@ -290,8 +295,8 @@ class ShapeEnv:
         return sum(1 + sum(not dims.is_fresh(dim) for dim in known) for known in facts if known is not None)
 
     def knows_more(self, new: Value, old: Value) -> bool:
-        differ = self._shapes.get(new) != self._shapes.get(old) or new in self._elements
-        if differ and self._precision(new) > self._precision(old):
+        same = self._shapes.get(new) == self._shapes.get(old) and self._elements.get(new) == self._elements.get(old)
+        if not same and self._precision(new) > self._precision(old):
             return True
         if old in self._elements or math.prod(self.static_shape(new) or ()) > MAX_ELEMENTS:
             return False

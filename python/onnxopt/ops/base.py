@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -76,7 +77,9 @@ class BodyBuilder:
         return self._add(ir.make_node("", "Constant", [], [attr]))[0]
 
     def integers(self, *numbers: int) -> ir.Value:
-        return self.constant(np.array(numbers, np.int64))
+        if self.opset < TYPED_CONSTANTS_OPSET:
+            return self.constant(np.array(numbers, np.int64))
+        return self._add(ir.make_node("", "Constant", [], [_held(numbers)]))[0]
 
     def reduced(self, kind: str, x: ir.Value, axis: int) -> ir.Value:
         """The least (`Min`) or largest (`Max`) element along an axis, which stays as a dim of 1."""
@@ -113,6 +116,12 @@ class BodyBuilder:
         imports = {"": self.opset}
         graph = ir.Graph(self.inputs, outputs, nodes=self._nodes, opset_imports=imports, name=spec.name)
         return ir.Function(spec.domain, spec.name, overload, graph=graph, attributes=[])
+
+
+@functools.cache
+def _held(numbers: tuple[int, ...]) -> ir.Attr:
+    """What a Constant of these integers holds: bodies have the same few over and over."""
+    return ir.Attr("value", ir.AttributeType.TENSOR, ir.Tensor(np.array(numbers, np.int64)))
 
 
 def overload_of(text: str) -> str:

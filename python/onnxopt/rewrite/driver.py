@@ -123,8 +123,7 @@ class Driver:
 def discard(nodes: Iterable[ir.Node]) -> None:
     """Forget nodes that were built and not used, so that they do not count as users of their inputs."""
     for node in nodes:
-        for index in range(len(node.inputs)):
-            node.replace_input_with(index, None)
+        ir.drop_inputs(node)
 
 
 def walk(graph: ir.Graph) -> Iterator[ir.Node]:

@@ -38,7 +38,7 @@ class Editor:
         if patch.nodes:
             graph.insert_before(patch.anchor, patch.nodes)
         for node in patch.nodes:
-            ctx.shapes.infer_node(node)
+            ctx.shapes.infer_new(node)
         problem = self._problem(patch)
         if problem is not None:
             self._take_back(graph, patch)
@@ -110,7 +110,7 @@ class Editor:
             self._replace_output(old, new)
         uses = old.uses()
         for user, index in uses:
-            user.replace_input_with(index, new)
+            ir.set_input(user, index, new)
         if more and uses:
             self.ctx.shapes.propagate([user for user, _ in uses])
 
@@ -195,9 +195,7 @@ class Editor:
             producers = [value.producer() for value in node.inputs if value is not None]
             if inner:
                 producers += [value.producer() for value in _captured(node)]
-            for index, value in enumerate(node.inputs):
-                if value is not None:
-                    node.replace_input_with(index, None)
+            ir.drop_inputs(node)
             graph.remove(node)
             self.ctx.forget_nodes()
             if inner:
@@ -257,9 +255,7 @@ def _release_subgraphs(node: ir.Node) -> None:
     for graph in subgraphs(node):
         inside = list(graph)
         for inner in inside:
-            for index, value in enumerate(inner.inputs):
-                if value is not None:
-                    inner.replace_input_with(index, None)
+            ir.drop_inputs(inner)
             _release_subgraphs(inner)
         with contextlib.suppress(IndexError):
             graph.outputs.clear()

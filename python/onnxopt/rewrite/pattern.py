@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxopt import ir
 from onnxopt.ir import constants
-from onnxopt.rewrite.rules import Match, Refusal, attribute
+from onnxopt.rewrite.rules import ABSENT, NOT_COMPUTED, Match, Refusal, attribute
 
 if TYPE_CHECKING:
     from onnxopt.passes.base import Context
@@ -27,18 +27,6 @@ COMMUTATIVE = frozenset({"Add", "Mul", "And", "Or", "Xor", "Max", "Min", "Equal"
 
 SCALAR_TOLERANCE = 1e-4
 """Relative: exporters print pi, sqrt(2) or 0.044715 with as little as four digits, and no two constants of one formula lie closer."""
-
-
-ABSENT, NOT_COMPUTED = "", "="
-"""Kinds of operands that no node makes: one that is left out, and an initializer or input."""
-
-
-def kind_of(value: ir.Value | None) -> str:
-    """What a pattern sees of an operand at first glance: the op type that makes it, or that none does."""
-    if value is None:
-        return ABSENT
-    producer = value.producer()
-    return NOT_COMPUTED if producer is None else producer.op_type
 
 
 class Term:

@@ -114,6 +114,18 @@ Candidate = tuple[Rule, tuple[int, ...]]
 """A rule and the numbers of its pattern's alternatives that are tried."""
 
 
+ABSENT, NOT_COMPUTED = "", "="
+"""Kinds of operands that no node makes: one that is left out, and an initializer or input."""
+
+
+def kind_of(value: ir.Value | None) -> str:
+    """What a pattern sees of an operand at first glance: the op type that makes it, or that none does."""
+    if value is None:
+        return ABSENT
+    producer = value.producer()
+    return NOT_COMPUTED if producer is None else producer.op_type
+
+
 class RuleSet:
     """Rules filed by the op type of their root, so that a rule costs nothing at other nodes. Sets are joined with `+`."""
 
@@ -129,8 +141,6 @@ class RuleSet:
 
     def candidates(self, node: ir.Node) -> tuple[Candidate, ...]:
         """The rules that may apply at a node, as far as the op types of the node and of what makes its operands tell."""
-        from onnxopt.rewrite.pattern import kind_of
-
         key = (node.domain, node.op_type, *map(kind_of, node.inputs))
         known = self._candidates.get(key)
         if known is None:
