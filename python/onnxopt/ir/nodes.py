@@ -9,6 +9,18 @@ from onnx_ir._core import Usage
 from onnx_ir._graph_containers import Attributes
 
 
+class PlainNode(Node):
+    """A node whose fields are read where they lie: passes ask each node for its type a hundred times, and a property is a call."""
+
+    __slots__ = ()
+    domain = Node._domain  # type: ignore[assignment, misc]
+    op_type = Node._op_type  # type: ignore[assignment, misc]
+    inputs = Node._inputs  # type: ignore[assignment, misc]
+    outputs = Node._outputs  # type: ignore[assignment, misc]
+    attributes = Node._attributes  # type: ignore[assignment, misc]
+    graph = Node._graph  # type: ignore[assignment, misc]
+
+
 def make_node(
     domain: str,
     op_type: str,
@@ -25,7 +37,7 @@ def make_node(
         domain: "" is the standard's; "ai.onnx", its other name, is not taken.
         outputs: how many values it makes, or those values, which nothing else makes.
     """
-    node: Node = Node.__new__(Node)
+    node: Node = PlainNode.__new__(PlainNode)
     node._domain = domain
     node._op_type = op_type
     node._overload = overload

@@ -6,7 +6,6 @@ from collections.abc import Hashable
 
 from onnxopt import ir
 from onnxopt.passes.base import SHARED_CONSTANT_BYTES, Context, Pass, PassResult, register_pass
-from onnxopt.rewrite.patch import Patch
 
 
 @register_pass
@@ -34,7 +33,7 @@ class LiftConstants(Pass):
                 constant = ctx.constant(tensor, value.name or "constant")
                 if key is not None:
                     made[key] = constant
-            if not ctx.editor.apply(Patch(self.name, node, [], {value: constant})):
+            if not ctx.editor.lift(self.name, node, constant):
                 break
             lifted.append(node)
         ctx.editor.remove_unused(lifted)

@@ -54,6 +54,17 @@ class Editor:
         self.remove_unused(unused)
         return True
 
+    def lift(self, rule: str, node: ir.Node, constant: ir.Value) -> bool:
+        """Let an initializer take over every use of a Constant node, whose tensor it has. False when the budget of patches is spent."""
+        if not self.ctx.budget.take():
+            return False
+        self.ctx.log.applied(Patch(rule, node))
+        old = node.outputs[0]
+        self.ctx.shapes.learn(constant, old)
+        for user, index in old.uses():
+            ir.set_input(user, index, constant)
+        return True
+
     def try_built(self, rule: str, node: ir.Node, built: Patch | Refusal | None, matched: int) -> bool:
         """Apply what was built for a node, which goes with the patch's anchor; log why nothing was.
 
