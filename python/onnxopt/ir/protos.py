@@ -31,10 +31,19 @@ _LITTLE_ENDIAN = {
 """The types of nearly all constants, as their bytes lie in a protobuf."""
 
 
-class ProtoTensor(serde.TensorProtoTensor):
-    """A tensor that stays in its protobuf, whose type and shape are read once: every pass asks for them, of every constant."""
+_PLAIN_FIELDS = {
+    DataType.FLOAT: "float_data",
+    DataType.DOUBLE: "double_data",
+    DataType.INT64: "int64_data",
+    DataType.INT32: "int32_data",
+}
+"""Where elements of these types lie one by one, if not as bytes."""
 
-    __slots__ = ("dtype", "nbytes", "shape", "size")
+
+class ProtoTensor(serde.TensorProtoTensor):
+    """A tensor that stays in its protobuf, whose type, shape and elements are read once: every pass asks for them, of every constant."""
+
+    __slots__ = ("_array", "dtype", "nbytes", "shape", "size")
     dtype: DataType
     nbytes: int
     shape: Shape
@@ -47,19 +56,25 @@ class ProtoTensor(serde.TensorProtoTensor):
         self.shape = Shape(dims, frozen=True)
         self.size = math.prod(dims)
         self.nbytes = math.ceil(self.dtype.itemsize * self.size)
+        self._array: np.ndarray | None = None
 
     def numpy(self) -> np.ndarray:
-        kind = _LITTLE_ENDIAN.get(self.dtype)
-        proto = self.raw
-        if kind is None or not proto.HasField("raw_data"):
-            return super().numpy()
-        return np.frombuffer(proto.raw_data, kind).reshape(proto.dims)
+        if self._array is None:
+            self._array = self._read()
+            self._array.flags.writeable = False
+        return self._array
+
+    def _read(self) -> np.ndarray:
+        proto, kind = self.raw, _LITTLE_ENDIAN.get(self.dtype)
+        if kind is not None and proto.HasField("raw_data"):
+            return np.frombuffer(proto.raw_data, kind).reshape(proto.dims)
+        field = _PLAIN_FIELDS.get(self.dtype)
+        return super().numpy() if field is None else np.array(getattr(proto, field), kind).reshape(proto.dims)
 
     def tobytes(self) -> bytes:
-        proto = self.raw
-        if self.dtype in _LITTLE_ENDIAN and proto.HasField("raw_data"):
-            return bytes(proto.raw_data)
-        return super().tobytes()
+        if self.dtype not in _LITTLE_ENDIAN:
+            return super().tobytes()
+        return bytes(self.raw.raw_data) if self.raw.HasField("raw_data") else self.numpy().tobytes()
 
 
 _PLAIN = {int: AttributeType.INT, float: AttributeType.FLOAT, str: AttributeType.STRING}

@@ -43,11 +43,15 @@ class Affine:
 
     def scale_or_one(self, length: int) -> np.ndarray:
         """The scale as a vector of the axis's length."""
-        return np.broadcast_to(np.ones(1) if self.scale is None else self.scale, (length,))
+        return np.ones(length) if self.scale is None else _vector(self.scale, length)
 
     def shift_or_zero(self, length: int) -> np.ndarray:
         """The shift as a vector of the axis's length."""
-        return np.broadcast_to(np.zeros(1) if self.shift is None else self.shift, (length,))
+        return np.zeros(length) if self.shift is None else _vector(self.shift, length)
+
+
+def _vector(numbers: np.ndarray, length: int) -> np.ndarray:
+    return numbers if numbers.size == length else np.full(length, numbers[0])
 
 
 def affine_terms(p: PatternBuilder, x: Term, as_: str | None = None) -> list[Op]:
