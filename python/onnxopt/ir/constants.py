@@ -38,7 +38,7 @@ def constant(value: Value | None) -> TensorProtocol | None:
 def _constant_node_tensor(value: Value) -> TensorProtocol | None:
     producer = value.producer()
     assert producer is not None
-    for name, attribute in producer.attributes.items():
+    for name, attribute in producer.attributes.data.items():
         if attribute.is_ref():
             return None
         if attribute.type is AttributeType.TENSOR:

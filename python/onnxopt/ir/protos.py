@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -31,6 +32,15 @@ _LITTLE_ENDIAN = {
 """The types of nearly all constants, as their bytes lie in a protobuf."""
 
 
+_DTYPES = {dtype.value: dtype for dtype in DataType}
+
+
+@functools.lru_cache(maxsize=1024)
+def _frozen(dims: tuple[int, ...]) -> Shape:
+    """A shape that tensors share: most constants of a model have the same few."""
+    return Shape(dims, frozen=True)
+
+
 _PLAIN_FIELDS = {
     DataType.FLOAT: "float_data",
     DataType.DOUBLE: "double_data",
@@ -52,8 +62,8 @@ class ProtoTensor(serde.TensorProtoTensor):
     def __init__(self, proto: onnx.TensorProto) -> None:
         super().__init__(proto)
         dims = tuple(proto.dims)
-        self.dtype = DataType(proto.data_type)
-        self.shape = Shape(dims, frozen=True)
+        self.dtype = _DTYPES[proto.data_type]
+        self.shape = _frozen(dims)
         self.size = math.prod(dims)
         self.nbytes = math.ceil(self.dtype.itemsize * self.size)
         self._array: np.ndarray | None = None
