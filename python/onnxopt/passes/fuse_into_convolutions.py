@@ -6,7 +6,7 @@ import numpy as np
 
 from onnxopt import ir
 from onnxopt.passes.base import RulePass, register_pass
-from onnxopt.rewrite.affine import Affine, affine_of, affine_terms, ends_formula, may_copy, rounded
+from onnxopt.rewrite.affine import Affine, affine_of, affine_terms, ends_formula, may_copy, rounded, scaled
 from onnxopt.rewrite.patch import Builder
 from onnxopt.rewrite.pattern import pattern
 from onnxopt.rewrite.permutations import constant_axes
@@ -38,6 +38,7 @@ class _Weights:
     """
 
     def __init__(self, conv: ir.Node, shape: tuple[int, ...]) -> None:
+        self.conv = conv
         self.groups = attribute(conv, "group", 1) or 0
         self.shape = shape
         self.transposed = conv.op_type == "ConvTranspose"
@@ -60,9 +61,11 @@ class _Weights:
         """Output channels."""
         return self.shape[1] * self.groups if self.transposed else self.shape[0]
 
-    def blocks(self, weights: np.ndarray) -> np.ndarray:
-        """A copy of the weights in float64."""
-        return weights.astype(np.float64).reshape(self.groups, self.shape[0] // self.groups, self.shape[1], -1)
+    def blocks(self, value: ir.Value) -> np.ndarray:
+        """The weights that a constant holds."""
+        tensor = ir.constant(value)
+        assert tensor is not None
+        return tensor.numpy().reshape(self.groups, self.shape[0] // self.groups, self.shape[1], -1)
 
     def along_inputs(self, vector: np.ndarray) -> np.ndarray:
         """A vector over input channels, as it multiplies the blocks."""
@@ -93,24 +96,29 @@ def _bias(m: Match, channels: int) -> np.ndarray | Refusal:
 
 
 def _replaced(
-    b: Builder, m: Match, conv: ir.Node, x: ir.Value, w: np.ndarray | None, bias: np.ndarray | None
+    b: Builder, m: Match, weights: _Weights, x: ir.Value, factor: np.ndarray | None, bias: np.ndarray | None
 ) -> list[ir.Value | None] | Refusal:
-    """The convolution of `x` with new weights and a new bias (None keeps the old ones) in place of the root."""
+    """In place of the root, a convolution of `x` whose weights are multiplied by a factor of their blocks, with a new
+    bias; None keeps the old ones."""
     dtype = m.dtype("w")
     if dtype is None:
         return Refusal("the element type is not known", culprit=m["w"])
     inputs: list[ir.Value | None] = [x, m["w"], m.get("bias")]
-    for index, exact in ((1, w), (2, bias)):
-        if exact is None:
-            continue
-        tensor = rounded(exact, dtype)
-        if tensor is None:
-            return Refusal("the folded constants do not fit into {}", dtype.name, culprit=conv)
-        old = inputs[index]
-        inputs[index] = b.constant(tensor, (old.name if old is not None else None) or f"{conv.name}.bias")
+    if factor is not None:
+        inputs[1] = _constant(b, scaled(weights.blocks(m["w"]), factor, dtype, weights.shape), m["w"].name)
+    if bias is not None:
+        old = inputs[2]
+        name = (old.name if old is not None else None) or f"{weights.conv.name}.bias"
+        inputs[2] = _constant(b, rounded(bias, dtype), name)
+    if (factor is not None and inputs[1] is None) or (bias is not None and inputs[2] is None):
+        return Refusal("the folded constants do not fit into {}", dtype.name, culprit=weights.conv)
     if inputs[2] is None:
         del inputs[2]
-    return [b.copy_of(conv, inputs)[0], *(None for _ in m.root.outputs[1:])]
+    return [b.copy_of(weights.conv, inputs)[0], *(None for _ in m.root.outputs[1:])]
+
+
+def _constant(b: Builder, tensor: ir.TensorProtocol | None, name: str | None) -> ir.Value | None:
+    return None if tensor is None else b.constant(tensor, name or "weights")
 
 
 @rule(_affine_of_convolution)
@@ -145,30 +153,27 @@ def _with_affine(b: Builder, m: Match, source: ir.Value, squeezed: int) -> list[
         return affine
     if isinstance(bias, Refusal):
         return bias
-    scaled = None
+    factor = None
     if affine.scale is not None:
         allowed = may_copy(m["w"])
         if isinstance(allowed, Refusal):
             return allowed
-        scale = weights.along_outputs(affine.scale_or_one(weights.outputs))
-        blocks = weights.blocks(_read(m["w"]))
-        blocks *= scale
-        scaled = blocks.reshape(weights.shape)
+        factor = weights.along_outputs(affine.scale_or_one(weights.outputs))
     shifted = bias * affine.scale_or_one(weights.outputs) + affine.shift_or_zero(weights.outputs)
     needs_bias = m.get("bias") is not None or affine.shift is not None
-    return _replaced(b, m, conv, m["x"], scaled, shifted if needs_bias else None)
+    return _replaced(b, m, weights, m["x"], factor, shifted if needs_bias else None)
 
 
 @rule(_convolution_of_affine)
 def fold_affine_before_convolution(b: Builder, m: Match) -> list[ir.Value | None] | Refusal:
     """A convolution of a tensor scaled per channel has scaled weights; a shift becomes bias where no padding mixes
     zeros in."""
-    conv, node = m.root, m.node("affine")
+    node = m.node("affine")
     if m.ctx.shapes.same_shape(m["x"], node.outputs[0]) is not True:
         return Refusal("'{}' may be broadcast to another shape", m["x"].name, culprit=node)
     if ends_formula(node, m["x"], norms=False):
         return Refusal("it may end the formula of an activation", culprit=node)
-    weights = _weights(conv, m)
+    weights = _weights(m.root, m)
     if isinstance(weights, Refusal):
         return weights
     allowed = may_copy(m["w"])
@@ -177,17 +182,14 @@ def fold_affine_before_convolution(b: Builder, m: Match) -> list[ir.Value | None
     affine = affine_of(node, m["x"], rank=weights.rank, axis=1, length=weights.inputs)
     if isinstance(affine, Refusal):
         return affine
-    blocks = weights.blocks(_read(m["w"]))
-    bias = None if affine.shift is None else _bias_of_shift(m, weights, blocks, affine)
+    bias = None if affine.shift is None else _bias_of_shift(m, weights, affine)
     if isinstance(bias, Refusal):
         return bias
-    if affine.scale is None:
-        return _replaced(b, m, conv, m["x"], None, bias)
-    blocks *= weights.along_inputs(affine.scale_or_one(weights.inputs))
-    return _replaced(b, m, conv, m["x"], blocks.reshape(weights.shape), bias)
+    factor = None if affine.scale is None else weights.along_inputs(affine.scale_or_one(weights.inputs))
+    return _replaced(b, m, weights, m["x"], factor, bias)
 
 
-def _bias_of_shift(m: Match, weights: _Weights, blocks: np.ndarray, affine: Affine) -> np.ndarray | Refusal:
+def _bias_of_shift(m: Match, weights: _Weights, affine: Affine) -> np.ndarray | Refusal:
     """The bias with what the shift of the input adds to every output."""
     if weights.transposed or not is_unpadded(m.root):
         return Refusal("the shift does not reach the padding", culprit=m.root)
@@ -195,7 +197,7 @@ def _bias_of_shift(m: Match, weights: _Weights, blocks: np.ndarray, affine: Affi
     if isinstance(bias, Refusal):
         return bias
     shift = weights.along_inputs(affine.shift_or_zero(weights.inputs))
-    return np.asarray(bias + (blocks * shift).sum(axis=(2, 3)).reshape(-1))
+    return np.asarray(bias + (weights.blocks(m["w"]) * shift).sum(axis=(2, 3)).reshape(-1))
 
 
 def is_unpadded(node: ir.Node) -> bool:
@@ -203,12 +205,6 @@ def is_unpadded(node: ir.Node) -> bool:
     mode = attribute(node, "auto_pad", b"NOTSET")
     mode = mode.decode() if isinstance(mode, bytes) else mode
     return mode == "VALID" or (mode == "NOTSET" and not any(attribute(node, "pads", ()) or ()))
-
-
-def _read(value: ir.Value) -> np.ndarray:
-    tensor = ir.constant(value)
-    assert tensor is not None
-    return tensor.numpy()
 
 
 @register_pass

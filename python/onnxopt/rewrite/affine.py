@@ -170,7 +170,7 @@ def scaled_weights(b: Builder, value: ir.Value, factor: np.ndarray) -> ir.Value 
         magnitudes = np.abs(factor)
         if tensor.dtype is not ir.DataType.FLOAT16 and SMALLEST_FACTOR <= magnitudes.min() <= magnitudes.max() <= 1:
             return b.constant(ir.ScaledTensor(tensor, factor, name), name)
-    result = rounded(tensor.numpy().astype(np.float64) * factor, tensor.dtype)
+    result = scaled(tensor.numpy(), factor, tensor.dtype, tuple(tensor.shape.numpy()))
     if isinstance(tensor, ir.MappedTensor):
         tensor.release()
     if result is None:
@@ -186,6 +186,19 @@ def may_copy(value: ir.Value) -> bool | Refusal:
     if ir.use_count(value) > 1 and tensor.nbytes > SHARED_COPY_BYTES:
         return Refusal("'{}' is used by others and too large for a copy", value.name, culprit=value)
     return True
+
+
+def scaled(
+    weights: np.ndarray, factor: np.ndarray, dtype: ir.DataType, shape: tuple[int, ...]
+) -> ir.TensorProtocol | None:
+    """A tensor of `shape` of weights times a factor that broadcasts to them, computed in float64 and rounded once; None
+    where the element type cannot hold it."""
+    if dtype is not ir.DataType.FLOAT:
+        return rounded((weights.astype(np.float64) * factor).reshape(shape), dtype)
+    result = np.empty(weights.shape, np.float32)  # the products of all weights in float64 never lie in memory
+    with np.errstate(over="ignore"):
+        np.multiply(weights, factor, out=result, casting="same_kind")
+    return ir.tensor_of(result.reshape(shape), dtype) if np.isfinite(result).all() else None
 
 
 def rounded(exact: np.ndarray, dtype: ir.DataType) -> ir.TensorProtocol | None:
