@@ -78,9 +78,9 @@ class EliminateDeadCode(Pass):
         ours = [key for key, function in model.functions.items() if function.domain in ("ai.onnxopt", "com.microsoft")]
         if not ours:
             return 0
-        called = {node.op_identifier() for node in ctx.walk()}
+        called = {node.op_identifier() for node in ctx.walk() if node.domain}
         for function in model.functions.values():
-            called.update(node.op_identifier() for node in walk(function.graph))
+            called.update(node.op_identifier() for node in walk(function.graph) if node.domain)
         unused = [key for key in ours if key not in called]
         for key in unused:
             del model.functions[key]

@@ -166,12 +166,14 @@ class _Region:
 
     def shrink(self) -> None:
         """Leave out nodes, from either end, as long as that costs nothing, and then all parts that do not pay."""
-        shrank = True
-        while shrank and self.inside:
-            shrank = False
+        due = set(self.inside)
+        while due:
             for order in (reversed(self.moves), iter(self.moves)):
                 for node in order:
-                    shrank |= node in self.inside and self._leave_out(node)
+                    if node in due:
+                        due.discard(node)
+                        if self._leave_out(node):
+                            due.update(one for one in _around(_values([node])) if one in self.inside)
         met: set[ir.Node] = set()
         for part in self._parts():
             values = _values(part)
@@ -204,8 +206,7 @@ class _Region:
             for node in part:
                 values = [one for one in _values([node]) if one not in seen and ir.constant(one) is None]
                 seen.update(values)
-                near = [one for value in values for one in (value.producer(), *(user for user, _ in value.uses()))]
-                joined = [one for one in dict.fromkeys(near) if one in left]
+                joined = [one for one in _around(values) if one in left]
                 left.difference_update(joined)
                 part.extend(joined)
             if part:
@@ -219,6 +220,12 @@ class _Region:
 
 def _values(nodes: Iterable[ir.Node]) -> list[ir.Value]:
     return list(dict.fromkeys(value for node in nodes for value in (*node.inputs, *node.outputs) if value is not None))
+
+
+def _around(values: Iterable[ir.Value]) -> list[ir.Node]:
+    """The nodes that make or use these values."""
+    near = (one for value in values for one in (value.producer(), *(user for user, _ in value.uses())))
+    return [one for one in dict.fromkeys(near) if one is not None]
 
 
 def _can_take(value: ir.Value | None) -> bool:
@@ -302,10 +309,12 @@ class SinkTransposes(Pass):
     def run(self, model: ir.Model, ctx: Context) -> PassResult:
         patches = 0
         for _ in range(MAX_ROUNDS):
-            patches += Driver(CANCELLING, ctx).run(model.graph)
+            if not ctx.nodes_of([("", "Transpose")]):
+                break
+            patches += Driver(CANCELLING, ctx).run(ctx.nodes_of(CANCELLING.by_root))
             sunk = sum(_sink(graph, ctx) for graph in ctx.graphs())
             patches += sunk
             if not sunk:
                 break
-        patches += Driver(RESHAPING, ctx).run(model.graph)
+        patches += Driver(RESHAPING, ctx).run(ctx.nodes_of(RESHAPING.by_root))
         return PassResult(patches > 0, patches)
