@@ -88,15 +88,18 @@ class ProtoTensor(serde.TensorProtoTensor):
 
 
 _PLAIN = {int: AttributeType.INT, float: AttributeType.FLOAT, str: AttributeType.STRING}
+_LISTS = {int: AttributeType.INTS, float: AttributeType.FLOATS, str: AttributeType.STRINGS}
 
 
 def make_attribute(name: str, value: Any) -> Attr:
-    """An attribute of a Python value; plain numbers and lists of integers without the checks that tensors and graphs need."""
+    """An attribute of a Python value; plain ones and lists of them without the checks that tensors and graphs need."""
     kind = _PLAIN.get(type(value))
     if kind is not None:
         return Attr(name, kind, value)
-    if isinstance(value, (list, tuple)) and value and all(type(one) is int for one in value):
-        return Attr(name, AttributeType.INTS, tuple(value))
+    if isinstance(value, (list, tuple)) and value:
+        kind = _LISTS.get(type(value[0]))
+        if kind is not None and len(set(map(type, value))) == 1:
+            return Attr(name, kind, tuple(value))
     return convert_attribute(name, value)
 
 

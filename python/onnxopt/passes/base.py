@@ -366,7 +366,7 @@ class Context:
             known = self._constants.get(key)
             if known is not None and known.is_initializer():
                 return known
-        tensor = ir.tensor(data) if data is not None else cast(ir.TensorProtocol, array)
+        tensor = ir.tensor_of(data) if data is not None else cast(ir.TensorProtocol, array)
         value = self._new_constant(tensor, name, anchor, owner)
         if key is not None:
             self._constants[key] = value

@@ -71,7 +71,9 @@ def fuse_conv_activation(b: Builder, m: Match) -> ir.Value | Refusal:
     if (DOMAIN, OP_TYPE, overload) not in m.ctx.model.functions:
         b.functions.append(_body(conv, m.root, len(inputs), overload, m.ctx.opset))
     attributes |= {"activation": m.root.op_type, "activation_params": numbers or None}
-    return b.op(OP_TYPE, inputs, attributes, domain=DOMAIN, overload=overload, name=conv.name)[0]
+    (result,) = b.op(OP_TYPE, inputs, attributes, domain=DOMAIN, overload=overload, name=conv.name)
+    m.ctx.shapes.set(result, m.dtype("x"), m.ctx.shapes.shape(m.output))
+    return result
 
 
 def _body(conv: ir.Node, activation: ir.Node, inputs: int, overload: str, opset: int) -> ir.Function:
