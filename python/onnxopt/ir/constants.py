@@ -9,6 +9,7 @@ SMALL_ELEMENTS = 1024
 """Constants up to this many elements are decoded and kept: shapes, axes, scales and epilogue scalars are smaller, weights are larger."""
 
 _CACHE_KEY = "onnxopt.small_array"
+_SCALAR_KEY = "onnxopt.scalar"
 _NUMBERS_KEY = "onnxopt.constant_numbers"
 
 _NUMBERS: dict[str, type[np.generic]] = {
@@ -80,7 +81,19 @@ def small_array(value: Value | None) -> np.ndarray | None:
 
 def scalar(value: Value | None) -> float | int | bool | None:
     """The number that a constant of one element, or of equal elements, holds; None for anything else."""
-    array = small_array(value)
+    tensor = constant(value)
+    if tensor is None:
+        return None
+    assert value is not None
+    notes = value.meta.data
+    known = notes.get(_SCALAR_KEY)
+    if known is None or known[0] is not tensor:
+        known = notes[_SCALAR_KEY] = tensor, _number(small_array(value))
+    number: float | int | bool | None = known[1]
+    return number
+
+
+def _number(array: np.ndarray | None) -> float | int | bool | None:
     if array is None or array.size == 0 or array.dtype.kind not in "fiubV":
         return None
     first = array.reshape(-1)[0]

@@ -220,7 +220,7 @@ def _write_tensor(proto: onnx.TensorProto, tensor: TensorProtocol) -> None:
 def _document(proto: Any, item: Graph | Function | Node) -> None:
     if item.doc_string:
         proto.doc_string = item.doc_string
-    metadata = item.metadata_props if isinstance(item, Function) else item._metadata_props
+    metadata = item.metadata_props if type(item) is Function else item._metadata_props  # type: ignore[union-attr]
     if metadata:
         serde._serialize_metadata_props_into(proto.metadata_props, metadata)
 
