@@ -32,7 +32,8 @@ def pack_filters(filters: np.ndarray, groups: int) -> np.ndarray:
     shape = packed_shape(filters.shape, groups)
     if filters.size == 0:
         return np.zeros(shape, filters.dtype)
-    return np.concatenate([make_panels(*one) for one in _by_column(filters, groups)]).reshape(shape)
+    parts = [make_panels(*one) for one in _by_column(filters, groups)]
+    return (parts[0] if len(parts) == 1 else np.concatenate(parts)).reshape(shape)
 
 
 def _by_column(filters: np.ndarray, groups: int) -> list[tuple[np.ndarray, int]]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import onnx
 import onnx_ir
 from onnx_ir import ExternalTensor, Model, TensorProtocol, Value, serde
@@ -28,6 +30,9 @@ PAGE_ALIGNMENT = 4096
 LARGE_ALIGNMENT = 64 << 10
 LARGE_TENSOR = 1 << 20
 """Tensors in a data file start on a page, so that runtimes can map them; large ones on 64 KiB, the coarsest unit any platform maps by."""
+
+BYTE = 8
+"""Bits."""
 
 MODES = ("auto", "inside", "external", "reference")
 
@@ -297,13 +302,20 @@ def _write_tensor(file: BinaryIO, tensor: TensorProtocol) -> None:
     if is_streamed(tensor) or type(tensor) is MappedTensor:
         tensor.copy_to(file)  # type: ignore[attr-defined]
     else:
-        data = tensor.tobytes()
+        data = _bytes_of(tensor)
         if len(data) != tensor.nbytes:
             raise ModelError(f"The tensor '{tensor.name}' has {len(data)} bytes and should have {tensor.nbytes}.")
         _write_all(file, data)
 
 
-def _write_all(file: BinaryIO, data: bytes) -> None:
+def _bytes_of(tensor: TensorProtocol) -> bytes | memoryview:
+    """The bytes of a tensor, where they lie if they are in memory as they have to be written."""
+    if type(tensor) is not onnx_ir.Tensor or tensor.dtype.bitwidth < BYTE or sys.byteorder != "little":
+        return tensor.tobytes()
+    return np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8).data
+
+
+def _write_all(file: BinaryIO, data: bytes | memoryview) -> None:
     view = memoryview(data)
     while view:
         written = file.write(view)
