@@ -71,11 +71,12 @@ def expression_key(node: ir.Node, *, inputs: bool = True) -> Hashable | None:
 
 
 def _attributes_key(node: ir.Node, numbers: dict[ir.Value, int]) -> Hashable | None:
-    if not node.attributes:
+    attributes = node.attributes.data
+    if not attributes:
         return ()
     parts: list[Hashable] = []
-    for name in sorted(node.attributes):
-        attr = node.attributes[name]
+    for name in sorted(attributes):
+        attr = attributes[name]
         key = _attribute_key(attr, numbers)
         if key is None:
             return None
@@ -83,10 +84,16 @@ def _attributes_key(node: ir.Node, numbers: dict[ir.Value, int]) -> Hashable | N
     return tuple(parts)
 
 
+_EXACT = frozenset({ir.AttributeType.INT, ir.AttributeType.INTS, ir.AttributeType.STRING, ir.AttributeType.STRINGS})
+"""Types of attributes whose values are equal only where they are the same: of floats, 0.0 equals -0.0."""
+
+
 def _attribute_key(attr: ir.Attr, numbers: dict[ir.Value, int]) -> Hashable | None:
     if attr.is_ref():
         return ("ref", attr.ref_attr_name)
     kind, value = attr.type, attr.value
+    if kind in _EXACT:
+        return (kind.value, value)
     if kind is ir.AttributeType.GRAPH:
         return _graph_key(value, dict(numbers))
     if kind is ir.AttributeType.TENSOR:
