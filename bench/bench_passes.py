@@ -22,7 +22,7 @@ import onnx
 TOOLS = {
     "onnxopt": (
         "onnxopt",
-        "import onnxopt, onnxopt.pipeline, onnxruntime; onnxopt.pipeline.describe_passes()",
+        "import onnxopt._native, onnxopt.pipeline, onnxopt.runtime.evaluate, onnxruntime; onnxopt.pipeline.describe_passes()",
         "onnxopt.optimize(source, target)",
     ),
     "onnxruntime": (
