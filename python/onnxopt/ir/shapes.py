@@ -379,7 +379,7 @@ class ShapeEnv:
         if known is None:
             if isinstance(value.type, TensorType):
                 self._shapes[value] = self.declared_dims(value.shape, is_input=False)
-        elif len(known) == len(value.shape) and any(dims.is_fresh(dim) for dim in known):
+        elif any(dim.__class__ is not int and dims.is_fresh(dim) for dim in known) and len(known) == len(value.shape):
             declared = self.declared_dims(value.shape, is_input=False)
             self._shapes[value] = tuple(
                 theirs if dims.is_fresh(own) and dims.is_plain(theirs) else own

@@ -254,7 +254,7 @@ def _constant_of_shape(env: ShapeEnv, node: Node) -> None:
     attr = node.attributes.get("value")
     dtype, fill = DataType.FLOAT, None
     if attr is not None and not attr.is_ref() and attr.type == AttributeType.TENSOR:
-        tensor = attr.as_tensor()
+        tensor = attr.value  # `as_tensor` would check a protocol's every member
         dtype = tensor.dtype
         if dtype in (DataType.INT64, DataType.INT32, DataType.BOOL) and tensor.size == 1:
             fill = int(tensor.numpy().reshape(-1)[0])
