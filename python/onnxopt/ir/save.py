@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import onnx
 import onnx_ir
-from onnx_ir import ExternalTensor, Model, TensorProtocol, Value, serde
+from onnx_ir import ExternalTensor, Model, TensorProtocol, serde
 
 from onnxopt.errors import ModelError, OptionError
 from onnxopt.ir import unsupported, wire
@@ -61,8 +60,9 @@ def save(model: Model, path: str | os.PathLike[str], *, external_data: str | Non
         raise OptionError(f"The folder '{target.parent}' of the output does not exist.")
     _refuse_overwriting(model, target)
     _remove_stale(target)
-    with without_collector(), _placeholders(model, mode, target) as large:
-        proto = _skeleton(model)
+    large, entries = _elsewhere(model, mode, target)
+    with without_collector():
+        proto = _skeleton(model, entries)
     _Writer(target, proto, large).write(_external(mode, large))
 
 
@@ -92,8 +92,7 @@ def rebuild(model: Model, convert: Callable[[onnx.ModelProto], onnx.ModelProto])
     Raises:
         ModelError: the function fails, or makes something that is no model.
     """
-    with _placeholders(model, "inside", None) as large:
-        proto = _skeleton(model)
+    proto, large = skeleton(model)
     try:
         converted = serde.deserialize_model(convert(proto))
     except Exception as error:
@@ -123,13 +122,13 @@ def as_kind_of(source: Any, model: Model) -> Any:
 # --- the protobuf without its weights ------------------------------------------------------------------------------
 def skeleton(model: Model) -> tuple[onnx.ModelProto, dict[str, TensorProtocol]]:
     """The model as a protobuf whose large initializers have no bytes, and those tensors by name."""
-    with _placeholders(model, "inside", None) as large:
-        return _skeleton(model), large
+    large, entries = _elsewhere(model, "inside", None)
+    return _skeleton(model, entries), large
 
 
-def _skeleton(model: Model) -> onnx.ModelProto:
+def _skeleton(model: Model, entries: Mapping[str, bytes]) -> onnx.ModelProto:
     try:
-        proto = serialize(model)
+        proto = serialize(model, entries)
     except Exception as error:
         raise ModelError(f"The model cannot be written: {type(error).__name__}: {error}") from error
     proto.training_info.extend(model.meta.get(TRAINING_KEY) or [])
@@ -145,51 +144,33 @@ def _tensors(model: Model) -> Iterator[TensorProtocol]:
                 yield value.const_value
 
 
-@contextlib.contextmanager
-def _placeholders(model: Model, mode: str, target: Path | None) -> Iterator[dict[str, TensorProtocol]]:
-    """While inside, large initializers of the main graph stand for no bytes; yields those tensors by name."""
+def _elsewhere(model: Model, mode: str, target: Path | None) -> tuple[dict[str, TensorProtocol], dict[str, bytes]]:
+    """The large initializers of the main graph whose bytes the file gets behind the rest, and for these and those that it refers to,
+    by name, the fields that say where their bytes lie."""
     large: dict[str, TensorProtocol] = {}
-    restore: list[tuple[Value, TensorProtocol]] = []
-    try:
-        for name, value in model.graph.initializers.data.items():
-            tensor = value.const_value
-            if tensor is None or tensor.dtype == onnx_ir.DataType.STRING:
-                continue
-            external = is_external(tensor)
-            if not external and tensor.nbytes < wire.LARGE_BYTES:
-                continue
-            if mode == "reference" and external and tensor.location != wire.INSIDE:  # type: ignore[attr-defined]
-                stand_in = _reference(tensor, target)  # type: ignore[arg-type]
-            else:
-                large[name] = tensor
-                shape = onnx_ir.Shape(tensor.shape.numpy())
-                stand_in = ExternalTensor(wire.INSIDE, 0, 0, tensor.dtype, shape=shape, name=name)
-                stand_in.doc_string = tensor.doc_string
-                stand_in.metadata_props.update(tensor.metadata_props)
-            restore.append((value, tensor))
-            value.const_value = stand_in
-        yield large
-    finally:
-        for value, tensor in restore:
-            value.const_value = tensor
+    entries: dict[str, bytes] = {}
+    for name, value in model.graph.initializers.data.items():
+        tensor = value.const_value
+        if tensor is None or tensor.dtype == onnx_ir.DataType.STRING:
+            continue
+        external = is_external(tensor)
+        if not external and tensor.nbytes < wire.LARGE_BYTES:
+            continue
+        if mode == "reference" and external and tensor.location != wire.INSIDE:  # type: ignore[attr-defined]
+            entries[name] = _reference(tensor, target)  # type: ignore[arg-type]
+        else:
+            large[name] = tensor
+            entries[name] = wire.external_entries(wire.INSIDE, 0, 0)
+    return large, entries
 
 
-def _reference(tensor: ExternalTensor, target: Path | None) -> ExternalTensor:
+def _reference(tensor: ExternalTensor, target: Path | None) -> bytes:
     assert target is not None
     data = Path(os.path.realpath(tensor.path))
     folder = Path(os.path.realpath(target.parent))
     if not data.is_relative_to(folder):
         raise OptionError(f"The output in '{folder}' cannot refer to '{data}', which lies outside of its folder.")
-    location = str(data.relative_to(folder))
-    return ExternalTensor(
-        location,
-        tensor.offset,
-        tensor.nbytes,
-        tensor.dtype,
-        shape=tensor.shape,
-        name=tensor.name or "",
-        base_dir=folder,
-    )
+    return wire.external_entries(str(data.relative_to(folder)), tensor.offset or 0, tensor.nbytes)
 
 
 def _external(mode: str, large: dict[str, TensorProtocol]) -> bool:

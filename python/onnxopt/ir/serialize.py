@@ -25,16 +25,21 @@ from onnxopt.ir.mapped import is_external
 from onnxopt.ir.protos import ProtoTensor
 
 
-def serialize(model: Model) -> onnx.ModelProto:
+def serialize(model: Model, elsewhere: Mapping[str, bytes] | None = None) -> onnx.ModelProto:
     """The protobuf of a model. Type and shape of an initializer of the main graph are those of its tensor, and not written again.
+
+    Args:
+        model: what is written; it is not changed.
+        elsewhere: by the names of initializers of the main graph, the fields that stand for their bytes.
 
     Raises:
         serde.SerdeError: a part of the model cannot be written.
     """
     proto = serde.serialize_model(_shell(model))
-    _Writer(model.ir_version).graph(proto.graph, model.graph, is_main=True)
+    writer = _Writer(model.ir_version)
+    writer.graph(proto.graph, model.graph, {} if elsewhere is None else elsewhere)
     for function in model.functions.values():
-        _Writer(model.ir_version).function(proto.functions.add(), function)
+        writer.function(proto.functions.add(), function)
         if model.ir_version < serde._FUNCTION_VALUE_INFO_SUPPORTED_VERSION:
             serde._serialize_experimental_value_info_for_function_ir9_into(proto.graph, function)
     return proto
@@ -61,7 +66,8 @@ class _Writer:
     def __init__(self, ir_version: int) -> None:
         self._ir_version = ir_version
 
-    def graph(self, proto: onnx.GraphProto, graph: Graph, *, is_main: bool = False) -> None:
+    def graph(self, proto: onnx.GraphProto, graph: Graph, elsewhere: Mapping[str, bytes] | None = None) -> None:
+        """A subgraph, or with `elsewhere` the main graph."""
         _document(proto, graph)
         if graph.name:
             proto.name = graph.name
@@ -73,12 +79,9 @@ class _Writer:
                 _annotate(proto, value)
         for value in graph.initializers.data.values():
             _annotate(proto, value)
-            if value.name not in names and not (is_main and _says_nothing_else(value)):
+            if value.name not in names and (elsewhere is None or not _says_nothing_else(value)):
                 self._info(proto, value)
-            tensor = value.const_value
-            if tensor is not None:
-                tensor.name = value.name
-                _write_tensor(proto.initializer.add(), tensor if is_main else _in_memory(tensor))
+            self._initializer(proto, value, elsewhere)
         for node in graph:
             self._node(proto.node.add(), node)
             for value in node.outputs:
@@ -88,6 +91,21 @@ class _Writer:
         for value in graph.outputs:
             self._value(proto.output.add(), value)
             _annotate(proto, value)
+
+    def _initializer(self, proto: onnx.GraphProto, value: Value, elsewhere: Mapping[str, bytes] | None) -> None:
+        tensor, name = value.const_value, value.name
+        if tensor is None or name is None:
+            return
+        one = proto.initializer.add()
+        if elsewhere is None:
+            tensor = _in_memory(tensor)
+        elif name in elsewhere:
+            _write_header(one, tensor)
+            one.name = name
+            one.MergeFromString(elsewhere[name])
+            return
+        tensor.name = name
+        _write_tensor(one, tensor)
 
     def function(self, proto: onnx.FunctionProto, function: Function) -> None:
         _document(proto, function)
@@ -197,15 +215,22 @@ def _in_memory(tensor: TensorProtocol) -> TensorProtocol:
     return Tensor(tensor.numpy(), dtype=tensor.dtype, shape=tensor.shape, name=tensor.name)  # type: ignore[arg-type]
 
 
+def _write_header(proto: onnx.TensorProto, tensor: TensorProtocol) -> None:
+    """Everything but name and bytes."""
+    proto.data_type = tensor.dtype.value
+    proto.dims.extend(tensor.shape.numpy())
+    if tensor.doc_string:
+        proto.doc_string = tensor.doc_string
+    if tensor.metadata_props:
+        serde._serialize_metadata_props_into(proto.metadata_props, tensor.metadata_props)
+
+
 def _write_tensor(proto: onnx.TensorProto, tensor: TensorProtocol) -> None:
-    if type(tensor) is Tensor and not tensor.metadata_props:
-        proto.data_type = tensor.dtype.value
-        proto.dims.extend(tensor.shape.numpy())
+    if type(tensor) is Tensor:
+        _write_header(proto, tensor)
         proto.raw_data = tensor.tobytes()
         if tensor.name:
             proto.name = tensor.name
-        if tensor.doc_string:
-            proto.doc_string = tensor.doc_string
     elif type(tensor) is ProtoTensor and tensor.dtype not in _CHECKED:
         proto.CopyFrom(tensor.raw)
         known = {one.key: one.value for one in proto.metadata_props}
