@@ -1,4 +1,4 @@
-"""Constant folding: what can be computed before the model runs is computed once, by onnxruntime, in one batch."""
+"""Constant folding: what can be computed before the model runs is computed once, in one batch."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ STREAMED_BYTES = 1 << 20
 class FoldConstants(Pass):
     """Replace nodes whose inputs are all constant by their results, inside subgraphs too.
 
-    All foldable nodes are found first and evaluated by onnxruntime in one session, of which only the results that others use are kept.
+    All foldable nodes are found first. What moves elements is done by numpy, the rest by onnxruntime in one session, and only the results that
+    others use are kept.
 
     Refused: random ops, ops of other domains, strings, results larger than both their constant inputs and the folding budget (a model must not
     grow), DequantizeLinear, and results that would blow up deliberately compressed weights (INT8 or narrower behind Cast or Mul).

@@ -1,4 +1,4 @@
-"""Evaluating a piece of a graph with onnxruntime: many small constants in one session."""
+"""Evaluating a piece of a graph: what moves elements with numpy, the rest with onnxruntime, many small constants in one session."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import onnx
 from onnxopt import ir
 from onnxopt.errors import RuntimeMissingError
 from onnxopt.runtime.library import import_onnxruntime
+from onnxopt.runtime.moves import moved
 
 MAX_SPLITS = 64
 """Sessions that one failing batch may cost: bisection over 1,000 nodes with a few bad ones stays below it."""
@@ -33,10 +34,10 @@ def evaluate(
     Raises:
         RuntimeMissingError: onnxruntime is missing.
     """
-    batches = [list(nodes)]
-    results: dict[ir.Value, np.ndarray] = {}
+    results = moved(nodes)
+    batches = [[node for node in nodes if node.outputs[0] not in results]]
     sessions = 0
-    missing = set(wanted)
+    missing = set(wanted) - results.keys()
     while batches and sessions < MAX_SPLITS:
         batch = batches.pop()
         outputs = _outputs_of(batch, missing)
@@ -56,7 +57,9 @@ def evaluate(
                 }
             continue
         results.update(found)
-    return {value: array for value, array in results.items() if value in set(wanted)}
+    needed = set(wanted)
+    made = [value for node in nodes for value in node.outputs if value in needed and value in results]
+    return {value: np.array(results[value]) for value in made}
 
 
 def _crosses(value: ir.Value, nodes: Sequence[ir.Node]) -> bool:
