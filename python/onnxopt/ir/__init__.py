@@ -33,7 +33,7 @@ from onnxopt.ir.graphsurgeon import apply_graphsurgeon, from_graphsurgeon, to_gr
 from onnxopt.ir.lazy import ScaledTensor, StreamedTensor, TransposedTensor, can_stream_transpose, is_streamed
 from onnxopt.ir.load import load, load_copy, without_collector
 from onnxopt.ir.mapped import MappedTensor
-from onnxopt.ir.nodes import drop_inputs, make_node, set_input
+from onnxopt.ir.nodes import drop_inputs, make_node, set_input, take_out
 from onnxopt.ir.packed import PANEL, PackedTensor, int4, pack, packed
 from onnxopt.ir.packed_filters import PackedFilters, is_depthwise, pack_filters, packed_filters
 from onnxopt.ir.protos import (
@@ -124,6 +124,7 @@ __all__ = [
     "set_input",
     "small_array",
     "sort_nodes",
+    "take_out",
     "tensor",
     "tensor_of",
     "tensor_to_proto",

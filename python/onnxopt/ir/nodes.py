@@ -93,3 +93,11 @@ def drop_inputs(node: Node) -> None:
         if value is not None:
             del value._uses[_usage(Usage, (node, index))]
     node._inputs = (None,) * len(node._inputs)
+
+
+def take_out(node: Node) -> None:
+    """Remove a node from the graph that holds it."""
+    graph = node._graph
+    assert graph is not None
+    graph._nodes.remove(node)
+    node._graph = None

@@ -387,10 +387,10 @@ class Context:
                 name=unique,
                 const_value=tensor,
                 type=ir.TensorType(tensor.dtype),
-                shape=ir.Shape(tensor.shape.numpy()),
+                shape=tensor.shape,  # type: ignore[arg-type]
             )
             tensor.name = unique
-            self.model.graph.register_initializer(value)
+            self.model.graph.initializers.add(value)
         self.shapes.set_constant(value)
         return value
 

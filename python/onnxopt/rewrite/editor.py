@@ -199,15 +199,14 @@ class Editor:
         touched: dict[ir.Node, None] = {}
         while stack:
             node = stack.pop()
-            graph = node.graph
-            if graph is None or not removable(node):
+            if node.graph is None or not removable(node):
                 continue
             inner = subgraphs(node)
             producers = [value.producer() for value in node.inputs if value is not None]
             if inner:
                 producers += [value.producer() for value in _captured(node)]
             ir.drop_inputs(node)
-            graph.remove(node)
+            ir.take_out(node)
             self.ctx.forget_nodes()
             if inner:
                 _release_subgraphs(node)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxopt import ir
 from onnxopt.ir import constants
-from onnxopt.rewrite.rules import ABSENT, NOT_COMPUTED, Match, Refusal, attribute
+from onnxopt.rewrite.rules import ABSENT, NOT_COMPUTED, Match, Refusal, attribute, kind_of
 
 if TYPE_CHECKING:
     from onnxopt.passes.base import Context
@@ -149,11 +149,18 @@ class Op(Term):
             actual = (*actual, *(None,) * (len(terms) - len(actual)))
         if len(terms) == 2 and node.op_type in COMMUTATIVE:
             mark = _mark(found)
-            if terms[0].match(actual[0], found, trace) and terms[1].match(actual[1], found, trace):
+            if self._match_pair(actual[0], actual[1], found, trace):
                 return True
-            _rewind(found, mark)
-            return terms[0].match(actual[1], found, trace) and terms[1].match(actual[0], found, trace)
+            if len(found.matched) > mark[2] or len(found.values) > len(mark[0]):
+                _rewind(found, mark)
+            return self._match_pair(actual[1], actual[0], found, trace)
         return all(term.match(value, found, trace) for term, value in zip(terms, actual, strict=False))
+
+    def _match_pair(self, first: ir.Value | None, second: ir.Value | None, found: Match, trace: Trace | None) -> bool:
+        terms = self.inputs
+        if trace is None and not (terms[0].may_match(kind_of(first)) and terms[1].may_match(kind_of(second))):
+            return False
+        return terms[0].match(first, found, trace) and terms[1].match(second, found, trace)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
