@@ -320,6 +320,7 @@ class PassManager:
             hook("after", one.name, model, ctx)
         if result.modified:
             ctx.forget_nodes()
+            ctx.forget_graphs()
         after = ctx.sizes() if self.sizes and result.modified else before
         return PassRecord(
             one.name,

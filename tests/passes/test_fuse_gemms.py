@@ -228,12 +228,12 @@ REFUSED: dict[str, tuple[str, dict[str, Array], str]] = {
         {"w": WEIGHTS["w"]},
         "others use the weights 'w' as they are",
     ),
-    "branch": (
-        """g (bool c, float[N,12] x) => (float[N,20] y) {
-            y = If(c) < then_branch = t () => (float[N,20] p) { p = MatMul(x, w) },
-                        else_branch = e () => (float[N,20] q) { q = MatMul(x, v) } > }""",
-        {"w": WEIGHTS["w"], "v": normal(12, 20)},
-        "it is in a branch or body, where rows are few",
+    "loop": (
+        """g (int64 n, bool c, float[3,12] x) => (float[3,12] y) {
+            y = Loop(n, c, x) < body = b (int64 i, bool k, float[3,12] h) => (bool l, float[3,12] p) {
+                l = Identity(k)  p = MatMul(h, w) } > }""",
+        {"w": normal(12, 12)},
+        "it is in a loop's body, where rows are few",
     ),
 }
 
@@ -246,6 +246,26 @@ def test_refuses(case: str) -> None:
     assert not report.patches
     assert op_list(after) == op_list(before)
     assert not sentence or any(sentence in str(miss.refusal) for miss in report.near_misses)
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_branches_that_share_a_matrix_share_its_panels(taken: bool) -> None:
+    before = make(
+        """g (bool c, float[N,12] x) => (float[N,20] y) {
+            y = If(c) < then_branch = t () => (float[N,20] p) { p = MatMul(x, w) },
+                        else_branch = e () => (float[N,20] q) { a = MatMul(x, w)  q = Add(a, b) } > }"""
+    )
+    after, report = run_passes(before, PASS, target="cpu")
+    assert len(report.patches) == 2
+    assert (
+        len({node.input[1] for graph in inner_graphs(after) for node in graph.node if node.op_type == "FusedGemm"}) == 1
+    )
+    feeds = {"c": np.array(taken), "x": normal(5, 12)}
+    assert_same_three_ways(before, after, feeds)
+
+
+def inner_graphs(proto: onnx.ModelProto) -> list[onnx.GraphProto]:
+    return [attr.g for node in proto.graph.node for attr in node.attribute if attr.type == onnx.AttributeProto.GRAPH]
 
 
 def test_refuses_weights_that_a_caller_may_replace() -> None:

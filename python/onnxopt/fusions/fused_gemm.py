@@ -22,8 +22,8 @@ def product(p, x, w):  # type: ignore[no-untyped-def]
     return [p.Add(found, p.const("bias")), found, p.Gemm(x, p.const("w"), p.optional("bias"), as_="product")]
 
 
-def is_product_of_rows(m: Match, *, shared: bool = False) -> bool | Refusal:
-    """Whether a product has a constant matrix and enough rows; `shared`: other products may read the matrix too."""
+def is_product_of_rows(m: Match) -> bool | Refusal:
+    """Whether a product has a constant matrix, which other products may read too, and enough rows."""
     shape, node = m.ctx.shapes.static_shape(m["w"]), m.node("product")
     if m.dtype("x") is not ir.DataType.FLOAT or m.dtype("w") is not ir.DataType.FLOAT:
         return Refusal("the kernel computes float32", culprit=node)
@@ -31,7 +31,7 @@ def is_product_of_rows(m: Match, *, shared: bool = False) -> bool | Refusal:
         return Refusal("it is no product of rows with a matrix", culprit=node)
     if not is_plain(node):
         return Refusal("its left operand is transposed, or it is scaled", culprit=node)
-    return _is_worthwhile(m, node, shape, shared)
+    return _is_worthwhile(m, node, shape)
 
 
 def is_plain(node: ir.Node) -> bool:
@@ -39,13 +39,13 @@ def is_plain(node: ir.Node) -> bool:
     return not attribute(node, "transA", 0) and attribute(node, "alpha", 1.0) == attribute(node, "beta", 1.0) == 1.0
 
 
-def _is_worthwhile(m: Match, node: ir.Node, shape: tuple[int, ...], shared: bool) -> bool | Refusal:
-    if node.graph is not m.ctx.model.graph:
-        return Refusal("it is in a branch or body, where rows are few", culprit=node)
+def _is_worthwhile(m: Match, node: ir.Node, shape: tuple[int, ...]) -> bool | Refusal:
+    if not m.ctx.runs_once(node):
+        return Refusal("it is in a loop's body, where rows are few", culprit=node)
     depth, columns = reversed(shape) if is_transposed(node) else shape
     if depth < MIN_DEPTH or columns < MIN_COLUMNS:
         return Refusal("a matrix of {} is too narrow", shape, culprit=node)
-    if ir.use_count(m["w"]) > 1 and not (shared and _is_read_by_products(m["w"], m.ctx)):
+    if ir.use_count(m["w"]) > 1 and not _is_read_by_products(m["w"], m.ctx):
         return Refusal("others use the weights '{}' as they are", m["w"].name, culprit=m["w"])
     rows = m.ctx.shapes.static_shape(m["x"])
     if rows is not None and math.prod(rows) * columns < m.ctx.target.costs.product_work:
@@ -54,9 +54,9 @@ def _is_worthwhile(m: Match, node: ir.Node, shape: tuple[int, ...], shared: bool
 
 
 def _is_read_by_products(weights: ir.Value, ctx: Context) -> bool:
-    """Whether only products of the main graph read a matrix, so that it goes once they have it in another form."""
+    """Whether only products that no loop repeats read a matrix, so that it goes once they have it in another form."""
     users = all(
-        node.op_type in ("MatMul", "Gemm") and not node.domain and index == 1 and node.graph is ctx.model.graph
+        node.op_type in ("MatMul", "Gemm") and not node.domain and index == 1 and ctx.runs_once(node)
         for node, index in weights.uses()
     )
     return users and not weights.is_graph_output()
@@ -89,7 +89,8 @@ def fuse_gemm(b: Builder, m: Match) -> ir.Value | Refusal:
     depth, columns = reversed(shape) if transposed else shape
     added, bias = split_bias(m, columns)
     name = m["w"].name or "weights"
-    inputs = [m["x"], b.constant(ir.packed(tensor, name, transposed=transposed), name)]
+    form = "packed, transposed" if transposed else "packed"
+    inputs = [m["x"], m.ctx.derived(m["w"], form, lambda: ir.packed(tensor, name, transposed=transposed))]
     if bias is not None:
         inputs.append(bias)
     result = make_node(b, m, op.Variety(depth, columns, biased=bias is not None), inputs)

@@ -27,8 +27,8 @@ def _refuse(m: Match, x: ir.Value) -> Refusal | None:
         m.root.op_type in STANDARD and halves.are_taken(m.ctx, x)
     ):
         return Refusal("the kernel computes float32", culprit=m.root)
-    if m.root.graph is not m.ctx.model.graph:
-        return Refusal("it is in a branch or body, where tensors are small", culprit=m.root)
+    if not m.ctx.runs_once(m.root):
+        return Refusal("it is in a loop's body, where tensors are small", culprit=m.root)
     if m.ctx.shapes.rank(x) in (None, 0):
         return Refusal("the rank of '{}' is unknown", x.name, culprit=x)
     return None

@@ -18,7 +18,7 @@ MIN_DEPTH, MIN_COLUMNS = 32, 16
 
 
 def _is_worthwhile(m: Match) -> bool | Refusal:
-    fits = is_product_of_rows(m, shared=True)
+    fits = is_product_of_rows(m)
     if not fits:
         return fits
     node = m.node("product")

@@ -6,7 +6,7 @@ import abc
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, ClassVar, TypeVar, cast
 
 import numpy as np
@@ -267,6 +267,7 @@ class Context:
         self.editor = Editor(self)
         self.not_foldable: set[ir.Node] = set()
         self._nodes: dict[tuple[str, str], list[tuple[int, ir.Node]]] | None = None
+        self._once: set[ir.Graph] | None = None
         self.refresh()
 
     def refresh(self) -> None:
@@ -279,12 +280,26 @@ class Context:
         self.shapes = ir.ShapeEnv(self.model, self.options.dims)
         self.shapes.infer_model()
         self._constants: dict[tuple[object, ...], ir.Value] = {}
+        self._derived: dict[tuple[ir.Value, str], ir.Value] = {}
         self._bytes: dict[int, tuple[ir.TensorProtocol, int]] = {}
         self.forget_nodes()
+        self.forget_graphs()
 
     def graphs(self) -> list[ir.Graph]:
         """The main graph and all graphs inside its nodes."""
         return list(ir.walk_graphs(self.model.graph)) if self.has_subgraphs else [self.model.graph]
+
+    def graphs_run_once(self) -> list[ir.Graph]:
+        """The main graph and the branches of Ifs, but for what loops repeat."""
+        return list(_run_once(self.model.graph)) if self.has_subgraphs else [self.model.graph]
+
+    def runs_once(self, node: ir.Node) -> bool:
+        """Whether a node runs at most once: it is in no body of a loop and in no function."""
+        if node.graph is self.model.graph or not self.has_subgraphs:
+            return node.graph is self.model.graph
+        if self._once is None:
+            self._once = set(self.graphs_run_once())
+        return node.graph in self._once
 
     def walk(self) -> Iterator[ir.Node]:
         """All nodes of the model in order, those of subgraphs behind the node that holds them."""
@@ -311,6 +326,10 @@ class Context:
     def forget_nodes(self) -> None:
         """Nodes came or went: what is filed of them is collected anew when it is asked for."""
         self._nodes = None
+
+    def forget_graphs(self) -> None:
+        """Branches came or went, as they do between passes."""
+        self._once = None
 
     def sizes(self) -> tuple[int, int]:
         """How many nodes the model has, subgraphs included, and how many bytes of weights."""
@@ -372,6 +391,13 @@ class Context:
             self._constants[key] = value
         return value
 
+    def derived(self, source: ir.Value, form: str, make: Callable[[], ir.TensorProtocol]) -> ir.Value:
+        """An initializer that is made of a constant: one for each `form` of it, whoever asks."""
+        known = self._derived.get((source, form))
+        if known is None or not known.is_initializer():
+            known = self._derived[source, form] = self.constant(make(), source.name or "weights")
+        return known
+
     def _new_constant(
         self, tensor: ir.TensorProtocol, name: str, anchor: ir.Node | None, owner: ir.Function | None
     ) -> ir.Value:
@@ -393,6 +419,14 @@ class Context:
             self.model.graph.initializers.add(value)
         self.shapes.set_constant(value)
         return value
+
+
+def _run_once(graph: ir.Graph) -> Iterator[ir.Graph]:
+    yield graph
+    for node in graph:
+        if node.op_type == "If" and not node.domain:
+            for branch in ir.inner_graphs(node):
+                yield from _run_once(branch)
 
 
 def function_of(node: ir.Node, model: ir.Model) -> ir.Function | None:

@@ -14,7 +14,7 @@ class FuseGemms(RulePass):
     DequantizeLinear makes of int8 or int4 stays integers, with a scale for each column or block of a column.
 
     Refused: element types other than float32, transposed or scaled operands, weights that others use too, biases that are no
-    vector of the columns, small products, and those inside branches and loops. Of integers: those that are not around zero, scales of
+    vector of the columns, small products, and those inside loops. Of integers: those that are not around zero, scales of
     rows, and blocks before opset 21.
     """
 

@@ -11,7 +11,7 @@ class FuseNorms(RulePass):
     """Turn layer, RMS, group and instance normalizations, also written out ones, into FusedNorm nodes.
 
     Refused: element types other than float32, means over other axes than the last ones, scales and biases of other shapes than the
-    normalized axes, small tensors, and nodes inside branches and loops.
+    normalized axes, small tensors, and nodes inside loops.
     """
 
     name = "fuse_norms"

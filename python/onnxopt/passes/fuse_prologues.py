@@ -20,12 +20,16 @@ class FusePrologues(Pass):
     phase = "fuse"
 
     def run(self, model: ir.Model, ctx: Context) -> PassResult:
-        hosts = [node for node in model.graph if prologue.takes_prologue(node, ctx)]
-        patches = sum(self._fuse(host, ctx) for host in hosts)
-        if patches:
-            # The node stands where its op stood; what used the kept result may stand before that.
-            ir.sort_nodes(model.graph)
+        patches = sum(self._fuse_graph(graph, ctx) for graph in ctx.graphs_run_once())
         return PassResult(patches > 0, patches)
+
+    def _fuse_graph(self, graph: ir.Graph, ctx: Context) -> int:
+        hosts = [node for node in graph if prologue.takes_prologue(node, ctx)]
+        fused = sum(self._fuse(host, ctx) for host in hosts)
+        if fused:
+            # The node stands where its op stood; what used the kept result may stand before that.
+            ir.sort_nodes(graph)
+        return fused
 
     def _fuse(self, host: ir.Node, ctx: Context) -> bool:
         built = prologue.build(host, ctx)

@@ -11,7 +11,7 @@ from onnxopt.rewrite.rules import RuleSet
 class FuseSoftmax(RulePass):
     """Turn Softmax and LogSoftmax into FusedSoftmax nodes, which `fuse_prologues` and `fuse_epilogues` extend.
 
-    Refused: element types other than float32, nodes inside branches and loops, several axes (before opset 13), and the last axis with
+    Refused: element types other than float32, nodes inside loops, several axes (before opset 13), and the last axis with
     nothing element-wise next to it, which onnxruntime computes as fast.
     """
 

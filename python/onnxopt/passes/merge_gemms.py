@@ -27,23 +27,27 @@ class MergeGemms(Pass):
     phase = "fuse"
 
     def run(self, model: ir.Model, ctx: Context) -> PassResult:
+        patches = sum(self._merge_graph(graph, ctx) for graph in ctx.graphs_run_once())
+        return PassResult(patches > 0, patches)
+
+    def rule_names(self) -> list[str]:
+        return ["merge_gated_pair", "merge_projections"]
+
+    def _merge_graph(self, graph: ir.Graph, ctx: Context) -> int:
         patches = 0
-        for node in list(model.graph):
+        for node in list(graph):
             if _is_gemm(node) and "epilogue" in node.attributes:
                 patches += self._merge_into_epilogue(node, ctx)
         siblings: dict[tuple[object, ...], list[ir.Node]] = defaultdict(list)
-        for node in model.graph:
+        for node in graph:
             if _is_gemm(node) and "epilogue" not in node.attributes and _products(node) == 1:
                 siblings[node.inputs[0], *_kind(node)].append(node)
         for nodes in siblings.values():
             for start in range(0, len(nodes) - 1, op.MAX_PRODUCTS):
                 patches += self._merge_siblings(nodes[start : start + op.MAX_PRODUCTS], ctx)
         if patches:
-            ir.sort_nodes(model.graph)
-        return PassResult(patches > 0, patches)
-
-    def rule_names(self) -> list[str]:
-        return ["merge_gated_pair", "merge_projections"]
+            ir.sort_nodes(graph)
+        return patches
 
     def _merge_into_epilogue(self, node: ir.Node, ctx: Context) -> int:
         merged = 0

@@ -36,7 +36,7 @@ class SplitProducts(Pass):
     def run(self, model: ir.Model, ctx: Context) -> PassResult:
         patches = 0
         for node in ctx.nodes_of([("", "Split")]):
-            built = _build(node, ctx) if node.graph is model.graph else None
+            built = _build(node, ctx) if ctx.runs_once(node) else None
             if isinstance(built, Refusal):
                 ctx.log.refused(RULE, node, built, 1)
             elif built is not None and ctx.editor.apply(built, unused=[node]):
