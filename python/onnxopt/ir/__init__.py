@@ -28,6 +28,7 @@ from onnx_ir import (
 )
 
 from onnxopt.ir.constants import SMALL_ELEMENTS, constant, integers, scalar, small_array, use_count
+from onnxopt.ir.equations import read_equation
 from onnxopt.ir.fingerprint import fingerprint
 from onnxopt.ir.graphsurgeon import apply_graphsurgeon, from_graphsurgeon, to_graphsurgeon
 from onnxopt.ir.lazy import ScaledTensor, StreamedTensor, TransposedTensor, can_stream_transpose, is_streamed
@@ -118,6 +119,7 @@ __all__ = [
     "pack_filters",
     "packed",
     "packed_filters",
+    "read_equation",
     "rebuild",
     "save",
     "scalar",

@@ -166,7 +166,7 @@ def floordiv(a: Dim, b: Dim) -> Dim:
         return a // b if b else _atom("floor", a, b)
     if b == 1:
         return a
-    exact = _exact_quotient(a, b)
+    exact = exact_quotient(a, b)
     return exact if exact is not None else _atom("floor", a, b)
 
 
@@ -174,17 +174,35 @@ def mod(a: Dim, b: Dim) -> Dim:
     """The remainder of `floordiv`."""
     if isinstance(a, int) and isinstance(b, int):
         return a % b if b else _atom("mod", a, b)
-    return 0 if b == 1 or _exact_quotient(a, b) is not None else _atom("mod", a, b)
+    return 0 if b == 1 or exact_quotient(a, b) is not None else _atom("mod", a, b)
 
 
-def _exact_quotient(a: Dim, b: Dim) -> Dim | None:
-    """`a / b` where every term of `a` is divisible by the single term `b`."""
+def exact_quotient(a: Dim, b: Dim) -> Dim | None:
+    """`a / b` where `a` is a product of `b` and another dim, None where that cannot be told. `b` is taken to be positive."""
+    if isinstance(a, int) and isinstance(b, int):
+        return a // b if b and a % b == 0 else None
+    if a == b:
+        return 1
     divisor = _terms(b)
-    if len(divisor) != 1:
-        return 1 if a == b else None
-    below, factor = divisor[0]
+    if len(divisor) == 1:
+        return _over_term(_terms(a), divisor[0])
+    # Division of polynomials, leading term by leading term.
+    quotient, rest = 0, a  # type: Dim, Dim
+    for _ in _terms(a):
+        step = _over_term(_terms(rest)[:1], divisor[0]) if divisor else None
+        if step is None:
+            return None
+        quotient, rest = quotient + step, rest - step * b
+        if rest == 0:
+            return quotient
+    return None
+
+
+def _over_term(terms: tuple[tuple[tuple[Atom, ...], int], ...], divisor: tuple[tuple[Atom, ...], int]) -> Dim | None:
+    """The sum of `terms`, each of which the single term divides, over it."""
+    below, factor = divisor
     quotient: dict[tuple[Atom, ...], int] = {}
-    for monomial, coefficient in _terms(a):
+    for monomial, coefficient in terms:
         rest = list(monomial)
         for atom in below:
             if atom not in rest:

@@ -99,9 +99,3 @@ def _broadcast_dim(env: ShapeEnv, sizes: list[Dim]) -> Dim:
     # Of a size and the minimum of it and another, either both are the same or the minimum is 1.
     whole = [size for size in different if all(one is size or size in dims.limits(one) for one in different)]
     return whole[0] if whole else dims.fresh()
-
-
-def schema_fallback(env: ShapeEnv, node: Node) -> None:
-    from onnxopt.ir import schema_inference
-
-    schema_inference.infer(env, node)

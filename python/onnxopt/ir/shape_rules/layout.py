@@ -8,7 +8,7 @@ import numpy as np
 from onnx_ir import AttributeType, DataType, Node
 
 from onnxopt.ir import dims
-from onnxopt.ir.dims import Dim, Expr
+from onnxopt.ir.dims import Dim
 from onnxopt.ir.shape_rules.base import (
     attribute,
     broadcast,
@@ -174,14 +174,8 @@ def _remaining(shape: Shape | None, others: list[Dim]) -> Dim:
     if isinstance(total, int) and isinstance(taken, int):
         return total // taken if taken else dims.fresh()
     # Dims that stand on both sides cancel, so that N*S*768 over N*768 is S.
-    quotient = dims.floordiv(total, taken)
-    return quotient if not _has_floor(quotient) else dims.fresh()
-
-
-def _has_floor(dim: Dim) -> bool:
-    return isinstance(dim, Expr) and any(
-        not isinstance(atom, str) and atom[0] == "floor" for monomial, _ in dim.terms for atom in monomial
-    )
+    quotient = dims.exact_quotient(total, taken)
+    return dims.fresh() if quotient is None else quotient
 
 
 @on("Flatten")

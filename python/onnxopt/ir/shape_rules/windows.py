@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from onnx_ir import DataType, Node
 
-from onnxopt.ir import constants, dims
+from onnxopt.ir import constants, dims, schema_inference
 from onnxopt.ir.dims import Dim
+from onnxopt.ir.equations import read_equation
 from onnxopt.ir.shape_rules.base import (
     attribute,
     broadcast,
@@ -17,7 +18,6 @@ from onnxopt.ir.shape_rules.base import (
     integer,
     integers,
     on,
-    schema_fallback,
     shape_at,
     unknown,
 )
@@ -27,6 +27,41 @@ from onnxopt.ir.shapes import Shape, ShapeEnv
 @on("MatMul")
 def _matmul(env: ShapeEnv, node: Node) -> None:
     env.set(node.outputs[0], dtype_at(env, node), _matmul_shape(env, shape_at(env, node, 0), shape_at(env, node, 1)))
+
+
+@on("Einsum")
+def _einsum(env: ShapeEnv, node: Node) -> None:
+    shapes = [shape_at(env, node, index) for index in range(len(node.inputs))]
+    equation = attribute(node, "equation", "")
+    read = read_equation(str(equation), [None if shape is None else len(shape) for shape in shapes])
+    if read is None:
+        return schema_inference.infer(env, node)
+    sizes: dict[str, list[Shape]] = {}
+    for letters, shape in zip(read[0], shapes, strict=True):
+        for letter, size in zip(letters, shape or (), strict=True):
+            sizes.setdefault(letter, []).append((size,))
+    return env.set(node.outputs[0], dtype_at(env, node), tuple(broadcast(env, sizes[letter])[0] for letter in read[1]))
+
+
+@on("Attention")
+def _attention(env: ShapeEnv, node: Node) -> None:
+    q, k, v = (shape_at(env, node, index) for index in range(3))
+    heads, kv_heads = (integer(node, f"{one}_num_heads", 0) for one in ("q", "kv"))
+    result: Shape | None = None
+    if q is not None and k is not None and v is not None and len(q) == 3 and heads and kv_heads:
+        columns = dims.floordiv(v[2], kv_heads)
+        result = (*q[:2], columns * heads)
+        q = (q[0], heads, *q[1:])
+        k, v = ((one[0], kv_heads, one[1], dims.floordiv(one[2], kv_heads)) for one in (k, v))
+    elif q is not None and v is not None and len(q) == len(v) == 4:
+        result = (*q[:3], v[3])
+    past, dtype = shape_at(env, node, 4), dtype_at(env, node)
+    earlier = past[2] if past is not None and len(past) == 4 else 0 if input_at(node, 4) is None else dims.fresh()
+    known = q is not None and k is not None and v is not None and len(q) == len(k) == len(v) == 4
+    presents = [(*one[:2], earlier + one[2], one[3]) if known and one else None for one in (k, v)]
+    scores = (*q[:3], presents[0][2]) if known and q and presents[0] else None
+    for output, shape in zip(node.outputs, (result, *presents, scores), strict=False):
+        env.set(output, dtype, shape)
 
 
 @on(contrib=["FusedMatMul"])
@@ -137,7 +172,7 @@ def _global_pool(env: ShapeEnv, node: Node) -> None:
 def _conv_transpose(env: ShapeEnv, node: Node) -> None:
     data, weight = shape_at(env, node, 0), shape_at(env, node, 1)
     if data is None or weight is None or len(data) < 3 or "output_shape" in node.attributes:
-        return schema_fallback(env, node)
+        return schema_inference.infer(env, node)
     spatial = len(data) - 2
     strides = integers(node, "strides") or (1,) * spatial
     dilations = integers(node, "dilations") or (1,) * spatial

@@ -1,0 +1,35 @@
+"""Arithmetic of symbolic dims."""
+
+from __future__ import annotations
+
+import pytest
+
+from onnxopt.ir import dims
+from onnxopt.ir.dims import Dim
+
+N, S, P = map(dims.symbol, "NSP")
+HALF = dims.floordiv(S, 2)
+
+QUOTIENTS: list[tuple[Dim, Dim, Dim]] = [
+    (12, 4, 3),
+    (N * S * 768, N * 768, S),
+    (N * (S + 197) * 768, N * (S + 197) * 64, 12),
+    (N * (S + 197) * 768, (S + 197) * 64, N * 12),
+    ((N + 1) * (S + P) * 12, (S + P) * 4, N * 3 + 3),
+    ((HALF + 1) * 768, (HALF + 1) * 64, 12),
+    (N * N - 1, N - 1, N + 1),
+]
+
+
+@pytest.mark.parametrize(("a", "b", "expected"), QUOTIENTS)
+def test_exact_quotient(a: Dim, b: Dim, expected: Dim) -> None:
+    assert dims.exact_quotient(a, b) == expected == dims.floordiv(a, b)
+    assert dims.mod(a, b) == 0
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [(12, 5), (12, 0), (N * S, 0), (N * (S + 1), N * (S + 2)), (N * S + 1, N), (N * (S + 7) * 3, (S + 7) * 2)],
+)
+def test_no_exact_quotient(a: Dim, b: Dim) -> None:
+    assert dims.exact_quotient(a, b) is None
