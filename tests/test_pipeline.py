@@ -172,6 +172,24 @@ def test_rounds_go_on_until_nothing_changes(changes: int, monkeypatch: pytest.Mo
     assert not report.warnings
 
 
+def test_rounds_go_on_while_each_leaves_fewer_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers whose padding is computed, in floats, from the size of what the one before makes: each round folds another one."""
+    layers = MAX_ROUNDS + 4
+    text = "".join(
+        f"""s{i} = Shape(x{i})  l{i} = Gather(s{i}, last)  f{i} = Cast<to = 1>(l{i})  d{i} = Div(f{i}, two)  c{i} = Ceil(d{i})
+        m{i} = Mul(c{i}, two)  w{i} = Cast<to = 7>(m{i})  e{i} = Sub(w{i}, l{i})  n{i} = Concat<axis = 0>(none, e{i})
+        p{i} = Pad(x{i}, n{i})  x{i + 1} = MaxPool<kernel_shape = [2], strides = [1]>(p{i})
+        """
+        for i in range(layers)
+    )
+    arrays = {"last": np.array([2]), "two": np.array([2], np.float32), "none": np.zeros(5, np.int64)}
+    proto = helpers.model(f"g (float[1,1,64] x0) => (float[1,1,?] x{layers}) {{ {text} }}", **arrays)
+    reports: list[Report] = []
+    after = optimize(proto, target="generic", report=reports.append)
+    assert not reports[0].warnings and {"Cast", "Ceil", "Shape"}.isdisjoint(helpers.ops(after))
+    helpers.assert_same(proto, after, {"x0": np.random.default_rng(0).standard_normal((1, 1, 64)).astype(np.float32)})
+
+
 def test_a_pass_that_never_settles_is_stopped_and_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
     own = Recording(1000)
     report = with_in_pipeline(monkeypatch, own).run(ir.load(model()))
