@@ -56,6 +56,7 @@ PHASES: Mapping[str, tuple[str, ...]] = {
         "simplify_sequences",
         "merge_branches",
         "select_instead_of_branches",
+        "write_out_einsums",
         "simplify_casts",
         "simplify_reshapes",
         "simplify_slices",
