@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import transformers as hf
 from torch import nn
 
-from corpus_cases.cases import Function, booleans, case, floats, half_floats, integers
+from corpus_cases.cases import Function, Input, booleans, case, floats, half_floats, integers
 
 TINY = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 """Sizes of models of the BERT and LLaMA families."""
@@ -642,6 +642,81 @@ def bart(kind: str) -> Any:
 
 both("bart_encoder", "ts17 dyn18", "transformers BartEncoder", bart)
 
+
+# --- positions in the scores ---------------------------------------------------------------------------------------------
+@case("attention_xlnet", "ts17", "transformers XLNetModel, relative positions, einsums")
+def xlnet() -> Any:
+    config = hf.XLNetConfig(vocab_size=32, d_model=16, n_layer=1, n_head=2, d_inner=32)
+    return Call(hf.XLNetModel(config), "input_ids attention_mask"), masked()
+
+
+@case(
+    "attention_wavlm",
+    "ts17 dyn18",
+    "WavLMAttention of transformers: gated relative positions, a mask for each head of each sample",
+)
+def wavlm() -> Any:
+    from transformers.models.wavlm.modeling_wavlm import WavLMAttention
+
+    layer = WavLMAttention(16, 2, num_buckets=8, max_distance=16)
+    return Function(lambda x: layer(x)[0], layer=layer), {"x": floats("N S 16")}
+
+
+@case(
+    "attention_speecht5",
+    "ts17 dyn18",
+    "SpeechT5Attention of transformers: torch.bmm, relative keys as a part of the scores",
+)
+def speecht5() -> Any:
+    from transformers.models.speecht5.modeling_speecht5 import SpeechT5Attention
+
+    layer = SpeechT5Attention(16, 2)
+    return Function(lambda x, bias: layer(x, position_bias=bias)[0], layer=layer), {
+        "x": floats("N S 16"),
+        "bias": floats("S S 8"),
+    }
+
+
+CONFORMER = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 32}
+
+
+@case("attention_wav2vec2_bert", "ts17 dyn18", "Wav2Vec2BertSelfAttention of transformers: relative keys by an einsum")
+def wav2vec2_bert() -> Any:
+    from transformers.models.wav2vec2_bert.modeling_wav2vec2_bert import Wav2Vec2BertSelfAttention
+
+    config = hf.Wav2Vec2BertConfig(**CONFORMER, left_max_position_embeddings=4, right_max_position_embeddings=2)
+    layer = Wav2Vec2BertSelfAttention(config)
+    return Function(lambda x: layer(x)[0], layer=layer), {"x": floats("N S 16")}
+
+
+@case(
+    "attention_conformer",
+    "ts17 dyn18",
+    "Wav2Vec2ConformerSelfAttention of transformers: relative positions as in Transformer-XL",
+)
+def conformer() -> Any:
+    from transformers.models.wav2vec2_conformer import modeling_wav2vec2_conformer as conformer
+
+    config = hf.Wav2Vec2ConformerConfig(**CONFORMER, position_embeddings_type="relative", max_source_positions=16)
+    layer = conformer.Wav2Vec2ConformerSelfAttention(config)
+    positions = conformer.Wav2Vec2ConformerRelPositionalEmbedding(config)
+    run = Function(lambda x: layer(x, relative_position_embeddings=positions(x))[0], layer=layer, positions=positions)
+    return run, {"x": floats("N S 16")}
+
+
+@case(
+    "attention_sam",
+    "ts17s dyn18s",
+    "SamVisionAttention of transformers: relative positions along rows and columns by einsums",
+)
+def sam() -> Any:
+    from transformers.models.sam.modeling_sam import SamVisionAttention
+
+    config = hf.SamVisionConfig(hidden_size=16, num_attention_heads=2, image_size=64, patch_size=16)
+    layer = SamVisionAttention(config, window_size=4)
+    return Function(lambda x: layer(x)[0], layer=layer), {"x": Input(torch.randn(2, 4, 4, 16), (2, 4, 4, 16))}
+
+
 # --- decoders of transformers -------------------------------------------------------------------------------------------
 GROUPED = TINY | {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 32}
 """Four heads of eight that share two heads of keys and values."""
@@ -655,6 +730,7 @@ DECODERS: dict[str, tuple[str, Any, Any, dict[str, Any], str]] = {
     "phi3": ("Phi3Model, merged q, k, v and merged gate and up", hf.Phi3Config, hf.Phi3Model, GROUPED | {"pad_token_id": 0}, "ts17 dyn18"),
     "phi": ("PhiModel, rotary over half of the head size", hf.PhiConfig, hf.PhiModel, GROUPED, "ts17 dyn18"),
     "gpt_neox": ("GPTNeoXModel, merged q, k, v by head, partial rotary", hf.GPTNeoXConfig, hf.GPTNeoXModel, TINY | {"max_position_embeddings": 32}, "ts17 dyn18"),
+    "stablelm": ("StableLmModel, rotary over a quarter of the head size", hf.StableLmConfig, hf.StableLmModel, GROUPED | {"hidden_size": 64}, "ts17"),
     "gptj": ("GPTJModel, interleaved rotary", hf.GPTJConfig, hf.GPTJModel, {"vocab_size": 32, "n_embd": 16, "n_layer": 1, "n_head": 2, "rotary_dim": 4, "n_inner": 32, "n_positions": 16, "bos_token_id": 1, "eos_token_id": 1}, "ts17 dyn18"),
     "gpt2": ("GPT2Model", hf.GPT2Config, hf.GPT2Model, {"vocab_size": 32, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 16, "bos_token_id": 1, "eos_token_id": 1}, "ts14 ts17 ts17s dyn18"),
     "opt": ("OPTModel", hf.OPTConfig, hf.OPTModel, {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "ffn_dim": 32, "max_position_embeddings": 32, "word_embed_proj_dim": 16}, "ts17 dyn18"),

@@ -99,6 +99,15 @@ BETWEEN = {
         "c = Constant<value_float = 0.25>() a = Mul(c, s) b = Add(a, m) p = Softmax<axis = -1>(b)",
         {"m": (2, 1, 1, 7)},
     ),
+    "masked and scaled": (
+        "c = Constant<value_float = 0.25>() a = Add(s, m) b = Mul(a, c) p = Softmax<axis = -1>(b)",
+        {"m": (2, 1, 5, 7)},
+    ),
+    "mask subtracted": ("a = Sub(s, m) p = Softmax<axis = -1>(a)", {"m": (2, 1, 1, 7)}),
+    "mask subtracted and scaled": (
+        "c = Constant<value_float = 4.0>() a = Sub(s, m) b = Add(a, n) d = Div(b, c) p = Softmax<axis = -1>(d)",
+        {"m": (2, 2, 5, 7), "n": (5, 7)},
+    ),
     "capped": (
         "c = Constant<value_float = 3.0>() a = Div(s, c) b = Tanh(a) d = Mul(b, c) p = Softmax<axis = -1>(d)",
         {},
@@ -202,6 +211,68 @@ def test_batch_and_heads_in_one_dim() -> None:
     assert_same(model(text), {"x": normal(3, 5, 16)})
 
 
+JOINED = "q3 = Reshape(q, rows)  k3 = Reshape(k, keys)  v3 = Reshape(v, keys)  kt = Transpose<perm = [0, 2, 1]>(k3)"
+
+
+def joined(scores: str, inputs: str) -> onnx.ModelProto:
+    """Products of three dims, batches and heads in one, around scores of whichever rank; S is 5, T is 7."""
+    shapes = {"rows": [-1, 5, 8], "keys": [-1, 7, 8], "apart": [-1, 2, 5, 7], "together": [-1, 5, 7]}
+    return model(
+        f"""g (float[3,2,5,8] q, float[3,2,7,8] k, float[3,2,7,8] v, {inputs}) => (float[?,5,8] y) {{
+        {JOINED}  s = MatMul(q3, kt)  {scores}  y = MatMul(p, v3) }}""",
+        **{name: np.array(shape) for name, shape in shapes.items()},
+    )
+
+
+WITH_JOINED_HEADS = {
+    "masks of both ranks": (
+        "a = Add(s, n)  r = Reshape(a, apart)  b = Add(r, m)  e = Softmax<axis = -1>(b)  p = Reshape(e, together)",
+        {"m": (3, 1, 5, 7), "n": (6, 1, 7)},
+    ),
+    "mask of joined heads": ("a = Add(s, n)  p = Softmax<axis = -1>(a)", {"n": (6, 5, 7)}),
+    "mask of all heads": ("a = Add(s, n)  p = Softmax<axis = -1>(a)", {"n": (1, 5, 7)}),
+}
+
+
+@pytest.mark.parametrize("case", WITH_JOINED_HEADS)
+def test_masks_of_batch_and_heads_in_one_dim(case: str) -> None:
+    scores, masks = WITH_JOINED_HEADS[case]
+    proto = joined(scores, ", ".join(f"float[{','.join(map(str, shape))}] {name}" for name, shape in masks.items()))
+    assert fused(proto)["heads"] == 2
+    feeds = {name: normal(*shape) for name, shape in masks.items()}
+    assert_same(proto, feeds | {"q": normal(3, 2, 5, 8), "k": normal(3, 2, 7, 8), "v": normal(3, 2, 7, 8)})
+
+
+@pytest.mark.parametrize("mask", ["", "B,1,T,S", "1,2,1,S"])
+def test_keys_times_queries(mask: str) -> None:
+    """Scores are computed as rows of keys, and Softmax runs over these, as tf2onnx writes the einsums of Keras."""
+    declared, between = (f", float[{mask}] m", "a = Add(s, m)") if mask else ("", "a = Identity(s)")
+    text = f"""g (float[B,2,S,8] q, float[B,2,T,8] k, float[B,2,T,6] v{declared}) => (float[B,2,S,6] y) {{
+        qt = Transpose<perm = [0, 1, 3, 2]>(q)  s = MatMul(k, qt)  {between}  p = Softmax<axis = 2>(a)
+        pt = Transpose<perm = [0, 1, 3, 2]>(p)  y = MatMul(pt, v) }}"""
+    proto = run_passes(model(text), "eliminate_noops")[0]
+    assert fused(proto).get("masks", "") == ("add" if mask else "")
+    sizes = {"B": 3, "S": 5, "T": 7}
+    masks = {"m": normal(*(sizes.get(one) or int(one) for one in mask.split(",")))} if mask else {}
+    assert_same(proto, masks | {"q": normal(3, 2, 5, 8), "k": normal(3, 2, 7, 8), "v": normal(3, 2, 7, 6)})
+
+
+def test_scores_and_weights_with_another_axis_of_one() -> None:
+    text = """g (float[B,2,S,8] q, float[B,2,T,8] k, float[B,2,T,6] v) => (float[B,2,S,6] y) {
+        kt = Transpose<perm = [0, 1, 3, 2]>(k)  s = MatMul(q, kt)  u = Unsqueeze(s, axis)  a = Squeeze(u, axis)
+        p = Softmax<axis = 3>(a)  pu = Unsqueeze(p, axis)  w = Transpose<perm = [0, 2, 1, 3, 4]>(pu)
+        pt = Transpose<perm = [0, 2, 1, 3, 4]>(w)  ps = Squeeze(pt, axis)  y = MatMul(ps, v) }"""
+    proto = model(text, axis=np.array([1]))
+    assert_same(proto, operands())
+
+
+def test_masks_of_products_without_heads() -> None:
+    text = """g (float[B,S,8] q, float[B,8,T] k, float[B,T,6] v, float[B,S,T] m) => (float[B,S,6] y) {
+        s = MatMul(q, k)  a = Add(s, m)  p = Softmax<axis = -1>(a)  y = MatMul(p, v) }"""
+    assert fused(model(text))["masks"] == "add"
+    assert_same(model(text), {"q": normal(3, 5, 8), "k": normal(3, 8, 7), "v": normal(3, 7, 6), "m": normal(3, 5, 7)})
+
+
 def test_weights_as_the_right_operand() -> None:
     text = """g (float[B,2,8,S] q, float[B,2,8,T] k, float[B,2,6,T] v) => (float[B,2,6,S] y) {
         qt = Transpose<perm = [0, 1, 3, 2]>(q)
@@ -239,6 +310,58 @@ def test_rotary_embedding_of_shared_heads(signed: bool) -> None:
     assert_same(proto, {"q": normal(2, 4, 5, 8), "k": normal(2, 2, 5, 8), "v": normal(2, 2, 5, 8)} | tables)
 
 
+HALVES = "{x}lo, {x}hi = Split<axis = 3>({x}p, halves)  {x}n = Neg({x}hi)  {x}x = Concat<axis = 3>({x}n, {x}lo)"
+NEIGHBOURS = """{x}hi = Slice({x}p, one, end, last, two)  {x}lo = Slice({x}p, zero, end, last, two)
+    {x}n = Neg({x}hi)  {x}nu = Unsqueeze({x}n, minus)  {x}lu = Unsqueeze({x}lo, minus)
+    {x}st = Concat<axis = -1>({x}nu, {x}lu)  {x}x = Reshape({x}st, flat)"""
+TURN = "{x}c = Mul({x}p, cos)  {x}s = Mul({x}x, sin)  {x}a = Add({x}c, {x}s)"
+PARTS = {
+    "whole": ("{x}p = Identity({x})", "{x}r = Identity({x}a)", 8),
+    "split": ("{x}p, {x}o = Split<axis = 3>({x}, parts)", "{x}r = Concat<axis = -1>({x}a, {x}o)", 4),
+    "sliced": (
+        "{x}p = Slice({x}, zero, four, last)  {x}o = Slice({x}, four, end, last)",
+        "{x}r = Concat<axis = 3>({x}a, {x}o)",
+        4,
+    ),
+}
+
+
+@pytest.mark.parametrize("rows_first", [False, True])
+@pytest.mark.parametrize("crossed", [HALVES, NEIGHBOURS], ids=["halves", "neighbours"])
+@pytest.mark.parametrize("part", PARTS)
+def test_rotary_embedding(part: str, crossed: str, rows_first: bool) -> None:
+    before, after, width = PARTS[part]
+    dims, table, perms = (
+        ("3,5,2", "3,5,1", ("0, 2, 1, 3", "0, 2, 3, 1"))
+        if rows_first
+        else ("3,2,5", "3,1,5", ("0, 1, 2, 3", "0, 1, 3, 2"))
+    )
+    turned = "\n".join(f"{before} {crossed} {TURN} {after}".format(x=x) for x in "qk")
+    text = f"""g (float[{dims},8] q, float[{dims},8] k, float[3,2,5,8] v, float[{table},{width}] cos, float[{table},{width}] sin)
+        => (float[3,2,5,8] y) {{ {turned}
+        qt = Transpose<perm = [{perms[0]}]>(qr)  kt = Transpose<perm = [{perms[1]}]>(kr)
+        s = MatMul(qt, kt)  p = Softmax<axis = -1>(s)  y = MatMul(p, v) }}"""
+    sizes = {"halves": [width // 2] * 2, "parts": [4, 4], "flat": [*map(int, dims.split(",")), width], "end": [1 << 60]}
+    numbers = {"zero": [0], "one": [1], "two": [2], "four": [4], "last": [3], "minus": [-1]}
+    proto = model(text, **{name: np.array(array) for name, array in (sizes | numbers).items()})
+    proto = run_passes(proto, "eliminate_noops")[0]
+    found = fused(proto)
+    assert (found["rotary"], found.get("interleaved", 0)) == ("qk", int(crossed is NEIGHBOURS))
+    shape = tuple(map(int, dims.split(",")))
+    tables = {name: normal(*map(int, table.split(",")), width) for name in ("cos", "sin")}
+    assert_same(proto, {"q": normal(*shape, 8), "k": normal(*shape, 8), "v": normal(3, 2, 5, 8)} | tables)
+
+
+def test_rotation_of_other_columns_stays() -> None:
+    """What is joined behind the rotated columns is not the rest of the same tensor."""
+    text = """g (float[3,2,5,8] q, float[3,2,5,4] o, float[3,2,5,8] k, float[5,4] cos, float[5,4] sin) => (float[3,2,5,8] y) {
+        qp = Slice(q, zero, four, last)  qlo, qhi = Split<axis = 3>(qp, halves)  qn = Neg(qhi)  qx = Concat<axis = 3>(qn, qlo)
+        qc = Mul(qp, cos)  qs = Mul(qx, sin)  qa = Add(qc, qs)  qr = Concat<axis = 3>(qa, o)
+        kt = Transpose<perm = [0, 1, 3, 2]>(k)  s = MatMul(qr, kt)  p = Softmax<axis = -1>(s)  y = MatMul(p, k) }"""
+    arrays = {"zero": [0], "four": [4], "last": [3], "halves": [2, 2]}
+    assert "rotary" not in fused(model(text, **{name: np.array(array) for name, array in arrays.items()}))
+
+
 REFUSED = {
     "weights are an output": (
         core("p = Softmax<axis = -1>(s)", "", ", float[B,2,S,T] p"),
@@ -246,17 +369,31 @@ REFUSED = {
     ),
     "scores are an output": (core("p = Softmax<axis = -1>(s)", "", ", float[B,2,S,T] s"), "others use the scores 's'"),
     "softmax over rows": (core("p = Softmax<axis = 2>(s)"), "not over the keys"),
-    "scaled after the mask": (
+    "capped after the mask": (
         core(
-            "a = Add(s, m) c = Constant<value_float = 2.0>() b = Mul(a, c) p = Softmax<axis = -1>(b)", ", float[S,T] m"
+            """a = Add(s, m) c = Constant<value_float = 2.0>() b = Div(a, c) d = Tanh(b) e = Mul(d, c)
+            p = Softmax<axis = -1>(e)""",
+            ", float[S,T] m",
         ),
-        "scaled after the mask 'm'",
+        "capped after the mask 'm'",
+    ),
+    "weights reshaped otherwise": (
+        model("""g (float[2,2,5,8] q, float[2,2,8,5] k, float[10,2,8] v) => (float[10,2,8] y) {
+            s = MatMul(q, k) p = Softmax<axis = -1>(s) f = Constant<value_ints = [10, 5, 2]>() r = Reshape(p, f)
+            y = MatMul(r, v) }"""),
+        "the weights are reshaped",
     ),
     "scaled by a tensor": (core("a = Mul(s, m) p = Softmax<axis = -1>(a)", ", float[S,T] m"), "scaled by no constant"),
     "another op between": (core("a = Abs(s) p = Softmax<axis = -1>(a)"), "Abs is between"),
     "mask that broadcasts the scores": (
         core("a = Add(s, m) p = Softmax<axis = -1>(a)", ", float[B,2,S,U] m"),
         "the mask 'm' of shape B or 2 or S or U does not fit",
+    ),
+    "mask of fewer dims of moved scores": (
+        model(f"""g ({CORE}, float[T,S] m) => (float[B,2,S,6] y) {{
+            qt = Transpose<perm = [0, 1, 3, 2]>(q)  s = MatMul(k, qt)  a = Add(s, m)  p = Softmax<axis = 2>(a)
+            pt = Transpose<perm = [0, 1, 3, 2]>(p)  y = MatMul(pt, v) }}"""),
+        "scores to which the mask 'm' is applied are moved",
     ),
     "half precision": (
         model("""g (float16[2,2,5,8] q, float16[2,2,8,5] k, float16[2,2,5,8] v) => (float16[2,2,5,8] y) {
@@ -284,11 +421,6 @@ def test_refuses(case: str) -> None:
 
 def test_other_products_are_not_near_misses() -> None:
     assert refusals(model("g (float[S,8] x, float[8,4] w) => (float[S,4] y) { y = MatMul(x, w) }")) == []
-
-
-def test_native_attention_is_left_alone() -> None:
-    text = "g (float[2,2,5,8] q, float[2,2,5,8] k, float[2,2,5,8] v) => (float[2,2,5,8] y) { y = Attention(q, k, v) }"
-    assert refusals(model(text, opset=23, ir_version=10)) == []
 
 
 def test_a_second_run_changes_nothing() -> None:

@@ -116,3 +116,43 @@ def test_few_keys_stay_in_float(rows: int, name: str) -> None:
     for value in before.graph.input:
         value.type.tensor_type.shape.dim[1].dim_value = rows
     assert quantized(before)[name] == 1
+
+
+def in_branches(before: onnx.ModelProto) -> onnx.ModelProto:
+    """The model in both branches of an If that read the same weights, as merged decoders do; what they do first differs."""
+    made = {"x0", *(name for node in before.graph.node for name in node.output)}
+    branches = []
+    for op in ("Relu", "Tanh"):
+        nodes = [onnx.helper.make_node(op, ["x0"], [f"{op}x0"])]
+        for node in before.graph.node:
+            inputs, outputs = (
+                [op + name if name in made else name for name in names] for names in (node.input, node.output)
+            )
+            nodes.append(onnx.NodeProto.FromString(node.SerializeToString()))
+            nodes[-1].input[:], nodes[-1].output[:] = inputs, outputs
+        (output,) = (onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in before.graph.output)
+        output.name = op + output.name
+        branches.append(onnx.helper.make_graph(nodes, op, [], [output]))
+    result = onnx.ModelProto.FromString(before.SerializeToString())
+    names = [value.name for value in before.graph.output]
+    del result.graph.node[:]
+    result.graph.node.append(
+        onnx.helper.make_node("If", ["c"], names, then_branch=branches[0], else_branch=branches[1])
+    )
+    result.graph.input.append(onnx.helper.make_tensor_value_info("c", onnx.TensorProto.BOOL, []))
+    return result
+
+
+@pytest.mark.usefixtures("fuse_small_products")
+@pytest.mark.parametrize("taken", [True, False])
+def test_layers_in_branches(taken: bool) -> None:
+    before = in_branches(layers(2))
+    after = onnxopt.optimize(before, strict=True)
+    for graph in (attr.g for node in after.graph.node if node.op_type == "If" for attr in node.attribute):
+        found = [node.op_type for node in graph.node]
+        assert found.count("FusedAttention") == found.count("FusedGemm") == 2
+        assert not {"Softmax", "FusedSoftmax", "MatMul", "Transpose"} & set(found)
+    feeds = {"x0": normal(2, 9, 32), "mask": np.ones((2, 9), np.float32), "c": np.array(taken)}
+    (wanted,) = evaluate(before, feeds)
+    for library in (True, False):
+        np.testing.assert_allclose(evaluate(after, feeds, library=library)[0], wanted, rtol=1e-3, atol=1e-3)

@@ -8,6 +8,7 @@ share them) is taken into the layouts of the operands, and scales and rotary emb
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -29,6 +30,12 @@ RULE = "fuse_attention"
 BATCH: dict[int, Labels] = {3: ("x",), 4: ("b", "h")}
 """The axes of a product before its rows and columns, by its rank."""
 
+_PLACES = {"b": 0, "x": 0, "h": 1, "k": 1, "g": 1, "q": 2, "t": 3}
+"""The order of the axes of scores."""
+
+JOINED = ("x", "bh")
+"""Labels of dims that have both batches and heads."""
+
 MOST_STEPS = 16
 """Nodes between a product and its Softmax that are looked at."""
 
@@ -46,21 +53,32 @@ class Unfit(Exception):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Weights:
-    """The weights that a product multiplies: their Softmax, the Where that clears NaNs after it, and the operand that they are."""
+    """The weights that a product multiplies: where their Softmax makes them, the Where that clears NaNs after it, which operand they are, and
+    the values from the Softmax to the product."""
 
-    softmax: ir.Node
+    placed: Placed
     guard: ir.Node | None
     operand: int
-    transposed: bool
+    values: tuple[ir.Value, ...]
+
+    @property
+    def softmax(self) -> ir.Node:
+        node = self.placed.value.producer()
+        assert node is not None
+        return node
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Mask:
-    """What is done to the scores by `value`, and its axes of size 1 that stand for no axis of the scores."""
+    """What is done to the scores by `value`, its axes of size 1 that stand for no axis of the scores, by what numbers that are added are
+    multiplied first, whether the first axis has both batches and heads, and the order of its axes where it is another one."""
 
     kind: str
     value: ir.Value
     empty: tuple[int, ...] = ()
+    factor: float = 1.0
+    joined: bool = False
+    order: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(slots=True)
@@ -102,32 +120,44 @@ def build(node: ir.Node, ctx: Context) -> Patch | Refusal | None:
 
 def find(node: ir.Node, ctx: Context) -> Found | Refusal | None:
     """The attention whose last product is `node`; None where it does not multiply weights."""
-    weights = find_weights(node)
-    if weights is None:
-        return None
     try:
-        return _find(node, weights, ctx)
+        weights = find_weights(node, ctx)
+        return None if weights is None else _find(node, weights, ctx)
     except Unfit as problem:
         return problem.refusal
 
 
-def find_weights(node: ir.Node) -> Weights | None:
-    """The weights that a product multiplies, None where neither operand is made by a Softmax."""
+def find_weights(node: ir.Node, ctx: Context) -> Weights | None:
+    """The weights that a product multiplies, None where neither operand is made by a Softmax and moved."""
     for index, value in enumerate(node.inputs[:2]):
-        producer = None if value is None else value.producer()
-        transposed = producer is not None and producer.op_type == "Transpose"
-        if producer is not None and transposed:
-            producer = _producer(producer.inputs[0])
-        guard = None
-        if producer is not None and producer.op_type == "Where":
-            guard, producer = producer, _guarded(producer)
-        if (
-            producer is not None
-            and producer.op_type == "Softmax"
-            and producer.domain == ""
-            and transposed == (index == 1)
-        ):
-            return Weights(producer, guard, index, transposed)
+        softmax = None if value is None else _softmax_of(value)
+        if softmax is None or value is None:
+            continue
+        chain = axes.sources(_place(value, ("q", "t") if index == 0 else ("t", "q"), ctx), ctx)
+        last = chain[-1]
+        guard = last.value.producer()
+        if guard is not softmax and (guard is None or guard.op_type != "Where"):
+            raise Unfit("the weights are reshaped", culprit=guard)
+        made = softmax.outputs[0]
+        values = tuple(one.value for one in chain)
+        if guard is softmax:
+            return Weights(last, None, index, values)
+        return Weights(last.moved(made, last.labels, last.starts), guard, index, (*values, made))
+    return None
+
+
+def _softmax_of(value: ir.Value) -> ir.Node | None:
+    """The Softmax that makes a value, but for what moves elements and a Where that clears NaNs."""
+    node = value.producer()
+    for _ in range(MOST_STEPS):
+        if node is None or node.domain:
+            return None
+        if node.op_type == "Where":
+            node = _guarded(node)
+            return node if node is not None and node.op_type == "Softmax" and not node.domain else None
+        if node.op_type == "Softmax":
+            return node
+        node = _producer(node.inputs[0]) if node.op_type in axes.BACKWARD else None
     return None
 
 
@@ -146,32 +176,40 @@ def _producer(value: ir.Value | None) -> ir.Node | None:
 
 def _find(node: ir.Node, weights: Weights, ctx: Context) -> Found:
     _check_weights(weights, ctx)
-    start = _place(_input(weights.softmax, 0), ("q", "t"), ctx)
+    start = weights.placed.moved(_input(weights.softmax, 0), weights.placed.labels, weights.placed.starts)
     scores = _trace(start, ctx)
     product = _producer(scores.placed.value)
     assert product is not None
+    if scores.placed.labels[-2:] not in (("q", "t"), ("t", "q")):
+        raise Unfit("the scores are moved", culprit=product)
     like = scores.placed.value
-    q = _operand(_place(_input(product, 0), ("s", "d"), ctx, like), ctx)
-    k = _operand(_place(_input(product, 1), ("d", "s"), ctx, like), ctx, q.rotation)
-    rows = ("d", "s") if weights.transposed else ("s", "d")
-    values = _place(_input(node, 1 - weights.operand), rows, ctx, start.value)
-    v = Operand(_furthest(axes.sources(values, ctx)))
-    chain = axes.users(_place(node.outputs[0], rows, ctx), ctx)
-    y = [one for one in chain if all(one.labels)][-1]
-    return _describe(weights, scores, (q, k, v), y, start)
+    left, right = _place(_input(product, 0), ("s", "d"), ctx, like), _place(_input(product, 1), ("d", "s"), ctx, like)
+    of_q, of_k = (left, right) if scores.placed.labels[-1] == "t" else (right, left)
+    q = operand(of_q, ctx)
+    k = operand(of_k, ctx, q.rotation)
+    rows = ("s", "d") if weights.operand == 0 else ("d", "s")
+    values = _place(_input(node, 1 - weights.operand), rows, ctx, _input(node, weights.operand))
+    v = unscaled_operand(values, ctx)
+    y = result_of(_place(node.outputs[0], rows, ctx), ctx)
+    return describe(scores, (q, k, v), y, guarded=weights.guard is not None, others=(start, scores.placed))
+
+
+def result_of(placed: Placed, ctx: Context) -> Placed:
+    """What a result becomes by moving elements."""
+    return [one for one in axes.users(placed, ctx) if all(one.labels)][-1]
 
 
 def _check_weights(weights: Weights, ctx: Context) -> None:
     result = weights.softmax.outputs[0]
     if ctx.shapes.dtype(result) is not ir.DataType.FLOAT:
         raise Unfit("the kernel computes float32", culprit=weights.softmax)
-    rank = ctx.shapes.rank(result)
+    rank = len(weights.placed.labels)
     axis = attribute(weights.softmax, "axis", -1 if ctx.opset >= 13 else 1)
-    if rank is None or axis % rank != rank - 1:
+    if weights.placed.labels[axis % rank] != "t" or (ctx.opset < 13 and axis % rank != rank - 1):
         raise Unfit("the Softmax is not over the keys", culprit=weights.softmax)
-    for node, uses in ((weights.softmax, 1 if weights.guard is None else 2), (weights.guard, 1)):
-        value = None if node is None else node.outputs[0]
-        if value is not None and (value.is_graph_output() or ir.use_count(value) > uses):
+    for value in weights.values:
+        uses = 2 if weights.guard is not None and value is result else 1
+        if value.is_graph_output() or ir.use_count(value) > uses:
             raise Unfit("others use the weights '{}' too", value.name, culprit=value)
 
 
@@ -228,7 +266,12 @@ def _trace(start: Placed, ctx: Context) -> Scores:
 def _add(scores: Scores, node: ir.Node, ctx: Context) -> None:
     index = 1 if _is_product(node.inputs[1], ctx) and not _is_product(node.inputs[0], ctx) else 0
     _continue(scores, _input(node, index), ctx)
-    scores.masks.insert(0, _mask("add", _input(node, 1 - index), scores, ctx))
+    scores.masks.insert(0, _mask("add", _input(node, 1 - index), scores, ctx, scores.scale))
+
+
+def _subtract(scores: Scores, node: ir.Node, ctx: Context) -> None:
+    _continue(scores, _input(node, 0), ctx)
+    scores.masks.insert(0, _mask("add", _input(node, 1), scores, ctx, -scores.scale))
 
 
 def _where(scores: Scores, node: ir.Node, ctx: Context) -> None:
@@ -238,23 +281,42 @@ def _where(scores: Scores, node: ir.Node, ctx: Context) -> None:
     kind, index, fill = ("keep", 1, fills[1]) if fills[0] is None else ("hide", 2, fills[0])
     assert fill is not None
     _continue(scores, _input(node, index), ctx)
-    scores.masks.insert(0, _mask(f"{kind}={_float32(float(fill))!r}", _input(node, 0), scores, ctx))
+    scores.masks.insert(0, _mask(f"{kind}={_float32(float(fill) * scores.scale)!r}", _input(node, 0), scores, ctx))
 
 
-def _mask(kind: str, mask: ir.Value, scores: Scores, ctx: Context) -> Mask:
-    """A mask that broadcasts to the scores as they are where it applies."""
+def _mask(kind: str, mask: ir.Value, scores: Scores, ctx: Context, factor: float = 1.0) -> Mask:
+    """A mask that broadcasts to the scores as they are where it applies; what is scaled after it is scaled with it."""
+    dims = ctx.shapes.shape(scores.placed.value)
+    if scores.softcap:
+        raise Unfit("scores are capped after the mask '{}'", mask.name, culprit=scores.scaled)
+    return fitting(kind, mask, scores.placed.labels, dims, ctx, factor)
+
+
+def fitting(
+    kind: str, mask: ir.Value, labels: Labels, dims: Sequence[Dim] | None, ctx: Context, factor: float = 1.0
+) -> Mask:
+    """A mask that broadcasts to scores whose dims hold these axes."""
     shape = ctx.shapes.shape(mask)
-    labels, dims = scores.placed.labels, ctx.shapes.shape(scores.placed.value)
-    if scores.scaled is not None:
-        raise Unfit("scores are scaled after the mask '{}'", mask.name, culprit=scores.scaled)
     if shape is None or dims is None or len(shape) > len(labels):
         raise Unfit("the shape of the mask '{}' does not fit the scores", mask.name, culprit=mask)
+    order = _order(labels)
+    if order and (len(shape) != len(labels) or not all(labels)):
+        raise Unfit("scores to which the mask '{}' is applied are moved", mask.name, culprit=mask)
     first = len(labels) - len(shape)
     for letter, dim, size in zip(labels[first:], shape, dims[first:], strict=True):
-        same = letter in ("b", "h", "q", "t") and _may_equal(dim, size, ctx)
+        same = letter in ("b", "h", "q", "t", *JOINED) and _may_equal(dim, size, ctx)
         if dim != 1 and not same:
             raise Unfit("the mask '{}' of shape {} does not fit the scores", mask.name, shape, culprit=mask)
-    return Mask(kind, mask, tuple(axis for axis, letters in enumerate(labels[first:]) if not letters))
+    empty = tuple(axis for axis, letters in enumerate(labels[first:]) if not letters)
+    joined = first == 0 and labels[0] in JOINED and shape[0] != 1
+    return Mask(kind, mask, empty, factor, joined, order)
+
+
+def _order(labels: Labels) -> tuple[int, ...]:
+    """How dims with these axes are transposed into the order of the op's; nothing where they are in it."""
+    places = {axis: _PLACES.get(letters[:1], 0) for axis, letters in enumerate(labels) if letters}
+    order = tuple(sorted(places, key=lambda axis: places[axis]))
+    return () if order == tuple(places) else order
 
 
 def _may_equal(dim: Dim, other: Dim, ctx: Context) -> bool:
@@ -295,6 +357,13 @@ def _reshape(scores: Scores, node: ir.Node, ctx: Context) -> None:
     scores.placed = regrouped
 
 
+def _move(scores: Scores, node: ir.Node, ctx: Context) -> None:
+    before = axes.BACKWARD[node.op_type](scores.placed, node, ctx)
+    if before is None:
+        raise Unfit("the scores are moved", culprit=node)
+    scores.placed = before
+
+
 def _continue(scores: Scores, value: ir.Value, ctx: Context) -> None:
     """What is inside an element-wise op: scores of the same shape."""
     inner, outer = ctx.shapes.shape(value), ctx.shapes.shape(scores.placed.value)
@@ -314,20 +383,30 @@ def _is_product(value: ir.Value | None, ctx: Context) -> bool:
             return True
         if node.op_type == "Add" and _is_product(node.inputs[1], ctx):
             return True
-        index = _factor(node)[1]
+        index = 0 if node.op_type == "Sub" else _factor(node)[1]
         if node.op_type == "Where":
             index = 1 if ir.scalar(node.inputs[1]) is None else 2
         value = node.inputs[index]
     return False
 
 
-SCORE_STEPS = {"Add": _add, "Where": _where, "Mul": _scale, "Div": _scale, "Reshape": _reshape}
+SCORE_STEPS = {
+    "Add": _add,
+    "Sub": _subtract,
+    "Where": _where,
+    "Mul": _scale,
+    "Div": _scale,
+    "Reshape": _reshape,
+    "Transpose": _move,
+    "Squeeze": _move,
+    "Unsqueeze": _move,
+}
 
 
 # --- operands
 
 
-def _operand(placed: Placed, ctx: Context, like: Rotation | None = None) -> Operand:
+def operand(placed: Placed, ctx: Context, like: Rotation | None = None) -> Operand:
     """Where queries or keys are, before scale and rotation. Keys are rotated `like` queries."""
     scale = 1.0
     rotation: Rotation | None = None
@@ -346,6 +425,11 @@ def _operand(placed: Placed, ctx: Context, like: Rotation | None = None) -> Oper
         placed, rotation = turned
 
 
+def unscaled_operand(placed: Placed, ctx: Context) -> Operand:
+    """Where values are."""
+    return Operand(_furthest(axes.sources(placed, ctx)))
+
+
 def _furthest(chain: list[Placed]) -> Placed:
     """The last value of which the op can tell where its axes are: in a dim there is at most one of unknown size."""
     fit = [one for one in chain if "g" not in "".join(one.labels) and all(map(_is_clear, one.labels))]
@@ -359,19 +443,25 @@ def _is_clear(letters: str) -> bool:
 # --- the node
 
 
-def _describe(
-    weights: Weights, scores: Scores, operands: tuple[Operand, Operand, Operand], y: Placed, start: Placed
+def describe(
+    scores: Scores,
+    operands: tuple[Operand, Operand, Operand],
+    y: Placed,
+    *,
+    guarded: bool,
+    others: Sequence[Placed] = (),
 ) -> Found:
+    """The attention of these scores and operands; `others` say more about its sizes, and with `guarded` weights that are NaN become 0."""
     q, k, _ = operands
     places = [one.placed for one in operands]
-    heads = _agreed({one.sizes["h"] for one in (*places, y, start, scores.placed) if "h" in one.sizes} or {1}, y.value)
+    heads = _agreed({one.sizes["h"] for one in (*places, y, *others) if "h" in one.sizes} or {1}, y.value)
     q_layout, k_layout, v_layout, y_layout = (
         one.renamed(x="b" if heads == 1 else "bh", k="h", q="s").layout for one in (*places, y)
     )
     rotation = q.rotation or k.rotation
     rotary = ("q" if q.rotation else "") + ("k" if k.rotation else "")
     if len(scores.masks) > op.MOST_MASKS:
-        raise Unfit("it has {} masks", len(scores.masks), culprit=weights.softmax)
+        raise Unfit("it has {} masks", len(scores.masks), culprit=y.value)
     made = op.Attention(
         q=q_layout,
         k=k_layout,
@@ -384,8 +474,9 @@ def _describe(
         scale=_float32(scores.scale * q.scale * k.scale),
         softcap=_float32(scores.softcap),
         masks=tuple(mask.kind for mask in scores.masks),
-        nan_to_zero=weights.guard is not None,
+        nan_to_zero=guarded,
         rotary=rotary,
+        interleaved=rotation is not None and rotation.interleaved,
         width=rotation.width if rotation else 0,
     )
     return Found(made, tuple(one.value for one in places), scores.masks, rotation, y.value)
@@ -411,6 +502,24 @@ def _float32(number: float) -> float:
     return float(np.float32(number))
 
 
+def _prepared(b: Builder, mask: Mask, heads: int) -> ir.Value:
+    """A mask as the op reads it, which broadcasts to [batches, heads, rows, keys]."""
+    value = mask.value
+    if mask.factor == -1.0:
+        value = b.Neg(value)
+    elif mask.factor != 1.0:
+        value = b.Mul(value, b.constant(np.array(mask.factor, np.float32), "scale"))
+    if mask.order:
+        value = b.Transpose(value, perm=mask.order)
+    if mask.empty:
+        value = b.squeeze(value, *mask.empty)
+    if not mask.joined:
+        return value
+    if heads == 1:
+        return b.unsqueeze(value, 1)
+    return b.Reshape(b.unsqueeze(value, 0), b.constant(np.array([-1, heads, 0, 0], np.int64), "apart"))
+
+
 def _multiplies_bytes(found: Found, ctx: Context) -> bool:
     """Whether the products round their operands: where quantization was asked for, products of integers make queries, keys and values, and
     there are enough keys."""
@@ -425,21 +534,25 @@ def _multiplies_bytes(found: Found, ctx: Context) -> bool:
 
 
 def _patch(node: ir.Node, found: Found, ctx: Context) -> Patch:
-    made, spec, old = found.made, op.SPEC, found.result
-    anchor = old.producer()
-    if _multiplies_bytes(found, ctx):
-        made, spec = qattention.QAttention(**dataclasses.asdict(made)), qattention.SPEC
+    anchor = found.result.producer()
     assert anchor is not None
     builder = Builder(ctx, anchor)
-    masks = (builder.squeeze(mask.value, *mask.empty) if mask.empty else mask.value for mask in found.masks)
-    inputs = [*found.operands, *masks]
+    return builder.patch(RULE, {found.result: write(builder, node, found)})
+
+
+def write(builder: Builder, node: ir.Node, found: Found) -> ir.Value:
+    """The result of the node for an attention whose last product, or op, is `node`."""
+    made, spec, ctx = found.made, op.SPEC, builder.ctx
+    if _multiplies_bytes(found, ctx):
+        made, spec = qattention.QAttention(**dataclasses.asdict(made)), qattention.SPEC
+    inputs = [*found.operands, *(_prepared(builder, mask, made.heads) for mask in found.masks)]
     if found.rotation is not None:
-        inputs = [*inputs, found.rotation.cos, found.rotation.signed_sines(builder)]
+        inputs += found.rotation.tables(builder)
     overload = made.overload(ctx.opset)
     if (spec.domain, spec.name, overload) not in ctx.model.functions:
         builder.functions.append(made.body(ctx.opset))
     prepare_model(ctx.model)
     name = node.name or spec.name
     (result,) = builder.op(spec.name, inputs, made.attributes(), domain=spec.domain, overload=overload, name=name)
-    ctx.shapes.set(result, ir.DataType.FLOAT, ctx.shapes.shape(old))
-    return builder.patch(RULE, {old: result})
+    ctx.shapes.set(result, ir.DataType.FLOAT, ctx.shapes.shape(found.result))
+    return result

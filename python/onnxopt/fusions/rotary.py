@@ -15,35 +15,73 @@ from onnxopt.rewrite.rules import attribute
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Rotation:
-    """The cosines and sines, over how many columns they go, and whether the sines carry the sign already."""
+    """The cosines and sines, over how many columns they go, whether the sines carry the sign already, whether neighbours are exchanged instead
+    of halves, and whether the tables have their rows before a dim for heads."""
 
     cos: ir.Value
     sin: ir.Value
     width: int
     signed: bool
+    interleaved: bool
+    rows_first: bool
 
     def agrees(self, other: Rotation) -> bool:
         """Whether both rotate alike."""
         tables = ((self.cos, other.cos), (self.sin, other.sin))
-        return self.width == other.width and self.signed == other.signed and all(_same(*pair) for pair in tables)
+        return self._kind() == other._kind() and all(_same(*pair) for pair in tables)
 
-    def signed_sines(self, b: Builder) -> ir.Value:
-        """The sines with the sign of the first half turned."""
-        if self.signed:
-            return self.sin
-        signs = np.ones(self.width, np.float32)
-        signs[: self.width // 2] = -1.0
-        for user, _ in self.sin.uses():
-            if user.op_type == "Mul" and user.domain == "" and _equals(user.inputs[1], signs):
-                return user.outputs[0]  # made for another attention
-        return b.Mul(self.sin, b.constant(signs, "signs"))
+    def _kind(self) -> tuple[int, bool, bool, bool]:
+        return self.width, self.signed, self.interleaved, self.rows_first
+
+    def tables(self, b: Builder) -> list[ir.Value]:
+        """The cosines, and the sines with the sign of the first of each pair turned, as [batch, heads, rows, columns] has them."""
+        sin = self.sin
+        if not self.signed:
+            signs = np.ones(self.width, np.float32)
+            signs[: self.width : 2 if self.interleaved else 1][: self.width // 2] = -1.0
+            made = next((user for user in _users(sin, "Mul", b) if _equals(user.inputs[1], signs)), None)
+            sin = b.Mul(sin, b.constant(signs, "signs")) if made is None else made.outputs[0]
+        return [self._with_heads_first(b, one) for one in (self.cos, sin)] if self.rows_first else [self.cos, sin]
+
+    def _with_heads_first(self, b: Builder, table: ir.Value) -> ir.Value:
+        rank = b.ctx.shapes.rank(table) or b.ctx.shapes.rank(self.sin)
+        perm = (1, 0, 2) if rank == 3 else (0, 2, 1, 3)
+        made = next(
+            (user for user in _users(table, "Transpose", b) if tuple(attribute(user, "perm", ())) == perm), None
+        )
+        return b.Transpose(table, perm=perm) if made is None else made.outputs[0]
+
+
+def _users(value: ir.Value, op_type: str, b: Builder) -> list[ir.Node]:
+    """What reads a value where the patch is: an op that was made for another attention serves this one too."""
+    return [
+        user for user, _ in value.uses() if user.op_type == op_type and not user.domain and user.graph is b.anchor.graph
+    ]
 
 
 def find_rotation(placed: Placed, ctx: Context) -> tuple[Placed, Rotation] | None:
-    """What is rotated to make a value, and how; None where the value is no rotation of rows."""
-    node = placed.value.producer()
-    in_order = placed.labels[-2:] == ("s", "d") and all(start is None for start in placed.starts)
-    if node is None or node.op_type != "Add" or node.domain != "" or not in_order:
+    """What is rotated to make a value, and how; None where the value is no rotation of rows. Columns behind the rotated ones may stay."""
+    rows_first = placed.labels[-3:] in (("s", "h", "d"), ("s", "k", "d"))
+    in_order = rows_first or placed.labels[-2:] == ("s", "d")
+    if not in_order or any(start is not None for start in placed.starts):
+        return None
+    part, rest = placed.value, None
+    node = part.producer()
+    if node is not None and node.op_type == "Concat" and len(node.inputs) == 2 and _is_last_axis(node, part, ctx):
+        first, rest = node.inputs
+        part = part if first is None else first
+    turned = _rotated(part, rows_first, ctx)
+    if turned is None:
+        return None
+    x, rotation = turned
+    source = x if rest is None else _source(x, rest, ctx)
+    return None if source is None else (placed.moved(source, placed.labels, placed.starts), rotation)
+
+
+def _rotated(value: ir.Value, rows_first: bool, ctx: Context) -> tuple[ir.Value, Rotation] | None:
+    """x of x cos + rotated(x) sin."""
+    node = value.producer()
+    if node is None or node.op_type != "Add" or node.domain != "":
         return None
     first, second = (None if value is None else value.producer() for value in node.inputs)
     for plain, crossed in ((first, second), (second, first)):
@@ -53,13 +91,110 @@ def find_rotation(placed: Placed, ctx: Context) -> tuple[Placed, Rotation] | Non
             for exchanged, sin in (crossed.inputs, reversed(crossed.inputs)):
                 if x is None or cos is None or sin is None or exchanged is None:
                     continue
-                signed = _exchanges_halves(exchanged, x, ctx)
-                if signed is None or not ctx.shapes.same_shape(x, placed.value):
+                kind = _exchanges(exchanged, x, ctx)
+                shape = ctx.shapes.shape(x)
+                if kind is None or not shape or not ctx.shapes.same_shape(x, value):
                     continue
-                width = placed.sizes["d"]
-                if isinstance(width, int) and _fits(cos, width, ctx) and _fits(sin, width, ctx):
-                    return placed.moved(x, placed.labels, placed.starts), Rotation(cos, sin, width, signed)
+                width = shape[-1]
+                if isinstance(width, int) and all(_fits(table, width, rows_first, ctx) for table in (cos, sin)):
+                    return x, Rotation(cos, sin, width, *kind, rows_first)
     return None
+
+
+def _source(first: ir.Value, rest: ir.Value, ctx: Context) -> ir.Value | None:
+    """What the two values are the first columns and all other columns of."""
+    one, two = _columns(first, ctx), _columns(rest, ctx)
+    if one is None or two is None:
+        return None
+    (whole, start, end), (other, begin, last) = one, two
+    shape = ctx.shapes.shape(whole)
+    complete = whole is other and start == 0 and end == begin and shape is not None and shape[-1] == last
+    return whole if complete else None
+
+
+def _columns(value: ir.Value, ctx: Context) -> tuple[ir.Value, int, int] | None:
+    """Of which value a value has the columns from where to where."""
+    node = value.producer()
+    source = None if node is None else node.inputs[0]
+    shape = ctx.shapes.shape(value)
+    if node is None or node.domain or source is None or not shape or not isinstance(shape[-1], int):
+        return None
+    if node.op_type == "Split" and _is_last_axis(node, value, ctx, 0):
+        before = [ctx.shapes.shape(one) for one in node.outputs[: value.index()]]
+        widths = [one[-1] if one else None for one in before]
+        start = sum(width for width in widths if isinstance(width, int))
+        return (source, start, start + shape[-1]) if all(isinstance(width, int) for width in widths) else None
+    sliced = _sliced(node, len(shape), ctx)
+    whole = ctx.shapes.shape(source)
+    if sliced is None or sliced[1] != 1 or not whole or not isinstance(whole[-1], int):
+        return None
+    start = sliced[0] + whole[-1] if sliced[0] < 0 else sliced[0]
+    return source, start, start + shape[-1]
+
+
+def _sliced(node: ir.Node, rank: int, ctx: Context) -> tuple[int, int] | None:
+    """Where the columns that a Slice takes begin, and their step."""
+    if (
+        node.op_type != "Slice"
+        or len(node.inputs) < 4
+        or ctx.shapes.integers(node.inputs[3]) not in ((rank - 1,), (-1,))
+    ):
+        return None
+    starts = ctx.shapes.integers(node.inputs[1])
+    steps = ctx.shapes.integers(node.inputs[4]) if len(node.inputs) > 4 else (1,)
+    return None if starts is None or steps is None else (starts[0], steps[0])
+
+
+def _is_last_axis(node: ir.Node, value: ir.Value, ctx: Context, default: int | None = None) -> bool:
+    rank = ctx.shapes.rank(value)
+    return rank is not None and attribute(node, "axis", default) in (-1, rank - 1)
+
+
+def _exchanges(value: ir.Value, x: ir.Value, ctx: Context) -> tuple[bool, bool] | None:
+    """Whether signs are left to the sines, and whether neighbours instead of halves of x are exchanged; None where `value` is neither."""
+    signed = _exchanges_halves(value, x, ctx)
+    if signed is not None:
+        return signed, False
+    return (False, True) if _exchanges_neighbours(value, x, ctx) else None
+
+
+def _exchanges_neighbours(value: ir.Value, x: ir.Value, ctx: Context) -> bool:
+    """Whether `value` is -x1, x0, -x3, x2 ..., as made by stacking."""
+    node = value.producer()
+    stack = None if node is None or node.op_type != "Reshape" or node.inputs[0] is None else node.inputs[0].producer()
+    rank = ctx.shapes.rank(x)
+    if stack is None or stack.op_type != "Concat" or len(stack.inputs) != 2 or rank is None:
+        return False
+    if not ctx.shapes.same_shape(value, x) or attribute(stack, "axis") not in (-1, rank):
+        return False
+    odd, even = (_without_last_axis(one, rank, ctx) for one in stack.inputs)
+    negated = None if odd is None else odd.producer()
+    if negated is None or negated.op_type != "Neg" or even is None:
+        return False
+    return _every_other(negated.inputs[0], rank, ctx) == (x, 1) and _every_other(even, rank, ctx) == (x, 0)
+
+
+def _without_last_axis(value: ir.Value | None, rank: int, ctx: Context) -> ir.Value | None:
+    """What is given another last axis of size 1."""
+    node = None if value is None else value.producer()
+    source = None if node is None else node.inputs[0]
+    shape, before = (None if one is None else ctx.shapes.shape(one) for one in (value, source))
+    if (
+        node is None
+        or node.op_type not in ("Unsqueeze", "Reshape")
+        or not shape
+        or before is None
+        or len(before) != rank
+    ):
+        return None
+    return source if shape == (*before, 1) else None
+
+
+def _every_other(value: ir.Value | None, rank: int, ctx: Context) -> tuple[ir.Value | None, int] | None:
+    """Of which value a value has every other column, and the first of them."""
+    node = None if value is None else value.producer()
+    sliced = None if node is None else _sliced(node, rank, ctx)
+    return None if node is None or sliced is None or sliced[1] != 2 else (node.inputs[0], sliced[0])
 
 
 def _exchanges_halves(value: ir.Value, x: ir.Value, ctx: Context) -> bool | None:
@@ -92,23 +227,19 @@ def _half(value: ir.Value, ctx: Context) -> tuple[ir.Value | None, int] | None:
     rank = len(shape)
     if node.op_type == "Split" and len(node.outputs) == 2 and attribute(node, "axis", 0) % rank == rank - 1:
         return source, value.index() or 0
-    if (
-        node.op_type == "Slice"
-        and len(node.inputs) >= 4
-        and ctx.shapes.integers(node.inputs[3]) in ((rank - 1,), (-1,))
-    ):
-        starts = ctx.shapes.integers(node.inputs[1])
-        steps = ctx.shapes.integers(node.inputs[4]) if len(node.inputs) > 4 else (1,)
-        if steps == (1,) and starts is not None and starts[0] in (0, shape[-1], -shape[-1]):
-            return source, int(starts[0] != 0)
+    sliced = _sliced(node, rank, ctx)
+    if sliced is not None and sliced[1] == 1 and sliced[0] in (0, shape[-1], -shape[-1]):
+        return source, int(sliced[0] != 0)
     return None
 
 
-def _fits(table: ir.Value, width: int, ctx: Context) -> bool:
-    """Whether a table is broadcast to [batch, heads, rows, columns] and the same for all heads."""
+def _fits(table: ir.Value, width: int, rows_first: bool, ctx: Context) -> bool:
+    """Whether a table is broadcast to [batch, heads, rows, columns], or [batch, rows, heads, columns], and the same for all heads."""
     shape = ctx.shapes.shape(table)
     if shape is None or not 2 <= len(shape) <= 4 or shape[-1] != width:
         return False
+    if rows_first:
+        return len(shape) > 2 and shape[-2] == 1
     return len(shape) == 2 or shape[-3] == 1
 
 
