@@ -352,6 +352,40 @@ def test_rotary_embedding(part: str, crossed: str, rows_first: bool) -> None:
     assert_same(proto, {"q": normal(*shape, 8), "k": normal(*shape, 8), "v": normal(3, 2, 5, 8)} | tables)
 
 
+@pytest.mark.parametrize("width", [4, 8])
+@pytest.mark.parametrize("interleaved", [0, 1])
+@pytest.mark.parametrize("positions", [False, True])
+def test_op_for_rotary_embeddings(width: int, interleaved: int, positions: bool) -> None:
+    table, at, declared = (
+        (f"20,{width // 2}", ", at", ", int64[3,5] at") if positions else (f"3,5,{width // 2}", "", "")
+    )
+    kind = f"interleaved = {interleaved}, rotary_embedding_dim = {width if width < 8 else 0}"
+    text = f"""g (float[3,2,5,8] q, float[3,2,5,8] k, float[{table}] cos, float[{table}] sin{declared}) => (float[3,2,5,8] y) {{
+        qr = RotaryEmbedding<{kind}>(q, cos, sin{at})  kr = RotaryEmbedding<{kind}>(k, cos, sin{at})
+        kt = Transpose<perm = [0, 1, 3, 2]>(kr)  s = MatMul(qr, kt)  p = Softmax<axis = -1>(s)  y = MatMul(p, k) }}"""
+    proto = model(text, opset=23, ir_version=10)
+    assert (fused(proto)["rotary"], fused(proto).get("interleaved", 0)) == ("qk", interleaved)
+    feeds = {name: normal(*map(int, table.split(","))) for name in ("cos", "sin")}
+    feeds |= {"at": RNG.integers(0, 20, (3, 5))} if positions else {}
+    assert_same(proto, feeds | {"q": normal(3, 2, 5, 8), "k": normal(3, 2, 5, 8)})
+
+
+def test_layers_share_tables() -> None:
+    turn = "{x}lo, {x}hi = Split<axis = 3>({x}, halves)  {x}n = Neg({x}hi)  {x}x = Concat<axis = 3>({x}n, {x}lo)"
+    layers = "".join(
+        f"""{turn.format(x=x)}  {x}c = Mul({x}, cos)  {x}s = Mul({x}x, sin)  {x}r = Add({x}c, {x}s)
+        {x}t = Transpose<perm = [0, 1, 3, 2]>(k)  {x}w = MatMul({x}r, {x}t)  {x}p = Softmax<axis = -1>({x}w)
+        {y} = MatMul({x}p, k) """
+        for x, y in (("q", "m"), ("m", "y"))
+    )
+    text = (
+        f"g (float[3,2,5,8] q, float[3,2,5,8] k, float[5,8] cos, float[5,8] sin) => (float[3,2,5,8] y) {{ {layers} }}"
+    )
+    after, nodes = fuse(model(text, halves=np.array([4, 4])))
+    assert len(nodes) == 2 and nodes[0].input[-2:] == nodes[1].input[-2:]
+    assert [node.op_type for node in after.graph.node] == ["Mul", "FusedAttention", "FusedAttention"]
+
+
 def test_rotation_of_other_columns_stays() -> None:
     """What is joined behind the rotated columns is not the rest of the same tensor."""
     text = """g (float[3,2,5,8] q, float[3,2,5,4] o, float[3,2,5,8] k, float[5,4] cos, float[5,4] sin) => (float[3,2,5,8] y) {

@@ -15,48 +15,72 @@ from onnxopt.rewrite.rules import attribute
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Rotation:
-    """The cosines and sines, over how many columns they go, whether the sines carry the sign already, whether neighbours are exchanged instead
-    of halves, and whether the tables have their rows before a dim for heads."""
+    """A rotation.
+
+    Attributes:
+        cos, sin: the tables.
+        width: over how many columns it goes.
+        signed: the sines carry the sign already.
+        interleaved: neighbours are exchanged instead of halves.
+        rows_first: the tables have their rows before a dim for heads.
+        halved: the tables have one column for each pair, and no dim for heads, as those of the op RotaryEmbedding.
+        positions: which rows of the tables are taken.
+    """
 
     cos: ir.Value
     sin: ir.Value
     width: int
     signed: bool
     interleaved: bool
-    rows_first: bool
+    rows_first: bool = False
+    halved: bool = False
+    positions: ir.Value | None = None
 
     def agrees(self, other: Rotation) -> bool:
         """Whether both rotate alike."""
         tables = ((self.cos, other.cos), (self.sin, other.sin))
-        return self._kind() == other._kind() and all(_same(*pair) for pair in tables)
-
-    def _kind(self) -> tuple[int, bool, bool, bool]:
-        return self.width, self.signed, self.interleaved, self.rows_first
+        alike = dataclasses.replace(self, cos=other.cos, sin=other.sin) == other
+        return alike and all(_same(*pair) for pair in tables)
 
     def tables(self, b: Builder) -> list[ir.Value]:
         """The cosines, and the sines with the sign of the first of each pair turned, as [batch, heads, rows, columns] has them."""
-        sin = self.sin
+        cos, sin = (self._whole(b, one) for one in (self.cos, self.sin))
         if not self.signed:
             signs = np.ones(self.width, np.float32)
             signs[: self.width : 2 if self.interleaved else 1][: self.width // 2] = -1.0
-            made = next((user for user in _users(sin, "Mul", b) if _equals(user.inputs[1], signs)), None)
-            sin = b.Mul(sin, b.constant(signs, "signs")) if made is None else made.outputs[0]
-        return [self._with_heads_first(b, one) for one in (self.cos, sin)] if self.rows_first else [self.cos, sin]
+            sin = _made(b, "Mul", [sin, b.constant(signs, "signs")])
+        return [self._with_heads(b, cos, self.cos), self._with_heads(b, sin, self.sin)]
 
-    def _with_heads_first(self, b: Builder, table: ir.Value) -> ir.Value:
-        rank = b.ctx.shapes.rank(table) or b.ctx.shapes.rank(self.sin)
-        perm = (1, 0, 2) if rank == 3 else (0, 2, 1, 3)
-        made = next(
-            (user for user in _users(table, "Transpose", b) if tuple(attribute(user, "perm", ())) == perm), None
-        )
-        return b.Transpose(table, perm=perm) if made is None else made.outputs[0]
+    def _whole(self, b: Builder, table: ir.Value) -> ir.Value:
+        if self.positions is not None:
+            table = _made(b, "Gather", [table, self.positions], axis=0)
+        if not self.halved:
+            return table
+        pairs = np.arange(self.width // 2)
+        columns = np.repeat(pairs, 2) if self.interleaved else np.tile(pairs, 2)
+        return _made(b, "Gather", [table, b.constant(columns, "columns")], axis=-1)
+
+    def _with_heads(self, b: Builder, table: ir.Value, given: ir.Value) -> ir.Value:
+        if self.halved:
+            return _made(b, "Unsqueeze", [table, b.constant(np.array([1], np.int64), "axes")])
+        if not self.rows_first:
+            return table
+        perm = (1, 0, 2) if b.ctx.shapes.rank(given) == 3 else (0, 2, 1, 3)
+        return _made(b, "Transpose", [table], perm=perm)
 
 
-def _users(value: ir.Value, op_type: str, b: Builder) -> list[ir.Node]:
-    """What reads a value where the patch is: an op that was made for another attention serves this one too."""
-    return [
-        user for user, _ in value.uses() if user.op_type == op_type and not user.domain and user.graph is b.anchor.graph
-    ]
+def _made(b: Builder, op_type: str, inputs: list[ir.Value], **attributes: object) -> ir.Value:
+    """The result of a node: of one that was made where the patch is, for another attention, or of a new one."""
+    for user, index in inputs[0].uses():
+        same = user.op_type == op_type and not user.domain and user.graph is b.anchor.graph and index == 0
+        if same and list(user.inputs) == inputs and all(_is(user, *one) for one in attributes.items()):
+            return user.outputs[0]
+    return b.op(op_type, inputs, attributes)[0]
+
+
+def _is(node: ir.Node, name: str, value: object) -> bool:
+    found = attribute(node, name)
+    return (tuple(found) if isinstance(value, tuple) and found is not None else found) == value
 
 
 def find_rotation(placed: Placed, ctx: Context) -> tuple[Placed, Rotation] | None:
@@ -70,7 +94,7 @@ def find_rotation(placed: Placed, ctx: Context) -> tuple[Placed, Rotation] | Non
     if node is not None and node.op_type == "Concat" and len(node.inputs) == 2 and _is_last_axis(node, part, ctx):
         first, rest = node.inputs
         part = part if first is None else first
-    turned = _rotated(part, rows_first, ctx)
+    turned = _rotated(part, rows_first, ctx) or (None if rest is not None else _rotated_by_op(part, rows_first, ctx))
     if turned is None:
         return None
     x, rotation = turned
@@ -99,6 +123,25 @@ def _rotated(value: ir.Value, rows_first: bool, ctx: Context) -> tuple[ir.Value,
                 if isinstance(width, int) and all(_fits(table, width, rows_first, ctx) for table in (cos, sin)):
                     return x, Rotation(cos, sin, width, *kind, rows_first)
     return None
+
+
+def _rotated_by_op(value: ir.Value, rows_first: bool, ctx: Context) -> tuple[ir.Value, Rotation] | None:
+    """What the op RotaryEmbedding rotates: [batch, heads, rows, columns]."""
+    node = value.producer()
+    if node is None or node.op_type != "RotaryEmbedding" or node.domain or rows_first:
+        return None
+    x, cos, sin, positions = (*node.inputs, None)[:4]
+    shape = None if x is None else ctx.shapes.shape(x)
+    if x is None or cos is None or sin is None or shape is None or len(shape) != 4 or not isinstance(shape[3], int):
+        return None
+    width = int(attribute(node, "rotary_embedding_dim", 0)) or shape[3]
+    rank = 3 if positions is None else 2
+    for table in (cos, sin):
+        known = ctx.shapes.shape(table)
+        if known is None or len(known) != rank or known[-1] != width // 2:
+            return None
+    interleaved = bool(attribute(node, "interleaved", 0))
+    return x, Rotation(cos, sin, width, False, interleaved, halved=True, positions=positions)
 
 
 def _source(first: ir.Value, rest: ir.Value, ctx: Context) -> ir.Value | None:
@@ -246,8 +289,3 @@ def _fits(table: ir.Value, width: int, rows_first: bool, ctx: Context) -> bool:
 def _same(a: ir.Value, b: ir.Value) -> bool:
     first, second = ir.constant(a), ir.constant(b)
     return a is b or (first is not None and second is not None and np.array_equal(first.numpy(), second.numpy()))
-
-
-def _equals(value: ir.Value | None, array: np.ndarray) -> bool:
-    found = ir.small_array(value)
-    return found is not None and found.shape == array.shape and bool((found == array).all())
