@@ -33,3 +33,24 @@ def test_exact_quotient(a: Dim, b: Dim, expected: Dim) -> None:
 )
 def test_no_exact_quotient(a: Dim, b: Dim) -> None:
     assert dims.exact_quotient(a, b) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("N + S", N + S),
+        ("2*N - 1", 2 * N - 1),
+        ("(((S//80)) - 3)//2 + 1", dims.floordiv(dims.floordiv(S, 80) - 3, 2) + 1),
+        (" S % 4 ", dims.mod(S, 4)),
+        ("7", 7),
+    ],
+)
+def test_parse(text: str, expected: Dim) -> None:
+    assert dims.parse(text, {"N": N, "S": S}) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["batch-size", "N/2", "N +", "N S", "f(N)", "N if S else 1", "N**2", "'N'", "1.5", "N" + "+1" * 600]
+)
+def test_parse_refuses(text: str) -> None:
+    assert dims.parse(text, {"N": N, "S": S}) is None

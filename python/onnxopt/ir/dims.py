@@ -7,9 +7,10 @@ structural; `Bounds` proves inequalities by interval arithmetic.
 
 from __future__ import annotations
 
+import ast
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeAlias, Union
 
 Dim: TypeAlias = Union[int, "Expr"]
@@ -177,6 +178,40 @@ def mod(a: Dim, b: Dim) -> Dim:
     return 0 if b == 1 or exact_quotient(a, b) is not None else _atom("mod", a, b)
 
 
+LONGEST_TEXT = 1000
+"""Characters of a text that is read as an expression: those of exporters have a few dozens."""
+
+_OPERATORS: Mapping[type[ast.operator], Callable[[Dim, Dim], Dim]] = {
+    ast.Add: lambda a, b: a + b,
+    ast.Sub: lambda a, b: a - b,
+    ast.Mult: lambda a, b: a * b,
+    ast.FloorDiv: lambda a, b: floordiv(a, b),
+    ast.Mod: lambda a, b: mod(a, b),
+}
+
+
+def parse(text: str, known: Mapping[str, Dim]) -> Dim | None:
+    """The expression over known dims that a text is, such as `past + 2*rows`; None where it is none, or has other names in it."""
+    if len(text) > LONGEST_TEXT:
+        return None
+    try:
+        return _read(ast.parse(text.strip(), mode="eval").body, known)
+    except (SyntaxError, ValueError):
+        return None
+
+
+def _read(node: ast.expr, known: Mapping[str, Dim]) -> Dim | None:
+    if isinstance(node, ast.Constant):
+        return node.value if type(node.value) is int else None
+    if isinstance(node, ast.Name):
+        return known.get(node.id)
+    operator = _OPERATORS.get(type(node.op)) if isinstance(node, ast.BinOp) else None
+    if operator is None or not isinstance(node, ast.BinOp):
+        return None
+    left, right = _read(node.left, known), _read(node.right, known)
+    return None if left is None or right is None else operator(left, right)
+
+
 def exact_quotient(a: Dim, b: Dim) -> Dim | None:
     """`a / b` where `a` is a product of `b` and another dim, None where that cannot be told. `b` is taken to be positive."""
     if isinstance(a, int) and isinstance(b, int):
@@ -240,11 +275,6 @@ def product(dims: tuple[Dim, ...]) -> Dim:
     for dim in dims:
         result = result * dim
     return result
-
-
-def parse(text: str) -> Expr:
-    """The expression that a `dim_param` stands for: any text is the name of a symbol, as ONNX has it."""
-    return symbol(text)
 
 
 def is_plain(dim: Dim) -> bool:

@@ -103,6 +103,7 @@ class ShapeEnv:
         self._dtypes: dict[Value, DataType] = {}
         self._shapes: dict[Value, Shape] = {}
         self._elements: dict[Value, Shape] = {}
+        self._by_name: dict[str, Dim] = {}
         self._depth = 0
         self._calls = 0
         self._repeated = 0
@@ -354,12 +355,26 @@ class ShapeEnv:
             elif name in self.fixed:
                 found.append(self.fixed[name])
             else:
-                found.append(dims.symbol(name))
+                found.append(self._named(name))
             last = found[-1]
             if is_input and isinstance(last, Expr) and last.symbol and not self.bounds.known(last.symbol):
                 # The data a model is fed is not empty unless the user says so with bounds.
                 self.bounds.set(last.symbol, 1, float("inf"))
         return tuple(found)
+
+    def _named(self, name: str) -> Dim:
+        """The dim that has this name: exporters call what they compute by its expression over the names of inputs' dims."""
+        known = self._by_name.get(name)
+        if known is None:
+            computed = None if name.isidentifier() or self.bounds.known(name) else dims.parse(name, self._inputs_dims())
+            known = self._by_name[name] = dims.symbol(name) if computed is None else computed
+        return known
+
+    def _inputs_dims(self) -> dict[str, Dim]:
+        names = [given_name(dim) for value in self.model.graph.inputs for dim in value.shape or () if is_open(dim)]
+        return {
+            name: self.fixed.get(name, dims.symbol(name)) for name in names if name is not None and name.isidentifier()
+        }
 
     def _stated_name(self, owner: str, axis: int) -> str | None:
         """The name by which the user sized or bounded a dim without a name, None where that was not done."""
@@ -382,7 +397,7 @@ class ShapeEnv:
         elif any(dim.__class__ is not int and dims.is_fresh(dim) for dim in known) and len(known) == len(value.shape):
             declared = self.declared_dims(value.shape, is_input=False)
             self._shapes[value] = tuple(
-                theirs if dims.is_fresh(own) and dims.is_plain(theirs) else own
+                theirs if dims.is_fresh(own) and not dims.is_fresh(theirs) else own
                 for own, theirs in zip(known, declared, strict=True)
             )
 

@@ -86,7 +86,7 @@ class FoldShapes(Pass):
             # In a target, a dim of 0 would copy that of the input.
             if elements is None or any(dims.is_fresh(one) or one == 0 for one in elements):
                 return None
-        elif any(isinstance(one, int) and one in (0, -1) for one in elements) and attribute(node, "allowzero", 0):
+        elif 0 in elements and attribute(node, "allowzero", 0):
             return None
         else:
             elements = _with_known_rest(elements, ctx.shapes.shape(node.outputs[0]))
