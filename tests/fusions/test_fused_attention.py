@@ -423,6 +423,24 @@ REFUSED = {
         core("a = Add(s, m) p = Softmax<axis = -1>(a)", ", float[B,2,S,U] m"),
         "the mask 'm' of shape B or 2 or S or U does not fit",
     ),
+    "some of the weights": (
+        model("""g (float[2,2,5,8] q, float[2,2,8,7] k, float[2,2,6,8] v) => (float[2,2,5,8] y) {
+            zero = Constant<value_ints = [0]>()  six = Constant<value_ints = [6]>()  last = Constant<value_ints = [3]>()
+            s = MatMul(q, k) p = Softmax<axis = -1>(s) r = Slice(p, zero, six, last) y = MatMul(r, v) }"""),
+        "the weights are reshaped",
+    ),
+    "the weights of some heads": (
+        model("""g (float[2,4,5,8] q, float[2,4,8,7] k, float[2,2,7,8] v) => (float[2,2,5,8] y) {
+            one = Constant<value_ints = [1]>()  three = Constant<value_ints = [3]>()
+            s = MatMul(q, k) p = Softmax<axis = -1>(s) r = Slice(p, one, three, one) y = MatMul(r, v) }"""),
+        "the weights are reshaped",
+    ),
+    "one head's weights for all": (
+        model("""g (float[2,1,5,8] q, float[2,1,8,7] k, float[2,2,7,8] v) => (float[2,2,5,8] y) {
+            all = Constant<value_ints = [2, 2, 5, 7]>()
+            s = MatMul(q, k) p = Softmax<axis = -1>(s) r = Expand(p, all) y = MatMul(r, v) }"""),
+        "the weights are reshaped",
+    ),
     "mask of fewer dims of moved scores": (
         model(f"""g ({CORE}, float[T,S] m) => (float[B,2,S,6] y) {{
             qt = Transpose<perm = [0, 1, 3, 2]>(q)  s = MatMul(k, qt)  a = Add(s, m)  p = Softmax<axis = 2>(a)

@@ -17,6 +17,7 @@ from onnxopt.fusions import attention_axes as axes
 from onnxopt.fusions.attention_axes import Labels, Placed
 from onnxopt.fusions.requantization import is_qgemm
 from onnxopt.fusions.rotary import Rotation, find_rotation
+from onnxopt.ir import dims
 from onnxopt.ir.dims import Dim, is_plain
 from onnxopt.ops import fused_attention as op
 from onnxopt.ops import qattention
@@ -136,7 +137,8 @@ def find_weights(node: ir.Node, ctx: Context) -> Weights | None:
         chain = axes.sources(_place(value, ("q", "t") if index == 0 else ("t", "q"), ctx), ctx)
         last = chain[-1]
         guard = last.value.producer()
-        if guard is not softmax and (guard is None or guard.op_type != "Where"):
+        ends = guard is softmax or (guard is not None and guard.op_type == "Where")
+        if not ends or not _is_all(value, last, ctx):
             raise Unfit("the weights are reshaped", culprit=guard)
         made = softmax.outputs[0]
         values = tuple(one.value for one in chain)
@@ -144,6 +146,14 @@ def find_weights(node: ir.Node, ctx: Context) -> Weights | None:
             return Weights(last, None, index, values)
         return Weights(last.moved(made, last.labels, last.starts), guard, index, (*values, made))
     return None
+
+
+def _is_all(value: ir.Value, source: Placed, ctx: Context) -> bool:
+    """Whether a value has every element of what it was moved from, once."""
+    shapes = [ctx.shapes.shape(one) for one in (value, source.value)]
+    sizes = [None if shape is None else dims.product(shape) for shape in shapes]
+    whole = all(start is None for start in source.starts)
+    return whole and sizes[0] is not None and sizes[1] is not None and bool(ctx.shapes.equal(sizes[0], sizes[1]))
 
 
 def _softmax_of(value: ir.Value) -> ir.Node | None:
