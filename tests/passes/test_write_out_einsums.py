@@ -51,7 +51,7 @@ EQUATIONS = [
     *("i,j->ij", "bi,j->bji", "ij,ij->ij", "ij->ji", "abc->cab"),
     *("bij,bjk->bik", "bij,bkj->bik", "bij,bjk->bki", "ij,jk->ik", "ij,jk->ki", "bi,bi->b", "i,ij->j", "ij,j->i"),
     *("bind,bjnd->bnij", "bnij,bjnd->bind", "ibnd,jbnd->bnij", "bnij,jbnd->ibnd", "ibnd,jnd->ijbn"),
-    *("bhkc,hqc->bhkq", "bhkc,kqc->bhkq", "abk,cdk->abcd", "abk,cdk->cadb", "bcij, bcjk -> bcik"),
+    *("bhkc,hqc->bhkq", "bhkc,kqc->bhkq", "abk,dk->abd", "abk,dk->dab", "ki,abk->abi", "bcij, bcjk -> bcik"),
 ]
 
 
@@ -123,6 +123,7 @@ def test_equation_without_a_result() -> None:
         ("ij,jk,kl->il", ["I,J", "J,K", "K,L"], "I,L"),
         ("ij,jk->ik", ["I,J", "M,K"], "I,K"),
         ("ijk,ijl->kl", ["I,J,K", "I,J,L"], "K,L"),
+        ("abk,cdk->abcd", ["A,B,K", "C,D,K"], "A,B,C,D"),
     ],
 )
 def test_refuses(equation: str, dims: list[str], result: str) -> None:

@@ -76,14 +76,17 @@ def _product(
         [letter for letter in output if letter in one.letters and letter not in other.letters]
         for one, other in ((left, right), (right, left))
     ]
+    if min(map(len, own)) > 1:
+        return Refusal("both operands have several dims of their own", culprit=b.anchor)
     if own[0] and own[1] and output.index(own[0][-1]) > output.index(own[1][-1]):
         left, right, own = right, left, own[::-1]
     row, column = (letters[-1:] for letters in own)
     ends = [*row, *column]
     outer = "".join(letter for letter in output if letter not in ends)
-    # Dims of the one operand alone, but for the last, are batches in which the other one is the same.
-    first = left.arranged(b, f"{outer}{row[0] if row else '1'}{summed}")
-    second = right.arranged(b, f"{outer}{summed}{column[0] if column else '2'}")
+    # Dims of the one operand alone, but for the last, are batches in which the other one is the same. One without batches is a matrix.
+    batches = [outer if set(outer) & set(one.letters) else "" for one in (left, right)]
+    first = left.arranged(b, f"{batches[0]}{row[0] if row else '1'}{summed}")
+    second = right.arranged(b, f"{batches[1]}{summed}{column[0] if column else '2'}")
     made = b.MatMul(first, second)
     gone = [len(outer) + place for place, letters in enumerate((row, column)) if not letters]
     made = b.squeeze(made, *gone) if gone else made
@@ -123,7 +126,7 @@ class WriteOutEinsums(RulePass):
     """Write Einsum of one or two operands as Transpose, Mul, MatMul and Reshape: products with constant weights as products of rows.
 
     Refused: more operands, letters that stand twice in an operand or in one operand alone and not in the result, dims whose sizes are not
-    proved equal, and sums over several dims where neither operand is constant.
+    proved equal, and where neither operand is constant sums over several dims and operands with several dims of their own.
     """
 
     name = "write_out_einsums"
