@@ -516,11 +516,11 @@ def _prepared(b: Builder, mask: Mask, heads: int) -> ir.Value:
     """A mask as the op reads it, which broadcasts to [batches, heads, rows, keys]."""
     value = mask.value
     if mask.factor == -1.0:
-        value = b.Neg(value)
+        value = b.shared("Neg", [value])
     elif mask.factor != 1.0:
-        value = b.Mul(value, b.constant(np.array(mask.factor, np.float32), "scale"))
+        value = b.shared("Mul", [value, b.constant(np.array(mask.factor, np.float32), "scale")])
     if mask.order:
-        value = b.Transpose(value, perm=mask.order)
+        value = b.shared("Transpose", [value], {"perm": mask.order})
     if mask.empty:
         value = b.squeeze(value, *mask.empty)
     if not mask.joined:

@@ -48,39 +48,25 @@ class Rotation:
         if not self.signed:
             signs = np.ones(self.width, np.float32)
             signs[: self.width : 2 if self.interleaved else 1][: self.width // 2] = -1.0
-            sin = _made(b, "Mul", [sin, b.constant(signs, "signs")])
+            sin = b.shared("Mul", [sin, b.constant(signs, "signs")])
         return [self._with_heads(b, cos, self.cos), self._with_heads(b, sin, self.sin)]
 
     def _whole(self, b: Builder, table: ir.Value) -> ir.Value:
         if self.positions is not None:
-            table = _made(b, "Gather", [table, self.positions], axis=0)
+            table = b.shared("Gather", [table, self.positions], {"axis": 0})
         if not self.halved:
             return table
         pairs = np.arange(self.width // 2)
         columns = np.repeat(pairs, 2) if self.interleaved else np.tile(pairs, 2)
-        return _made(b, "Gather", [table, b.constant(columns, "columns")], axis=-1)
+        return b.shared("Gather", [table, b.constant(columns, "columns")], {"axis": -1})
 
     def _with_heads(self, b: Builder, table: ir.Value, given: ir.Value) -> ir.Value:
         if self.halved:
-            return _made(b, "Unsqueeze", [table, b.constant(np.array([1], np.int64), "axes")])
+            return b.shared("Unsqueeze", [table, b.constant(np.array([1], np.int64), "axes")])
         if not self.rows_first:
             return table
         perm = (1, 0, 2) if b.ctx.shapes.rank(given) == 3 else (0, 2, 1, 3)
-        return _made(b, "Transpose", [table], perm=perm)
-
-
-def _made(b: Builder, op_type: str, inputs: list[ir.Value], **attributes: object) -> ir.Value:
-    """The result of a node: of one that was made where the patch is, for another attention, or of a new one."""
-    for user, index in inputs[0].uses():
-        same = user.op_type == op_type and not user.domain and user.graph is b.anchor.graph and index == 0
-        if same and list(user.inputs) == inputs and all(_is(user, *one) for one in attributes.items()):
-            return user.outputs[0]
-    return b.op(op_type, inputs, attributes)[0]
-
-
-def _is(node: ir.Node, name: str, value: object) -> bool:
-    found = attribute(node, name)
-    return (tuple(found) if isinstance(value, tuple) and found is not None else found) == value
+        return b.shared("Transpose", [table], {"perm": perm})
 
 
 def find_rotation(placed: Placed, ctx: Context) -> tuple[Placed, Rotation] | None:

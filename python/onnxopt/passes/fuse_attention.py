@@ -21,27 +21,23 @@ class FuseAttention(Pass):
     phase = "fuse"
 
     def run(self, model: ir.Model, ctx: Context) -> PassResult:
-        products = [node for node in ctx.nodes_of([("", "MatMul")]) if ctx.runs_once(node)]
-        fused = sum(self._fuse(node, ctx) for node in products)
-        fused += self._fuse_ops([node for node in ctx.nodes_of([("", "Attention")]) if ctx.runs_once(node)], ctx)
+        masks: attention_op.CausalMasks = {}
+        graphs: dict[ir.Graph, None] = {}
+        fused = 0
+        for node in [*ctx.nodes_of([("", "MatMul")]), *ctx.nodes_of([("", "Attention")])]:
+            graph = node.graph
+            if isinstance(graph, ir.Graph) and ctx.runs_once(node) and self._fuse(node, masks, ctx):
+                graphs[graph] = None
+                fused += 1
+        for graph in graphs:
+            # The node stands where its result was moved to; what it shares with others, and what used a joined cache, may stand elsewhere.
+            graph.sort()
         return PassResult(fused > 0, fused)
 
-    def _fuse(self, node: ir.Node, ctx: Context) -> bool:
-        built = None if node.graph is None else fused_attention.build(node, ctx)
-        return ctx.editor.try_built(fused_attention.RULE, node, built, 3)
-
-    def _fuse_ops(self, nodes: list[ir.Node], ctx: Context) -> int:
-        graphs = dict.fromkeys(node.graph for node in nodes)
-        masks: attention_op.CausalMasks = {}
-        fused = 0
-        for node in nodes:
-            built = attention_op.build(node, masks, ctx)
-            fused += ctx.editor.try_built(fused_attention.RULE, node, built, 1)
-        for graph in graphs if fused else ():
-            # The node stands where its result was moved to; what used the joined cache may stand before that.
-            assert graph is not None
-            graph.sort()
-        return fused
+    def _fuse(self, node: ir.Node, masks: attention_op.CausalMasks, ctx: Context) -> bool:
+        if node.op_type == "Attention":
+            return ctx.editor.try_built(fused_attention.RULE, node, attention_op.build(node, masks, ctx), 1)
+        return ctx.editor.try_built(fused_attention.RULE, node, fused_attention.build(node, ctx), 3)
 
     def rule_names(self) -> list[str]:
         return [fused_attention.RULE]

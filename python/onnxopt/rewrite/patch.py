@@ -32,6 +32,13 @@ AXES_INPUT_OPSET = 13
 """Since which opset Squeeze, Unsqueeze and ReduceSum read their axes from an input, and Softmax has one axis."""
 
 
+def _has(node: ir.Node, attributes: Mapping[str, Any]) -> bool:
+    """Whether a node has these attributes, lists or numbers, and no others."""
+    found = {name: attr.value for name, attr in node.attributes.items()}
+    plain = {name: tuple(value) if isinstance(value, (list, tuple)) else value for name, value in found.items()}
+    return plain == dict(attributes)
+
+
 class Builder:
     """Builds the nodes of a patch; constants become initializers of the main graph (Constant nodes inside a function).
 
@@ -81,6 +88,17 @@ class Builder:
             output.name = self.ctx.names.value(stem or op_type)
         self.nodes.append(node)
         return tuple(node.outputs)
+
+    def shared(self, op_type: str, inputs: Sequence[ir.Value], attributes: Mapping[str, Any] | None = None) -> ir.Value:
+        """The result of a node of the default domain that is in the anchor's graph already, wherever, or else of a new one.
+
+        The graph has to be sorted after patches that share nodes.
+        """
+        for user, index in inputs[0].uses():
+            same = (user.op_type, user.domain, index) == (op_type, "", 0) and user.graph is self.anchor.graph
+            if same and list(user.inputs) == list(inputs) and _has(user, attributes or {}):
+                return user.outputs[0]
+        return self.op(op_type, inputs, attributes)[0]
 
     def copy_of(
         self, node: ir.Node, inputs: Sequence[ir.Value | None] | None = None, **attributes: Any
