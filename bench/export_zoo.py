@@ -333,6 +333,119 @@ ZOO: dict[str, Callable[[], Export]] = {
 }
 
 
+SEQUENCES = {
+    "vocab_size": 1000,
+    "d_model": 512,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 8,
+    "decoder_attention_heads": 8,
+    "encoder_ffn_dim": 2048,
+    "decoder_ffn_dim": 2048,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 1,
+    "decoder_start_token_id": 2,
+}
+"""Sizes of encoders with decoders."""
+
+LAYERS = {
+    "hidden_size": 512,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 8,
+    "intermediate_size": 1536,
+    "vocab_size": 1000,
+}
+PATCHES = {"hidden_size": 384, "num_hidden_layers": 3, "num_attention_heads": 6, "intermediate_size": 1536}
+SOUND = {"num_hidden_layers": 2, "vocab_size": 32}
+
+
+def sound(model: type, config: Any) -> Export:
+    return First(model(config)), (torch.randn(1, 16000),), "script"
+
+
+class Step(torch.nn.Module):
+    """One step of a decoder with a cache of keys and values, in and out."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: torch.Tensor, *past: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        cache = hf.DynamicCache()
+        for layer in range(len(past) // 2):
+            cache.update(*past[2 * layer : 2 * layer + 2], layer)
+        result = self.model(input_ids=ids, past_key_values=cache, use_cache=True)
+        layers = result.past_key_values.layers
+        return result[0], *(tensor for layer in layers for tensor in (layer.keys, layer.values))
+
+
+def step(model: type, config: Any, heads: int, size: int, exporter: str = "script") -> Export:
+    past = [torch.randn(1, heads, 128, size) for _ in range(2 * config.num_hidden_layers)]
+    return Step(model(config)), (torch.randint(0, 1000, (1, 1)), *past), exporter
+
+
+ZOO |= {
+    "bart": lambda: (First(hf.BartModel(hf.BartConfig(**SEQUENCES)), use_cache=False), (TOKENS,), "script"),
+    "bloom": lambda: decoder(
+        hf.BloomModel, hf.BloomConfig(hidden_size=512, n_layer=3, n_head=8, vocab_size=1000), "script"
+    ),
+    "falcon": lambda: step(
+        hf.FalconForCausalLM,
+        hf.FalconConfig(hidden_size=512, num_hidden_layers=3, num_attention_heads=8, vocab_size=1000),
+        1,
+        64,
+    ),
+    "gptj": lambda: decoder(
+        hf.GPTJModel, hf.GPTJConfig(n_embd=512, n_layer=3, n_head=8, rotary_dim=32, vocab_size=1000), "script"
+    ),
+    "opt": lambda: decoder(
+        hf.OPTModel,
+        hf.OPTConfig(
+            hidden_size=512,
+            num_hidden_layers=3,
+            num_attention_heads=8,
+            ffn_dim=2048,
+            vocab_size=1000,
+            word_embed_proj_dim=512,
+        ),
+    ),
+    "qwen3_step": lambda: step(
+        hf.Qwen3ForCausalLM, hf.Qwen3Config(**LAYERS, num_key_value_heads=2, head_dim=64), 2, 64
+    ),
+    "stablelm": lambda: decoder(hf.StableLmModel, hf.StableLmConfig(**LAYERS, num_key_value_heads=8), "script"),
+    "mpnet": lambda: text(hf.MPNetModel, hf.MPNetConfig(num_hidden_layers=3, vocab_size=1000)),
+    "xlnet": lambda: (
+        First(hf.XLNetModel(hf.XLNetConfig(vocab_size=1000, d_model=768, n_layer=2, n_head=12, d_inner=3072))),
+        (TOKENS,),
+        "script",
+    ),
+    "funnel": lambda: (
+        First(hf.FunnelModel(hf.FunnelConfig(vocab_size=1000, block_sizes=[1, 1, 1], num_decoder_layers=1))),
+        (TOKENS,),
+        "script",
+    ),
+    "dinov2": lambda: vision(hf.Dinov2Model, hf.Dinov2Config(**PATCHES, patch_size=14)),
+    "yolos": lambda: vision(hf.YolosModel, hf.YolosConfig(**PATCHES, image_size=[224, 224], num_detection_tokens=20)),
+    "samvision": lambda: vision(
+        hf.SamVisionModel,
+        hf.SamVisionConfig(
+            hidden_size=192,
+            num_hidden_layers=2,
+            num_attention_heads=3,
+            image_size=256,
+            global_attn_indexes=[1],
+            window_size=7,
+            output_channels=64,
+        ),
+        256,
+    ),
+    "hubert": lambda: sound(hf.HubertModel, hf.HubertConfig(**SOUND)),
+    "wavlm": lambda: sound(hf.WavLMModel, hf.WavLMConfig(**SOUND)),
+    "conformer": lambda: sound(hf.Wav2Vec2ConformerModel, hf.Wav2Vec2ConformerConfig(**SOUND)),
+}
+
+
 def export(name: str, folder: Path) -> None:
     torch.manual_seed(0)
     module, inputs, exporter = ZOO[name]()
