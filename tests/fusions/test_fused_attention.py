@@ -441,6 +441,13 @@ REFUSED = {
             s = MatMul(q, k) p = Softmax<axis = -1>(s) r = Expand(p, all) y = MatMul(r, v) }"""),
         "the weights are reshaped",
     ),
+    "mask that may be the same for all batches and heads in one dim": (
+        model("""g (float[B,2,5,8] q, float[B,2,8,5] k, float[B,2,5,8] v, float[M,5,5] m) => (float[?,5,8] y) {
+            rows = Constant<value_ints = [-1, 5, 8]>()  columns = Constant<value_ints = [-1, 8, 5]>()
+            q3 = Reshape(q, rows)  k3 = Reshape(k, columns)  v3 = Reshape(v, rows)
+            s = MatMul(q3, k3)  a = Add(s, m)  p = Softmax<axis = -1>(a)  y = MatMul(p, v3) }"""),
+        "the mask 'm' of shape M or 5 or 5 does not fit",
+    ),
     "mask of fewer dims of moved scores": (
         model(f"""g ({CORE}, float[T,S] m) => (float[B,2,S,6] y) {{
             qt = Transpose<perm = [0, 1, 3, 2]>(q)  s = MatMul(k, qt)  a = Add(s, m)  p = Softmax<axis = 2>(a)

@@ -54,3 +54,19 @@ def test_parse(text: str, expected: Dim) -> None:
 )
 def test_parse_refuses(text: str) -> None:
     assert dims.parse(text, {"N": N, "S": S}) is None
+
+
+def test_assumed_bounds() -> None:
+    bounds = dims.Bounds()
+    assert not bounds.prove_at_least(HALF, 1)
+    bounds.assume_at_least(HALF - 3, 1)
+    bounds.assume_at_least(HALF, 2)
+    assert bounds.prove_at_least(HALF, 4) and not bounds.prove_at_least(HALF, 5)
+    assert bounds.prove_at_least(HALF * 2 + P, 8)
+
+
+@pytest.mark.parametrize("dim", [N * S, N + S, 2 * S, 7])
+def test_assumes_nothing_of_several_atoms(dim: Dim) -> None:
+    bounds = dims.Bounds()
+    bounds.assume_at_least(dim, 5)
+    assert not bounds.prove_at_least(S, 1) and not bounds.prove_at_least(N, 1)

@@ -34,6 +34,7 @@ BATCH: dict[int, Labels] = {3: ("x",), 4: ("b", "h")}
 _PLACES = {"b": 0, "x": 0, "h": 1, "k": 1, "g": 1, "q": 2, "t": 3}
 """The order of the axes of scores."""
 
+SINGLE = ("b", "h", "q", "t")
 JOINED = ("x", "bh")
 """Labels of dims that have both batches and heads."""
 
@@ -314,7 +315,10 @@ def fitting(
         raise Unfit("scores to which the mask '{}' is applied are moved", mask.name, culprit=mask)
     first = len(labels) - len(shape)
     for letter, dim, size in zip(labels[first:], shape, dims[first:], strict=True):
-        same = letter in ("b", "h", "q", "t", *JOINED) and _may_equal(dim, size, ctx)
+        # Of batches and heads in one dim, the heads are taken apart: a size that may be 1 does not do.
+        same = (
+            bool(ctx.shapes.equal(dim, size)) if letter in JOINED else letter in SINGLE and _may_equal(dim, size, ctx)
+        )
         if dim != 1 and not same:
             raise Unfit("the mask '{}' of shape {} does not fit the scores", mask.name, shape, culprit=mask)
     empty = tuple(axis for axis, letters in enumerate(labels[first:]) if not letters)

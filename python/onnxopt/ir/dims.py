@@ -290,6 +290,7 @@ class Bounds:
 
     def __init__(self, limits: Mapping[str, tuple[int, int]] | None = None) -> None:
         self._limits: dict[str, tuple[float, float]] = dict(limits or {})
+        self._least: dict[Atom, int] = {}
 
     def of(self, name: str) -> tuple[float, float]:
         return self._limits.get(name, (0, math.inf))
@@ -299,6 +300,15 @@ class Bounds:
 
     def known(self, name: str) -> bool:
         return name in self._limits
+
+    def assume_at_least(self, dim: Dim, lowest: int) -> None:
+        """Take it that a dim is so large, where it is a single atom and a number: that the model runs says so."""
+        if isinstance(dim, int):
+            return
+        *constant, (monomial, factor) = sorted(dim.terms, key=lambda term: len(term[0]))
+        if len(monomial) == factor == 1 and all(not others for others, _ in constant):
+            least = lowest - sum(number for _, number in constant)
+            self._least[monomial[0]] = max(least, self._least.get(monomial[0], least))
 
     def interval(self, dim: Dim) -> tuple[float, float]:
         """Numbers between which the dim lies."""
@@ -314,6 +324,10 @@ class Bounds:
         return low, high
 
     def _atom(self, atom: Atom) -> tuple[float, float]:
+        low, high = self._computed(atom)
+        return max(low, self._least.get(atom, low)), high
+
+    def _computed(self, atom: Atom) -> tuple[float, float]:
         if isinstance(atom, str):
             return self.of(atom)
         kind, a, b = atom

@@ -147,6 +147,10 @@ def _convolution(env: ShapeEnv, node: Node, dtype: DataType | None, weight_index
     if any(not isinstance(size, int) for size in kernel):
         return env.set(node.outputs[0], dtype, (data[0], weight[0], *unknown(spatial)))
     sizes = _windows(node, data[2:], kernel)  # type: ignore[arg-type]
+    if node.graph is env.model.graph:
+        # Runtimes refuse windows that are larger than the padded data.
+        for size in sizes:
+            env.bounds.assume_at_least(size, 1)
     return env.set(node.outputs[0], dtype, (data[0], weight[0], *sizes))
 
 
