@@ -5,13 +5,14 @@ tensors are followed through shape arithmetic.
 """
 
 from onnxopt.ir.shape_rules import control_flow, elementwise, layout, reductions, windows  # each files its rules
-from onnxopt.ir.shape_rules.base import CONTRIB, RULES
+from onnxopt.ir.shape_rules.base import CONTRIB, RULES, Rule
 from onnxopt.ir.shape_rules.layout import OPEN_END, slice_bounds
 
 __all__ = [
     "CONTRIB",
     "OPEN_END",
     "RULES",
+    "Rule",
     "control_flow",
     "elementwise",
     "layout",
