@@ -73,6 +73,7 @@ PHASES: Mapping[str, tuple[str, ...]] = {
         "fold_signs",
         "fuse_padding",
         "fuse_into_convolutions",
+        "merge_parallel_convolutions",
         "fuse_into_gemms",
         "eliminate_noops",
         "eliminate_common_subexpressions",

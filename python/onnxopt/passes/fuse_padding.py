@@ -90,7 +90,7 @@ def fuse_pad(b: Builder, m: Match) -> list[ir.Value | None] | Refusal | None:
     if isinstance(padding, Refusal):
         return padding
     begins, ends = padding.spatial
-    own = _own_pads(node, len(begins))
+    own = own_pads(node, len(begins))
     if own is None:
         return Refusal("auto_pad depends on the padded size", culprit=node)
     if any(padding.begins[:FIRST_SPATIAL]) or any(padding.ends[:FIRST_SPATIAL]):
@@ -105,7 +105,7 @@ def fuse_pad(b: Builder, m: Match) -> list[ir.Value | None] | Refusal | None:
     return list(b.copy_of(node, [m["x"], *node.inputs[1:]], **changed))
 
 
-def _own_pads(node: ir.Node, spatial: int) -> tuple[int, ...] | None:
+def own_pads(node: ir.Node, spatial: int) -> tuple[int, ...] | None:
     """The explicit pads of a window op; None where they depend on the size of its input."""
     mode = attribute(node, "auto_pad", "NOTSET")
     mode = mode.decode() if isinstance(mode, bytes) else mode
@@ -204,7 +204,7 @@ def drop_cropped_padding(b: Builder, m: Match) -> ir.Value | Refusal | None:
     if m.root.inputs[0] is not conv.outputs[0] or shape is None or kept is None:
         return None
     bounds = shape_rules.slice_bounds(shapes, m.root, len(shape))
-    pads = _own_pads(conv, len(shape) - FIRST_SPATIAL)
+    pads = own_pads(conv, len(shape) - FIRST_SPATIAL)
     if pads is None or bounds is None or ir.use_count(conv.outputs[0]) != 1:
         return Refusal("its padding or the Slice is not constant, or others read all of it", culprit=conv)
     left = list(pads)
