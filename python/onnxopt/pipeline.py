@@ -103,6 +103,7 @@ PHASES: Mapping[str, tuple[str, ...]] = {
         "fuse_gemms",
         "fuse_norms",
         "fuse_softmax",
+        "fuse_means",
         "fuse_epilogues",
         "fuse_requantization",
         "requantize_qgemms",

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 from onnxopt import ir
 from onnxopt.fusions.fused_conv import RANKS, windows_of
 from onnxopt.ops import fused_pool as op
+from onnxopt.ops.base import prepare_model
 from onnxopt.rewrite.patch import Builder
+from onnxopt.rewrite.pattern import op as single
 from onnxopt.rewrite.permutations import constant_axes
-from onnxopt.rewrite.rules import Refusal, attribute
+from onnxopt.rewrite.rules import Match, Refusal, attribute, rule
 
 
 def refuse(node: ir.Node, shapes: ir.ShapeEnv) -> Refusal | None:
@@ -43,7 +47,7 @@ def build(b: Builder, node: ir.Node, x: ir.Value) -> ir.Value:
     """The FusedPool of a pooling, for its input in channels-last layout; the result is in that layout too."""
     ctx = b.ctx
     kind = _kind(node)
-    rank = ctx.shapes.rank(node.outputs[0])
+    rank = None if node.inputs[0] is None else ctx.shapes.rank(node.inputs[0])
     assert rank is not None
     windows = {} if kind == "global_average" else windows_of(node, "ceil_mode")
     overload = op.overload(kind, rank, windows, ctx.opset)
@@ -56,3 +60,24 @@ def build(b: Builder, node: ir.Node, x: ir.Value) -> ir.Value:
         overload=overload,
         name=node.name or op.SPEC.name,
     )[0]
+
+
+@rule(single("ReduceMean"), where=lambda m: m.ctx.target.name == "cpu")
+def fuse_mean(b: Builder, m: Match) -> ir.Value | Refusal | None:
+    """The means of all channels of [N, H, W, C] or [N, L, C], which the kernel adds up row by row."""
+    node, ctx = m.root, m.ctx
+    x = node.inputs[0]
+    shape = None if x is None else ctx.shapes.shape(x)
+    if x is None or shape is None or len(shape) not in RANKS or ctx.shapes.dtype(x) is not ir.DataType.FLOAT:
+        return Refusal("the kernel computes float32 with one or two spatial dims", culprit=node)
+    rank = len(shape)
+    axes = constant_axes(node, 1, rank)
+    if axes is None or sorted(axes) != list(range(1, rank - 1)):
+        return Refusal("it keeps other dims than samples and channels", culprit=node)
+    static = ctx.shapes.static_shape(x)
+    if static is not None and math.prod(static) < ctx.target.costs.norm_elements:
+        return Refusal("{} elements take less time than the call", math.prod(static), culprit=node)
+    result = build(b, node, x)
+    ctx.shapes.set(result, ir.DataType.FLOAT, (shape[0], *(1 for _ in axes), shape[-1]))
+    prepare_model(ctx.model)
+    return result if attribute(node, "keepdims", 1) else b.Flatten(result)
