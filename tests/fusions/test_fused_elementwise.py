@@ -187,6 +187,23 @@ def test_many_ops_on_a_small_tensor_are_fused(monkeypatch: pytest.MonkeyPatch) -
     assert ops(after) == {"FusedElementwise": 1}
 
 
+@pytest.mark.parametrize(
+    ("dtype", "middle", "fused"),
+    [
+        ("float16", "b = Neg(a) c = Mul(a, b)", False),
+        ("float16", "b = Neg(a) d = Mul(a, b) e = Sub(d, b) c = Add(e, d)", True),
+        ("float16", "r = Reshape(x, same) b = Neg(r) c = Mul(r, b)", True),
+        ("float", "b = Neg(a) c = Mul(a, b)", True),
+    ],
+)
+def test_halves_are_not_cast_for_few_ops(dtype: str, middle: str, fused: bool) -> None:
+    """onnxruntime computes Conv in float32, and what is element-wise around it, without a cast between them."""
+    text = f"""g ({dtype}[1,8,40,50] x, {dtype}[8,8,1,1] w) => (y, z) {{
+      a = Conv(x, w) {middle} y = {"Identity" if "same" in middle else "Conv"}(c{"" if "same" in middle else ", w"}) z = Relu(a)
+    }}"""
+    assert ("FusedElementwise" in ops(fuse(model(text, same=np.array([1, 8, 40, 50]))))) is fused
+
+
 def test_says_why_not() -> None:
     loaded = ir.load(model(LEFT["activation of a convolution"]))
     report = PassManager("cpu", ["fuse_elementwise"], explain=True).run(loaded)

@@ -29,6 +29,16 @@ MIN_NODES = 2
 SLOW_ALONE = frozenset({"Celu", "Elu", "Log", "Mish", "Selu", "Softplus"})
 """What onnxruntime computes element by element: one such node is a region, unless its tensor is small."""
 
+HALVES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
+
+MOVES = frozenset(
+    {
+        "Cast", "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "SpaceToDepth", "Split",
+        "Squeeze", "Tile", "Transpose", "Unsqueeze",
+    }
+)  # fmt: skip
+"""Ops that onnxruntime has kernels of for two-byte floats."""
+
 MAX_NODES = 60
 """Nodes of one region. Longer programs gain nothing, their intermediate values fall out of the first-level cache."""
 
@@ -77,11 +87,41 @@ def _is_worthwhile(nodes: list[ir.Node], ctx: Context) -> bool:
     shape, costs = ctx.shapes.static_shape(nodes[0].outputs[0]), ctx.target.costs
     # What a branch or a loop's body computes is one step's work: of unknown size, it is taken to be small.
     small = nodes[0].graph is not ctx.model.graph if shape is None else math.prod(shape) <= costs.small_region_elements
+    casts = _casts(nodes, ctx)
+    if casts and len(nodes) <= casts + 1:
+        refusal = Refusal(
+            "{} nodes gain less than {} casts to and from two bytes cost", len(nodes), casts, culprit=nodes[0]
+        )
+        ctx.log.refused("fuse_elementwise", nodes[0], refusal, len(nodes))
+        return False
     if len(nodes) >= costs.small_region_nodes or (not small and _has_least_nodes(nodes)):
         return True
     refusal = Refusal("{} nodes over shape {} gain nothing", len(nodes), shape, culprit=nodes[0])
     ctx.log.refused("fuse_elementwise", nodes[0], refusal, len(nodes))
     return False
+
+
+def _casts(nodes: list[ir.Node], ctx: Context) -> int:
+    """How often values at the border of a region are cast for it: onnxruntime computes two-byte floats in float32 on processors, and
+    leaves casts out between its own ops alone."""
+    if ctx.target.name != "cpu":
+        return 0
+    inside = set(nodes)
+    entering = {
+        value for node in nodes for value in node.inputs if value is not None and value.producer() not in inside
+    }
+    halves = [
+        value
+        for value in (*entering, *outputs_of(nodes))
+        if ctx.shapes.dtype(value) in HALVES and ir.constant(value) is None
+    ]
+    return sum(
+        any(
+            other is not None and other not in inside and not other.domain and other.op_type not in MOVES
+            for other in (value.producer(), *(user for user, _ in value.uses()))
+        )
+        for value in halves
+    )
 
 
 def _has_least_nodes(nodes: list[ir.Node]) -> bool:
