@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -177,9 +178,14 @@ NAN, INF = float("nan"), float("inf")
         (np.int64([1 << 60]), np.int64([(1 << 60) + 1]), False),
         (np.array(["a"], object), np.array(["b"], object), False),
         (np.float32([]), np.float32([]), True),
+        ([{0: 0.5, 1: 0.25}], [{0: 0.5000001, 1: 0.25}], True),
+        ([{0: 0.5, 1: 0.25}], [{0: 0.51, 1: 0.25}], False),
+        ([{0: 0.5}], [{1: 0.5}], False),
+        ({"a": NAN}, {"a": NAN}, True),
+        ({"a": "b"}, {"a": "c"}, False),
     ],
 )
-def test_comparison(expected: np.ndarray, actual: np.ndarray, same: bool) -> None:
+def test_comparison(expected: Any, actual: Any, same: bool) -> None:
     assert (not compare(["y"], [expected], [actual])[1]) == same
 
 

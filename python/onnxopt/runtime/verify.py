@@ -222,6 +222,10 @@ def _same_object(expected: Any, actual: Any) -> bool:
         return len(expected) == len(actual) and all(
             not _difference("", a, b).sentence for a, b in zip(expected, actual)
         )
+    if isinstance(expected, dict) and isinstance(actual, dict):
+        return expected.keys() == actual.keys() and all(_same_object(one, actual[key]) for key, one in expected.items())
+    if isinstance(expected, float) and isinstance(actual, float):
+        return not _difference("", np.array([expected], np.float32), np.array([actual], np.float32)).sentence
     return bool(expected == actual)
 
 
