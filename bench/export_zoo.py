@@ -184,6 +184,124 @@ class Separable(torch.nn.Module):
         return self.head(self.body(x).mean((2, 3)))
 
 
+class Branched(torch.nn.Module):
+    """Blocks of several convolutions and a normalization of one tensor, added, as RepVGG and MobileOne are trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = torch.nn
+
+        class Block(layers.Module):
+            def __init__(self, inputs: int, outputs: int, stride: int, groups: int = 1) -> None:
+                super().__init__()
+                self.branches = layers.ModuleList(
+                    layers.Sequential(
+                        layers.Conv2d(inputs, outputs, side, stride, side // 2, groups=groups, bias=False),
+                        layers.BatchNorm2d(outputs),
+                    )
+                    for side in (3, 1)
+                )
+                if stride == 1 and inputs == outputs:
+                    self.branches.append(layers.BatchNorm2d(inputs))
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return sum((branch(x) for branch in self.branches[1:]), self.branches[0](x)).relu()
+
+        stages = (
+            (3, 48, 2),
+            (48, 48, 2),
+            (48, 48, 1),
+            (48, 96, 2),
+            (96, 96, 1),
+            (96, 96, 1),
+            (96, 192, 2),
+            (192, 192, 1),
+        )
+        self.body = layers.Sequential(*(Block(*stage) for stage in stages), Block(192, 192, 1, 192))
+        self.head = layers.Linear(192, 1000)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(x).mean((2, 3)))
+
+
+class Shuffled(torch.nn.Module):
+    """Half of the channels through a residual of separable convolutions, then all of them shuffled, as in ShuffleNetV2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = torch.nn
+
+        def branch(channels: int) -> torch.nn.Sequential:
+            return layers.Sequential(
+                layers.Conv2d(channels, channels, 1, bias=False), layers.BatchNorm2d(channels), layers.ReLU(),
+                layers.Conv2d(channels, channels, 3, 1, 1, groups=channels, bias=False), layers.BatchNorm2d(channels),
+                layers.Conv2d(channels, channels, 1, bias=False), layers.BatchNorm2d(channels), layers.ReLU(),
+            )  # fmt: skip
+
+        self.stem = layers.Sequential(layers.Conv2d(3, 116, 3, 2, 1), layers.ReLU(), layers.MaxPool2d(3, 4, 1))
+        self.branches = layers.ModuleList(branch(58) for _ in range(6))
+        self.head = layers.Linear(116, 1000)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        for branch in self.branches:
+            kept, taken = x.chunk(2, 1)
+            x = torch.cat((kept, branch(taken)), 1)
+            x = x.view(-1, 2, 58, *x.shape[2:]).transpose(1, 2).reshape(-1, 116, *x.shape[2:])
+        return self.head(x.mean((2, 3)))
+
+
+class Pyramid(torch.nn.Module):
+    """Dilated convolutions of one map and its mean, resized back, as in DeepLab."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = torch.nn
+        self.stem = layers.Sequential(block(3, 32, 2), block(32, 64, 2), block(64, 96, 2), block(96, 160, 2))
+        self.maps = layers.ModuleList(
+            [layers.Conv2d(160, 96, 1), *(layers.Conv2d(160, 96, 3, 1, rate, rate) for rate in (6, 12, 18))]
+        )
+        self.mean = layers.Conv2d(160, 96, 1)
+        self.head = layers.Sequential(layers.Conv2d(480, 96, 1), layers.ReLU(), layers.Conv2d(96, 21, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        resize = torch.nn.functional.interpolate
+        y = self.stem(x)
+        mean = resize(self.mean(y.mean((2, 3), keepdim=True)).relu(), y.shape[2:], mode="bilinear")
+        return resize(
+            self.head(torch.cat([*(one(y).relu() for one in self.maps), mean], 1)), x.shape[2:], mode="bilinear"
+        )
+
+
+class Separator(torch.nn.Module):
+    """Encoder, dilated depthwise residuals with global norms, masks, decoder: Conv-TasNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = torch.nn
+
+        def residual(rate: int) -> torch.nn.Sequential:
+            return layers.Sequential(
+                layers.Conv1d(64, 128, 1), layers.PReLU(), layers.GroupNorm(1, 128),
+                layers.Conv1d(128, 128, 3, 1, rate, rate, 128), layers.PReLU(), layers.GroupNorm(1, 128),
+                layers.Conv1d(128, 64, 1),
+            )  # fmt: skip
+
+        self.encoder = layers.Conv1d(1, 128, 16, 8, bias=False)
+        self.enter = layers.Sequential(layers.GroupNorm(1, 128), layers.Conv1d(128, 64, 1))
+        self.residuals = layers.ModuleList(residual(2**i) for i in range(6))
+        self.masks = layers.Sequential(layers.PReLU(), layers.Conv1d(64, 256, 1), layers.Sigmoid())
+        self.decoder = layers.ConvTranspose1d(128, 1, 16, 8, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        coded = self.encoder(x).relu()
+        y = self.enter(coded)
+        for one in self.residuals:
+            y = y + one(y)
+        masked = self.masks(y).unflatten(1, (2, 128)) * coded.unsqueeze(1)
+        return self.decoder(masked.flatten(0, 1))
+
+
 class Recognizer(torch.nn.Module):
     """Convolutions, then two bidirectional LSTMs over the width: CRNN."""
 
@@ -329,6 +447,10 @@ ZOO: dict[str, Callable[[], Export]] = {
     "detector_dynamo": lambda: (Detector(), image(320), "dynamo"),
     "unet": lambda: (Unet(), image(128), "script"),
     "separable": lambda: (Separable(), image(224), "script"),
+    "branched": lambda: (Branched(), image(224), "script"),
+    "shuffled": lambda: (Shuffled(), image(224), "script"),
+    "pyramid": lambda: (Pyramid(), image(256), "script"),
+    "separator": lambda: (Separator(), (torch.randn(1, 1, 8000),), "script"),
     "recognizer": lambda: (Recognizer(), (torch.randn(1, 1, 32, 160),), "script"),
 }
 
