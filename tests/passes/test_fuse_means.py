@@ -66,6 +66,17 @@ def test_small_tensors_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     assert op_list(after) == ["ReduceMean"]
 
 
+def test_means_inside_branches_stay() -> None:
+    text = """g (float[2,3,4] x, bool c) => (y) {
+      y = If (c) <
+        then_branch = t () => (float[2,1,4] a) { a = ReduceMean <axes=[1]> (x) },
+        else_branch = e () => (float[2,1,4] b) { b = ReduceMax <axes=[1]> (x) }
+      >
+    }"""
+    after, _ = run_passes(model(text), PASS, target="cpu")
+    assert not after.functions
+
+
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
 def test_what_is_not_finite_stays_in_its_channel(value: float) -> None:
     before = model("g (float[2,5,7,9] x) => (y) { y = ReduceMean <axes=[1,2], keepdims=0> (x) }")

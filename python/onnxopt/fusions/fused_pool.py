@@ -70,6 +70,8 @@ def fuse_mean(b: Builder, m: Match) -> ir.Value | Refusal | None:
     shape = None if x is None else ctx.shapes.shape(x)
     if x is None or shape is None or len(shape) not in RANKS or ctx.shapes.dtype(x) is not ir.DataType.FLOAT:
         return Refusal("the kernel computes float32 with one or two spatial dims", culprit=node)
+    if node.graph is not ctx.model.graph:
+        return Refusal("what a loop or branch reads may have no known rank when it is run", culprit=node)
     rank = len(shape)
     axes = constant_axes(node, 1, rank)
     if axes is None or sorted(axes) != list(range(1, rank - 1)):

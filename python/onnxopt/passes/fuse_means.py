@@ -11,8 +11,8 @@ from onnxopt.rewrite.rules import RuleSet
 class FuseMeans(RulePass):
     """Turn ReduceMean over all dims but the first and the last into FusedPool, with a Flatten where the dims do not stay.
 
-    Refused: element types other than float32, axes that are not constant, more than two dims between, small tensors, and targets other
-    than the CPU.
+    Refused: element types other than float32, axes that are not constant, more than two dims between, small tensors, nodes inside branches
+    and loops, and targets other than the CPU.
     """
 
     name = "fuse_means"
