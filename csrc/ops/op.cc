@@ -12,6 +12,7 @@
 #include "csrc/ops/fused_elementwise.h"
 #include "csrc/ops/fused_expand.h"
 #include "csrc/ops/fused_gemm.h"
+#include "csrc/ops/fused_inverted_residual.h"
 #include "csrc/ops/fused_loop.h"
 #include "csrc/ops/fused_norm.h"
 #include "csrc/ops/fused_pool.h"
@@ -34,6 +35,7 @@ std::span<const Op* const> ours() {
                                    &fused_conv_transpose(),
                                    &fused_elementwise(),
                                    &fused_gemm(),
+                                   &fused_inverted_residual(),
                                    &fused_loop(),
                                    &fused_norm(),
                                    &fused_pool(),

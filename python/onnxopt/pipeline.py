@@ -107,6 +107,7 @@ PHASES: Mapping[str, tuple[str, ...]] = {
         "fuse_epilogues",
         "fuse_requantization",
         "requantize_qgemms",
+        "fuse_inverted_residuals",
         "fuse_separable_convs",
         "merge_gemms",
         "fuse_prologues",

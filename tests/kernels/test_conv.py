@@ -318,6 +318,42 @@ def test_separable_convolution_is_one_after_the_other(
         np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
+INVERTED = [
+    (Case(1, (9, 14), 19, 19, (3, 3), (1, 1), (1, 1, 1, 1), group=19), 7, 37),
+    (Case(2, (21, 30), 35, 35, (5, 5), (2, 1), (2, 2, 2, 2), group=35), 12, 5),
+    (Case(1, (7, 7), 200, 200, (7, 7), (1, 1), (3, 3, 3, 3), group=200), 40, 40),
+    (Case(1, (60, 57), 96, 96, (3, 3), (2, 2), (0, 0, 1, 1), group=96), 16, 24),
+    (Case(1, (33, 9), 64, 64, (3, 3), (1, 1), (2, 1, 2, 1), (2, 1), group=64), 20, 33),
+    (Case(1, (1, 1), 40, 40, (3, 3), (1, 1), (1, 1, 1, 1), group=40), 16, 16),
+    (Case(1, (2, 3), 64, 64, (3, 3), (3, 3), (1, 1, 1, 1), group=64), 1, 1),
+    (Case(1, (5, 4), 2, 2, (2, 2), (1, 1), (6, 6, 6, 6), group=2), 3, 2),
+    (Case(1, (12, 10), 48, 48, (1, 1), (4, 4), (0, 0, 0, 0), group=48), 16, 8),
+    (Case(0, (8, 8), 16, 16, (3, 3), (1, 1), (1, 1, 1, 1), group=16), 4, 4),
+]
+
+
+def inverted_residual(
+    case: Case, channels: int, filters: int, variant: str, texts: dict[str, str], more: list[np.ndarray]
+) -> tuple[list[np.ndarray], dict[str, Any], np.ndarray]:
+    """Inputs and attributes of the op, and what three convolutions one after the other give."""
+    _, w, bias = case.arrays()
+    ones = (1,) * len(case.size)
+    expand, project = (
+        Case(case.batch, case.size, channels, case.channels, ones),
+        Case(case.batch, case.size, case.channels, filters, ones),
+    )
+    x, matrix, first_bias = expand.arrays(1)
+    _, projection, last_bias = project.arrays(2)
+    epilogues = [{"epilogue": texts[name]} if name in texts else {} for name in ("expansion", "between", "epilogue")]
+    inner = run(expand, x, matrix, first_bias, variant=variant, biased=1, **epilogues[0])
+    middle = run(case, inner, w, bias, variant=variant, biased=1, **epilogues[1])
+    packed = [ir.pack_filters(matrix, 1), first_bias, ir.pack_filters(w, case.group), bias, ir.pack_filters(projection, 1)]
+    raw = run(project, middle, projection, last_bias, variant=variant, biased=1)
+    added = [np.random.default_rng(3).standard_normal(raw.shape).astype(np.float32) for _ in more]
+    attributes = case.attributes() | {"filters": filters, "expanded": case.channels} | texts
+    return [x, *packed, last_bias, *added], attributes, raw
+
+
 def squeeze_excite(x: np.ndarray, weights: list[np.ndarray]) -> np.ndarray:
     """The block with Relu and HardSigmoid in float64."""
     squeeze, squeeze_bias, excite, excite_bias = (one.astype(np.float64) for one in weights)

@@ -51,6 +51,12 @@ struct Separable {
   Convolution depthwise, pointwise;
 };
 
+/// An inverted residual: `expand` and `project` have a kernel of one tap, and `depthwise` lies between them. `x` is only used of
+/// the first, `y` and `added` of the last, and all have biases. No expanded tensor ever lies in memory as a whole.
+struct InvertedResidual {
+  Convolution expand, depthwise, project;
+};
+
 /// Squeeze-and-excitation: `squeeze` and then `excite`, products of the means of an image's channels (their geometries have one
 /// pixel per image; `x` and `y` are not used), make a gate per channel, by which `scaled` multiplies all pixels of `x`. In
 /// `scaled`, input and output have one geometry, of which weights and biases are no part.
@@ -77,6 +83,7 @@ struct GlobalAverage {
 
 struct Plan;
 struct SeparablePlan;
+struct InvertedResidualPlan;
 struct ScalePlan;
 
 /// One implementation, for one instruction set: each function computes one task of a plan.
@@ -87,6 +94,8 @@ struct Variant {
   void (*depthwise)(const Plan&, std::int64_t task);
   void (*narrow)(const Plan&, std::int64_t task);
   void (*separable)(const SeparablePlan&, std::int64_t task);
+  void (*inverted_residual)(const InvertedResidualPlan&, std::int64_t task);
+  void (*join_parts)(const InvertedResidualPlan&, std::int64_t task);
   void (*transposed)(const Plan&, std::int64_t task);
   void (*repeat)(const Plan&, std::int64_t task);
   void (*transform_weights)(const Plan&, std::int64_t task);
@@ -109,6 +118,7 @@ void run_transposed(const Convolution& convolution, const Variant& variant, cons
 /// Repeats every pixel as often as the kernel is large. Weights and biases are not used.
 void run_repeat(const Convolution& convolution, const Variant& variant, const ParallelFor& parallel_for);
 void run(const Separable& separable, const Variant& variant, const ParallelFor& parallel_for);
+void run(const InvertedResidual& block, const Variant& variant, const ParallelFor& parallel_for);
 void run(const SqueezeExcite& block, const Variant& variant, const ParallelFor& parallel_for);
 void run(const Pooling& pooling, const Variant& variant, const ParallelFor& parallel_for);
 void run(const GlobalAverage& average, const Variant& variant, const ParallelFor& parallel_for);

@@ -220,10 +220,16 @@ inline void run_neighbours(std::int64_t pixels, const Window& w, Range inside, c
   run.template operator()<true>();
 }
 
+/// Weights of depthwise windows: those of a tap lie `tap` floats before the next one's. Pooling has none.
+struct Taps {
+  const float* data;
+  std::int64_t tap;
+};
+
 /// One line of windows over an image.
 class Line {
  public:
-  Line(const Geometry& g, const float* x, const float* weights, std::int64_t line, Range channels)
+  Line(const Geometry& g, const float* x, Taps weights, std::int64_t line, Range channels)
       : g_(g), weights_(weights), channels_(channels), ky_(inside(g, 0, line % g.output[0])) {
     const std::int64_t image = line / g.output[0], oy = line % g.output[0];
     row_ = g.input[1] * g.channels;
@@ -252,7 +258,17 @@ class Line {
     }
   }
 
-  /// Windows that share columns, where what lies outside of the image adds nothing.
+  /// Windows of products, where what lies outside of the image adds nothing.
+  void multiply(Range pixels, float* y, const Products& products) const {
+    const bool shares = g_.strides[1] == 1 && g_.dilations[1] == 1;
+    if (shares && g_.kernel[1] == 3) return run_shared_columns<3>(pixels, y, products);
+    if (shares && g_.kernel[1] == 5) return run_shared_columns<5>(pixels, y, products);
+    if (shares && g_.kernel[1] == 7) return run_shared_columns<7>(pixels, y, products);
+    run(pixels, y, [&](Range, Range) { return products; });
+  }
+
+ private:
+  /// Such windows, if they share columns.
   template <int K, class Body>
   void run_shared_columns(Range pixels, float* y, const Body& body) const {
     in_even_parts(pixels.end - pixels.begin, kPixels, [&](std::int64_t begin, std::int64_t count) {
@@ -261,26 +277,24 @@ class Line {
     });
   }
 
- private:
   Window window(std::int64_t ox, Range kx) const {
     const std::int64_t column = ox * g_.strides[1] - g_.pads[1] + kx.begin * g_.dilations[1];
-    const std::int64_t weight_step = weights_ ? g_.channels : 0;
     return {top_ + column * g_.channels,
-            weights_ + (ky_.begin * g_.kernel[1] + kx.begin) * weight_step,
+            weights_.data + (ky_.begin * g_.kernel[1] + kx.begin) * weights_.tap,
             ky_,
             kx,
             channels_,
             g_.dilations[0] * row_,
             g_.dilations[1] * g_.channels,
             g_.strides[1] * g_.channels,
-            g_.kernel[1] * weight_step,
-            weight_step,
+            g_.kernel[1] * weights_.tap,
+            weights_.tap,
             g_.channels,
             g_.strides[0]};
   }
 
   const Geometry& g_;
-  const float* weights_;
+  Taps weights_;
   Range channels_, ky_;
   std::int64_t row_;
   const float* top_;
@@ -291,20 +305,11 @@ inline void depthwise_lines(const Plan& plan, Range lines, Range channels, float
   const Convolution& convolution = *plan.convolution;
   const Geometry& g = convolution.geometry;
   const Products products{convolution.bias, convolution.clip, convolution.gate};
-  const bool shares = g.strides[1] == 1 && g.dilations[1] == 1;
   in_even_parts(g.output[1], plan.strip_pixels, [&](std::int64_t begin, std::int64_t count) {
     const Range pixels{begin, begin + count};
     for (std::int64_t number = lines.begin; number < lines.end; ++number) {
-      const Line line(g, convolution.x, convolution.weights, number, channels);
-      float* const target = y + (number - lines.begin) * g.output[1] * g.channels;
-      if (shares && g.kernel[1] == 3)
-        line.run_shared_columns<3>(pixels, target, products);
-      else if (shares && g.kernel[1] == 5)
-        line.run_shared_columns<5>(pixels, target, products);
-      else if (shares && g.kernel[1] == 7)
-        line.run_shared_columns<7>(pixels, target, products);
-      else
-        line.run(pixels, target, [&](Range, Range) { return products; });
+      const Line line(g, convolution.x, {convolution.weights, g.channels}, number, channels);
+      line.multiply(pixels, y + (number - lines.begin) * g.output[1] * g.channels, products);
     }
   });
 }
@@ -322,7 +327,7 @@ inline void run_depthwise(const Plan& plan, std::int64_t task) {
 inline void run_pool(const Pooling& pooling, std::int64_t number) {
   const Geometry& g = pooling.geometry;
   float* const y = pooling.y + number * g.output[1] * g.channels;
-  const Line line(g, pooling.x, nullptr, number, {0, g.channels});
+  const Line line(g, pooling.x, {nullptr, 0}, number, {0, g.channels});
   const Range all{0, g.output[1]};
   const auto mean = [](std::int64_t count) { return Sums{V::set1(1.0f / static_cast<float>(count))}; };
   switch (pooling.kind) {

@@ -36,6 +36,12 @@ constexpr std::int64_t kStripFloats = 6 * 1024;
 constexpr std::int64_t kStripPixels = 8;
 /// Floats between a depthwise convolution and the product that reads them.
 constexpr std::int64_t kSeparableFloats = 64 * 1024;
+/// Pixels of an inverted residual's output that are computed together: several blocks of rows.
+constexpr std::int64_t kStepRows = 56;
+/// Floats of its expanded lines that are kept, and of what a task reads and writes besides.
+constexpr std::int64_t kKeptFloats = 16 * 1024, kBandFloats = 96 * 1024;
+/// What it takes to write and to add a vector of sums.
+constexpr std::int64_t kJoinWork = 4;
 /// Floats of a tensor that one thread sums up.
 constexpr std::int64_t kPartFloats = 64 * 1024;
 /// The same where it also scales them: a thread then finds more of them in its own cache, before and after.
@@ -54,19 +60,22 @@ constexpr std::int64_t kLeastWinogradChannels = 8;
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * b; }
 
+template <class AnyPlan>
 struct Job {
-  const Plan* plan;
-  void (*run)(const Plan&, std::int64_t);
+  const AnyPlan* plan;
+  void (*run)(const AnyPlan&, std::int64_t);
 };
 
-void run_tasks(const Plan& plan, void (*task)(const Plan&, std::int64_t), std::int64_t tasks, const ParallelFor& parallel_for) {
+template <class AnyPlan>
+void run_tasks(const AnyPlan& plan, void (*task)(const AnyPlan&, std::int64_t), std::int64_t tasks,
+               const ParallelFor& parallel_for) {
   if (tasks <= 0) return;
   if (tasks == 1) return task(plan, 0);
-  Job job{&plan, task};
+  Job<AnyPlan> job{&plan, task};
   parallel_for(
       static_cast<std::size_t>(tasks),
       [](void* user, std::size_t index) {
-        const Job& one = *static_cast<const Job*>(user);
+        const auto& one = *static_cast<const Job<AnyPlan>*>(user);
         one.run(*one.plan, static_cast<std::int64_t>(index));
       },
       &job);
@@ -327,12 +336,12 @@ void run_repeat(const Convolution& convolution, const Variant& variant, const Pa
 void finish_in_place(const Plan& plan, const Rectangle& done, float* block) {
   const elementwise::Epilogue* const epilogue = plan.convolution->epilogue;
   if (epilogue == nullptr) return;
-  const std::int64_t width = plan.convolution->geometry.filters;
+  const std::int64_t width = done.column_end - done.column;
   for (std::int64_t row = done.row; row < done.row_end;) {
     const std::int64_t end = std::min(done.row_end, row - row % plan.rows_together + plan.rows_together);
     float* const at = block + (row - done.row) * width;
     const elementwise::RawBlock raw{at, width};
-    epilogue->apply(row, end - row, 0, width, {&raw, 1}, at);
+    epilogue->apply(row, end - row, done.column, width, {&raw, 1}, at);
     row = end;
   }
 }
@@ -347,17 +356,66 @@ void run(const Separable& separable, const Variant& variant, const ParallelFor& 
   const std::int64_t tasks =
       std::max(line_work * lines / kTaskWork, std::clamp<std::int64_t>(line_work * lines / kLeastWork, 1, kFewTasks));
   plan.task_lines = std::clamp<std::int64_t>(std::min(fitting, ceil_div(lines, tasks)), 1, lines);
-  const std::int64_t task_count = ceil_div(lines, plan.task_lines);
-  struct Tasks {
-    const SeparablePlan* plan;
-    const Variant* variant;
-  } job{&plan, &variant};
-  const auto task = [](void* user, std::size_t index) {
-    const Tasks& one = *static_cast<const Tasks*>(user);
-    one.variant->separable(*one.plan, static_cast<std::int64_t>(index));
-  };
-  if (task_count == 1) return task(&job, 0);
-  parallel_for(static_cast<std::size_t>(task_count), task, &job);
+  run_tasks(plan, variant.separable, ceil_div(lines, plan.task_lines), parallel_for);
+}
+
+/// How an inverted residual is cut: as bands of lines, which read some lines twice, and as parts of the channels, whose sums are
+/// joined; into tasks enough, by what takes the least work besides.
+static void cut(InvertedResidualPlan& plan) {
+  const Geometry &g = plan.depthwise.convolution->geometry, &products = plan.project.convolution->geometry;
+  const Geometry& inner = plan.expand.convolution->geometry;
+  const std::int64_t panels = plan.expand.panels, lines = g.output[0];
+  const std::int64_t line_work = g.input[1] * (inner.channels + 4) * panels;  // of expanding
+  const std::int64_t work = g.input[0] * line_work + lines * g.output[1] * panels * (g.taps() + 4 + products.filters);
+  const std::int64_t wanted = std::clamp<std::int64_t>(ceil_div(work, kLeastWork), 1, kFewTasks);
+  const std::int64_t shared = std::max<std::int64_t>((g.kernel[0] - 1) * g.dilations[0] + 1 - g.strides[0], 0);
+  const std::int64_t pixels = lines * g.output[1];
+  const std::int64_t floats = g.input[0] * g.input[1] * inner.channels + pixels * products.filters;
+  const std::int64_t least_bands = std::min(ceil_div(floats, kBandFloats), lines);
+  std::int64_t least = std::numeric_limits<std::int64_t>::max();
+  for (std::int64_t parts = 1; parts <= std::min(wanted, panels); ++parts) {
+    const std::int64_t bands = std::max(least_bands, std::min(ceil_div(wanted, g.batch * parts), lines));
+    const std::int64_t joining = parts == 1 ? 0 : pixels * plan.project.panels * kJoinWork * parts;
+    const std::int64_t extra = (bands - 1) * shared * line_work + joining;
+    const std::int64_t missing = std::max(wanted - bands * parts * g.batch, std::int64_t{0});  // tasks
+    const std::int64_t cost = extra + work * missing / wanted;
+    if (cost >= least) continue;
+    least = cost;
+    plan.bands = bands;
+    plan.parts = parts;
+  }
+}
+
+static InvertedResidualPlan plan_inverted_residual(const InvertedResidual& block) {
+  InvertedResidualPlan plan{};
+  plan.expand = describe(block.expand);
+  plan.depthwise = describe(block.depthwise);
+  plan.project = describe(block.project);
+  cut(plan);
+  const Geometry& g = block.depthwise.geometry;
+  const std::int64_t lines = ceil_div(g.output[0], plan.bands);
+  plan.step_lines = std::clamp<std::int64_t>(kStepRows / g.output[1], 1, lines);
+  const std::int64_t window = (plan.step_lines - 1) * g.strides[0] + (g.kernel[0] - 1) * g.dilations[0] + 1;
+  const std::int64_t read = std::min(window, g.input[0]);
+  const std::int64_t most_panels = ceil_div(plan.expand.panels, plan.parts);
+  plan.group_panels =
+      std::clamp<std::int64_t>(kKeptFloats / (read * g.input[1] * kPanel), std::min<std::int64_t>(2, most_panels), most_panels);
+  plan.kept_lines = std::max(2 * read, kKeptFloats / (g.input[1] * plan.group_panels * kPanel));
+  plan.kept_lines = std::min(plan.kept_lines, g.input[0]);
+  plan.joined_rows =
+      std::clamp<std::int64_t>(kScaledPartFloats / block.project.geometry.filters, 1, block.project.geometry.pixels());
+  return plan;
+}
+
+void run(const InvertedResidual& block, const Variant& variant, const ParallelFor& parallel_for) {
+  const Geometry& g = block.project.geometry;
+  if (g.pixels() == 0 || g.filters == 0) return;
+  InvertedResidualPlan plan = plan_inverted_residual(block);
+  const std::int64_t floats = (plan.parts - 1) * g.pixels() * g.filters;
+  if (plan.parts > 1)
+    plan.sums = reinterpret_cast<float*>(scratch(static_cast<std::size_t>(floats) * sizeof(float), ScratchOwner::kConvWeights));
+  run_tasks(plan, variant.inverted_residual, g.batch * plan.bands * plan.parts, parallel_for);
+  if (plan.parts > 1) run_tasks(plan, variant.join_parts, ceil_div(g.pixels(), plan.joined_rows), parallel_for);
 }
 
 void run(const Pooling& pooling, const Variant& variant, const ParallelFor& parallel_for) {
@@ -452,21 +510,23 @@ void run(const SqueezeExcite& block, const Variant& variant, const ParallelFor& 
   some_together(g.batch * plan.image_tasks, plan.task_pixels * g.channels, kScaledPartFloats, scale, parallel_for);
 }
 
-#define CONV_VARIANT(space, isa)                              \
-  namespace space {                                           \
-  void dense(const Plan&, std::int64_t);                      \
-  void depthwise(const Plan&, std::int64_t);                  \
-  void narrow(const Plan&, std::int64_t);                     \
-  void separable(const SeparablePlan&, std::int64_t);         \
-  void transposed(const Plan&, std::int64_t);                 \
-  void repeat(const Plan&, std::int64_t);                     \
-  void transform_weights(const Plan&, std::int64_t);          \
-  void winograd(const Plan&, std::int64_t);                   \
-  void transform_inputs(const Plan&, std::int64_t);           \
-  void winograd_columns(const Plan&, std::int64_t);           \
-  void pool(const Pooling&, std::int64_t);                    \
-  void sum(const float*, std::int64_t, std::int64_t, float*); \
-  void scale(const ScalePlan&, std::int64_t);                 \
+#define CONV_VARIANT(space, isa)                                     \
+  namespace space {                                                  \
+  void dense(const Plan&, std::int64_t);                             \
+  void depthwise(const Plan&, std::int64_t);                         \
+  void narrow(const Plan&, std::int64_t);                            \
+  void separable(const SeparablePlan&, std::int64_t);                \
+  void inverted_residual(const InvertedResidualPlan&, std::int64_t); \
+  void join_parts(const InvertedResidualPlan&, std::int64_t);        \
+  void transposed(const Plan&, std::int64_t);                        \
+  void repeat(const Plan&, std::int64_t);                            \
+  void transform_weights(const Plan&, std::int64_t);                 \
+  void winograd(const Plan&, std::int64_t);                          \
+  void transform_inputs(const Plan&, std::int64_t);                  \
+  void winograd_columns(const Plan&, std::int64_t);                  \
+  void pool(const Pooling&, std::int64_t);                           \
+  void sum(const float*, std::int64_t, std::int64_t, float*);        \
+  void scale(const ScalePlan&, std::int64_t);                        \
   }
 #include "kernels/cpu/conv/variants.inc"
 #undef CONV_VARIANT
@@ -480,6 +540,8 @@ std::span<const Variant> variants() {
    &space::depthwise,            \
    &space::narrow,               \
    &space::separable,            \
+   &space::inverted_residual,    \
+   &space::join_parts,           \
    &space::transposed,           \
    &space::repeat,               \
    &space::transform_weights,    \

@@ -55,6 +55,17 @@ struct SeparablePlan {
   std::int64_t task_lines;
 };
 
+/// Tasks are bands of lines of an image by parts of the expanded channels. Parts have sums of their own, which are joined.
+struct InvertedResidualPlan {
+  Plan expand, depthwise, project;
+  std::int64_t bands, parts;
+  std::int64_t group_panels;  // of channels that go through all three together
+  std::int64_t step_lines;    // of the output that do
+  std::int64_t kept_lines;    // of expanded channels that stay in the cache
+  float* sums;                // of all parts but the first [parts - 1, pixels, filters]
+  std::int64_t joined_rows;   // of a task that adds them
+};
+
 /// Pixels times the gates of their image. Tasks are some pixels of an image each.
 struct ScalePlan {
   Plan scaled;
@@ -65,6 +76,7 @@ struct ScalePlan {
 };
 
 /// Lets the epilogue, if there is one, run on rows that lie in `block`, one right after the other, and writes its results there.
+/// They are of the rectangle's columns alone.
 void finish_in_place(const Plan& plan, const Rectangle& done, float* block);
 
 /// Lets the epilogue, if there is one, run on results that are in y.

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 from onnxopt import ir
 from onnxopt.ops import fused_conv
 from onnxopt.ops import fused_separable_conv as op
+from onnxopt.ops.base import OpSpec
+from onnxopt.passes.base import Context
 from onnxopt.rewrite.patch import Builder
 from onnxopt.rewrite.pattern import pattern
 from onnxopt.rewrite.rules import Match, Refusal, attribute, rule
@@ -23,15 +26,55 @@ def _pointwise_of_depthwise(p, x, filters, bias, matrix, second_bias):  # type: 
     )
 
 
+def refuse_depthwise(node: ir.Node, ctx: Context) -> Refusal | None:
+    """Why a FusedConv is no depthwise convolution that reads its input alone."""
+    filters = None if node.inputs[1] is None else ctx.shapes.static_shape(node.inputs[1])
+    if filters is None or len(filters) != 2 or len(node.inputs) != BIASED_INPUTS:
+        return Refusal("the convolution between is not depthwise, or reads more than its input", culprit=node)
+    return None
+
+
+def refuse_pointwise(node: ir.Node) -> Refusal | None:
+    """Why a FusedConv is no product of each pixel's channels."""
+    moved = [*(attribute(node, "strides") or ()), *(1 + pad for pad in attribute(node, "pads") or ())]
+    if math.prod(attribute(node, "kernel_shape")) != 1 or any(number != 1 for number in moved):
+        return Refusal("a convolution beside the depthwise one is not pointwise", culprit=node)
+    return None
+
+
+def replace(
+    b: Builder,
+    m: Match,
+    nodes: Sequence[ir.Node],
+    spec: OpSpec,
+    body: Callable[[Sequence[ir.Function], int, int], ir.Function],
+    attributes: dict[str, int | str | None],
+) -> ir.Value | Refusal:
+    """One node for FusedConv nodes with biases, each of which reads the result of the one before; one of them is depthwise."""
+    ctx = m.ctx
+    functions = [found for node in nodes if (found := ctx.model.functions.get(node.op_identifier())) is not None]
+    if len(functions) < len(nodes):
+        return Refusal("a body is missing", culprit=m.root)
+    weights = [value for node in nodes for value in node.inputs[1:]]
+    overload = op.overload(*(one.overload for one in functions))
+    if (spec.domain, spec.name, overload) not in ctx.model.functions:
+        b.functions.append(body(functions, len(weights) - 2 * len(nodes), ctx.opset))
+    depthwise = nodes[-2].attributes
+    names = ("kernel_shape", "strides", "pads", "dilations", "auto_pad")
+    windows = {name: depthwise[name] for name in names if name in depthwise}
+    inputs = [nodes[0].inputs[0], *weights]
+    (result,) = b.op(
+        spec.name, inputs, {**windows, **attributes}, domain=spec.domain, overload=overload, name=nodes[-1].name
+    )
+    ctx.shapes.set(result, ctx.shapes.dtype(m.output), ctx.shapes.shape(m.output))
+    return result
+
+
 def _is_separable(m: Match) -> bool | Refusal:
-    depthwise, pointwise = m.node("depthwise"), m.node("pointwise")
-    filters = m.ctx.shapes.static_shape(m["filters"])
-    if filters is None or len(filters) != 2 or len(depthwise.inputs) != BIASED_INPUTS:
-        return Refusal("the first is not depthwise, or reads more than its input", culprit=depthwise)
-    taps = math.prod(attribute(pointwise, "kernel_shape"))
-    moved = [*(attribute(pointwise, "strides") or ()), *(1 + pad for pad in attribute(pointwise, "pads") or ())]
-    if taps != 1 or any(number != 1 for number in moved):
-        return Refusal("the second is not pointwise", culprit=pointwise)
+    pointwise = m.node("pointwise")
+    refusal = refuse_depthwise(m.node("depthwise"), m.ctx) or refuse_pointwise(pointwise)
+    if refusal is not None:
+        return refusal
     shape = m.ctx.shapes.static_shape(m.output)
     if shape is not None and math.prod(shape[:-1]) < m.ctx.target.costs.separable_pixels:
         return Refusal("{} pixels are too few", math.prod(shape[:-1]), culprit=pointwise)
@@ -41,22 +84,7 @@ def _is_separable(m: Match) -> bool | Refusal:
 @rule(_pointwise_of_depthwise, where=_is_separable)
 def fuse_separable_conv(b: Builder, m: Match) -> ir.Value | Refusal:
     """A depthwise and a pointwise convolution run together, so that the tensor between them stays in the cache."""
-    ctx, nodes = m.ctx, (m.node("depthwise"), m.node("pointwise"))
-    functions = [ctx.model.functions.get(node.op_identifier()) for node in nodes]
-    if functions[0] is None or functions[1] is None:
-        return Refusal("a body is missing", culprit=m.root)
+    nodes = (m.node("depthwise"), m.node("pointwise"))
     between, epilogue = op.programs(nodes)
-    further = nodes[1].inputs[BIASED_INPUTS:]
-    overload = op.overload(nodes[0].overload, nodes[1].overload)
-    if (op.SPEC.domain, op.SPEC.name, overload) not in ctx.model.functions:
-        b.functions.append(op.body(functions[0], functions[1], len(further), ctx.opset))
-    windows = {
-        name: nodes[0].attributes[name]
-        for name in ("kernel_shape", "strides", "pads", "dilations", "auto_pad")
-        if name in nodes[0].attributes
-    }
-    attributes = {**windows, "filters": attribute(nodes[1], "filters"), "between": between, "epilogue": epilogue}
-    inputs = [m["x"], m["filters"], m["bias"], m["matrix"], m["second_bias"], *further]
-    (result,) = b.op(op.SPEC.name, inputs, attributes, domain=op.SPEC.domain, overload=overload, name=nodes[1].name)
-    ctx.shapes.set(result, ctx.shapes.dtype(m.output), ctx.shapes.shape(m.output))
-    return result
+    attributes = {"filters": attribute(nodes[1], "filters"), "between": between, "epilogue": epilogue}
+    return replace(b, m, nodes, op.SPEC, op.body, attributes)

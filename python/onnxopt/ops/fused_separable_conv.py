@@ -23,15 +23,21 @@ SPEC = OpSpec(
 )
 
 
-def body(depthwise: ir.Function, pointwise: ir.Function, further: int, opset: int) -> ir.Function:
+def body(convolutions: Sequence[ir.Function], further: int, opset: int) -> ir.Function:
     """The functions of two FusedConv nodes with biases, one after the other; the second has `further` inputs for its epilogue."""
-    builder = BodyBuilder(5 + further, opset)
-    x, *rest = builder.inputs
-    known = dict(zip(depthwise.inputs, [x, *rest[:2]], strict=True))
-    builder.copy(depthwise, known)
-    then = dict(zip(pointwise.inputs, [known[depthwise.outputs[0]], *rest[2:]], strict=True))
-    builder.copy(pointwise, then)
-    return builder.function(SPEC, overload(depthwise.overload, pointwise.overload), [then[pointwise.outputs[0]]])
+    return chain(SPEC, convolutions, further, opset)
+
+
+def chain(spec: OpSpec, convolutions: Sequence[ir.Function], further: int, opset: int) -> ir.Function:
+    """The function of an op that is FusedConv nodes with biases, each of which reads the result of the one before."""
+    builder = BodyBuilder(1 + 2 * len(convolutions) + further, opset)
+    value, *weights = builder.inputs
+    for convolution in convolutions:
+        count = len(convolution.inputs) - 1
+        known = dict(zip(convolution.inputs, [value, *weights[:count]], strict=True))
+        builder.copy(convolution, known)
+        value, weights = known[convolution.outputs[0]], weights[count:]
+    return builder.function(spec, overload(*(one.overload for one in convolutions)), [value])
 
 
 def overload(*parts: str) -> str:
