@@ -33,6 +33,7 @@ SHAPES = {
     "FusedConvTranspose": [(1, 80, 80, 24, 24, 2)],
     "FusedPool": [(1, 112, 112, 64, 3)],
     "FusedResize": [(1, 40, 40, 96, 2)],
+    "FusedInvertedResidual": [(1, 112, 112, 16, 96, 24, 3), (1, 56, 56, 24, 144, 24, 3), (1, 14, 14, 64, 384, 64, 3)],
     "FusedSeparableConv": [(1, 80, 80, 96, 96, 3)],
     "FusedSqueezeExcite": [(1, 28, 28, 128, 32)],
     "FusedRecurrence": [(100, 1, 128), (200, 8, 256)],

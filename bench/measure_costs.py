@@ -112,6 +112,23 @@ def separable(pixels: int, channels: int = 96) -> onnx.ModelProto:
     return model(text, w=(channels, 1, 3, 3), v=(*square, 1, 1), u=(*square, 3, 3), b=(channels,))
 
 
+def inverted_residuals(blocks: int, most: int = 6, channels: int = 32, side: int = 28) -> onnx.ModelProto:
+    """So many inverted residuals behind a convolution of an image, and pointwise convolutions instead of the others."""
+    wide = 6 * channels
+    line = f"e{{0}} = Conv (v{{0}}, u, c) f{{0}} = Relu (e{{0}}) d{{0}} = Conv <group = {wide}, pads = [1, 1, 1, 1]> (f{{0}}, w, c) "
+    between = ("g{0} = Relu (d{0}) v{1} = Conv (g{0}, t, b)", "v{1} = Conv (v{0}, s, b)")
+    lines = [(line + between[0] if k < blocks else between[1]).format(k, k + 1) for k in range(most)]
+    tensor = f"float[1, {channels}, {side}, {side}] v{most}"
+    text = f"(float[1, 3, {side}, {side}] x) => ({tensor}) {{ v0 = Conv (x, r, b) {' '.join(lines)} }}"
+    filters = {
+        "r": (channels, 3, 1, 1),
+        "s": (channels, channels, 1, 1),
+        "t": (channels, wide, 1, 1),
+        "u": (wide, channels, 1, 1),
+    }
+    return model(text, w=(wide, 1, 3, 3), b=(channels,), c=(wide,), **filters)
+
+
 def image(channels: int, side: int = 112) -> onnx.ModelProto:
     text = f"""(float[1, {channels}, {side}, {side}] x) => (float[1, 32, {side}, {side}] y) {{
         a = Conv <pads = [1, 1, 1, 1]> (x, w) y = Conv <pads = [1, 1, 1, 1]> (a, v) }}"""
@@ -170,6 +187,10 @@ PROBES: Mapping[str, Probe] = {
     "separable_pixels": Probe(
         [16, 32, 64, 100, 150, 200, 400, 800], separable,
         {"separable_pixels": 0, "border_cost": 0}, {"separable_pixels": NEVER, "border_cost": 0}, first,
+    ),
+    "inverted_part": Probe(
+        range(1, 7), inverted_residuals, {"inverted_part": 0, "border_cost": 0}, {"inverted_part": NEVER},
+        lambda blocks, before: round(3 * blocks / (7 + 2 * blocks), 2),
     ),
     "planar_channels": Probe(
         [1, 3, 4, 5, 6, 7, 8, 12], image, {"planar_channels": NEVER, "border_cost": 0}, {"planar_channels": 0, "border_cost": 0},

@@ -24,6 +24,7 @@ SHAPES = {
     "FusedConvTranspose": (2, 13, 11, 20, 6, 2),
     "FusedElementwise": (64, 1000),
     "FusedGemm": (33, 70, 130),
+    "FusedInvertedResidual": (1, 30, 31, 12, 60, 20, 3),
     "FusedLoop": (5, 3, 33),
     "FusedNorm": (64, 768),
     "FusedPool": (2, 13, 12, 19, 3),

@@ -38,7 +38,7 @@ conv::Geometry random_geometry(Random& random) {
     g.kernel[axis] = sequence && axis == 0 ? 1 : square ? side : random.between(1, 5);
     g.strides[axis] = square ? 1 : random.between(1, 3);
     g.dilations[axis] = !square && random.sometimes(4) ? 2 : 1;
-    g.pads[axis] = random.between(0, g.kernel[axis] - 1);
+    g.pads[axis] = random.between(0, random.sometimes(8) ? 2 * g.kernel[axis] : g.kernel[axis] - 1);
     const std::int64_t window = (g.kernel[axis] - 1) * g.dilations[axis] + 1;
     g.input[axis] = random.between(1, large ? 30 : 14);
     const std::int64_t after = random.between(0, g.kernel[axis]);
@@ -165,6 +165,40 @@ bool run_separable(const conv::Geometry& g, const conv::Variant& variant, Floats
   return same(y, final_ones, variant.name, "separable convolution");
 }
 
+/// A product of the image's channels, a depthwise convolution `g` of what it gives, and a product of that.
+bool run_inverted_residual(const conv::Geometry& g, const conv::Variant& variant, Filters& filters, Random& random) {
+  const auto product = [&](const std::int64_t (&size)[2], std::int64_t channels, std::int64_t count) {
+    conv::Geometry points;
+    points.batch = g.batch, points.channels = channels, points.filters = count;
+    for (int axis = 0; axis < 2; ++axis) points.input[axis] = points.output[axis] = size[axis];
+    return points;
+  };
+  const conv::Geometry expanding = product(g.input, random.between(1, 40), g.channels);
+  const conv::Geometry projecting = product(g.output, g.channels, random.between(1, 70));
+  Filters first(expanding, random), last(projecting, random);
+  Floats x(expanding.pixels() * expanding.channels), y(projecting.pixels() * projecting.filters);
+  fill(x, random);
+  for (Filters* one : {&first, &last})
+    for (Floats* weights : {&one->plain, &one->packed})
+      for (std::int64_t i = 0; i < weights->count; ++i) (*weights)[i] /= 8.0f;
+  Floats inner = expected(expanding, x, first), middle = expected(g, inner, filters);
+  Floats wanted = expected(projecting, middle, last);
+  const auto convolution = [&](const conv::Geometry& geometry, Filters& weights) {
+    return conv::Convolution{
+        .geometry = geometry, .x = x.get(), .weights = weights.packed.get(), .bias = weights.bias.get(), .y = nullptr};
+  };
+  conv::InvertedResidual block{convolution(expanding, first), convolution(g, filters), convolution(projecting, last)};
+  block.project.y = y.get();
+  on_own_thread([&] { conv::run(block, variant, ParallelFor::inline_loop()); });
+  if (!same(y, wanted, variant.name, "inverted residual")) return false;
+  const gemm::Bounds bounds{-1.0f, 2.0f};
+  block.project.clip = &bounds, block.project.added = wanted.get();
+  on_own_thread([&] { conv::run(block, variant, ParallelFor::inline_loop()); });
+  Floats finished(wanted.count);
+  for (std::int64_t i = 0; i < wanted.count; ++i) finished[i] = std::clamp(2.0f * wanted[i], bounds.low, bounds.high);
+  return same(y, finished, variant.name, "inverted residual with a residual");
+}
+
 /// Every channel of an image times a gate, which two products make of the channels' means.
 bool run_squeeze_excite(const conv::Geometry& image, const conv::Variant& variant, Floats& x, Random& random) {
   const std::int64_t batch = image.batch, pixels = image.input[0] * image.input[1], channels = image.channels;
@@ -220,6 +254,7 @@ bool run_one(Random& random, int) {
         !run_squeeze_excite(g, variant, x, random))
       return false;
     if (g.is_depthwise() && !run_separable(g, variant, x, filters, wanted, random)) return false;
+    if (g.is_depthwise() && !run_inverted_residual(g, variant, filters, random)) return false;
   }
   return true;
 }

@@ -77,6 +77,8 @@ DEPTHWISE = [
     Case(1, (11, 2), 130, 130, (3, 3), (1, 1), (1, 1, 1, 1), group=130),
     Case(1, (6, 7), 5, 5, (2, 4), (3, 2), (1, 2, 0, 1), group=5),
     Case(2, (40,), 33, 33, (3,), (1,), (1, 1), group=33),
+    Case(1, (5, 4), 20, 20, (2, 2), (1, 1), (6, 6, 6, 6), group=20),
+    Case(1, (8, 9), 10, 10, (3, 5), (2, 2), (1, 2, 1, 2), group=10),
 ]
 WINOGRAD = [
     Case(1, (40, 40), 32, 48, (3, 3), (1, 1), (1, 1, 1, 1)),
@@ -318,40 +320,101 @@ def test_separable_convolution_is_one_after_the_other(
         np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
+def inverted(size: tuple[int, int], channels: int, expanded: int, filters: int, kernel: int, stride: int = 1) -> Case:
+    """The depthwise convolution of an inverted residual, as large as its input but for strides."""
+    sides = ((kernel, kernel), (stride, stride), (kernel // 2,) * 4)
+    return Inverted(1, size, expanded, expanded, *sides, group=expanded, outer=channels, projected=filters)
+
+
+@dataclasses.dataclass(frozen=True)
+class Inverted(Case):
+    """The depthwise convolution of an inverted residual of `outer` channels that gives `projected` ones."""
+
+    outer: int = 1
+    projected: int = 1
+
+    def expansion(self) -> Case:
+        return Case(self.batch, self.size, self.outer, self.channels, (1, 1))
+
+    def projection(self) -> Case:
+        return Case(self.batch, self.size, self.channels, self.projected, (1, 1))
+
+    def inputs(self) -> list[np.ndarray]:
+        """X, packed filters and biases of all three."""
+        x, first, first_bias = self.expansion().arrays(1)
+        _, w, bias = self.arrays()
+        _, last, last_bias = self.projection().arrays(2)
+        packed = [ir.pack_filters(one, group) for one, group in ((first, 1), (w, self.group), (last, 1))]
+        return [x, packed[0], first_bias, packed[1], bias, packed[2], last_bias]
+
+    def one_by_one(self, inputs: list[np.ndarray], texts: dict[str, str], variant: str) -> np.ndarray:
+        """What three convolutions give one after the other, of whose results the programs `texts` are computed."""
+        x, *weights = inputs
+        for case, name in ((self.expansion(), "expansion"), (self, "between"), (self.projection(), "epilogue")):
+            program = {"epilogue": texts[name]} if name in texts else {}
+            given, weights = weights[:2], weights[2:]
+            more, weights = (weights, []) if name == "epilogue" else ([], weights)
+            attributes = case.attributes() | program | {"biased": 1}
+            x = native().run("FusedConv", [x, *given, *more], attributes, variant)[0]
+        return x
+
+
 INVERTED = [
-    (Case(1, (9, 14), 19, 19, (3, 3), (1, 1), (1, 1, 1, 1), group=19), 7, 37),
-    (Case(2, (21, 30), 35, 35, (5, 5), (2, 1), (2, 2, 2, 2), group=35), 12, 5),
-    (Case(1, (7, 7), 200, 200, (7, 7), (1, 1), (3, 3, 3, 3), group=200), 40, 40),
-    (Case(1, (60, 57), 96, 96, (3, 3), (2, 2), (0, 0, 1, 1), group=96), 16, 24),
-    (Case(1, (33, 9), 64, 64, (3, 3), (1, 1), (2, 1, 2, 1), (2, 1), group=64), 20, 33),
-    (Case(1, (1, 1), 40, 40, (3, 3), (1, 1), (1, 1, 1, 1), group=40), 16, 16),
-    (Case(1, (2, 3), 64, 64, (3, 3), (3, 3), (1, 1, 1, 1), group=64), 1, 1),
-    (Case(1, (5, 4), 2, 2, (2, 2), (1, 1), (6, 6, 6, 6), group=2), 3, 2),
-    (Case(1, (12, 10), 48, 48, (1, 1), (4, 4), (0, 0, 0, 0), group=48), 16, 8),
-    (Case(0, (8, 8), 16, 16, (3, 3), (1, 1), (1, 1, 1, 1), group=16), 4, 4),
+    inverted((14, 9), 7, 19, 37, 3),
+    inverted((56, 57), 24, 144, 24, 3),
+    inverted((60, 57), 16, 96, 24, 3, 2),
+    inverted((30, 21), 12, 35, 5, 5),
+    inverted((23, 23), 40, 120, 48, 5, 2),
+    inverted((7, 7), 40, 200, 40, 7),
+    inverted((13, 8), 20, 64, 33, 7, 2),
+    inverted((1, 1), 16, 40, 16, 3),
+    inverted((2, 3), 1, 64, 1, 3, 3),
+    dataclasses.replace(inverted((21, 30), 12, 35, 20, 3), batch=3, strides=(2, 1)),
+    dataclasses.replace(inverted((33, 9), 20, 64, 33, 3), dilations=(2, 1), pads=(2, 1, 2, 1)),
+    dataclasses.replace(inverted((12, 10), 16, 48, 8, 1), strides=(4, 4)),
+    dataclasses.replace(inverted((5, 4), 3, 2, 2, 2), pads=(6, 6, 6, 6)),
+    dataclasses.replace(inverted((8, 8), 4, 16, 4, 3), batch=0),
 ]
+PROGRAMS = {
+    "none": {},
+    "clipped": dict.fromkeys(("expansion", "between"), "i0:f32 | t0=clip(i0,#0x0p+0:f32,#0x1.8p+2:f32) | t0:f32"),
+    "gated": dict.fromkeys(("expansion", "between", "epilogue"), "i0:f32 | t0=hard_swish(i0) | t0:f32"),
+    "slow": dict.fromkeys(("expansion", "between", "epilogue"), "i0:f32 | t0=silu(i0) | t0:f32"),
+    "residual": {"between": "i0:f32 | t0=relu(i0) | t0:f32", "epilogue": "i0:f32 i1:f32 | t0=add(i0,i1) | t0:f32"},
+    "residual_and_slow": {"epilogue": "i0:f32 i1:f32 | t0=add(i0,i1) t1=softplus(t0) | t1:f32"},
+}
 
 
-def inverted_residual(
-    case: Case, channels: int, filters: int, variant: str, texts: dict[str, str], more: list[np.ndarray]
-) -> tuple[list[np.ndarray], dict[str, Any], np.ndarray]:
-    """Inputs and attributes of the op, and what three convolutions one after the other give."""
-    _, w, bias = case.arrays()
-    ones = (1,) * len(case.size)
-    expand, project = (
-        Case(case.batch, case.size, channels, case.channels, ones),
-        Case(case.batch, case.size, case.channels, filters, ones),
-    )
-    x, matrix, first_bias = expand.arrays(1)
-    _, projection, last_bias = project.arrays(2)
-    epilogues = [{"epilogue": texts[name]} if name in texts else {} for name in ("expansion", "between", "epilogue")]
-    inner = run(expand, x, matrix, first_bias, variant=variant, biased=1, **epilogues[0])
-    middle = run(case, inner, w, bias, variant=variant, biased=1, **epilogues[1])
-    packed = [ir.pack_filters(matrix, 1), first_bias, ir.pack_filters(w, case.group), bias, ir.pack_filters(projection, 1)]
-    raw = run(project, middle, projection, last_bias, variant=variant, biased=1)
-    added = [np.random.default_rng(3).standard_normal(raw.shape).astype(np.float32) for _ in more]
-    attributes = case.attributes() | {"filters": filters, "expanded": case.channels} | texts
-    return [x, *packed, last_bias, *added], attributes, raw
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("case", INVERTED, ids=str)
+@pytest.mark.parametrize("programs", PROGRAMS)
+def test_inverted_residual_is_three_convolutions(case: Inverted, programs: str, variant: str) -> None:
+    inputs, texts = case.inputs(), PROGRAMS[programs]
+    attributes = case.attributes() | {"filters": case.projected, "expanded": case.channels} | texts
+    if "i1" in texts.get("epilogue", ""):
+        raw = case.one_by_one(inputs, {}, variant)
+        inputs.append(np.random.default_rng(3).standard_normal(raw.shape).astype(np.float32))
+    expected = case.one_by_one(inputs, texts, variant)
+    once = native().run("FusedInvertedResidual", inputs, attributes, variant)[0]
+    assert once.shape == expected.shape
+    np.testing.assert_allclose(once, expected, rtol=1e-4, atol=2e-5 * max(np.abs(expected).max(initial=0), 1))
+    for threads in (2, 4):
+        np.testing.assert_array_equal(
+            native().run("FusedInvertedResidual", inputs, attributes, variant, threads)[0], once
+        )
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_inverted_residual_keeps_what_is_not_finite_where_it_is(value: float, variant: str) -> None:
+    case = inverted((20, 18), 6, 40, 5, 3)
+    inputs = case.inputs()
+    inputs[0][0, 9, 4, 2] = value
+    attributes = case.attributes() | {"filters": case.projected, "expanded": case.channels}
+    y = native().run("FusedInvertedResidual", inputs, attributes, variant, 2)[0]
+    finite = np.isfinite(y).all(axis=(0, 3))
+    assert not finite[8:11, 3:6].any()
+    assert finite.sum() == finite.size - 9
 
 
 def squeeze_excite(x: np.ndarray, weights: list[np.ndarray]) -> np.ndarray:

@@ -18,6 +18,7 @@ X, PACKED, BIAS = zeros(1, 5, 5, 8), zeros(1, 2, 72, 16), zeros(20)
 CONV = {"kernel_shape": [3, 3], "filters": 20}
 DEPTHWISE = zeros(9, 8)
 SEPARABLE = [X, DEPTHWISE, zeros(8), zeros(1, 2, 8, 16), BIAS]
+INVERTED = [X, zeros(1, 2, 8, 16), zeros(24), zeros(9, 24), zeros(24), zeros(1, 2, 24, 16), BIAS]
 EXCITE = [X, zeros(1, 1, 8, 16), zeros(3), zeros(1, 1, 3, 16), zeros(8)]
 
 MISUSE: list[tuple[str, list[np.ndarray], dict[str, Any], str]] = [
@@ -55,6 +56,13 @@ MISUSE: list[tuple[str, list[np.ndarray], dict[str, Any], str]] = [
     ("FusedSeparableConv", SEPARABLE[:4], CONV, "got 4 inputs and needs at least 5"),
     ("FusedSeparableConv", [X, zeros(9, 7), *SEPARABLE[2:]], CONV, r"Input 1 has the shape \[9,7\]"),
     ("FusedSeparableConv", SEPARABLE, CONV | {"between": "i0:f32 i1:f32 | t0=add(i0,i1) | t0:f32"}, "inputs for its epilogue"),
+    ("FusedInvertedResidual", INVERTED[:6], CONV | {"expanded": 24}, "got 6 inputs and needs at least 7"),
+    ("FusedInvertedResidual", INVERTED, CONV, "needs a positive attribute 'expanded'"),
+    ("FusedInvertedResidual", INVERTED, {"kernel_shape": [3, 3], "expanded": 24}, "needs a positive attribute 'filters'"),
+    ("FusedInvertedResidual", INVERTED, CONV | {"expanded": 25}, r"Input 2 has the shape \[24\] and should have \[25\]"),
+    ("FusedInvertedResidual", [zeros(1, 5, 8), *INVERTED[1:]], CONV | {"expanded": 24}, "should have 4 dims"),
+    ("FusedInvertedResidual", [*INVERTED, X], CONV | {"expanded": 24}, "inputs for its epilogue"),
+    ("FusedInvertedResidual", INVERTED, CONV | {"expanded": 24, "expansion": "i0:f32 | t0=cast_f16(i0) | t0:f16"}, "one output, of type f32"),
     ("FusedSqueezeExcite", EXCITE[:4], {}, "got 4 inputs and needs at least 5"),
     ("FusedSqueezeExcite", [zeros(1, 8), *EXCITE[1:]], {}, "at least 3 dims"),
     ("FusedSqueezeExcite", [X.astype(np.int32), *EXCITE[1:]], {}, "Input 0 is of type int32"),

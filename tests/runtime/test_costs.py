@@ -89,6 +89,22 @@ def separable(side: int) -> onnx.ModelProto:
     return helpers.model(text, w=normal(16, 1, 3, 3), v=normal(16, 16, 1, 1), u=normal(16, 16, 3, 3), b=normal(16))
 
 
+def inverted_residuals(blocks: int, pointwise: int) -> onnx.ModelProto:
+    """A convolution of an image, inverted residuals and pointwise convolutions; one less than these are pointwise ones for onnxruntime."""
+    block = "e{k} = Conv (v{k}, u, c) f{k} = Relu (e{k}) d{k} = Conv <group = 24, pads = [1, 1, 1, 1]> (f{k}, w, c) v{n} = Conv (d{k}, t, b)"
+    lines = [block.format(k=k, n=k + 1) for k in range(blocks)]
+    lines += [f"v{k + 1} = Conv (v{k}, s, b)" for k in range(blocks, blocks + pointwise)]
+    last = f"v{blocks + pointwise}"
+    text = f"g (float[1, 3, 9, 9] x) => (float[1, 16, 9, 9] {last}) {{ v0 = Conv (x, r, b) {' '.join(lines)} }}"
+    filters = {
+        "r": normal(16, 3, 1, 1),
+        "s": normal(16, 16, 1, 1),
+        "t": normal(16, 24, 1, 1),
+        "u": normal(24, 16, 1, 1),
+    }
+    return helpers.model(text, w=normal(24, 1, 3, 3), b=normal(16), c=normal(24), **filters)
+
+
 def recurrent(op: str, gates: int, hidden: int = 4, steps: int = 9) -> onnx.ModelProto:
     text = f"g (float[{steps}, 1, 4] x) => (float[{steps}, 1, 1, {hidden}] y) {{ y = {op} <hidden_size = {hidden}> (x, w, r) }}"
     return helpers.model(text, w=normal(1, gates * hidden, 4), r=normal(1, gates * hidden, hidden))
@@ -106,6 +122,7 @@ def recurrent(op: str, gates: int, hidden: int = 4, steps: int = 9) -> onnx.Mode
         ("unfold_recurrent_ops", recurrent("LSTM", 4, 6), "lstm_hidden", 6, 7),
         ("unfold_recurrent_ops", recurrent("GRU", 3, 6), "gru_hidden", 6, 7),
         ("convolutions_channels_last", image(32, 3), "border_cost", 1, 2),
+        ("convolutions_channels_last", inverted_residuals(1, 1), "inverted_part", 0.6, 0.61),
         ("convolutions_channels_last fuse_separable_convs", separable(4), "separable_pixels", 16, 17),
     ],
 )

@@ -13,6 +13,7 @@ namespace {
 using gemm::gated;
 using gemm::kColumns;
 using gemm::kPanel;
+using gemm::kPanels;
 using gemm::kRows;
 using simd::V;
 using F = V::F;
@@ -107,9 +108,10 @@ inline void multiply_block(const Plan& plan, std::int64_t group, const Rectangle
     for (std::int64_t tap = 0; tap < taps; tap += plan.block_taps) {
       const std::int64_t some_taps = least(plan.block_taps, taps - tap);
       const bool is_first = tap == 0, is_last = tap + some_taps == taps;
-      const gemm::Columns b{weights + (column * taps + tap * static_cast<std::int64_t>(kPanel)) * depth, kPanel,
-                            static_cast<std::ptrdiff_t>(kPanel) * taps * depth};
+      gemm::Columns b{weights + (column * taps + tap * static_cast<std::int64_t>(kPanel)) * depth, kPanel,
+                      static_cast<std::ptrdiff_t>(kPanel) * taps * depth};
       in_even_parts(block.row_end - block.row, kRows, [&](std::int64_t row, std::int64_t rows) {
+        if (row > 0) b.next = (is_last ? kPanels * taps - tap : some_taps) * depth * b.step;
         const std::int64_t first = (block.row + row) * width + filter;
         const gemm::Target target{.c = convolution.y + first,
                                   .ld = width,

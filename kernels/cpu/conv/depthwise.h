@@ -20,9 +20,9 @@ struct Range {
 
 inline Range inside(const Geometry& g, int axis, std::int64_t at) {
   const std::int64_t start = at * g.strides[axis] - g.pads[axis], step = g.dilations[axis];
-  const std::int64_t begin = start < 0 ? ceil_div(-start, step) : 0;
+  const std::int64_t begin = start < 0 ? least(ceil_div(-start, step), g.kernel[axis]) : 0;
   const std::int64_t left = g.input[axis] - start;
-  return {least(begin, g.kernel[axis]), most(begin, least(g.kernel[axis], left > 0 ? ceil_div(left, step) : 0))};
+  return {begin, most(begin, least(g.kernel[axis], left > 0 ? ceil_div(left, step) : 0))};
 }
 
 /// The pixels of a line whose whole windows lie between the left and the right border.
@@ -153,9 +153,9 @@ inline void run_vectors(const Window& w, const Body& body, std::int64_t channel,
 
 alignas(64) constexpr float kZeros[kPanel] = {};
 
-/// The same for windows of K columns that share what they read. Where they cross the border, columns that are not `inside`
-/// are zero.
-template <int P, int K, bool Border, bool Whole, class Body>
+/// The same for windows of K columns, S columns apart, that share what they read. Where they cross the border, columns that are not
+/// `inside` are zero.
+template <int P, int K, int S, bool Border, bool Whole, class Body>
 inline void run_shared(const Window& w, Range inside, const Body& body, std::int64_t channel, std::size_t count, float* y) {
   F sums[P];
   const F start = body.template start<Whole>(channel, count);
@@ -172,13 +172,13 @@ inline void run_shared(const Window& w, Range inside, const Body& body, std::int
       hold(taps[kx]);
     }
     const float* column = line;
-#pragma GCC unroll 16
-    for (int c = 0; c < P + K - 1; ++c, column += w.pixel_step) {
+#pragma GCC unroll 32
+    for (int c = 0; c < (P - 1) * S + K; ++c, column += w.tap_step) {
       F x = load_channels<Whole>(!Border || (c >= inside.begin && c < inside.end) ? column : kZeros, count);
       hold(x);
 #pragma GCC unroll 8
       for (int kx = 0; kx < K; ++kx)
-        if (c >= kx && c - kx < P) sums[c - kx] = Body::join(sums[c - kx], x, taps[kx]);
+        if (c >= kx && (c - kx) % S == 0 && c - kx < P * S) sums[(c - kx) / S] = Body::join(sums[(c - kx) / S], x, taps[kx]);
     }
   }
 #pragma GCC unroll 8
@@ -206,17 +206,17 @@ inline void run_alike(std::int64_t pixels, const Window& w, const Body& body, fl
   });
 }
 
-/// P pixels whose windows are K columns that share what they read.
-template <int K, class Body, int P = kPixels>
+/// P pixels whose windows are K columns, S columns apart, that share what they read.
+template <int K, int S, class Body, int P = kPixels>
 inline void run_neighbours(std::int64_t pixels, const Window& w, Range inside, const Body& body, float* y) {
   if constexpr (P > 1)
-    if (pixels < P) return run_neighbours<K, Body, P - 1>(pixels, w, inside, body, y);
+    if (pixels < P) return run_neighbours<K, S, Body, P - 1>(pixels, w, inside, body, y);
   const auto run = [&]<bool Border>() {
     over_channels<1>(w.channels, [&]<int, bool Whole>(std::int64_t channel, std::size_t count) {
-      run_shared<P, K, Border, Whole>(w, inside, body, channel, count, y);
+      run_shared<P, K, S, Border, Whole>(w, inside, body, channel, count, y);
     });
   };
-  if (inside.begin <= 0 && inside.end >= P + K - 1) return run.template operator()<false>();
+  if (inside.begin <= 0 && inside.end >= (P - 1) * S + K) return run.template operator()<false>();
   run.template operator()<true>();
 }
 
@@ -229,8 +229,13 @@ struct Taps {
 /// One line of windows over an image.
 class Line {
  public:
-  Line(const Geometry& g, const float* x, Taps weights, std::int64_t line, Range channels)
-      : g_(g), weights_(weights), channels_(channels), ky_(inside(g, 0, line % g.output[0])) {
+  /// With `fetches`, what the next line reads besides is fetched.
+  Line(const Geometry& g, const float* x, Taps weights, std::int64_t line, Range channels, bool fetches = true)
+      : g_(g),
+        weights_(weights),
+        channels_(channels),
+        ky_(inside(g, 0, line % g.output[0])),
+        new_lines_(fetches ? g.strides[0] : 0) {
     const std::int64_t image = line / g.output[0], oy = line % g.output[0];
     row_ = g.input[1] * g.channels;
     top_ = x + image * g.input[0] * row_ + (oy * g.strides[0] - g.pads[0] + ky_.begin * g.dilations[0]) * row_;
@@ -260,20 +265,22 @@ class Line {
 
   /// Windows of products, where what lies outside of the image adds nothing.
   void multiply(Range pixels, float* y, const Products& products) const {
-    const bool shares = g_.strides[1] == 1 && g_.dilations[1] == 1;
-    if (shares && g_.kernel[1] == 3) return run_shared_columns<3>(pixels, y, products);
-    if (shares && g_.kernel[1] == 5) return run_shared_columns<5>(pixels, y, products);
-    if (shares && g_.kernel[1] == 7) return run_shared_columns<7>(pixels, y, products);
+    const std::int64_t kernel = g_.kernel[1], step = g_.dilations[1] == 1 ? g_.strides[1] : 0;
+    if (step == 1 && kernel == 3) return run_shared_columns<3, 1>(pixels, y, products);
+    if (step == 2 && kernel == 3) return run_shared_columns<3, 2>(pixels, y, products);
+    if (step == 1 && kernel == 5) return run_shared_columns<5, 1>(pixels, y, products);
+    if (step == 2 && kernel == 5) return run_shared_columns<5, 2>(pixels, y, products);
+    if (step == 1 && kernel == 7) return run_shared_columns<7, 1>(pixels, y, products);
     run(pixels, y, [&](Range, Range) { return products; });
   }
 
  private:
   /// Such windows, if they share columns.
-  template <int K, class Body>
+  template <int K, int S, class Body>
   void run_shared_columns(Range pixels, float* y, const Body& body) const {
     in_even_parts(pixels.end - pixels.begin, kPixels, [&](std::int64_t begin, std::int64_t count) {
-      const std::int64_t ox = pixels.begin + begin, left = ox - g_.pads[1];
-      run_neighbours<K>(count, window(ox, {0, K}), Range{-left, g_.input[1] - left}, body, y + ox * g_.channels);
+      const std::int64_t ox = pixels.begin + begin, left = ox * S - g_.pads[1];
+      run_neighbours<K, S>(count, window(ox, {0, K}), Range{-left, g_.input[1] - left}, body, y + ox * g_.channels);
     });
   }
 
@@ -290,13 +297,13 @@ class Line {
             g_.kernel[1] * weights_.tap,
             weights_.tap,
             g_.channels,
-            g_.strides[0]};
+            new_lines_};
   }
 
   const Geometry& g_;
   Taps weights_;
   Range channels_, ky_;
-  std::int64_t row_;
+  std::int64_t new_lines_, row_;
   const float* top_;
 };
 

@@ -77,21 +77,15 @@ class InvertedResidualTask {
     const Geometry& g = expand_.geometry;
     const std::int64_t first = (image_ * g.input[0] + lines.begin) * g.input[1];
     const std::int64_t rows = (lines.end - lines.begin) * g.input[1];
-    const float* const x = expand_.x + first * g.channels;
-    for (std::int64_t column = 0; column < width(); column += kColumns) {
-      const std::int64_t channel = group_.begin + column;
-      const gemm::Columns b{expand_.weights + channel * g.channels, kPanel, static_cast<std::ptrdiff_t>(kPanel) * g.channels};
-      in_even_parts(rows, kRows, [&](std::int64_t row, std::int64_t count) {
-        const gemm::Target target{.c = y + row * width() + column,
-                                  .ld = width(),
-                                  .columns = static_cast<std::size_t>(least(static_cast<std::int64_t>(kColumns), width() - column)),
-                                  .bias = expand_.bias + channel,
-                                  .clip = expand_.clip,
-                                  .gate = expand_.gate};
-        gemm::multiply(static_cast<int>(count), gemm::Strided{x + row * g.channels, g.channels}, 1,
-                       static_cast<std::size_t>(g.channels), b, target);
-      });
-    }
+    const Panels weights{expansion(group_.begin), g.channels * static_cast<std::int64_t>(kPanel), width(), projection(0)};
+    multiply(expand_.x + first * g.channels, rows, g.channels, weights, [&](std::int64_t row, std::int64_t column) {
+      return gemm::Target{.c = y + row * width() + column,
+                          .ld = width(),
+                          .columns = 0,
+                          .bias = expand_.bias + group_.begin + column,
+                          .clip = expand_.clip,
+                          .gate = expand_.gate};
+    });
     finish_in_place(plan_.expand, {first, first + rows, group_.begin, group_.end}, y);
   }
 
@@ -108,7 +102,7 @@ class InvertedResidualTask {
     const float* const x = expanded_ + (read.begin - kept_.begin) * g.input[1] * width();
     const Products products{depthwise_.bias + group_.begin, depthwise_.clip, depthwise_.gate};
     for (std::int64_t number = 0; number < g.output[0]; ++number)
-      Line(g, x, {depthwise_.weights + group_.begin, depthwise_.geometry.channels}, number, {0, width()})
+      Line(g, x, {depthwise_.weights + group_.begin, depthwise_.geometry.channels}, number, {0, width()}, false)
           .multiply({0, g.output[1]}, results_ + number * g.output[1] * width(), products);
     finish_in_place(plan_.depthwise, {first, first + rows, group_.begin, group_.end}, results_);
   }
@@ -119,26 +113,56 @@ class InvertedResidualTask {
     const std::int64_t rows = (lines.end - lines.begin) * g.output[1];
     const bool ends = is_last_ && plan_.parts == 1;
     float* const sums = part_ == 0 ? project_.y : plan_.sums + (part_ - 1) * g.pixels() * g.filters;
-    for (std::int64_t column = 0; column < g.filters; column += kColumns) {
-      const gemm::Columns b{project_.weights + column * g.channels + group_.begin * static_cast<std::int64_t>(kPanel), kPanel,
-                            static_cast<std::ptrdiff_t>(kPanel) * g.channels};
+    const Panels weights{projection(0), g.channels * static_cast<std::int64_t>(kPanel), g.filters, expansion(group_.end)};
+    multiply(results_, rows, width(), weights, [&](std::int64_t row, std::int64_t column) {
+      const std::int64_t at = (begin + row) * g.filters + column;
+      return gemm::Target{.c = sums + at,
+                          .ld = g.filters,
+                          .columns = 0,
+                          .bias = part_ == 0 ? project_.bias + column : nullptr,
+                          .accumulate = !is_first_,
+                          .clip = ends ? project_.clip : nullptr,
+                          .gate = ends ? project_.gate : nullptr,
+                          .added = ends && project_.added ? project_.added + at : nullptr,
+                          .added_ld = g.filters};
+    });
+    if (ends) finish(plan_.project, {begin, begin + rows, 0, g.filters});
+  }
+
+  /// Where the weights lie that make an expanded channel, and those of the group that make a filter.
+  const float* expansion(std::int64_t channel) const { return expand_.weights + channel * expand_.geometry.channels; }
+  const float* projection(std::int64_t filter) const {
+    return project_.weights + filter * project_.geometry.channels + group_.begin * static_cast<std::int64_t>(kPanel);
+  }
+
+  /// Columns of packed weights, and what is read after them.
+  struct Panels {
+    const float* data;
+    std::int64_t step, columns;
+    const float* after;
+  };
+
+  /// Rows, one right after the other, by all columns; `target` says where a block goes.
+  template <class MakeTarget>
+  static void multiply(const float* a, std::int64_t rows, std::int64_t depth, const Panels& weights, MakeTarget target) {
+    for (std::int64_t column = 0; column < weights.columns; column += kColumns) {
+      const std::int64_t columns = least(static_cast<std::int64_t>(kColumns), weights.columns - column);
+      gemm::Columns b{weights.data + column / static_cast<std::int64_t>(kPanel) * weights.step, kPanel, weights.step};
+      const float* const after = column + columns < weights.columns ? b.data + kPanels * weights.step : weights.after;
       in_even_parts(rows, kRows, [&](std::int64_t row, std::int64_t count) {
-        const std::int64_t at = (begin + row) * g.filters + column;
-        const gemm::Target target{
-            .c = sums + at,
-            .ld = g.filters,
-            .columns = static_cast<std::size_t>(least(static_cast<std::int64_t>(kColumns), g.filters - column)),
-            .bias = part_ == 0 ? project_.bias + column : nullptr,
-            .accumulate = !is_first_,
-            .clip = ends ? project_.clip : nullptr,
-            .gate = ends ? project_.gate : nullptr,
-            .added = ends && project_.added ? project_.added + at : nullptr,
-            .added_ld = g.filters};
-        gemm::multiply(static_cast<int>(count), gemm::Strided{results_ + row * width(), width()}, 1,
-                       static_cast<std::size_t>(width()), b, target);
+        gemm::Target block = target(row, column);
+        block.columns = static_cast<std::size_t>(columns);
+        if (row > 0) b.next = distance(b.data, after);
+        gemm::multiply(static_cast<int>(count), gemm::Strided{a + row * depth, depth}, 1, static_cast<std::size_t>(depth), b,
+                       block);
       });
     }
-    if (ends) finish(plan_.project, {begin, begin + rows, 0, g.filters});
+  }
+
+  /// Between arrays, in floats.
+  static std::ptrdiff_t distance(const float* from, const float* to) {
+    return (reinterpret_cast<std::intptr_t>(to) - reinterpret_cast<std::intptr_t>(from)) /
+           static_cast<std::ptrdiff_t>(sizeof(float));
   }
 
   const InvertedResidualPlan& plan_;

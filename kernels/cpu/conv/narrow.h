@@ -18,6 +18,14 @@ struct Lines {
   }
 };
 
+/// Puts the planes of a line side by side, pixel by pixel. The compiler moves whole vectors where it knows how many there are.
+template <std::int64_t Channels>
+inline void interleave(const float* __restrict planes, std::int64_t plane, std::int64_t pixels, float* __restrict target) {
+  for (std::int64_t pixel = 0; pixel < pixels; ++pixel)
+    for (std::int64_t channel = 0; channel < Channels; ++channel)
+      target[pixel * Channels + channel] = planes[channel * plane + pixel];
+}
+
 class Narrow {
  public:
   explicit Narrow(const Plan& plan) : plan_(plan), c_(*plan.convolution), g_(c_.geometry) {
@@ -71,6 +79,8 @@ class Narrow {
       if (pixels > 0) std::memcpy(target, source, static_cast<std::size_t>(pixels * g_.channels) * sizeof(float));
       return;
     }
+    const std::int64_t plane = g_.input[0] * g_.input[1];
+    if (g_.channels == 3) return interleave<3>(c_.x + image * 3 * plane + y * g_.input[1], plane, pixels, target);
     for (std::int64_t channel = 0; channel < g_.channels; ++channel) {
       const float* const source = c_.x + ((image * g_.channels + channel) * g_.input[0] + y) * g_.input[1];
       for (std::int64_t pixel = 0; pixel < pixels; ++pixel) target[pixel * g_.channels + channel] = source[pixel];

@@ -40,8 +40,9 @@ constexpr std::int64_t kSeparableFloats = 64 * 1024;
 constexpr std::int64_t kStepRows = 56;
 /// Floats of its expanded lines that are kept, and of what a task reads and writes besides.
 constexpr std::int64_t kKeptFloats = 16 * 1024, kBandFloats = 96 * 1024;
-/// What it takes to write and to add a vector of sums.
-constexpr std::int64_t kJoinWork = 4;
+/// What it takes to write and to add a vector of sums, which another thread finds in its cache; and what is worth a task of its
+/// own.
+constexpr std::int64_t kJoinWork = 16, kPartWork = 125'000;
 /// Floats of a tensor that one thread sums up.
 constexpr std::int64_t kPartFloats = 64 * 1024;
 /// The same where it also scales them: a thread then finds more of them in its own cache, before and after.
@@ -364,23 +365,22 @@ void run(const Separable& separable, const Variant& variant, const ParallelFor& 
 static void cut(InvertedResidualPlan& plan) {
   const Geometry &g = plan.depthwise.convolution->geometry, &products = plan.project.convolution->geometry;
   const Geometry& inner = plan.expand.convolution->geometry;
-  const std::int64_t panels = plan.expand.panels, lines = g.output[0];
+  const std::int64_t panels = plan.expand.panels, lines = g.output[0], pixels = lines * g.output[1];
   const std::int64_t line_work = g.input[1] * (inner.channels + 4) * panels;  // of expanding
-  const std::int64_t work = g.input[0] * line_work + lines * g.output[1] * panels * (g.taps() + 4 + products.filters);
-  const std::int64_t wanted = std::clamp<std::int64_t>(ceil_div(work, kLeastWork), 1, kFewTasks);
+  const std::int64_t work = g.batch * (g.input[0] * line_work + pixels * panels * (g.taps() + 4 + products.filters));
+  std::int64_t wanted = 1;
+  while (wanted < kFewTasks && 2 * wanted * kPartWork <= work) wanted *= 2;
   const std::int64_t shared = std::max<std::int64_t>((g.kernel[0] - 1) * g.dilations[0] + 1 - g.strides[0], 0);
-  const std::int64_t pixels = lines * g.output[1];
   const std::int64_t floats = g.input[0] * g.input[1] * inner.channels + pixels * products.filters;
   const std::int64_t least_bands = std::min(ceil_div(floats, kBandFloats), lines);
   std::int64_t least = std::numeric_limits<std::int64_t>::max();
-  for (std::int64_t parts = 1; parts <= std::min(wanted, panels); ++parts) {
+  for (std::int64_t parts = 1; parts <= std::min(wanted, panels); parts *= 2) {
     const std::int64_t bands = std::max(least_bands, std::min(ceil_div(wanted, g.batch * parts), lines));
     const std::int64_t joining = parts == 1 ? 0 : pixels * plan.project.panels * kJoinWork * parts;
-    const std::int64_t extra = (bands - 1) * shared * line_work + joining;
     const std::int64_t missing = std::max(wanted - bands * parts * g.batch, std::int64_t{0});  // tasks
-    const std::int64_t cost = extra + work * missing / wanted;
-    if (cost >= least) continue;
-    least = cost;
+    const std::int64_t more = g.batch * ((bands - 1) * shared * line_work + joining) + work * missing / wanted;
+    if (more >= least) continue;
+    least = more;
     plan.bands = bands;
     plan.parts = parts;
   }

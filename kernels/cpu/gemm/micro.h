@@ -27,10 +27,10 @@ constexpr int kRows = V::kMatrixRows;
 constexpr int kPanels = V::kMatrixPanels;
 constexpr std::size_t kColumns = kPanels * kPanel;
 /// Floats of a cache line.
-constexpr std::size_t kLineFloats = 16;
+constexpr int kLineFloats = 16;
 /// How far ahead B is fetched, in floats: far enough for what is not in a cache yet, where a new page stops the processor's own
 /// prefetching.
-constexpr std::size_t kAhead = 24 * kPanel;
+constexpr std::ptrdiff_t kAhead = 24 * kPanel;
 
 /// Keeps a pointer in a register of its own: the compiler would make a vector of several, in memory, and add to it there.
 inline void keep(const char*& pointer) { asm("" : "+r"(pointer)); }
@@ -85,10 +85,12 @@ struct Indirect {
   }
 };
 
-/// Rows of B: element (k, j) is `data[k * step + j / 16 * panel + j % 16]`. Whole panels are read.
+/// Rows of B: element (k, j) is `data[k * step + j / 16 * panel + j % 16]`. Whole panels are read. What lies `next` floats further
+/// is fetched into the second-level cache meanwhile: the next columns, where it is not the first rows that read these.
 struct Columns {
   const float* data;
   std::ptrdiff_t step, panel;
+  std::ptrdiff_t next = 0;
 };
 
 /// Where the block lies in C, and what is done to it besides.
@@ -104,7 +106,8 @@ struct Target {
   std::ptrdiff_t added_ld = 0;
 };
 
-template <int R, int N, class Source>
+/// With `Half`, only half of the last vector's columns are there.
+template <int R, int N, bool Half, class Source>
 [[gnu::noinline]] void run_block(Source source, std::size_t taps, std::size_t depth, Columns b, const Target& target) {
   F sums[R][N];
   const std::size_t last = target.columns - (N - 1) * V::kWidth;  // columns of the last vector
@@ -125,19 +128,24 @@ template <int R, int N, class Source>
       for (int r = 0; r < R; ++r) sums[r][v] = start;
     }
   }
+  const auto each_line = [](const float* from, std::ptrdiff_t ld, auto fetch) {
 #pragma GCC unroll 16
-  for (int r = 0; r < R; ++r)
-    for (std::size_t column = 0; column < target.columns; column += kLineFloats) {
-      __builtin_prefetch(target.c + r * target.ld + column, 1);
-      if (target.added) __builtin_prefetch(target.added + r * target.added_ld + column);
-    }
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int column = 0; column < N * static_cast<int>(V::kWidth); column += kLineFloats) fetch(from + r * ld + column);
+  };
+  each_line(target.c, target.ld, [](const float* line) { __builtin_prefetch(line, 1); });
+  if (target.added) each_line(target.added, target.added_ld, [](const float* line) { __builtin_prefetch(line); });
   const float* row = b.data;
   for (std::size_t tap = 0; tap < taps; ++tap) {
     auto a = source.template rows<R>(tap);
     for (std::size_t k = 0; k < depth; ++k) {
       F columns[N];
 #pragma GCC unroll 8
-      for (int v = 0; v < N; v += kVectorsOfPanel) __builtin_prefetch(row + kAhead + v / kVectorsOfPanel * b.panel);
+      for (int v = 0; v < N; v += kVectorsOfPanel) {
+        __builtin_prefetch(row + kAhead + v / kVectorsOfPanel * b.panel);
+        if constexpr (R > 2) __builtin_prefetch(row + b.next + v / kVectorsOfPanel * b.panel, 0, 2);
+      }
 #pragma GCC unroll 8
       for (int v = 0; v < N; ++v)
         columns[v] = V::load(row + v / kVectorsOfPanel * b.panel + v % kVectorsOfPanel * static_cast<int>(V::kWidth));
@@ -145,7 +153,9 @@ template <int R, int N, class Source>
       for (int r = 0; r < R; ++r) {
         const F x = a(r);
 #pragma GCC unroll 8
-        for (int v = 0; v < N; ++v) sums[r][v] = V::accumulate(x, columns[v], sums[r][v]);
+        for (int v = 0; v < N; ++v)
+          sums[r][v] =
+              Half && v + 1 == N ? V::accumulate_half(x, columns[v], sums[r][v]) : V::accumulate(x, columns[v], sums[r][v]);
       }
       row += b.step;
       a.advance();
@@ -186,12 +196,16 @@ template <int R, class Source>
 inline void choose_width(Source source, std::size_t taps, std::size_t depth, Columns b, const Target& target) {
   constexpr int kMost = kPanels * kVectorsOfPanel;
   const int vectors = static_cast<int>((target.columns + V::kWidth - 1) / V::kWidth);
-  if (vectors == kMost) return run_block<R, kMost>(source, taps, depth, b, target);
+  if constexpr (V::kHalves && R > 2)
+    if (target.columns <= static_cast<std::size_t>(vectors) * V::kWidth - V::kWidth / 2)
+      return vectors == kMost ? run_block<R, kMost, true>(source, taps, depth, b, target)
+                              : run_block<R, 1, true>(source, taps, depth, b, target);
+  if (vectors == kMost) return run_block<R, kMost, false>(source, taps, depth, b, target);
   if constexpr (kMost > 3)
-    if (vectors == 3) return run_block<R, 3>(source, taps, depth, b, target);
+    if (vectors == 3) return run_block<R, 3, false>(source, taps, depth, b, target);
   if constexpr (kMost > 2)
-    if (vectors == 2) return run_block<R, 2>(source, taps, depth, b, target);
-  run_block<R, 1>(source, taps, depth, b, target);
+    if (vectors == 2) return run_block<R, 2, false>(source, taps, depth, b, target);
+  run_block<R, 1, false>(source, taps, depth, b, target);
 }
 
 /// Computes `rows` (1 to kRows) rows of C by up to kColumns columns.

@@ -17,6 +17,7 @@ struct V {
   static constexpr std::size_t kWidth = 8;
   static constexpr int kPack = 2;
   static constexpr int kMatrixRows = 6, kMatrixPanels = 1;
+  static constexpr bool kHalves = false;
 
   static F set1(float x) { return _mm256_set1_ps(x); }
   static F load(const float* p) { return _mm256_loadu_ps(p); }
@@ -37,6 +38,7 @@ struct V {
   static F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
   /// a b + c, as fast as it gets: whether it rounds once or twice is not said.
   static F accumulate(F a, F b, F c) { return fma(a, b, c); }
+  static F accumulate_half(F a, F b, F c) { return accumulate(a, b, c); }
   static F fms(F a, F b, F c) { return _mm256_fmsub_ps(a, b, c); }
   static F fnma(F a, F b, F c) { return _mm256_fnmadd_ps(a, b, c); }
   static F sqrt(F x) { return _mm256_sqrt_ps(x); }

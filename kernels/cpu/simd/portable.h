@@ -20,6 +20,7 @@ struct V {
   static constexpr std::size_t kWidth = 4;
   static constexpr int kPack = 2;
   static constexpr int kMatrixRows = 2, kMatrixPanels = 1;
+  static constexpr bool kHalves = false;
 
   static F set1(float x) { return F{x, x, x, x}; }
   static F load(const float* p) {
@@ -61,6 +62,7 @@ struct V {
 #else
   static F accumulate(F a, F b, F c) { return a * b + c; }
 #endif
+  static F accumulate_half(F a, F b, F c) { return accumulate(a, b, c); }
   static F fms(F a, F b, F c) { return fma(a, b, -c); }
   static F fnma(F a, F b, F c) { return fma(-a, b, c); }
   static F sqrt(F x) { return F{std::sqrt(x[0]), std::sqrt(x[1]), std::sqrt(x[2]), std::sqrt(x[3])}; }

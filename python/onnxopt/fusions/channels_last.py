@@ -14,6 +14,7 @@ import numpy as np
 from onnxopt import ir
 from onnxopt.fusions import fused_conv, fused_conv_transpose, fused_pool, fused_resize
 from onnxopt.ops.fused_conv import channels_first, channels_last
+from onnxopt.ops.fused_elementwise import LOWERINGS
 from onnxopt.passes.base import Context
 from onnxopt.rewrite.patch import Builder, Patch
 from onnxopt.rewrite.permutations import Move, is_identity, move, permutation
@@ -31,6 +32,11 @@ WINOGRAD_CHANNELS = 16
 
 WINOGRAD_KERNELS = frozenset({(3,), (5,), (3, 3), (5, 5)})
 """Kernels of such convolutions, of sequences and of images."""
+
+IMAGE_RANK = 4
+
+MAX_ACTIVATION_NODES = 3
+"""Nodes of an activation between two convolutions: HardSwish and SiLU are two."""
 
 MAX_CONSTANT_BYTES = 1 << 20
 """Constants beside converted data are transposed too, up to this size."""
@@ -194,7 +200,7 @@ class Finder:
         gain = sum(self._gain(node) for node in nodes if node.op_type in KERNELS and node not in self.moves)
         freed = self._freed(nodes)
         cost = self.ctx.target.costs.border_cost * (self._borders(nodes) - freed)
-        if not any(map(self._is_slow_in_blocks, nodes)):
+        if not any(map(self._is_slow_in_blocks, nodes)) and not self._is_of_inverted_residuals(nodes):
             refusal = Refusal("onnxruntime computes all of it in its blocked layout", culprit=nodes[0])
             self.ctx.log.refused(RULE, nodes[0], refusal, len(nodes))
             return False
@@ -213,6 +219,47 @@ class Finder:
         if node.op_type != "Conv":
             return node.op_type in ("ConvTranspose", "Resize")
         return self._multiplies_less(node)
+
+    def _is_of_inverted_residuals(self, nodes: list[ir.Node]) -> bool:
+        """Whether enough of the convolutions will be parts of FusedInvertedResidual, which writes no expanded tensor."""
+        convolutions = [node for node in nodes if node.op_type == "Conv" and node not in self.moves]
+        found = {part for node in convolutions for part in self._inverted_residual(node)}
+        part = self.ctx.target.costs.inverted_part
+        return bool(found) and len(found) >= part * len(convolutions)
+
+    def _inverted_residual(self, conv: ir.Node) -> tuple[ir.Node, ...]:
+        """A depthwise convolution with the pointwise ones before and after it; nothing where it is not between such ones."""
+        before = self._next_conv(
+            conv, lambda node: [maker for value in self.data_of(node) if (maker := value.producer())]
+        )
+        after = self._next_conv(conv, lambda node: [user for value in node.outputs for user, _ in value.uses()])
+        if before is None or after is None or not self._is_depthwise(conv):
+            return ()
+        return (before, conv, after) if self._is_pointwise(before) and self._is_pointwise(after) else ()
+
+    def _next_conv(self, node: ir.Node, neighbours: Callable[[ir.Node], list[ir.Node]]) -> ir.Node | None:
+        """The convolution that is found along the first neighbours, beyond activations."""
+        for _ in range(MAX_ACTIVATION_NODES + 1):
+            near = neighbours(node)
+            if not near or near[0] not in self._inside:
+                return None
+            node = near[0]
+            if node.op_type == "Conv" and node not in self.moves:
+                return node
+            if node.op_type not in LOWERINGS:
+                return None
+        return None
+
+    def _is_depthwise(self, conv: ir.Node) -> bool:
+        weights = None if conv.inputs[1] is None else self.ctx.shapes.static_shape(conv.inputs[1])
+        return (
+            weights is not None and len(weights) == IMAGE_RANK and ir.is_depthwise(weights, attribute(conv, "group", 1))
+        )
+
+    def _is_pointwise(self, conv: ir.Node) -> bool:
+        weights = None if conv.inputs[1] is None else self.ctx.shapes.static_shape(conv.inputs[1])
+        moved = {*(attribute(conv, "strides") or (1,)), *(1 + pad for pad in attribute(conv, "pads") or ())}
+        return weights is not None and set(weights[2:]) == {1} and moved == {1} and attribute(conv, "group", 1) == 1
 
     def _gain(self, node: ir.Node) -> float:
         """What a node gains that is computed channels-last, in units of an ordinary convolution."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from onnxopt import ir
-from onnxopt.fusions.fused_separable_conv import BIASED_INPUTS, DOMAIN, refuse_depthwise, refuse_pointwise, replace
+from onnxopt.fusions.fused_separable_conv import BIASED_INPUTS, DOMAIN, is_depthwise, is_pointwise, replace
 from onnxopt.ops import fused_inverted_residual as op
 from onnxopt.ops.fused_separable_conv import programs
 from onnxopt.rewrite.patch import Builder
@@ -27,9 +27,9 @@ def _projection_of_depthwise_of_expansion(p, x, matrix, bias, filters, second_bi
 
 def _is_inverted_residual(m: Match) -> bool | Refusal:
     expand, depthwise, project = map(m.node, NODES)
-    refusal = refuse_depthwise(depthwise, m.ctx) or refuse_pointwise(expand) or refuse_pointwise(project)
-    if refusal is not None:
-        return refusal
+    fits = is_depthwise(depthwise, m.ctx) and is_pointwise(expand) and is_pointwise(project)
+    if not fits:
+        return fits
     if len(attribute(depthwise, "kernel_shape")) != SPATIAL_DIMS:
         return Refusal("the kernel takes images alone", culprit=depthwise)
     if len(expand.inputs) != BIASED_INPUTS:

@@ -26,20 +26,20 @@ def _pointwise_of_depthwise(p, x, filters, bias, matrix, second_bias):  # type: 
     )
 
 
-def refuse_depthwise(node: ir.Node, ctx: Context) -> Refusal | None:
-    """Why a FusedConv is no depthwise convolution that reads its input alone."""
+def is_depthwise(node: ir.Node, ctx: Context) -> bool | Refusal:
+    """Whether a FusedConv with biases is a depthwise convolution whose epilogue reads nothing but its result."""
     filters = None if node.inputs[1] is None else ctx.shapes.static_shape(node.inputs[1])
     if filters is None or len(filters) != 2 or len(node.inputs) != BIASED_INPUTS:
         return Refusal("the convolution between is not depthwise, or reads more than its input", culprit=node)
-    return None
+    return True
 
 
-def refuse_pointwise(node: ir.Node) -> Refusal | None:
-    """Why a FusedConv is no product of each pixel's channels."""
+def is_pointwise(node: ir.Node) -> bool | Refusal:
+    """Whether a FusedConv is a product of each pixel's channels."""
     moved = [*(attribute(node, "strides") or ()), *(1 + pad for pad in attribute(node, "pads") or ())]
     if math.prod(attribute(node, "kernel_shape")) != 1 or any(number != 1 for number in moved):
         return Refusal("a convolution beside the depthwise one is not pointwise", culprit=node)
-    return None
+    return True
 
 
 def replace(
@@ -72,9 +72,9 @@ def replace(
 
 def _is_separable(m: Match) -> bool | Refusal:
     pointwise = m.node("pointwise")
-    refusal = refuse_depthwise(m.node("depthwise"), m.ctx) or refuse_pointwise(pointwise)
-    if refusal is not None:
-        return refusal
+    fits = is_depthwise(m.node("depthwise"), m.ctx) and is_pointwise(pointwise)
+    if not fits:
+        return fits
     shape = m.ctx.shapes.static_shape(m.output)
     if shape is not None and math.prod(shape[:-1]) < m.ctx.target.costs.separable_pixels:
         return Refusal("{} pixels are too few", math.prod(shape[:-1]), culprit=pointwise)

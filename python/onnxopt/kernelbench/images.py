@@ -106,6 +106,42 @@ def separable(batch: int, height: int, width: int, channels: int, filters: int, 
     )
 
 
+def inverted_residual(
+    batch: int, height: int, width: int, channels: int, expanded: int, filters: int, kernel: int, *, item: int
+) -> Case:
+    """A pointwise convolution, a depthwise one, each with Relu, and a pointwise one."""
+    pixels, taps = batch * height * width, kernel * kernel
+
+    def expected(a: Arrays) -> list[np.ndarray]:
+        inner = np.maximum(_convolve(_planar(a["x"]), a["u"], a["a"]), 0)
+        inner = np.maximum(_convolve(inner, a["w"], a["b"], group=expanded), 0)
+        return [_last(_convolve(inner, a["v"], a["c"]))]
+
+    return Case(
+        f"""planar = Transpose<perm=[0,3,1,2]>(x)
+        e = Conv<kernel_shape=[1,1]>(planar, u, a)
+        f = Relu(e)
+        d = Conv<{_same(kernel)}, group={expanded}>(f, w, b)
+        r = Relu(d)
+        p = Conv<kernel_shape=[1,1]>(r, v, c)
+        y = Transpose<perm=[0,2,3,1]>(p)""",
+        {"x": (batch, height, width, channels)},
+        expected,
+        bytes_read=item * (pixels * channels + expanded * (channels + taps + filters)),
+        bytes_written=item * pixels * filters,
+        operations=2 * pixels * expanded * (channels + taps + filters),
+        constants={
+            "u": (expanded, channels, 1, 1),
+            "a": (expanded,),
+            "w": (expanded, 1, kernel, kernel),
+            "b": (expanded,),
+            "v": (filters, expanded, 1, 1),
+            "c": (filters,),
+        },
+        besides=BESIDES,
+    )
+
+
 def squeeze_excite(batch: int, height: int, width: int, channels: int, squeezed: int, *, item: int) -> Case:
     """Channels scaled by gates that two products make of their means."""
     pixels, weights = batch * height * width, 2 * channels * squeezed

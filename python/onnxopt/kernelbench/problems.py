@@ -248,6 +248,7 @@ PROBLEMS: dict[str, Problem] = {
     "FusedConvTranspose": Problem((*_IMAGE, "FILTERS", "FACTOR"), images.conv_transpose),
     "FusedElementwise": Problem(("ROWS", "WIDTH"), _elementwise),
     "FusedGemm": Problem(("ROWS", "DEPTH", "COLUMNS"), _gemm),
+    "FusedInvertedResidual": Problem((*_IMAGE, "EXPANDED", "FILTERS", "KERNEL"), images.inverted_residual),
     "FusedLoop": Problem(("STEPS", "ROWS", "WIDTH"), _loop),
     "FusedNorm": Problem(("ROWS", "WIDTH"), _norm),
     "FusedPool": Problem((*_IMAGE, "KERNEL"), images.pool),

@@ -39,5 +39,3 @@ SPEC = OpSpec(
 def body(convolutions: Sequence[ir.Function], further: int, opset: int) -> ir.Function:
     """The functions of three FusedConv nodes with biases, one after the other; the last has `further` inputs for its epilogue."""
     return chain(SPEC, convolutions, further, opset)
-
-

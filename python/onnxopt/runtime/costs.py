@@ -28,6 +28,7 @@ class Costs:
     image_channels: int
     sequence_channels: int
     separable_pixels: int
+    inverted_part: float
     planar_channels: int
     recurrent_steps: int
     lstm_hidden: int
