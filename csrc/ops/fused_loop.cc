@@ -73,8 +73,7 @@ std::int64_t elements_of(const Shape& shape) {
 
 class FusedLoop final : public ShapingKernel {
  public:
-  FusedLoop(Form form, const recurrence::Variant& variant, const elementwise::Variant& elementwise)
-      : form_(std::move(form)), variant_(variant), elementwise_(elementwise) {}
+  FusedLoop(Form form, const recurrence::Variants& variants) : form_(std::move(form)), variants_(variants) {}
 
   Result<std::vector<Made>> make(std::span<const Tensor> inputs, const Execution& execution) const override {
     using Outputs = Result<std::vector<Made>>;
@@ -95,7 +94,7 @@ class FusedLoop final : public ShapingKernel {
                                           all.first(step.carried),
                                           all.subspan(step.carried),
                                           matrices};
-    Result<std::vector<recurrence::LoopOutput>> run = recurrence::run_loop(problem, variant_, elementwise_, execution.parallel_for);
+    Result<std::vector<recurrence::LoopOutput>> run = recurrence::run_loop(problem, variants_, execution.parallel_for);
     if (!run) return Outputs::failure(run.error());
     std::vector<Made> made;
     for (recurrence::LoopOutput& one : *run) made.push_back({{element_type(one.type), std::move(one.shape)}, std::move(one.bytes)});
@@ -125,22 +124,16 @@ class FusedLoop final : public ShapingKernel {
   }
 
   Form form_;
-  const recurrence::Variant& variant_;
-  const elementwise::Variant& elementwise_;
+  recurrence::Variants variants_;
 };
 
 Result<std::unique_ptr<Kernel>> create(const Attributes& attributes, std::string_view name) {
   using Created = Result<std::unique_ptr<Kernel>>;
-  const auto list = recurrence::variants();
-  const auto variant = std::find_if(list.begin(), list.end(), [&](const auto& one) { return name == one.name; });
-  if (variant == list.end()) return Created::failure("There is no variant '" + std::string(name) + "'.");
-  const auto others = elementwise::variants();
-  const auto same =
-      std::find_if(others.begin(), others.end(), [&](const auto& one) { return std::string_view(variant->isa) == one.isa; });
-  if (same == others.end()) return Created::failure("There is no element-wise kernel for " + std::string(variant->isa) + ".");
+  const Result<recurrence::Variants> variants = recurrence::variants_of(name);
+  if (!variants) return Created::failure(variants.error());
   Result<Form> form = read_form(attributes);
   if (!form) return Created::failure(form.error());
-  return Created(std::make_unique<FusedLoop>(std::move(*form), *variant, *same));
+  return Created(std::make_unique<FusedLoop>(std::move(*form), *variants));
 }
 
 /// Carried values keep their types and shapes; what is stacked is known from the model alone.

@@ -46,6 +46,7 @@ PHASES: Mapping[str, tuple[str, ...]] = {
         "hoist_loop_invariants",
         "unroll_loops_by_factor",
         "convert_loops",
+        "stack_appended_values",
         "batch_loop_inputs",
         "sink_loop_outputs",
         "split_linear_recurrences",
@@ -84,6 +85,7 @@ PHASES: Mapping[str, tuple[str, ...]] = {
     "fuse": (
         "unfold_recurrent_ops",
         "simplify_reshapes",
+        "split_loop_gemms",
         "split_gates",
         "fuse_recurrences",
         "fuse_loops",

@@ -181,8 +181,8 @@ bool run_loop(const Case& one, Random& random, const recurrence::Variant& varian
   const recurrence::LoopInput carried[] = {{DType::f32, {one.rows, one.width}, one.h.data.get()}};
   const recurrence::LoopInput invariants[] = {{DType::f32, {one.width}, one.bias.data.get()}, {DType::f32, {}, &bound}};
   const recurrence::Matrix matrices[] = {{one.packed.data.get(), one.width, one.width}};
-  const auto made =
-      recurrence::run_loop({&*step, limit, true, carried, invariants, matrices}, variant, same_isa(variant), parallel_for);
+  const auto made = recurrence::run_loop({&*step, limit, true, carried, invariants, matrices},
+                                         *recurrence::variants_of(variant.name), parallel_for);
   if (!made) return false;
   std::vector<float> state(one.h.data.get(), one.h.data.get() + size), next(state.size()), stacked;
   float total = bound;

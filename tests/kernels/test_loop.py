@@ -124,6 +124,142 @@ def test_reductions(variant: str, name: str, size: int) -> None:
     assert math.isnan(made)
 
 
+def softmax(x: Array, axis: int) -> Array:
+    e = np.exp(x - x.max(axis, keepdims=True))
+    return e / e.sum(axis, keepdims=True)
+
+
+def layer(x: Array, *affine: Array) -> Array:
+    made = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+    return made * affine[0] + (affine[1] if affine[1:] else 0) if affine else made
+
+
+def log_sum(x: Array, axis: tuple[int, ...]) -> Array:
+    return np.log(np.exp(x).sum(axis))
+
+
+RNG = np.random.default_rng(1)
+X = RNG.normal(0, 2, (3, 5, 70)).astype(np.float32)
+ROW, NUMBERS = X[0, 0].copy(), np.arange(105).reshape(3, 5, 7)
+FLAGS = X > 0
+STATEMENTS: dict[str, tuple[str, list[Array], Any]] = {
+    "sum of rows": ("sum 2 0 2", [X], lambda x: x.sum(2)),
+    "sum of columns, kept": ("sum 2 1 0", [X], lambda x: x.sum(0, keepdims=True)),
+    "mean of inner axes": ("mean 2 0 1 2", [X], lambda x: x.mean((1, 2))),
+    "largest of outer axes": ("max 2 0 0 1", [X], lambda x: x.max((0, 1))),
+    "least of columns": ("min 2 1 1", [X], lambda x: x.min(1, keepdims=True)),
+    "norms of columns": ("l2 2 0 1", [X], lambda x: np.sqrt((x**2).sum(1))),
+    "magnitudes of columns": ("l1 2 0 0", [X], lambda x: np.abs(x).sum(0)),
+    "squares of columns": ("squares 2 0 0", [X], lambda x: (x**2).sum(0)),
+    "product": ("prod 2 0 1", [X], lambda x: x.prod(1)),
+    "product of rows": ("prod 2 0 2", [X[:, :, :6]], lambda x: x.prod(2)),
+    "logarithm of sums of rows": ("logsumexp 2 0 2", [X], lambda x: log_sum(x, (2,))),
+    "logarithm of sums of columns": ("logsumexp 2 0 0 1", [X], lambda x: log_sum(x, (0, 1))),
+    "largest's place in rows": ("argmax 2 0 2", [X], lambda x: x.argmax(2)),
+    "least's place in columns": ("argmin 2 1 0", [X], lambda x: np.expand_dims(x.argmin(0), 0)),
+    "softmax": ("softmax 2 2", [X], lambda x: softmax(x, 2)),
+    "softmax of columns": ("softmax 2 1", [X], lambda x: softmax(x, 1)),
+    "logarithm of softmax": ("logsoftmax 2 0", [X], lambda x: np.log(softmax(x, 0))),
+    "layer": ("layer 2 2 1e-05", [X], layer),
+    "layer with scale": ("layer 2 2 1e-05 3", [X, ROW], layer),
+    "layer with scale and bias": ("layer 2 2 1e-05 3 4", [X, ROW, ROW[::-1].copy()], layer),
+    "reshape": ("reshape 2 0 -1 14", [X], lambda x: x.reshape(3, -1, 14)),
+    "reshape to what is given": ("reshape_as 2 3", [X, np.array([-1, 7])], lambda x, s: x.reshape(-1, 7)),
+    "unsqueeze": ("unsqueeze 2 0 -1", [X], lambda x: x[None, ..., None]),
+    "squeeze": ("squeeze 2 1", [X[:, :1].copy()], lambda x: x[:, 0]),
+    "transpose": ("transpose 2 2 0 1", [NUMBERS], lambda x: x.transpose(2, 0, 1)),
+    "transpose of flags": ("transpose 2 1 2 0", [FLAGS], lambda x: x.transpose(1, 2, 0)),
+    "transpose of ones": ("transpose 2 1 0 2", [X[:1]], lambda x: x.transpose(1, 0, 2)),
+    "slice in one piece": ("slice 2 0 1 3 1", [X], lambda x: x[1:3]),
+    "slice": ("slice 2 -1 3 99 2", [X], lambda x: x[..., 3:99:2]),
+    "slice from the back": ("slice 2 1 -1 -99 -2", [X], lambda x: x[:, -1::-2]),
+    "slice of nothing": ("slice 2 1 4 2 1", [X], lambda x: x[:, 4:2]),
+    "expand": ("expand 2 4 1 5 3", [X[:, :, :1].copy().transpose(2, 1, 0).copy()], lambda x: np.broadcast_to(x, (4, 1, 5, 3))),
+    "expand to what is given": ("expand_as 2 3", [ROW, np.array([2, 70])], lambda x, s: np.broadcast_to(x, (2, 70))),
+    "concat": ("concat 1 2 2 3", [X, X[:, :1].copy()], lambda x, y: np.concatenate([x, x, y], 1)),
+    "concat of numbers": ("concat 0 2 3", [NUMBERS, NUMBERS[:0]], lambda x, y: x),
+    "gather": ("gather 2 1 3", [X, np.array([[4, 0], [-1, 2]])], lambda x, i: x[:, i]),
+    "gather one": ("gather 2 0 3", [X, np.array(-2)], lambda x, i: x[i]),
+    "gather a column": ("gather 2 2 3", [FLAGS, np.array([7])], lambda x, i: x[..., [7]]),
+    "gather nothing": ("gather 2 0 3", [X, np.zeros(0, np.int64)], lambda x, i: x[:0]),
+    "matrices": ("matmul 2 3", [X, X.transpose(0, 2, 1).copy()], lambda x, y: x @ y),
+    "matrices of one stack": ("matmul 2 3", [X, X[0].T.copy()], lambda x, y: x @ y),
+    "stacks that are broadcast": ("matmul 2 3", [X[:, None], X.transpose(0, 2, 1)[None, :2].copy()], lambda x, y: x @ y),
+    "matrix and vector": ("matmul 2 3", [X, ROW], lambda x, y: x @ y),
+    "vector and matrices": ("matmul 3 2", [X, X[0, :, 0].copy()], lambda x, y: y @ x),
+    "vectors": ("matmul 2 2", [ROW], lambda x: np.dot(x, x)),
+    "matrices without depth": ("matmul 2 3", [X[..., :0], X[0, :0, :9]], lambda x, y: np.zeros((3, 5, 9))),
+    "large matrices": ("matmul 2 3", [np.tile(X[0], (8, 2)), np.tile(X[0].T, (2, 60))], lambda x, y: x @ y),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("name", STATEMENTS)
+def test_statements(variant: str, name: str, threads: int) -> None:
+    text, inputs, reference = STATEMENTS[name]
+    made = 2 + len(inputs)
+    attributes = {"invariants": len(inputs), "step": text, "next": [1], "stacked": [made]}
+    carried = np.zeros((), np.float32)
+    _, stacked = run([*start(3), carried, *(np.copy(one, order="C") for one in inputs)], attributes, variant, threads)
+    exact = [one.astype(np.float64) if one.dtype == np.float32 else one for one in inputs]
+    expected = np.asarray(reference(*exact))
+    assert stacked.shape == (3, *expected.shape)
+    for one in stacked:
+        if one.dtype == np.float32:
+            np.testing.assert_allclose(one, expected, rtol=2e-5, atol=2e-5)
+        else:
+            np.testing.assert_array_equal(one, expected)
+
+
+@pytest.mark.parametrize("special", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    "text", ["max 2 0 1", "min 2 0 0", "sum 2 0 0", "logsumexp 2 0 1", "logsumexp 2 0 0", "prod 2 0 0"]
+)
+def test_reductions_of_what_is_not_finite(variant: str, text: str, special: float) -> None:
+    x = X[0, :, :6].copy()
+    x[2, 3] = special
+    function = {"max": np.max, "min": np.min, "sum": np.sum, "prod": np.prod, "logsumexp": None}[text.split()[0]]
+    axis = int(text[-1])
+    with np.errstate(all="ignore"):
+        expected = np.logaddexp.reduce(x, axis) if function is None else function(x, axis)
+    attributes = {"invariants": 1, "step": text, "next": [1], "stacked": [3]}
+    _, stacked = run([*start(1), np.zeros((), np.float32), x], attributes, variant)
+    np.testing.assert_allclose(stacked[0], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("limit", [0, 1, 4])
+@pytest.mark.parametrize(("axis", "reverse"), [(0, 0), (0, 1), (1, 0), (-1, 1)])
+def test_elements_of_sequences(variant: str, limit: int, axis: int, reverse: int) -> None:
+    """The running sum of a sequence's elements, which is carried, and the element before."""
+    x = RNG.normal(0, 1, (4, 4, 4)).astype(np.float32)
+    step = f"element 3 {axis} {reverse}; map 1 4 ! i0:f32 i1:f32 | t0=add(i0,i1) | t0:f32"
+    attributes = {"carried": 2, "invariants": 1, "step": step, "next": [5, 4], "stacked": [2, 5]}
+    zero = np.zeros((4, 4), np.float32)
+    total, last, before, sums = run([*start(limit), zero, zero, x], attributes, variant)
+    elements = [np.take(x, limit - 1 - i if reverse else i, axis) for i in range(limit)]
+    np.testing.assert_array_equal(last, elements[-1] if elements else zero)
+    np.testing.assert_array_equal(before, np.array([zero, *elements][:limit]).reshape(limit, 4, 4))
+    np.testing.assert_allclose(sums, np.cumsum(np.array(elements).reshape(limit, 4, 4), 0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(total, sum(elements, zero), rtol=1e-5, atol=1e-6)
+
+
+def test_views_of_carried_values_outlive_the_step(variant: str) -> None:
+    """Two values change places through a view, and a third one stays as it is."""
+    a, b, c = (RNG.normal(0, 1, shape).astype(np.float32) for shape in ((2, 3), (2, 3), (1, 2, 3)))
+    attributes = {
+        "carried": 3,
+        "step": "reshape 1 1 2 3; reshape 4 2 3; reshape 3 2 3; map 2 ! i0:f32 | t0=neg(i0) | t0:f32",
+        "next": [7, 5, 3],
+    }
+    one, other, third = run([*start(5), a, b, c], attributes, variant)
+    state = a, b
+    for _ in range(5):
+        state = -state[1], state[0]
+    np.testing.assert_array_equal(one, state[0])
+    np.testing.assert_array_equal(other, state[1])
+    np.testing.assert_array_equal(third, c)
+
+
 def test_carried_values_are_swapped_and_counted(variant: str) -> None:
     a, b = np.arange(3, dtype=np.int64), np.arange(3, 6, dtype=np.int64)
     attributes = {
@@ -150,6 +286,10 @@ WRONG_NODES = {
     "carried values without a next one": ({"next": []}, "'next' has 0 numbers"),
     "a condition that is none": ({"keep": 99}, "no value 99"),
     "a condition below zero": ({"keep": -1}, "no value"),
+    "an axis that is no number": ({"step": "softmax 1 last"}, "is no statement"),
+    "a flag of two": ({"step": "sum 1 2 0"}, "is no statement"),
+    "one operand of two": ({"step": "matmul 1"}, "is no statement"),
+    "a norm without epsilon": ({"step": "layer 1 0"}, "is no statement"),
 }
 
 
@@ -178,6 +318,32 @@ def test_wrong_inputs(case: str) -> None:
     inputs, sentence = WRONG_INPUTS[case]
     with pytest.raises(ValueError, match=sentence):
         run(inputs, ROOT)
+
+
+MOVED = {
+    "an axis too many": ("softmax 2 2", "does not have the axes"),
+    "an axis twice": ("sum 2 0 0 0", "does not have the axes"),
+    "axes that are no neighbours": ("sum 2 0 0 2", "does not have the axes"),
+    "a shape of other elements": ("reshape 2 4", "cannot be moved"),
+    "a dim that is not 1": ("squeeze 2 0", "cannot be moved"),
+    "a permutation that is none": ("transpose 2 0 0", "cannot be moved"),
+    "a step of 0": ("slice 2 0 0 1 0", "cannot be moved"),
+    "a shape that is computed": ("map 3 ! i0:i64 | t0=add(i0,i0) | t0:i64; reshape_as 2 4", "no list of numbers from outside"),
+    "matrices that do not fit": ("matmul 2 2", "cannot be multiplied"),
+    "indices that are floats": ("gather 2 0 2", "should be int64"),
+    "indices outside": ("gather 2 0 3", "lies outside"),
+    "parts that do not fit": ("concat 0 2 3", "do not fit"),
+    "a sequence that is too short": ("element 2 0 0", "shorter than its limit"),
+    "a largest of nothing": ("slice 2 0 0 0 1; argmax 4 0 0", "largest of no elements"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MOVED)
+def test_wrong_statements(case: str) -> None:
+    text, sentence = MOVED[case]
+    attributes = {"invariants": 2, "step": text, "next": [1]}
+    with pytest.raises(ValueError, match=sentence):
+        run([*start(), np.zeros((), np.float32), np.ones((2, 3), np.float32), np.array([5, 9])], attributes)
 
 
 def test_wrong_matrix() -> None:

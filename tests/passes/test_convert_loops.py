@@ -196,14 +196,18 @@ def test_list_that_is_concatenated_in_the_end(axis: int, new_axis: int, opset: i
     assert_same(before, after, {"h": X[:2]}, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("use", ["SequenceLength(l)", "SequenceAt(l, n)"])
-def test_list_that_is_read_otherwise_stays(use: str) -> None:
+@pytest.mark.parametrize(
+    "use", ["w = SequenceLength(l)", "w = SequenceAt(l, n)", "m = SequenceErase(l) w = SequenceAt(m, n)"]
+)
+def test_list_that_is_read_in_the_end(use: str) -> None:
+    """By number, or by its length; what else reads it keeps the list."""
+    kept = "Erase" in use
     kind = "int64" if "Length" in use else "float[a,b]"
     text = (
         "l0 = SequenceEmpty<dtype = 1>() l = Loop (five, , l0) <body = g1 (int64 i, bool k, seq(float[2,3]) a) => "
-        f"(bool k2, seq(float[2,3]) a2) {{ k2 = Identity(k) a2 = SequenceInsert(a, h) }}> w = {use}"
+        f"(bool k2, seq(float[2,3]) a2) {{ k2 = Identity(k) a2 = SequenceInsert(a, h) }}> {use}"
     )
     before = model(f"g (float[2,3] h) => ({kind} w) {{ {text} }}", n=np.array(2), five=np.array(5))
-    after, _ = run_passes(before, PASS)
-    assert "Loop" in op_list(after)
+    after, _ = run_passes(before, PASS, "eliminate_dead_code")
+    assert ("Loop" in op_list(after)) == kept
     assert_same(before, after, {"h": X[:2]}, rtol=0, atol=0)

@@ -200,10 +200,87 @@ def test_sizes(rows: int, width: int) -> None:
         assert_same(before, after, feeds(12, a=a), library=library)
 
 
+STEPS = {
+    "sums of rows": "r = ReduceSum<keepdims = 1>(s, last) s2 = Mul(s, r) z = Identity(s2)",
+    "largest of columns": "r = ReduceMax<keepdims = 0, axes = [0]>(s) s2 = Sub(s, r) z = Neg(s2)",
+    "logarithm of sums": "r = ReduceLogSumExp<keepdims = 1, axes = [-1]>(s) s2 = Sub(s, r) z = Add(r, a)",
+    "softmax": "s2 = Softmax(s) z = LogSoftmax<axis = 0>(s2)",
+    "a norm": "s2 = LayerNormalization(s, row, row) z = LayerNormalization<epsilon = 0.1>(s2, row)",
+    "indices of the largest": "k = ArgMax<axis = 1, keepdims = 1>(s) f = Cast<to = 1>(k) s2 = Sub(s, f) j = ArgMin<axis = -1, keepdims = 1>(s2) h = Cast<to = 1>(j) z = Add(h, s)",
+    "rows that are looked up": "k = ArgMax<axis = 1, keepdims = 0>(s) s2 = Gather(table, k) z = Tanh(s2)",
+    "a row of the iteration": "r = Gather(table, i) s2 = Sub(s, r) z = Identity(s2)",
+    "transposed": "t = Transpose(s) u0 = Neg(t) s2 = Transpose<perm = [1, 0]>(u0) z = Identity(s2)",
+    "reshaped": "t = Reshape(s, dims) u0 = Tanh(t) v = Reshape(u0, dims38) s2 = Mul(v, half) z = Identity(v)",
+    "flattened": "t = Unsqueeze(s, last) u0 = Flatten(t) v = Squeeze(t, last) s2 = Add(u0, v) z = Identity(s2)",
+    "halves changed": "p, q = Split<axis = 1>(s) s2 = Concat<axis = 1>(q, p) z = Identity(s2)",
+    "parts of given sizes": "p, q = Split<axis = -1>(s, sizes) s2 = Concat<axis = -1>(q, p) z = Sigmoid(s2)",
+    "slices": "p = Slice(s, starts, ends, both, steps) q = Concat<axis = 0>(p, p, p) r = Concat<axis = 1>(q, q, q, q) t = Slice(r, starts, sizes38, both) s2 = Expand(t, dims38) z = Identity(s2)",
+    "expanded": "r = ReduceMean<keepdims = 0>(s) e = Expand(r, dims38) s2 = Sub(s, e) z = Identity(e)",
+    "a product of its own": "t = Transpose(s) m = MatMul(s, t) n0 = Softmax(m) s2 = MatMul(n0, s) z = Identity(s2)",
+    "a product with a matrix that is given": "m = MatMul(square, s) s2 = Tanh(m) z = Identity(m)",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_steps(name: str) -> None:
+    before = loop(STEPS[name] + " d = Less(i, seven)")
+    for key, value in STEP_WEIGHTS.items():
+        before.graph.initializer.append(onnx.numpy_helper.from_array(value, key))
+    after = fuse(before)
+    for one in (feeds(3), feeds(0), feeds(1)):
+        for library in (False, True):
+            assert_same(before, after, one, library=library)
+
+
+STEP_WEIGHTS = {
+    "last": np.array([1]),
+    "table": RNG.normal(0, 1, (8, 8)).astype(np.float32),
+    "dims": np.array([2, -1, 4]),
+    "sizes": np.array([2, 6]),
+    "starts": np.array([0, 1]),
+    "ends": np.array([1, 8]),
+    "both": np.array([0, 1]),
+    "steps": np.array([1, 2]),
+    "sizes38": np.array([3, 9]),
+    "dims38": np.array([3, 8]),
+    "square": RNG.normal(0, 0.4, (3, 3)).astype(np.float32),
+}
+
+
+SCANS = {
+    "forwards": "num_scan_inputs = 1",
+    "backwards": "num_scan_inputs = 1, scan_input_directions = [1]",
+    "stacked backwards": "num_scan_inputs = 1, scan_output_directions = [1]",
+    "stacked along another axis": "num_scan_inputs = 1, scan_output_axes = [1]",
+    "along another axis, all backwards": "num_scan_inputs = 1, scan_input_axes = [1], scan_input_directions = [1], "
+    "scan_output_axes = [-1], scan_output_directions = [1]",
+}
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+@pytest.mark.parametrize("name", SCANS)
+def test_scans(name: str, steps: int) -> None:
+    """A softmax of what is carried, plus the elements."""
+    axis = 1 if "input_axes" in SCANS[name] else 0
+    dims, x = ("3,T,8", (3, steps, 8)) if axis else ("T,3,8", (steps, 3, 8))
+    text = f"""y, u = Scan <{SCANS[name]}, body = g1 (float[3,8] s, float[3,8] e) => (float[3,8] s2, float[3,8] z) {{
+        p = Softmax(s) s2 = Add(p, e) z = Identity(e) }}> (a, x)"""
+    before = model(f"g (float[3,8] a, float[{dims}] x) => (float[3,8] y, float[?,?,?] u) {{ {text} }}")
+    after, _ = run_passes(before, PASS, target="cpu")
+    assert "FusedLoop" in op_list(after) and "Scan" not in op_list(after)
+    for library in (False, True):
+        assert_same(before, after, {"a": A, "x": RNG.normal(0, 1, x).astype(np.float32)}, library=library)
+
+
 REFUSED = {
     "a condition that is read": ("s2 = Where(o, s, a) z = Identity(s2) d = Identity(true)", "reads its condition"),
-    "an op of another kind": ("s2 = Softmax(s) z = Identity(s2) d = Identity(true)", "Softmax is not element-wise"),
-    "sums of rows": ("r = ReduceSum<keepdims = 1>(s, one1) s2 = Mul(s, r) z = Identity(s2) d = Identity(true)", "whole tensor"),
+    "an op of another kind": ("s2 = Hardmax(s) z = Identity(s2) d = Identity(true)", "Hardmax is not element-wise"),
+    "sums over axes that are no neighbours": (
+        "t = Unsqueeze(s, one1) r = ReduceSum<keepdims = 0>(t, outer) s2 = Add(s, r) z = Identity(s2) d = Identity(true)", "no neighbours"),
+    "the last of equal elements": (
+        "k = ArgMax<keepdims = 0, select_last_index = 1>(s) f = Cast<to = 1>(k) s2 = Add(s, f) z = Identity(s2) d = Identity(true)", "last of equal"),
+    "bounds that are computed": (
+        "j = Unsqueeze(i, zero1) p = Slice(s, j, one1) r = ReduceMax<keepdims = 0>(p) s2 = Add(s, r) z = Identity(s2) d = Identity(true)", "bounds are not constant"),
 }  # fmt: skip
 
 
@@ -211,7 +288,8 @@ REFUSED = {
 def test_refuses(name: str) -> None:
     body, reason = REFUSED[name]
     before = loop(body)
-    before.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1]), "one1"))
+    for key, value in {"one1": [1], "zero1": [0], "outer": [0, 2]}.items():
+        before.graph.initializer.append(onnx.numpy_helper.from_array(np.array(value), key))
     report = PassManager("cpu", [PASS], explain=True).run(ir.load(before))
     assert not report.patches
     assert any(reason in str(miss.refusal) for miss in report.near_misses)

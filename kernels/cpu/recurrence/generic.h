@@ -29,9 +29,57 @@ inline void multiply_row(const float* x, std::int64_t depth, const float* weight
   for (int v = 0; v < kVectors; ++v) simd::V::store(y + v * static_cast<int>(simd::V::kWidth), sums[v]);
 }
 
+/// `count` (0: all) elements of some vectors of the sum of a row's numbers times rows of a matrix.
+template <int N>
+inline void combine_rows(const float* x, std::int64_t depth, const float* matrix, std::int64_t distance, std::size_t count,
+                         float* y) {
+  constexpr auto kWidth = static_cast<int>(simd::V::kWidth);
+  simd::V::F sums[N];
+  for (auto& one : sums) one = simd::V::set1(0.0f);
+  for (std::int64_t k = 0; k < depth; ++k, matrix += distance) {
+    const simd::V::F one = simd::V::set1(x[k]);
+#pragma GCC unroll 4
+    for (int v = 0; v < N; ++v)
+      sums[v] = simd::V::accumulate(one, count ? simd::V::load_first(matrix, count) : simd::V::load(matrix + v * kWidth), sums[v]);
+  }
+  for (int v = 0; v < N; ++v) count ? simd::V::store_first(y, sums[v], count) : simd::V::store(y + v * kWidth, sums[v]);
+}
+
+/// The sum of products of two rows' elements.
+inline float multiply_rows(const float* a, const float* b, std::int64_t count) {
+  constexpr auto kWidth = static_cast<std::int64_t>(simd::V::kWidth);
+  simd::V::F sums[4];
+  for (auto& one : sums) one = simd::V::set1(0.0f);
+  std::int64_t k = 0;
+  for (; k + 4 * kWidth <= count; k += 4 * kWidth)
+    for (int v = 0; v < 4; ++v)
+      sums[v] = simd::V::accumulate(simd::V::load(a + k + v * kWidth), simd::V::load(b + k + v * kWidth), sums[v]);
+  for (; k + kWidth <= count; k += kWidth) sums[0] = simd::V::accumulate(simd::V::load(a + k), simd::V::load(b + k), sums[0]);
+  if (k < count) {
+    const auto rest = static_cast<std::size_t>(count - k);
+    sums[1] = simd::V::accumulate(simd::V::load_first(a + k, rest), simd::V::load_first(b + k, rest), sums[1]);
+  }
+  return simd::V::sum(simd::V::add(simd::V::add(sums[0], sums[1]), simd::V::add(sums[2], sums[3])));
+}
+
 }  // namespace
 
 namespace ONNXOPT_VARIANT {
+
+void multiply_plain(const float* x, std::int64_t rows, std::int64_t depth, const float* matrix, std::int64_t distance,
+                    std::int64_t columns, float* y) {
+  constexpr auto kWidth = static_cast<std::int64_t>(simd::V::kWidth);
+  for (std::int64_t i = 0; i < rows; ++i, x += depth, y += distance) {
+    if (distance == 1) {
+      *y = multiply_rows(x, matrix, depth);
+      continue;
+    }
+    std::int64_t j = 0;
+    for (; j + 4 * kWidth <= columns; j += 4 * kWidth) combine_rows<4>(x, depth, matrix + j, distance, 0, y + j);
+    for (; j + kWidth <= columns; j += kWidth) combine_rows<1>(x, depth, matrix + j, distance, 0, y + j);
+    if (j < columns) combine_rows<1>(x, depth, matrix + j, distance, static_cast<std::size_t>(columns - j), y + j);
+  }
+}
 
 void multiply(const float* x, std::int64_t rows, std::int64_t depth, const float* weights, const float* bias, std::int64_t columns,
               float* y, std::int64_t y_step) {

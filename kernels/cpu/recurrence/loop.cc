@@ -1,13 +1,11 @@
 #include "kernels/cpu/recurrence/loop.h"
 
 #include <algorithm>
-#include <array>
-#include <cmath>
 #include <cstring>
-#include <limits>
 #include <string>
 
 #include "kernels/cpu/elementwise/plan.h"
+#include "kernels/cpu/recurrence/statement.h"
 #include "kernels/cpu/recurrence/text.h"
 #include "kernels/cpu/scratch.h"
 
@@ -18,73 +16,9 @@ namespace {
 using elementwise::DType;
 using elementwise::Shape;
 
-constexpr std::array<std::string_view, 7> kReductions = {"max", "min", "sum", "mean", "l1", "l2", "squares"};
 /// Multiplications of a product from which on threads share its columns.
 constexpr std::int64_t kSharedProduct = 1 << 18;
 constexpr std::int64_t kShareColumns = 64;
-/// Partial sums of a reduction, the same whatever the vectors.
-constexpr std::size_t kSums = 8;
-
-// --- the text ------------------------------------------------------------------------------------------------------
-/// The words of a text.
-std::vector<std::string_view> words(std::string_view text) {
-  std::vector<std::string_view> found = split(text, ' ');
-  std::erase(found, std::string_view());
-  return found;
-}
-
-bool read_map(std::string_view text, std::size_t known, Statement& statement, std::string& sentence) {
-  const std::size_t mark = text.find('!');
-  if (mark == text.npos) return false;
-  for (const std::string_view word : words(text.substr(0, mark))) {
-    std::size_t value = 0;
-    if (word == "map") continue;
-    if (!read_number(word, known, value)) return false;
-    statement.operands.push_back(value);
-  }
-  Result<elementwise::Program> program = elementwise::Program::parse(text.substr(mark + 1));
-  if (!program) {
-    sentence = "Its step: " + program.error();
-    return false;
-  }
-  statement.program = std::move(*program);
-  statement.results = statement.program.outputs().size();
-  return statement.program.inputs().size() == statement.operands.size();
-}
-
-bool read_product(const std::vector<std::string_view>& parts, std::size_t known, std::size_t matrices, Statement& statement) {
-  std::size_t value = 0, bias = 0;
-  if (parts.size() < 3 || parts.size() > 4 || !read_number(parts[1], known, value)) return false;
-  statement.kind = Statement::kProduct;
-  statement.operands = {value};
-  if (!read_number(parts[2], matrices, statement.matrix)) return false;
-  if (parts.size() == 3) return true;
-  statement.operands.push_back(bias);
-  return read_number(parts[3], known, statement.operands[1]);
-}
-
-bool read_reduction(const std::vector<std::string_view>& parts, std::size_t known, Statement& statement) {
-  const auto found = std::find(kReductions.begin(), kReductions.end(), parts[0]);
-  std::size_t value = 0, keep = 0;
-  if (found == kReductions.end() || parts.size() != 3) return false;
-  if (!read_number(parts[1], known, value) || !read_number(parts[2], 2, keep)) return false;
-  statement.kind = Statement::kReduction;
-  statement.reduction = static_cast<Reduction>(found - kReductions.begin());
-  statement.operands = {value};
-  statement.keep_dims = keep != 0;
-  return true;
-}
-
-/// Empty, or a sentence.
-std::string read_statement(std::string_view text, const LoopStep& step, Statement& statement) {
-  const std::vector<std::string_view> parts = words(text);
-  std::string sentence = "'" + std::string(text) + "' is no statement of its step.";
-  if (parts.empty()) return sentence;
-  const bool read = parts[0] == "map"       ? read_map(text, step.values, statement, sentence)
-                    : parts[0] == "product" ? read_product(parts, step.values, step.matrices, statement)
-                                            : read_reduction(parts, step.values, statement);
-  return read ? "" : sentence;
-}
 
 }  // namespace
 
@@ -92,11 +26,11 @@ Result<LoopStep> parse_loop(std::string_view text, LoopStep step) {
   using Made = Result<LoopStep>;
   step.values = step.outer();
   for (const std::string_view one : split(text, ';')) {
-    Statement statement;
-    statement.first = step.values;
-    if (const std::string sentence = read_statement(one, step, statement); !sentence.empty()) return Made::failure(sentence);
-    step.values += statement.results;
-    step.statements.push_back(std::move(statement));
+    Result<Statement> statement = read_statement(one, step.values, step.matrices);
+    if (!statement) return Made::failure(statement.error());
+    statement->first = step.values;
+    step.values += statement->results;
+    step.statements.push_back(std::move(*statement));
   }
   if (step.next.size() != step.carried)
     return Made::failure("Its attribute 'next' has " + std::to_string(step.next.size()) + " numbers for " +
@@ -111,55 +45,10 @@ Result<LoopStep> parse_loop(std::string_view text, LoopStep step) {
 
 namespace {
 
-// --- the run -------------------------------------------------------------------------------------------------------
 std::int64_t elements_of(const Shape& shape) {
   std::int64_t elements = 1;
   for (const std::int64_t dim : shape) elements *= dim;
   return elements;
-}
-
-/// The sum of `of` each element, by partial sums in double: as exact as a float can tell.
-template <class Of>
-double sum_of(const float* x, std::size_t count, Of of) {
-  double sums[kSums] = {};
-  std::size_t i = 0;
-  for (; i + kSums <= count; i += kSums)
-    for (std::size_t k = 0; k < kSums; ++k) sums[k] += of(static_cast<double>(x[i + k]));
-  for (; i < count; ++i) sums[0] += of(static_cast<double>(x[i]));
-  double total = 0;
-  for (const double one : sums) total += one;
-  return total;
-}
-
-/// The largest element of x, or with `sign` -1 the largest of -x; NaN where one is NaN.
-float largest_of(const float* x, std::size_t count, float sign) {
-  float best[kSums];
-  std::int32_t odd[kSums] = {};
-  std::fill(best, best + kSums, -std::numeric_limits<float>::infinity());
-  const auto take = [&](std::size_t k, float one) {
-    odd[k] |= one != one;
-    best[k] = best[k] < one ? one : best[k];
-  };
-  std::size_t i = 0;
-  for (; i + kSums <= count; i += kSums)
-    for (std::size_t k = 0; k < kSums; ++k) take(k, sign * x[i + k]);
-  for (; i < count; ++i) take(0, sign * x[i]);
-  for (std::size_t k = 0; k < kSums; ++k)
-    if (odd[k]) return std::numeric_limits<float>::quiet_NaN();
-  return *std::max_element(best, best + kSums);
-}
-
-float reduce(Reduction kind, const float* x, std::size_t count) {
-  const auto squares = [](double v) { return v * v; };
-  switch (kind) {
-    case Reduction::max: return largest_of(x, count, 1.0f);
-    case Reduction::min: return -largest_of(x, count, -1.0f);
-    case Reduction::mean: return static_cast<float>(sum_of(x, count, [](double v) { return v; }) / static_cast<double>(count));
-    case Reduction::l1: return static_cast<float>(sum_of(x, count, [](double v) { return std::fabs(v); }));
-    case Reduction::l2: return static_cast<float>(std::sqrt(sum_of(x, count, squares)));
-    case Reduction::squares: return static_cast<float>(sum_of(x, count, squares));
-    default: return static_cast<float>(sum_of(x, count, [](double v) { return v; }));
-  }
 }
 
 /// A product whose columns threads share.
@@ -182,11 +71,79 @@ struct Multiplication {
   }
 };
 
+/// Stacks of matrices whose blocks threads share. A product of one stack member is [rows, depth] by [depth, columns].
+struct StackedMultiplication {
+  static constexpr std::int64_t kRows = 16, kColumns = 256;
+
+  const Variant* variant;
+  const float *left, *right;
+  float* y;
+  std::int64_t rows, depth, columns, row_blocks, column_blocks;
+  const std::vector<std::int64_t>*left_at, *right_at;  // of each member of the stack, where its operands are
+
+  void block(std::int64_t member, std::int64_t i, std::int64_t some_rows, std::int64_t j, std::int64_t some_columns) const {
+    const auto at = static_cast<std::size_t>(member);
+    variant->multiply_plain(left + (*left_at)[at] + i * depth, some_rows, depth, right + (*right_at)[at] + j, columns, some_columns,
+                            y + (member * rows + i) * columns + j);
+  }
+
+  static void share(void* user, std::size_t index) {
+    const auto& self = *static_cast<const StackedMultiplication*>(user);
+    const auto number = static_cast<std::int64_t>(index);
+    const std::int64_t i = number / self.column_blocks % self.row_blocks * kRows, j = number % self.column_blocks * kColumns;
+    self.block(number / self.column_blocks / self.row_blocks, i, std::min(kRows, self.rows - i), j,
+               std::min(kColumns, self.columns - j));
+  }
+};
+
+/// A product of matrices, or of stacks of them, as one of shapes that do not change.
+struct MatmulPlan {
+  Shape shape;
+  std::int64_t rows = 0, depth = 0, columns = 0;
+  std::vector<std::int64_t> left_at, right_at;
+};
+
+/// Where the members of a stack of `dims` lie in an operand whose own stack is broadcast to it.
+std::vector<std::int64_t> places(const Shape& dims, const Shape& own, std::int64_t size) {
+  const View view = *view_of(Move::kExpand, own, dims);
+  std::vector<std::int64_t> found(1, 0);
+  for (std::size_t axis = 0; axis < dims.size(); ++axis) {
+    std::vector<std::int64_t> next;
+    for (const std::int64_t place : found)
+      for (std::int64_t i = 0; i < dims[axis]; ++i) next.push_back(place + i * view.steps[axis] * size);
+    found = std::move(next);
+  }
+  return found;
+}
+
+/// Vectors are matrices of one row, or one column, whose dim is left out of the result.
+std::optional<MatmulPlan> plan_matmul(Shape left, Shape right) {
+  if (left.empty() || right.empty()) return std::nullopt;
+  const bool row = left.size() == 1, column = right.size() == 1;
+  if (row) left.insert(left.begin(), 1);
+  if (column) right.push_back(1);
+  const std::int64_t rows = left[left.size() - 2], depth = left.back(), columns = right.back();
+  if (right[right.size() - 2] != depth) return std::nullopt;
+  left.resize(left.size() - 2);
+  right.resize(right.size() - 2);
+  const Result<View> stack = view_of(Move::kExpand, left, right);
+  if (!stack) return std::nullopt;
+  MatmulPlan plan{
+      stack->shape, rows, depth, columns, places(stack->shape, left, rows * depth), places(stack->shape, right, depth * columns)};
+  if (!row) plan.shape.push_back(rows);
+  if (!column) plan.shape.push_back(columns);
+  return plan;
+}
+
 class Runner {
  public:
-  Runner(const LoopProblem& problem, const Variant& variant, const elementwise::Variant& elementwise,
-         const ParallelFor& parallel_for)
-      : problem_(problem), step_(*problem.step), variant_(variant), elementwise_(elementwise), parallel_for_(parallel_for) {}
+  Runner(const LoopProblem& problem, const Variants& variants, const ParallelFor& parallel_for)
+      : problem_(problem),
+        step_(*problem.step),
+        variant_(*variants.recurrence),
+        elementwise_(*variants.elementwise),
+        norm_(*variants.norm),
+        parallel_for_(parallel_for) {}
 
   /// Finds types, shapes and memory; empty, or a sentence.
   std::string prepare() {
@@ -205,13 +162,14 @@ class Runner {
     return make_plans();
   }
 
-  std::vector<LoopOutput> run() {
+  Result<std::vector<LoopOutput>> run() {
     std::vector<LoopOutput> made;
     for (std::size_t i = 0; i < step_.carried; ++i) made.push_back({types_[1 + i], shapes_[1 + i], {}});
     for (const std::size_t value : step_.stacked) made.push_back({types_[value], shapes_[value], {}});
     bool keep = problem_.begin;
     for (iteration_ = 0; keep && iteration_ < problem_.limit; ++iteration_) {
-      run_step();
+      if (std::string sentence = run_step(); !sentence.empty())
+        return Result<std::vector<LoopOutput>>::failure(std::move(sentence));
       for (std::size_t i = 0; i < step_.stacked.size(); ++i) append(made[step_.carried + i], step_.stacked[i]);
       if (step_.keep) keep = *reinterpret_cast<const std::uint8_t*>(at_[*step_.keep]) != 0;
       carry_on();
@@ -225,30 +183,153 @@ class Runner {
   }
 
  private:
-  void note(DType type, Shape shape, const void* data) {
+  /// `root` is the value whose memory this one is; where it has its own, itself.
+  void note(DType type, Shape shape, const void* data, std::optional<std::size_t> root = std::nullopt) {
+    roots_.push_back(root.value_or(types_.size()));
     types_.push_back(type);
     shapes_.push_back(std::move(shape));
     at_.push_back(static_cast<const char*>(data));
+    views_.emplace_back();
+    matmuls_.emplace_back();
   }
 
+  const Shape& shape_of(const Statement& statement, std::size_t operand) const { return shapes_[statement.operands[operand]]; }
+
   std::string infer(const Statement& statement) {
-    if (statement.kind == Statement::kMap) return infer_map(statement);
+    switch (statement.kind) {
+      case Statement::kMap: return infer_map(statement);
+      case Statement::kView: return infer_view(statement);
+      case Statement::kConcat: return infer_concat(statement);
+      case Statement::kGather: return infer_gather(statement);
+      case Statement::kElement: return infer_element(statement);
+      default: break;
+    }
     for (const std::size_t value : statement.operands)
       if (types_[value] != DType::f32) return "Value " + std::to_string(value) + " should be float.";
-    Shape shape = shapes_[statement.operands[0]];
-    if (statement.kind == Statement::kReduction) {
-      note(DType::f32, statement.keep_dims ? Shape(shape.size(), 1) : Shape(), nullptr);
-      return "";
+    switch (statement.kind) {
+      case Statement::kProduct: return infer_product(statement);
+      case Statement::kMatmul: return infer_matmul(statement);
+      case Statement::kNormalize: return infer_normalized(statement);
+      default: return infer_reduced(statement);
     }
+  }
+
+  std::string infer_product(const Statement& statement) {
+    Shape shape = shape_of(statement, 0);
     const Matrix& matrix = problem_.matrices[statement.matrix];
     if (shape.empty() || shape.back() != matrix.depth)
       return "Value " + std::to_string(statement.operands[0]) + " of the shape " + elementwise::text_of(shape) +
              " cannot be multiplied with a matrix of " + std::to_string(matrix.depth) + " rows.";
-    if (statement.operands.size() > 1 && shapes_[statement.operands[1]] != Shape{matrix.columns})
-      return "Its bias has the shape " + elementwise::text_of(shapes_[statement.operands[1]]) + " and should have [" +
+    if (statement.operands.size() > 1 && shape_of(statement, 1) != Shape{matrix.columns})
+      return "Its bias has the shape " + elementwise::text_of(shape_of(statement, 1)) + " and should have [" +
              std::to_string(matrix.columns) + "].";
     shape.back() = matrix.columns;
     note(DType::f32, std::move(shape), nullptr);
+    return "";
+  }
+
+  std::string infer_matmul(const Statement& statement) {
+    std::optional<MatmulPlan> plan = plan_matmul(shape_of(statement, 0), shape_of(statement, 1));
+    if (!plan)
+      return "Values of the shapes " + elementwise::text_of(shape_of(statement, 0)) + " and " +
+             elementwise::text_of(shape_of(statement, 1)) + " cannot be multiplied.";
+    note(DType::f32, plan->shape, nullptr);
+    matmuls_.back() = std::move(*plan);
+    return "";
+  }
+
+  std::string wrong_axes(const Statement& statement) const {
+    return "A tensor of the shape " + elementwise::text_of(shape_of(statement, 0)) + " does not have the axes that its step names.";
+  }
+
+  std::string infer_reduced(const Statement& statement) {
+    Shape shape = shape_of(statement, 0);
+    std::size_t begin = 0, end = 0;
+    if (!find_axes(statement.numbers, shape.size(), begin, end)) return wrong_axes(statement);
+    const bool argument = statement.kind == Statement::kArgument;
+    if (argument && along(shape, begin, end).middle == 0) return "It asks for the largest of no elements.";
+    const auto first = shape.begin() + static_cast<std::ptrdiff_t>(begin), last = shape.begin() + static_cast<std::ptrdiff_t>(end);
+    if (statement.keep_dims)
+      std::fill(first, last, 1);
+    else
+      shape.erase(first, last);
+    note(argument ? DType::i64 : DType::f32, std::move(shape), nullptr);
+    return "";
+  }
+
+  std::string infer_normalized(const Statement& statement) {
+    const Shape& shape = shape_of(statement, 0);
+    std::size_t begin = 0, end = 0;
+    if (!find_axes(statement.numbers, shape.size(), begin, end)) return wrong_axes(statement);
+    const auto first = shape.begin() + static_cast<std::ptrdiff_t>(begin);
+    for (std::size_t i = 1; i < statement.operands.size(); ++i)
+      if (shape_of(statement, i) != Shape(first, shape.end()))
+        return "Its scale or bias has the shape " + elementwise::text_of(shape_of(statement, i)) +
+               " and should have that of a row.";
+    note(DType::f32, Shape(shape), nullptr);
+    return "";
+  }
+
+  std::string infer_view(const Statement& statement) {
+    const std::size_t value = statement.operands[0];
+    std::vector<std::int64_t> numbers = statement.numbers;
+    if (statement.operands.size() > 1) {
+      const std::size_t given = statement.operands[1];
+      const bool outside = given > step_.carried && given < step_.outer();
+      if (!outside || types_[given] != DType::i64 || shapes_[given].size() != 1)
+        return "A shape of its step is no list of numbers from outside.";
+      const auto* const data = reinterpret_cast<const std::int64_t*>(at_[given]);
+      numbers.assign(data, data + shapes_[given][0]);
+    }
+    Result<View> view = view_of(statement.move, shapes_[value], numbers);
+    if (!view) return view.error();
+    note(types_[value], view->shape, nullptr, view->is_dense() ? std::optional(roots_[value]) : std::nullopt);
+    views_.back() = std::move(*view);
+    return "";
+  }
+
+  std::string infer_concat(const Statement& statement) {
+    Shape shape = shape_of(statement, 0);
+    std::size_t axis = 0, end = 0;
+    if (!find_axes(statement.numbers, shape.size(), axis, end) || end != axis + 1) return wrong_axes(statement);
+    for (std::size_t i = 1; i < statement.operands.size(); ++i) {
+      Shape other = shape_of(statement, i);
+      if (other.size() != shape.size() || types_[statement.operands[i]] != types_[statement.operands[0]])
+        return "It concatenates tensors that do not fit.";
+      const std::int64_t size = other[axis];
+      other[axis] = shape[axis];
+      if (other != shape) return "It concatenates tensors that do not fit.";
+      shape[axis] += size;
+    }
+    note(types_[statement.operands[0]], std::move(shape), nullptr);
+    return "";
+  }
+
+  std::string infer_gather(const Statement& statement) {
+    const Shape& data = shape_of(statement, 0);
+    const Shape& indices = shape_of(statement, 1);
+    std::size_t axis = 0, end = 0;
+    if (!find_axes(statement.numbers, data.size(), axis, end) || end != axis + 1) return wrong_axes(statement);
+    if (types_[statement.operands[1]] != DType::i64) return "Value " + std::to_string(statement.operands[1]) + " should be int64.";
+    Shape shape(data.begin(), data.begin() + static_cast<std::ptrdiff_t>(axis));
+    shape.insert(shape.end(), indices.begin(), indices.end());
+    shape.insert(shape.end(), data.begin() + static_cast<std::ptrdiff_t>(end), data.end());
+    const bool part = along(data, axis, end).outer == 1 && elements_of(indices) == 1;
+    note(types_[statement.operands[0]], std::move(shape), nullptr,
+         part ? std::optional(roots_[statement.operands[0]]) : std::nullopt);
+    return "";
+  }
+
+  std::string infer_element(const Statement& statement) {
+    Shape shape = shape_of(statement, 0);
+    std::size_t axis = 0, end = 0;
+    if (!find_axes(statement.numbers, shape.size(), axis, end) || end != axis + 1) return wrong_axes(statement);
+    if (problem_.limit > shape[axis])
+      return "A sequence of the shape " + elementwise::text_of(shape) + " is shorter than its limit.";
+    const bool part = along(shape, axis, end).outer == 1;
+    shape.erase(shape.begin() + static_cast<std::ptrdiff_t>(axis));
+    note(types_[statement.operands[0]], std::move(shape), nullptr,
+         part ? std::optional(roots_[statement.operands[0]]) : std::nullopt);
     return "";
   }
 
@@ -281,7 +362,9 @@ class Runner {
     constexpr std::size_t kLine = 64;
     std::size_t bytes = 0;
     offsets_.assign(step_.values, 0);
-    const auto is_own = [&](std::size_t value) { return value >= step_.outer() || (value > 0 && value <= step_.carried); };
+    const auto is_own = [&](std::size_t value) {
+      return value >= step_.outer() ? has_own_memory(value) : value > 0 && value <= step_.carried;
+    };
     for (std::size_t value = 0; value < step_.values; ++value) {
       if (!is_own(value)) continue;
       offsets_[value] = bytes;
@@ -310,20 +393,130 @@ class Runner {
     return "";
   }
 
-  void run_step() {
+  std::string run_step() {
     std::size_t plan = 0;
     for (const Statement& statement : step_.statements) {
       for (std::size_t i = 0; i < statement.results; ++i) at_[statement.first + i] = own(statement.first + i);
       switch (statement.kind) {
         case Statement::kMap: run_map(statement, plans_[plan++]); break;
         case Statement::kProduct: multiply(statement); break;
-        case Statement::kReduction: {
-          const auto* x = reinterpret_cast<const float*>(at_[statement.operands[0]]);
-          const auto count = static_cast<std::size_t>(elements_of(shapes_[statement.operands[0]]));
-          *reinterpret_cast<float*>(own(statement.first)) = reduce(statement.reduction, x, count);
+        case Statement::kMatmul: multiply_stacks(statement); break;
+        case Statement::kReduction:
+          reduce(statement.reduction, floats(statement, 0), along_axes(statement), own_floats(statement));
+          break;
+        case Statement::kArgument:
+          find_extreme(statement.largest, floats(statement, 0), along_axes(statement),
+                       reinterpret_cast<std::int64_t*>(own(statement.first)));
+          break;
+        case Statement::kNormalize: normalize(statement); break;
+        case Statement::kView: move(statement); break;
+        case Statement::kConcat: concatenate(statement); break;
+        case Statement::kElement: take({&iteration_, 1}, statement); break;
+        case Statement::kGather: {
+          const auto* const indices = reinterpret_cast<const std::int64_t*>(at_[statement.operands[1]]);
+          if (!take({indices, static_cast<std::size_t>(elements_of(shape_of(statement, 1)))}, statement))
+            return "An index of its step lies outside of a tensor of the shape " + elementwise::text_of(shape_of(statement, 0)) +
+                   ".";
         }
       }
     }
+    return "";
+  }
+
+  const float* floats(const Statement& statement, std::size_t operand) const {
+    return reinterpret_cast<const float*>(at_[statement.operands[operand]]);
+  }
+  float* own_floats(const Statement& statement) const { return reinterpret_cast<float*>(own(statement.first)); }
+
+  /// An operand's shape around the axes that a statement names.
+  Along along_axes(const Statement& statement) const {
+    const Shape& shape = shape_of(statement, 0);
+    std::size_t begin = 0, end = 0;
+    find_axes(statement.numbers, shape.size(), begin, end);
+    return along(shape, begin, end);
+  }
+
+  bool has_own_memory(std::size_t value) const { return roots_[value] == value; }
+
+  void move(const Statement& statement) {
+    const View& view = *views_[statement.first];
+    const char* const from = at_[statement.operands[0]];
+    const std::size_t size = elementwise::size_of(types_[statement.first]);
+    if (has_own_memory(statement.first))
+      copy_view(from, view, size, own(statement.first));
+    else
+      at_[statement.first] = from + view.first * static_cast<std::int64_t>(size);
+  }
+
+  void concatenate(const Statement& statement) const {
+    const Along whole = along_axes_of(statement.first, statement);
+    const std::size_t size = elementwise::size_of(types_[statement.first]);
+    char* to = own(statement.first);
+    for (std::int64_t i = 0; i < whole.outer; ++i)
+      for (const std::size_t value : statement.operands) {
+        const Along part = along_axes_of(value, statement);
+        const std::size_t bytes = static_cast<std::size_t>(part.middle * part.inner) * size;
+        if (bytes > 0) std::memcpy(to, at_[value] + static_cast<std::size_t>(i) * bytes, bytes);
+        to += bytes;
+      }
+  }
+
+  Along along_axes_of(std::size_t value, const Statement& statement) const {
+    std::size_t begin = 0, end = 0;
+    find_axes(statement.numbers, shapes_[value].size(), begin, end);
+    return along(shapes_[value], begin, end);
+  }
+
+  /// Elements of a tensor along an axis; a single one that lies in one piece is not copied. False where an index lies outside.
+  bool take(std::span<const std::int64_t> indices, const Statement& statement) {
+    const Along whole = along_axes(statement);
+    const std::size_t bytes = static_cast<std::size_t>(whole.inner) * elementwise::size_of(types_[statement.first]);
+    const std::int64_t last = problem_.limit - 1 - (indices.empty() ? 0 : indices[0]);
+    if (statement.reverse) indices = {&last, 1};
+    if (has_own_memory(statement.first)) return gather(at_[statement.operands[0]], whole, indices, bytes, own(statement.first));
+    const std::int64_t place = indices[0] < 0 ? indices[0] + whole.middle : indices[0];
+    if (place < 0 || place >= whole.middle) return false;
+    at_[statement.first] = at_[statement.operands[0]] + static_cast<std::size_t>(place) * bytes;
+    return true;
+  }
+
+  void normalize(const Statement& statement) const {
+    const Along whole = along_axes(statement);
+    norm::Problem problem;
+    problem.kind = statement.norm;
+    problem.rows = whole.outer * whole.inner;
+    problem.width = whole.middle;
+    problem.inner = whole.inner;
+    problem.line = whole.inner == 1 ? whole.middle : whole.inner;
+    problem.epsilon = statement.epsilon;
+    problem.x = floats(statement, 0);
+    problem.y = own_floats(statement);
+    if (statement.operands.size() > 1) problem.affine.scale = floats(statement, 1);
+    if (statement.operands.size() > 2) problem.affine.bias = floats(statement, 2);
+    if (problem.rows > 0 && problem.width > 0) norm::run(problem, norm_, parallel_for_);
+  }
+
+  void multiply_stacks(const Statement& statement) const {
+    const MatmulPlan& plan = *matmuls_[statement.first];
+    const auto members = static_cast<std::int64_t>(plan.left_at.size());
+    const auto blocks = [](std::int64_t size, std::int64_t block) { return (size + block - 1) / block; };
+    const StackedMultiplication job{&variant_,
+                                    floats(statement, 0),
+                                    floats(statement, 1),
+                                    own_floats(statement),
+                                    plan.rows,
+                                    plan.depth,
+                                    plan.columns,
+                                    blocks(plan.rows, StackedMultiplication::kRows),
+                                    blocks(plan.columns, StackedMultiplication::kColumns),
+                                    &plan.left_at,
+                                    &plan.right_at};
+    if (members * plan.rows * plan.columns == 0) return;
+    if (members * plan.rows * plan.depth * plan.columns < kSharedProduct)
+      for (std::int64_t member = 0; member < members; ++member) job.block(member, 0, plan.rows, 0, plan.columns);
+    else
+      parallel_for_(static_cast<std::size_t>(members * job.row_blocks * job.column_blocks), StackedMultiplication::share,
+                    const_cast<StackedMultiplication*>(&job));
   }
 
   void run_map(const Statement& statement, elementwise::Plan& plan) const {
@@ -334,14 +527,13 @@ class Runner {
 
   void multiply(const Statement& statement) const {
     const Matrix& matrix = problem_.matrices[statement.matrix];
-    const auto floats = [&](std::size_t i) { return reinterpret_cast<const float*>(at_[statement.operands[i]]); };
     const std::int64_t elements = elements_of(shapes_[statement.operands[0]]);
     if (elements == 0 || matrix.columns == 0) return;
     Multiplication job{&variant_,
                        &matrix,
-                       floats(0),
-                       statement.operands.size() > 1 ? floats(1) : nullptr,
-                       reinterpret_cast<float*>(own(statement.first)),
+                       floats(statement, 0),
+                       statement.operands.size() > 1 ? floats(statement, 1) : nullptr,
+                       own_floats(statement),
                        elements / matrix.depth};
     if (elements * matrix.columns < kSharedProduct)
       job.columns(0, matrix.columns);
@@ -349,13 +541,15 @@ class Runner {
       parallel_for_(static_cast<std::size_t>((matrix.columns + kShareColumns - 1) / kShareColumns), Multiplication::share, &job);
   }
 
-  /// What the next step finds as carried values. What no statement made is copied, all before any is seen: they may be swapped.
+  /// What the next step finds as carried values. What no statement made, or what views such a value, is copied, all before any is
+  /// seen: they may be swapped.
   void carry_on() {
     next_.clear();
     for (std::size_t i = 0; i < step_.carried; ++i) {
       const std::size_t value = step_.next[i];
-      if (value < step_.outer()) std::memcpy(own(1 + i), at_[value], bytes_of(value));
-      next_.push_back(value < step_.outer() ? own(1 + i) : at_[value]);
+      const bool copied = roots_[value] < step_.outer();
+      if (copied && bytes_of(value) > 0) std::memcpy(own(1 + i), at_[value], bytes_of(value));
+      next_.push_back(copied ? own(1 + i) : at_[value]);
     }
     std::copy(next_.begin(), next_.end(), at_.begin() + 1);
   }
@@ -369,11 +563,15 @@ class Runner {
   const LoopStep& step_;
   const Variant& variant_;
   const elementwise::Variant& elementwise_;
+  const norm::Variant& norm_;
   const ParallelFor& parallel_for_;
   std::int64_t iteration_ = 0;
   std::vector<DType> types_;  // of each value
   std::vector<Shape> shapes_;
   std::vector<const char*> at_, next_;
+  std::vector<std::size_t> roots_;
+  std::vector<std::optional<View>> views_;  // of what moves make
+  std::vector<std::optional<MatmulPlan>> matmuls_;
   std::vector<std::size_t> offsets_;
   std::vector<elementwise::Plan> plans_;  // of the maps, in their order
   std::size_t half_ = 0;
@@ -382,9 +580,24 @@ class Runner {
 
 }  // namespace
 
-Result<std::vector<LoopOutput>> run_loop(const LoopProblem& problem, const Variant& variant,
-                                         const elementwise::Variant& elementwise, const ParallelFor& parallel_for) {
-  Runner runner(problem, variant, elementwise, parallel_for);
+Result<Variants> variants_of(std::string_view name) {
+  const auto find = [](auto list, auto fits) {
+    const auto found = std::find_if(list.begin(), list.end(), fits);
+    return found == list.end() ? nullptr : &*found;
+  };
+  Variants made;
+  made.recurrence = find(variants(), [&](const auto& one) { return name == one.name; });
+  if (!made.recurrence) return Result<Variants>::failure("There is no variant '" + std::string(name) + "'.");
+  const std::string_view isa = made.recurrence->isa;
+  made.elementwise = find(elementwise::variants(), [&](const auto& one) { return isa == one.isa; });
+  made.norm = find(norm::variants(), [&](const auto& one) { return isa == one.isa; });
+  if (!made.elementwise || !made.norm)
+    return Result<Variants>::failure("There are no element-wise kernels and norms for " + std::string(isa) + ".");
+  return made;
+}
+
+Result<std::vector<LoopOutput>> run_loop(const LoopProblem& problem, const Variants& variants, const ParallelFor& parallel_for) {
+  Runner runner(problem, variants, parallel_for);
   if (const std::string sentence = runner.prepare(); !sentence.empty()) return Result<std::vector<LoopOutput>>::failure(sentence);
   return runner.run();
 }

@@ -1,14 +1,27 @@
-// Loops that end by a condition of their own: a step of element-wise programs, products with constant matrices and reductions of
-// whole tensors, run until the condition is false, without a graph around it.
+// Loops that no other kernel takes: a step of element-wise programs, products, reductions and moves of elements, run until the
+// limit is reached or the condition is false, without a graph around it.
 //
 // Values are numbered: the number of the iteration (an int64 scalar), carried ones, invariants, and then what the statements make,
 // in their order. Of Newton's method with a step that is limited by its largest element, for example:
 //
 //     map 1 2 ! i0:f32 i1:f32 | t0=... | t0:f32; max 3 0; map 4 ! i0:f32 | t0=greater(i0,#...:f32) | t0:bool
 //
-// A statement is `map OPERANDS ! PROGRAM`, whose outputs have one shape; `product VALUE MATRIX`, with `BIAS` behind where there is
-// one; or a reduction (max, min, sum, mean, l1, l2, squares) of all elements, `NAME VALUE KEEP`: a scalar, or with KEEP = 1 a
-// tensor of as many dims.
+// A statement is `map OPERANDS ! PROGRAM`, whose outputs have one shape, or a name, values, and the numbers that say what is done:
+//
+//     product VALUE MATRIX [BIAS]      a product with a constant matrix
+//     matmul LEFT RIGHT                a product of matrices, or of stacks of them
+//     max|min|sum|mean|l1|l2|squares|prod|logsumexp VALUE KEEP AXES
+//                                      a reduction along neighbouring axes (none: all), which stay as dims of 1 where KEEP is 1
+//     argmax|argmin VALUE KEEP AXIS    where the first of the largest, or least, elements is
+//     softmax|logsoftmax VALUE AXIS
+//     layer VALUE AXIS EPSILON [SCALE [BIAS]]   a normalization of rows along the last axis
+//     reshape VALUE DIMS, squeeze VALUE AXES, unsqueeze VALUE AXES, transpose VALUE PERMUTATION, slice VALUE AXIS START END STEP
+//     reshape_as VALUE SHAPE, expand_as VALUE SHAPE   to what a value from outside says
+//     concat AXIS VALUES
+//     gather VALUE AXIS INDICES
+//     element VALUE AXIS REVERSE       what belongs to the iteration, in a sequence as long as the limit
+//
+// What only views a value copies nothing where the elements lie one after the other.
 #pragma once
 
 #include <cstddef>
@@ -20,19 +33,25 @@
 
 #include "kernels/cpu/common.h"
 #include "kernels/cpu/elementwise/elementwise.h"
+#include "kernels/cpu/norm/norm.h"
 #include "kernels/cpu/recurrence/recurrence.h"
+#include "kernels/cpu/recurrence/tensors.h"
 
 namespace onnxopt::recurrence {
 
-enum class Reduction : std::uint8_t { max, min, sum, mean, l1, l2, squares };
-
 struct Statement {
-  enum Kind : std::uint8_t { kMap, kProduct, kReduction } kind = kMap;
-  std::vector<std::size_t> operands;  // of a map, its program's inputs; of a product, the value and perhaps the bias
-  elementwise::Program program;
-  std::size_t matrix = 0;
+  enum Kind : std::uint8_t { kMap, kProduct, kMatmul, kReduction, kArgument, kNormalize, kView, kConcat, kGather, kElement };
+
+  Kind kind = kMap;
+  std::vector<std::size_t> operands;  // values, in the order of the text
+  elementwise::Program program;       // of a map
+  std::size_t matrix = 0;             // of a product
   Reduction reduction = Reduction::sum;
-  bool keep_dims = false;
+  norm::Kind norm = norm::Kind::kSoftmax;
+  Move move = Move::kReshape;
+  bool largest = false, keep_dims = false, reverse = false;
+  float epsilon = 0.0f;
+  std::vector<std::int64_t> numbers;   // axes, dims or bounds, in the order of the text
   std::size_t first = 0, results = 1;  // the numbers of what it makes
 };
 
@@ -79,9 +98,18 @@ struct LoopProblem {
   std::span<const Matrix> matrices;
 };
 
+/// The kernels of one instruction set that a step is made of.
+struct Variants {
+  const Variant* recurrence = nullptr;
+  const elementwise::Variant* elementwise = nullptr;
+  const norm::Variant* norm = nullptr;
+};
+
+/// Those around the recurrence variant of that name, or a sentence.
+Result<Variants> variants_of(std::string_view name);
+
 /// The carried values after the last step, then the stacked ones, as long as there were steps. The results do not depend on how
 /// `parallel_for` spreads the work.
-Result<std::vector<LoopOutput>> run_loop(const LoopProblem& problem, const Variant& variant,
-                                         const elementwise::Variant& elementwise, const ParallelFor& parallel_for);
+Result<std::vector<LoopOutput>> run_loop(const LoopProblem& problem, const Variants& variants, const ParallelFor& parallel_for);
 
 }  // namespace onnxopt::recurrence

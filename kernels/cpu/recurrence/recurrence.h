@@ -88,6 +88,9 @@ struct Variant {
   std::int64_t lanes;
   void (*multiply)(const float* x, std::int64_t rows, std::int64_t depth, const float* weights, const float* bias,
                    std::int64_t columns, float* y, std::int64_t y_step);
+  /// [rows, depth] times [depth, columns], whose rows lie `distance` apart, as those of the result do; neither is packed.
+  void (*multiply_plain)(const float* x, std::int64_t rows, std::int64_t depth, const float* matrix, std::int64_t distance,
+                         std::int64_t columns, float* y);
   /// Each of `count` numbers as one vector.
   void (*spread)(const float* from, std::int64_t count, float* to);
   /// Adds `count` vectors, and `to` as well where there were `more` before, into `to`.

@@ -1,15 +1,16 @@
-"""Which Loops become FusedLoop, and how."""
+"""Which Loops and Scans become FusedLoop, and how."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
+from collections.abc import Sequence
 
 import numpy as np
 
 from onnxopt import ir
 from onnxopt.fusions.fused_recurrence import body_text
-from onnxopt.loops import Loop
+from onnxopt.fusions.loop_statements import MOST_WORK, Line, Statements, Word, multiplications, statements_of
+from onnxopt.loops import Loop, ScanOutput, trip_count
 from onnxopt.loops.trips import condition_is_true
 from onnxopt.ops import fused_elementwise as elementwise
 from onnxopt.ops import fused_loop as op
@@ -20,9 +21,6 @@ from onnxopt.rewrite.patch import Builder, Patch
 from onnxopt.rewrite.rules import Refusal, attribute
 
 RULE = "fuse_loop"
-
-MOST_WORK = 1 << 22
-"""Multiplications of a step's product up to which it is not worth more than the graph that onnxruntime runs around it."""
 
 NO_LIMIT = 2**63 - 1
 
@@ -35,12 +33,11 @@ class _Map:
     outputs: list[ir.Value] = dataclasses.field(default_factory=list)
 
 
-_Part = _Map | Product | ir.Node
-"""A statement: a map, a product, or the node of a reduction."""
+_Part = _Map | Product | Statements
 
 
 class _Analysis:
-    """Sorts the nodes of a Loop's body into statements; `refuse` says why that cannot be done."""
+    """Sorts the nodes of a loop's body into statements; `refuse` says why that cannot be done."""
 
     def __init__(self, loop: Loop, ctx: Context) -> None:
         self.loop, self.ctx = loop, ctx
@@ -70,7 +67,6 @@ class _Analysis:
 
     def _refuse_form(self) -> Refusal | None:
         loop, shapes = self.loop, self.ctx.shapes
-        assert loop.condition_inside is not None
         if not loop.carries:
             return Refusal("it carries nothing")
         for carry in loop.carries:
@@ -80,10 +76,22 @@ class _Analysis:
                 )
             if not all(shapes.same_shape(carry.inside, one) for one in (carry.initial, carry.after)):
                 return Refusal("the shape of '{}' may change", carry.inside.name, culprit=carry.inside)
+        if loop.condition_inside is None:
+            return self._refuse_sequences()
         if ir.use_count(loop.condition_inside) or any(value is loop.condition_inside for value in self._named()):
             return Refusal("it reads its condition", culprit=loop.condition_inside)
         if loop.condition is not None and shapes.shape(loop.condition) not in ((), (1,)):
             return Refusal("its condition may be no single bool", culprit=loop.condition)
+        return None
+
+    def _refuse_sequences(self) -> Refusal | None:
+        if not self.loop.scan_inputs:
+            return Refusal("it has no sequences")
+        for one in self.loop.scan_inputs:
+            if self.ctx.shapes.dtype(one.element) not in op.SPEC.dtypes or self.ctx.shapes.rank(one.sequence) is None:
+                return Refusal(
+                    "'{}' is no tensor of a type that the kernel has", one.sequence.name, culprit=one.sequence
+                )
         return None
 
     def _named(self) -> list[ir.Value]:
@@ -93,10 +101,16 @@ class _Analysis:
         if node.op_type == "Identity" and not node.domain and node.inputs[0] is not None:
             self.aliases[node.outputs[0]] = self.source(node.inputs[0])
             return None
-        if node.op_type in op.REDUCTIONS and not node.domain:
-            return self._place_reduction(node)
-        if node.op_type in ("MatMul", "Gemm") and not node.domain:
+        operands = [None if value is None else self.source(value) for value in node.inputs]
+        if self._multiplies_by_constant(node):
             return self._place_product(node)
+        made = statements_of(node, operands, self.ctx.shapes, self.ctx.opset)
+        if made is not None:
+            if isinstance(made, Refusal):
+                return made
+            self._need(node)
+            self.parts.append(made)
+            return None
         refusal = elementwise.refuse_node(node, self.ctx.shapes)
         if refusal is not None:
             return refusal
@@ -121,29 +135,19 @@ class _Analysis:
         if made is not None and value not in made.outputs:
             made.outputs.append(value)
 
-    def _place_reduction(self, node: ir.Node) -> Refusal | None:
-        shapes, x = self.ctx.shapes, node.inputs[0]
-        rank = None if x is None else shapes.rank(x)
-        if x is None or rank is None or shapes.dtype(x) is not ir.DataType.FLOAT:
-            return Refusal("'{}' is not of float32 and a known rank", node.op_type, culprit=node)
-        given = node.inputs[1] if len(node.inputs) > 1 else None
-        axes = attribute(node, "axes") if given is None else ir.integers(given)
-        if given is not None and axes is None:
-            return Refusal("its axes are not constant", culprit=node)
-        noop = not axes and attribute(node, "noop_with_empty_axes", 0)
-        if noop or (axes and {axis % rank for axis in axes} != set(range(rank))):
-            return Refusal("it does not reduce the whole tensor", culprit=node)
-        self._need(node)
-        self.parts.append(node)
-        return None
+    def _multiplies_by_constant(self, node: ir.Node) -> bool:
+        if node.op_type not in ("MatMul", "Gemm") or node.domain or node.inputs[1] is None:
+            return False
+        matrix = self.source(node.inputs[1])
+        return node.op_type == "Gemm" or (ir.constant(matrix) is not None and self.ctx.shapes.rank(matrix) == 2)
 
     def _place_product(self, node: ir.Node) -> Refusal | None:
         x, matrix, *bias = [self.source(value) for value in node.inputs if value is not None]
         shapes = self.ctx.shapes
-        shape, rows = shapes.static_shape(matrix), shapes.static_shape(x)
+        shape, rows = shapes.static_shape(matrix), shapes.shape(x)
         if ir.constant(matrix) is None or shape is None or len(shape) != 2 or 0 in shape:
             return Refusal("'{}' is no constant matrix", matrix.name, culprit=matrix)
-        if not rows or math.prod(rows) * math.prod(shape) > MOST_WORK * rows[-1]:
+        if not rows or multiplications(*rows[:-1], *shape) > MOST_WORK:
             return Refusal("the product with '{}' is large, or its rows are unknown", matrix.name, culprit=node)
         if attribute(node, "transA", 0) or attribute(node, "alpha", 1.0) != 1.0 or attribute(node, "beta", 1.0) != 1.0:
             return Refusal("its product is scaled or transposed", culprit=node)
@@ -162,7 +166,7 @@ class _Analysis:
         loop, shapes = self.loop, self.ctx.shapes
         if not self.parts:
             return Refusal("it computes nothing")
-        if not condition_is_true(loop):
+        if not loop.is_scan and not condition_is_true(loop):
             assert loop.condition_after is not None
             self.keep = self.source(loop.condition_after)
             if shapes.dtype(self.keep) is not ir.DataType.BOOL or shapes.shape(self.keep) not in ((), (1,)):
@@ -177,7 +181,7 @@ class _Analysis:
 
 
 def build(loop: Loop, ctx: Context) -> Patch | Refusal:
-    """The patch that puts a FusedLoop in the place of a Loop."""
+    """The patch that puts a FusedLoop in the place of a Loop or Scan."""
     analysis = _Analysis(loop, ctx)
     refusal = analysis.refuse()
     return _Writer(analysis, loop, ctx).patch() if refusal is None else refusal
@@ -187,11 +191,12 @@ class _Writer:
     """Numbers the values, writes the step down, and makes the node."""
 
     def __init__(self, analysis: _Analysis, loop: Loop, ctx: Context) -> None:
-        assert loop.iteration is not None
         self.analysis, self.loop, self.ctx = analysis, loop, ctx
-        self.invariants: list[ir.Value] = []
+        self.invariants = list(dict.fromkeys(one.sequence for one in loop.scan_inputs))
         self.products = [part for part in analysis.parts if isinstance(part, Product)]
-        self.inside = [loop.iteration, *(carry.inside for carry in loop.carries)]
+        self.iteration = loop.iteration or ir.Value(name="iteration", type=ir.TensorType(ir.DataType.INT64))
+        self.condition = loop.condition_inside or ir.Value(name="condition", type=ir.TensorType(ir.DataType.BOOL))
+        self.inside = [self.iteration, *(carry.inside for carry in loop.carries)]
 
     def patch(self) -> Patch | Refusal:
         self._use_sources()
@@ -229,50 +234,51 @@ class _Writer:
                 read += maps[index].inputs
             elif isinstance(part, Product):
                 read += [part.x] if part.bias is None else [part.x, part.bias]
-            else:
-                assert isinstance(part, ir.Node)
-                read += [value for value in part.inputs[:1] if value is not None]
+            elif isinstance(part, Statements):
+                read += part.operands
         for value in dict.fromkeys([*read, *self.analysis.results()]):
-            if value.graph is not self.loop.body:
+            if value.graph is not self.loop.body and value not in self.invariants:
                 self.invariants.append(value)
 
     def _write(self, maps: dict[int, elementwise.Compiled], numbers: dict[ir.Value, int]) -> str:
         texts: list[str] = []
-        count, matrix = len(numbers), 0
+        matrix, count = 0, len(numbers)
+        for one in self.loop.scan_inputs:
+            texts.append(f"element {numbers[one.sequence]} {one.axis} {int(one.reverse)}")
+            numbers[one.element] = count
+            count += 1
         for index, part in enumerate(self.analysis.parts):
             if index in maps:
-                made = maps[index].outputs
+                made: Sequence[ir.Value] = maps[index].outputs
                 texts.append(
                     f"map {' '.join(str(numbers[value]) for value in maps[index].inputs)} ! {maps[index].text}"
                 )
+                lines = len(made)
             elif isinstance(part, Product):
-                made = tuple(part.node.outputs)
+                made, lines = part.node.outputs, 1
                 bias = "" if part.bias is None else f" {numbers[part.bias]}"
                 texts.append(f"product {numbers[part.x]} {matrix}{bias}")
                 matrix += 1
             else:
-                assert isinstance(part, ir.Node) and part.inputs[0] is not None
-                made = tuple(part.outputs)
-                texts.append(
-                    f"{op.REDUCTIONS[part.op_type]} {numbers[part.inputs[0]]} {attribute(part, 'keepdims', 1)}"
-                )
-            for value in made:
-                numbers[value] = count
-                count += 1
+                assert isinstance(part, Statements)
+                made, lines = part.node.outputs, len(part.lines)
+                texts += [" ".join(_word(word, numbers, count) for word in line) for line in part.lines]
+            count += lines
+            numbers.update((value, count - len(made) + place) for place, value in enumerate(made))
         return ";".join(texts)
 
     def _make(self, text: str, numbers: dict[ir.Value, int]) -> Patch:
         loop, ctx, analysis = self.loop, self.ctx, self.analysis
-        assert loop.iteration is not None and loop.condition_inside is not None
         carried = len(loop.carries)
         results = analysis.results()
         stacked = results[carried : carried + len(loop.scan_outputs)]
         nodes = [node for node in loop.body if node.op_type != "Identity" or node.domain]
         step = op.Step(
-            loop.iteration,
-            loop.condition_inside,
+            self.iteration,
+            self.condition,
             self.inside[1:],
             self.invariants,
+            [op.Element(one.element, one.sequence, one.axis, one.reverse) for one in loop.scan_inputs],
             self.products,
             nodes,
             results[:carried],
@@ -288,7 +294,7 @@ class _Writer:
             "stacked": [numbers[value] for value in stacked] or None,
             "keep": None if analysis.keep is None else numbers[analysis.keep],
         }
-        known = [*self.inside, *self.invariants]
+        known = [*self.inside, *self.invariants, *(one.element for one in loop.scan_inputs)]
         types = [str(ctx.shapes.dtype(value)) for value in known]
         overload = overload_of(f"{ctx.opset}|{attributes}|{types}|{body_text(nodes, known)}")
         builder = Builder(ctx, loop.node)
@@ -303,15 +309,18 @@ class _Writer:
             overload=overload,
             name=loop.node.name or op.SPEC.name,
         )
-        for old, new in zip(loop.node.outputs, made, strict=True):
+        arranged = [*made[:carried]]
+        for one, old, new in zip(loop.scan_outputs, loop.node.outputs[carried:], made[carried:], strict=True):
+            arranged.append(_arranged(new, one, ctx.shapes.rank(old), builder))
+        for old, new, last in zip(loop.node.outputs, made, arranged, strict=True):
             dtype = ctx.shapes.dtype(old)
-            ctx.shapes.set(new, dtype, ctx.shapes.shape(old))
+            ctx.shapes.set(new, dtype, ctx.shapes.shape(old) if new is last else None)
             new.type = old.type or (None if dtype is None else ir.TensorType(dtype))
-        return builder.patch(RULE, dict(zip(loop.node.outputs, made, strict=True)))
+        return builder.patch(RULE, dict(zip(loop.node.outputs, arranged, strict=True)))
 
     def _inputs(self, builder: Builder) -> list[ir.Value]:
         loop = self.loop
-        limit = loop.limit or builder.constant(np.array(NO_LIMIT, np.int64), "limit")
+        limit = loop.limit or self._length(builder)
         condition = loop.condition or builder.constant(np.array(True), "condition")
         inputs = [limit, condition, *(carry.initial for carry in loop.carries), *self.invariants]
         for product in self.products:
@@ -320,3 +329,37 @@ class _Writer:
             name = product.matrix.name or "weights"
             inputs.append(builder.constant(ir.packed(tensor, name, transposed=product.transposed), name))
         return inputs
+
+    def _length(self, builder: Builder) -> ir.Value:
+        """The limit of a Scan: as many elements as its sequences have."""
+        if not self.loop.is_scan:
+            return builder.constant(np.array(NO_LIMIT, np.int64), "limit")
+        length = trip_count(self.loop, self.ctx)
+        if isinstance(length, int):
+            return builder.constant(np.array(length, np.int64), "limit")
+        first = self.loop.scan_inputs[0]
+        rank = self.ctx.shapes.rank(first.sequence)
+        assert rank is not None
+        return builder.Gather(
+            builder.Shape(first.sequence), builder.constant(np.array(first.axis % rank, np.int64)), axis=0
+        )
+
+
+def _word(word: Word, numbers: dict[ir.Value, int], first: int) -> str:
+    """A word of a statement, the lines of whose node make values from `first` on."""
+    if isinstance(word, Line):
+        return str(first + word.index)
+    return str(numbers[word]) if isinstance(word, ir.Value) else str(word)
+
+
+def _arranged(stacked: ir.Value, output: ScanOutput, rank: int | None, builder: Builder) -> ir.Value:
+    """What was stacked along the first axis, in the order and along the axis of a Scan's output."""
+    if output.reverse:
+        bounds = [builder.constant(np.array([number], np.int64)) for number in (-1, -(2**63), 0, -1)]
+        stacked = builder.Slice(stacked, *bounds)
+    if output.axis == 0:
+        return stacked
+    assert rank is not None
+    order = list(range(1, rank))
+    order.insert(output.axis % rank, 0)
+    return builder.Transpose(stacked, perm=order)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -225,9 +226,13 @@ def _prelu(e: Expression, node: ir.Node, operands: list[str], dtype: DataType) -
     return e.call("where", e.call("less", x, literal(0, dtype)), e.call("mul", x, slope), x)
 
 
+def _limits(dtype: DataType) -> np.iinfo[Any] | np.finfo[Any]:
+    return np.iinfo(dtype.numpy()) if dtype in INTEGERS else np.finfo(dtype.numpy())
+
+
 def _clip(e: Expression, node: ir.Node, operands: list[str], dtype: DataType) -> str:
     """An absent bound is the largest finite number of the type, so that infinities become finite."""
-    limits = np.iinfo(dtype.numpy()) if dtype in INTEGERS else np.finfo(dtype.numpy())
+    limits = _limits(dtype)
     low, high = attribute(node, "min", limits.min), attribute(node, "max", limits.max)
     bounds = operands[1:] + [literal(bound, dtype) for bound in (low, high)[len(operands) - 1 :]]
     return e.call("clip", operands[0], *bounds)
@@ -299,7 +304,8 @@ def refuse_node(node: ir.Node, shapes: ir.ShapeEnv) -> Refusal | None:
     if lowering is None or node.domain:
         return Refusal("{} is not element-wise", node.op_type, culprit=node)
     inputs = [value for value in node.inputs if value is not None]
-    if len(node.outputs) != 1 or len(inputs) not in lowering.operands or len(inputs) != len(node.inputs):
+    absent = node.op_type != "Clip" and None in _given(node)
+    if len(node.outputs) != 1 or len(inputs) not in lowering.operands or absent:
         return Refusal("{} has an unusual number of operands", node.op_type, culprit=node)
     if any(attr.is_ref() for attr in node.attributes.values()) or "broadcast" in node.attributes:
         return Refusal("{} has an attribute that is not known here", node.op_type, culprit=node)
@@ -310,6 +316,14 @@ def refuse_node(node: ir.Node, shapes: ir.ShapeEnv) -> Refusal | None:
     if any(one != operand_types[0] or one not in lowering.dtypes for one in operand_types):
         return Refusal("{} of {} is not computed by the kernel", node.op_type, operand_types, culprit=node)
     return _refuse_attributes(node, operand_types[0])
+
+
+def _given(node: ir.Node) -> list[ir.Value | None]:
+    """The inputs up to the last one that is there."""
+    inputs = list(node.inputs)
+    while inputs and inputs[-1] is None:
+        inputs.pop()
+    return inputs
 
 
 def _refuse_attributes(node: ir.Node, dtype: DataType | None) -> Refusal | None:
@@ -352,11 +366,15 @@ def compile_region(
     inputs: list[ir.Value] = list(first)
     names = {value: f"i{index}" for index, value in enumerate(inputs)}
     for node in nodes:
-        operands = [_operand(value, node, names, inputs, shapes) for value in node.inputs if value is not None]
         typed = node.inputs[1] if node.op_type == "Where" else node.inputs[0]
         assert typed is not None
         dtype = shapes.dtype(typed)
         assert dtype is not None
+        # The only operand that may be absent before others is the lower bound of a Clip.
+        operands = [
+            literal(_limits(dtype).min, dtype) if value is None else _operand(value, node, names, inputs, shapes)
+            for value in _given(node)
+        ]
         names[node.outputs[0]] = LOWERINGS[node.op_type].emit(expression, node, operands, dtype)
     if not inputs:
         return Refusal("the region reads constants only", culprit=nodes[0])

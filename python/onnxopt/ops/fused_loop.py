@@ -1,4 +1,4 @@
-"""FusedLoop: a Loop that ends by a condition of its own values, as one node.
+"""FusedLoop: a Loop or Scan that no other kernel takes, as one node.
 
 Inputs: limit (int64), condition (bool), `carried` initial values, `invariants`, and for each of `columns` a matrix packed as
 [ceil(columns / 16), K, 16] (see fused_gemm). Outputs: the final carried values, then for each number of `stacked` a tensor [T, ...], T being the
@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+
+import numpy as np
 
 from onnxopt import ir
 from onnxopt.ir import DataType
@@ -34,8 +36,20 @@ REDUCTIONS = {
     "ReduceL1": "l1",
     "ReduceL2": "l2",
     "ReduceSumSquare": "squares",
+    "ReduceProd": "prod",
+    "ReduceLogSumExp": "logsumexp",
 }
-"""Reductions of a whole float32 tensor, and their names in the language."""
+"""Reductions of float32, and their names in the language."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Element:
+    """What an iteration gets of a sequence along an axis, which is one of the invariants; from the back where `reverse`."""
+
+    value: ir.Value
+    sequence: ir.Value
+    axis: int
+    reverse: bool
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -46,6 +60,7 @@ class Step:
     condition: ir.Value
     carried: Sequence[ir.Value]
     invariants: Sequence[ir.Value]
+    elements: Sequence[Element]
     products: Sequence[Product]
     nodes: Sequence[ir.Node]
     after: Sequence[ir.Value]
@@ -69,6 +84,11 @@ def body(step: Step, overload: str, opset: int, shapes: ir.ShapeEnv) -> ir.Funct
         number.shape = ir.Shape(())
     known.update(zip([step.iteration, step.condition, *step.carried], inputs, strict=True))
     inner = StepBuilder(builder)
+    for one in step.elements:
+        place = known[step.iteration]
+        if one.reverse:
+            place = inner.op("Sub", [inner.op("Sub", [limit, builder.constant(np.array(1, np.int64))]), place])
+        known[one.value] = inner.op("Gather", [known[one.sequence], place], {"axis": one.axis})
     inner.copy_step(step.nodes, step.products, matrices, known)
     kept = [step.condition if step.keep is None else step.keep, *step.after, *step.stacked]
     results = [inner.op("Identity", [known[value]]) for value in kept]

@@ -2,41 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 
 from onnxopt import ir
 from onnxopt.ir.dims import Dim
 from onnxopt.loops import Carry, Loop, ScanInput, ScanOutput, loops_of, runs_at_least_once, trip_count
+from onnxopt.loops.appended import Grown, Listed, appended, finals, finish, stack
 from onnxopt.loops.trips import MANY, condition_is_true, counter_of
 from onnxopt.loops.view import SCAN_OPSET
 from onnxopt.passes.base import Context, Pass, PassResult, register_pass
 from onnxopt.rewrite.patch import Builder
 from onnxopt.rewrite.rules import Refusal, attribute
-
-"""The opset from which Unsqueeze and Squeeze take their axes as an input."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Grown:
-    """A carried value to which each iteration appends `element`, with a dim of 1 at `axis`; in front of it when `reverse`."""
-
-    carry: Carry
-    concat: ir.Node
-    element: ir.Value
-    axis: int
-    reverse: bool
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Listed:
-    """A carried sequence to which each iteration appends `element`, and the nodes that concatenate what it holds in the end."""
-
-    carry: Carry
-    insert: ir.Node
-    element: ir.Value
-    users: tuple[ir.Node, ...]
 
 
 @register_pass
@@ -79,8 +55,7 @@ def _refusal(loop: Loop, ctx: Context) -> Refusal | None:
     if not (loop.carries or loop.scan_outputs):
         return Refusal("it has no results")
     for carry in loop.carries:
-        appended = _grown(carry, loop, ctx) or _listed(carry, loop, ctx)
-        if appended is None and not _keeps_shape(carry, ctx):
+        if appended(carry, loop, ctx) is None and not _keeps_shape(carry, ctx):
             return Refusal(
                 "the shape of '{}' may change from one iteration to the next", carry.inside.name, culprit=carry.inside
             )
@@ -94,52 +69,6 @@ def _keeps_shape(carry: Carry, ctx: Context) -> bool:
     return before is not None and before == inside == after and ctx.shapes.dtype(carry.inside) is not None
 
 
-def _grown(carry: Carry, loop: Loop, ctx: Context) -> _Grown | None:
-    node = carry.after.producer()
-    if node is None or node.op_type != "Concat" or node.domain or len(node.inputs) != 2 or node.graph is not loop.body:
-        return None
-    first, second = node.inputs
-    reverse = second is carry.inside
-    element = first if reverse else second
-    if element is None or (not reverse and first is not carry.inside) or element is carry.inside:
-        return None
-    if ir.use_count(carry.inside) != 1 or ir.use_count(carry.after) > 0 or _is_result_elsewhere(carry, loop):
-        return None
-    shape = ctx.shapes.shape(element)
-    axis = attribute(node, "axis")
-    if shape is None or not -len(shape) <= axis < len(shape) or shape[axis] != 1 or ctx.shapes.dtype(element) is None:
-        return None
-    return _Grown(carry, node, element, axis % len(shape), reverse)
-
-
-def _listed(carry: Carry, loop: Loop, ctx: Context) -> _Listed | None:
-    node, start = carry.after.producer(), carry.initial.producer()
-    if start is None or start.op_type != "SequenceEmpty" or start.domain or carry.final is None:
-        return None
-    if node is None or node.op_type != "SequenceInsert" or node.domain or node.inputs[0] is not carry.inside:
-        return None
-    element = node.inputs[1]
-    if (len(node.inputs) > 2 and node.inputs[2] is not None) or element is None or node.graph is not loop.body:
-        return None
-    if ir.use_count(carry.inside) != 1 or ir.use_count(carry.after) > 0 or _is_result_elsewhere(carry, loop):
-        return None
-    users = tuple(dict.fromkeys(user for user, _ in carry.final.uses()))
-    known = ctx.shapes.dtype(element) is not None and ctx.shapes.rank(element) is not None
-    fit = all(_can_concatenate(user, element, ctx) and user.graph is loop.node.graph for user in users)
-    return _Listed(carry, node, element, users) if known and fit and not carry.final.is_graph_output() else None
-
-
-def _can_concatenate(user: ir.Node, element: ir.Value, ctx: Context) -> bool:
-    if user.op_type != "ConcatFromSequence" or user.domain:
-        return False
-    return bool(attribute(user, "new_axis", 0)) or ctx.shapes.static_shape(element) is not None
-
-
-def _is_result_elsewhere(carry: Carry, loop: Loop) -> bool:
-    results = [one.after for one in loop.carries if one is not carry] + [one.element for one in loop.scan_outputs]
-    return any(value is carry.after or value is carry.inside for value in results)
-
-
 class _Conversion:
     """Changes one Loop into a Scan."""
 
@@ -148,8 +77,7 @@ class _Conversion:
         self.ctx = ctx
         self.builder = Builder(ctx, loop.node)
         self.trips: Dim | None = trip_count(loop, ctx)
-        self.stacks: list[tuple[_Grown, ScanOutput]] = []
-        self.lists: list[tuple[_Listed, ScanOutput]] = []
+        self.stacks: list[tuple[Grown | Listed, ScanOutput]] = []
         self.counts: list[tuple[Carry, int]] = []
         assert loop.limit is not None
         self.limit = loop.limit
@@ -160,7 +88,9 @@ class _Conversion:
         if self.ctx.shapes.shape(self.limit) == (1,):
             self.limit = self.builder.Reshape(self.limit, self.builder.constant(np.array([], np.int64), "scalar"))
         for carry in list(loop.carries):
-            self._stack(carry)
+            found = appended(carry, loop, self.ctx)
+            if found is not None:
+                self.stacks.append((found, stack(found, loop, self.ctx, as_scan=True)))
         for carry in list(loop.carries):
             self._count(carry)
         self._take_elements(loop.iteration)
@@ -169,31 +99,8 @@ class _Conversion:
         self._replace_condition(loop.condition_inside)
         loop.iteration = loop.condition_inside = loop.condition_after = loop.limit = loop.condition = None
         loop.rebuild(rule, self.ctx, before=self.builder, after=self._finals)
-        for grown, _ in self.stacks:
-            loop.body.remove(grown.concat, safe=True)
-        for listed, _ in self.lists:
-            loop.body.remove(listed.insert, safe=True)
-            self.ctx.editor.remove_unused(listed.users)
-
-    def _stack(self, carry: Carry) -> None:
-        listed = _listed(carry, self.loop, self.ctx)
-        if listed is not None:
-            output = ScanOutput(listed.element, None)
-            self.lists.append((listed, output))
-            self.loop.carries.remove(carry)
-            self.loop.scan_outputs.append(output)
-            return
-        grown = _grown(carry, self.loop, self.ctx)
-        if grown is None:
-            return
-        inner = Builder(self.ctx, grown.concat)
-        element = inner.squeeze(grown.element, grown.axis)
-        self.loop.body.insert_before(grown.concat, inner.nodes)
-        self.ctx.shapes.infer_node(inner.nodes[-1])
-        output = ScanOutput(element, None, grown.axis, grown.reverse)
-        self.stacks.append((grown, output))
-        self.loop.carries.remove(carry)
-        self.loop.scan_outputs.append(output)
+        for found, output in self.stacks:
+            finish(found, output, loop, self.ctx)
 
     def _count(self, carry: Carry) -> None:
         """A counter is a sequence of numbers; its final value is computed from the limit."""
@@ -285,39 +192,11 @@ class _Conversion:
             user.replace_input_with(index, true)
 
     def _finals(self, builder: Builder) -> dict[ir.Value, ir.Value]:
-        finals: dict[ir.Value, ir.Value] = {}
-        for grown, output in self.stacks:
-            assert output.stacked is not None
-            final, initial = grown.carry.final, grown.carry.initial
-            shape = self.ctx.shapes.shape(initial)
-            stacked = output.stacked
-            if shape is None or shape[grown.axis] != 0:
-                pair = [stacked, initial] if grown.reverse else [initial, stacked]
-                stacked = builder.Concat(*pair, axis=grown.axis)
-            if final is not None:
-                finals[final] = stacked
-        for listed, output in self.lists:
-            assert output.stacked is not None
-            finals.update(
-                (user.outputs[0], self._concatenated(user, listed, output.stacked, builder)) for user in listed.users
-            )
+        result: dict[ir.Value, ir.Value] = {}
+        for found, output in self.stacks:
+            result.update(finals(found, output, builder))
         for carry, step in self.counts:
             if carry.final is not None:
                 amount = builder.Mul(self.limit, builder.constant(np.array(step, np.int64)))
-                finals[carry.final] = builder.Add(carry.initial, amount)
-        return finals
-
-    def _concatenated(self, user: ir.Node, listed: _Listed, stacked: ir.Value, builder: Builder) -> ir.Value:
-        """What a ConcatFromSequence makes of the elements, from the stacked ones."""
-        rank = self.ctx.shapes.rank(listed.element)
-        assert rank is not None
-        stack = bool(attribute(user, "new_axis", 0))
-        axis = attribute(user, "axis") % (rank + 1 if stack else rank)
-        if axis:
-            stacked = builder.Transpose(stacked, perm=[*range(1, axis + 1), 0, *range(axis + 1, rank + 1)])
-        if stack:
-            return stacked
-        shape = self.ctx.shapes.static_shape(listed.element)
-        assert shape is not None
-        sizes = [*shape[:axis], -1, *shape[axis + 1 :]]
-        return builder.Reshape(stacked, builder.constant(np.array(sizes, np.int64), "shape"))
+                result[carry.final] = builder.Add(carry.initial, amount)
+        return result

@@ -1,4 +1,4 @@
-"""Loops of element-wise expressions, products and reductions become FusedLoop nodes."""
+"""Loops of element-wise expressions, products, reductions and moves of elements become FusedLoop nodes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from onnxopt.rewrite.rules import Refusal
 
 @register_pass
 class FuseLoops(Pass):
-    """Turn Loops, whether a limit or a condition of their own ends them, into FusedLoop nodes, which run without a graph around each step.
+    """Turn Loops, whether a limit or a condition of their own ends them, and Scans into FusedLoop nodes, which run without a graph around each step.
 
     Refused: carried values whose shape may change or of other types than float32, int32, int64 and bool, steps with other ops than element-wise
-    ones, reductions of whole tensors and products with constant matrices, large products, and bodies that read their condition.
+    ones, products, reductions along neighbouring axes, Softmax, LayerNormalization, ArgMax, ArgMin and those that move elements, large products,
+    and bodies that read their condition.
     """
 
     name = "fuse_loops"
@@ -26,8 +27,6 @@ class FuseLoops(Pass):
     def run(self, model: ir.Model, ctx: Context) -> PassResult:
         patches = 0
         for loop in loops_of(ctx):
-            if loop.is_scan:
-                continue
             built = fused_loop.build(loop, ctx)
             if isinstance(built, Refusal):
                 ctx.log.refused(fused_loop.RULE, loop.node, built, 1)
