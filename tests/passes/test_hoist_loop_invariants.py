@@ -12,11 +12,13 @@ PASS = "hoist_loop_invariants"
 X = np.array([[1.0, -2.0], [np.nan, np.inf]], np.float32)
 
 
-def loop(body: str, *, trips: int | None = None, result: str = "float[2,2] s2") -> onnx.ModelProto:
+def loop(
+    body: str, *, trips: int | None = None, result: str = "float[2,2] s2", **weights: np.ndarray
+) -> onnx.ModelProto:
     text = f"y = Loop (n, , x) <body = g1 (int64 i, bool k, float[2,2] s) => (bool k2, {result}) {{ k2 = Identity(k) {body} }}>"
     if trips is None:
-        return model(f"g (float[2,2] x, int64 n) => (float[2,2] y) {{ {text} }}")
-    return model(f"g (float[2,2] x) => (float[2,2] y) {{ {text} }}", n=np.array(trips))
+        return model(f"g (float[2,2] x, int64 n) => (float[2,2] y) {{ {text} }}", **weights)
+    return model(f"g (float[2,2] x) => (float[2,2] y) {{ {text} }}", n=np.array(trips), **weights)
 
 
 def feeds(before: onnx.ModelProto) -> list[dict[str, np.ndarray]]:
@@ -39,10 +41,27 @@ def test_what_depends_on_the_iteration_or_a_carried_value_stays() -> None:
 
 @pytest.mark.parametrize(("trips", "moves"), [(None, False), (0, False), (2, True)])
 def test_what_may_fail_moves_only_when_the_loop_runs(trips: int | None, moves: bool) -> None:
-    body = "w = Constant<value_ints = [0, 1]>() p = Gather(x, w) s2 = Add(s, p)"
-    before = loop(body, trips=trips)
-    after, _ = run_passes(before, "lift_constants", PASS)
+    body = "f = ReduceMin<keepdims = 0>(x) q = Cast<to = 7>(f) z = Sub(q, q) w = Unsqueeze(z, zero) p = Gather(x, w) s2 = Add(s, p)"
+    before = loop(body, trips=trips, zero=np.array([0]))
+    after, _ = run_passes(before, PASS)
     assert ("Gather" in op_list(after)) == moves
+    assert_same(before, after, feeds(before), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("step", "moves"),
+    [
+        ("p = Gather(x, w)", True),
+        ("p = Slice(x, w, one, w)", True),
+        ("p = Reshape(x, dims)", True),
+        ("p = Gather(x, far)", False),
+    ],
+)
+def test_what_cannot_fail_moves_before_a_loop_that_may_not_run(step: str, moves: bool) -> None:
+    numbers = {"w": np.array([0]), "one": np.array([1]), "dims": np.array([2, 2]), "far": np.array([9])}
+    before = loop(f"{step} m = ReduceMax<keepdims = 0>(p) s2 = Add(s, m)", trips=0, **numbers)
+    after, _ = run_passes(before, PASS)
+    assert (len(op_list(after)) > 1) == moves
     assert_same(before, after, feeds(before), rtol=0, atol=0)
 
 

@@ -107,3 +107,33 @@ def test_conditions_are_computed_whole(name: str) -> None:
         for v in (0.0, 2.0, np.nan):
             feed = {"v": np.float32(v), "u": np.float32(1), "flag": np.array(flag)}
             assert_same(before, after, {key: np.array(value) for key, value in feed.items()})
+
+
+IN_LOOPS = {
+    "a token that is looked up": ("e = Gather(s, place) t = Concat<axis = 0>(e, e, e)", "u = Neg(s)", True),
+    "a product": ("t = MatMul(s, s)", "m = Softmax(s) u = Mul(m, s)", True),
+    "a part": ("p = Slice(s, zero, one, zero) t = Concat<axis = 0>(p, p, p)", "u = Identity(s)", True),
+    "an index that may lie outside": ("q = Cast<to = 7>(m0) e = Gather(s, q) t = Add(e, s)", "u = Neg(s)", False),
+    "what is random": ("t = RandomNormalLike(s)", "u = Neg(s)", False),
+}
+
+
+@pytest.mark.parametrize("name", IN_LOOPS)
+def test_any_small_branches_in_loops(name: str) -> None:
+    then_body, else_body, selected = IN_LOOPS[name]
+    before = model(
+        f"""g (float[3,3] x, int64 n) => (float[3,3] y) {{ y = Loop (n, , x) <body = g1 (int64 i, bool k, float[3,3] s) => (bool k2, float[3,3] s2) {{
+            k2 = Identity(k) m0 = ReduceMax<keepdims = 0>(s) c = Less(m0, half)
+            r = If (c) <then_branch = a () => (float[3,3] t) {{ {then_body} }}, else_branch = b () => (float[3,3] u) {{ {else_body} }}>
+            s2 = Mul(r, half) }}> }}""",
+        half=np.array(0.5, np.float32),
+        place=np.array([1]),
+        zero=np.array([0]),
+        one=np.array([1]),
+    )
+    after, _ = run_passes(before, PASS, target="cpu")
+    body = next(attr.g for node in after.graph.node for attr in node.attribute if attr.HasField("g"))
+    assert ("If" not in [node.op_type for node in body.node]) == selected
+    if "random" not in name:
+        x = np.random.default_rng(0).normal(0, 0.3, (3, 3)).astype(np.float32)
+        assert_same(before, after, [{"x": x, "n": np.array(n)} for n in (0, 1, 4)])

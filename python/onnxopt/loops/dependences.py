@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from onnxopt import ir
 from onnxopt.passes.fold_constants import RANDOM
 from onnxopt.rewrite.driver import walk
 from onnxopt.rewrite.editor import SIDE_EFFECT_FREE_DOMAINS
+from onnxopt.rewrite.rules import attribute
 
 if TYPE_CHECKING:
     from onnxopt.passes.base import Context
@@ -120,12 +121,42 @@ def is_movable(node: ir.Node) -> bool:
 
 def can_fail(node: ir.Node, ctx: Context) -> bool:
     """Whether a node might stop a run for what its inputs hold, so that it must not be computed unless the original computes it."""
-    if node.domain or node.op_type not in SAFE_OPS:
-        return node.op_type != "Div" or bool(node.domain) or _is_integer(node, ctx)
-    return False
+    if node.domain:
+        return True
+    check = CHECKED_OPS.get(node.op_type)
+    return node.op_type not in SAFE_OPS if check is None else check(node, ctx)
 
 
 def _is_integer(node: ir.Node, ctx: Context) -> bool:
     """Whether a division may be one of integers, which stops at zero."""
     dtype = ctx.shapes.dtype(node.outputs[0])
     return dtype is None or not dtype.is_floating_point()
+
+
+def _may_miss(node: ir.Node, ctx: Context) -> bool:
+    """Whether an index may lie outside."""
+    data, indices = node.inputs[0], ir.integers(node.inputs[1])
+    shape = None if data is None else ctx.shapes.shape(data)
+    axis = attribute(node, "axis", 0)
+    if shape is None or indices is None or not -len(shape) <= axis < len(shape):
+        return True
+    size = shape[axis]
+    return not isinstance(size, int) or not all(-size <= index < size for index in indices)
+
+
+def _may_not_fit(node: ir.Node, ctx: Context) -> bool:
+    """Whether anything but the data is computed, or a shape is not known."""
+    computed = any(value is not None and ir.constant(value) is None for value in node.inputs[1:])
+    values = [value for value in (node.inputs[0], *node.outputs) if value is not None]
+    return computed or any(ctx.shapes.static_shape(value) is None for value in values)
+
+
+CHECKED_OPS: dict[str, Callable[[ir.Node, Context], bool]] = {
+    "Div": _is_integer,
+    "Gather": _may_miss,
+    "Reshape": _may_not_fit,
+    "Slice": _may_not_fit,
+    "Split": _may_not_fit,
+    "Squeeze": _may_not_fit,
+}
+"""Ops that may fail for some inputs: whether a node may."""

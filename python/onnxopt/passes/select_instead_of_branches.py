@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 from onnxopt import ir
-from onnxopt.loops.dependences import SAFE_OPS
+from onnxopt.loops import loops_of
+from onnxopt.loops.dependences import SAFE_OPS, can_fail
 from onnxopt.passes.base import Context, Pass, PassResult, register_pass
 from onnxopt.passes.merge_branches import branches
 from onnxopt.rewrite.patch import Builder
@@ -44,6 +45,9 @@ OTHER_OPS = frozenset(
 
 ELEMENTWISE = SAFE_OPS - OTHER_OPS
 
+LOOP_NODES = 32
+"""Nodes of the branches of an If in a loop up to which both are computed: the loop may then run without a graph around each step."""
+
 SHARED_NODES = 2
 """Nodes beyond a small region's least that it takes for the work of the branch not taken to be paid by what is fused."""
 
@@ -53,8 +57,8 @@ class SelectInsteadOfBranches(Pass):
     """Compute both branches of an If and select by Where, or bools by And and Or.
 
     Only where it pays: the branches hold next to nothing and give scalar bools, as those of `a and b` do. Or the condition is a scalar, the branches hold few element-wise nodes over small tensors, and with the element-wise
-    nodes around the If they make a region that one kernel computes; the runtime's If alone is as fast as its Where. Refused: ops that
-    may fail, results of shapes that are not known or that differ, and Ifs inside of which there are subgraphs.
+    nodes around the If they make a region that one kernel computes; the runtime's If alone is as fast as its Where. In a loop, any few nodes
+    over small tensors are selected, since no kernel takes a step with an If. Refused: ops that may fail, results of shapes that are not known or that differ, and Ifs inside of which there are subgraphs.
     """
 
     name = "select_instead_of_branches"
@@ -64,10 +68,11 @@ class SelectInsteadOfBranches(Pass):
         patches = 0
         if ctx.opset < WHERE_OPSET or not ctx.target.runs_phase("fuse"):
             return PassResult(False)
+        bodies = {loop.body for loop in loops_of(ctx)}
         for node in reversed(ctx.nodes_of([("", "If")])):
             if node.graph is None:
                 continue
-            refusal = _refusal(node, ctx)
+            refusal = _refusal(node, ctx, in_loop=node.graph in bodies)
             if refusal is not None:
                 ctx.log.refused(self.name, node, refusal, 1)
             else:
@@ -113,14 +118,17 @@ def _is_short_circuit(node: ir.Node, inside: list[ir.Node], ctx: Context) -> boo
     return scalars and len(inside) <= SHORT_CIRCUIT_NODES
 
 
-def _refusal(node: ir.Node, ctx: Context) -> Refusal | None:
+def _refusal(node: ir.Node, ctx: Context, *, in_loop: bool) -> Refusal | None:
     condition = node.inputs[0]
     if condition is None or ctx.shapes.shape(condition) != () or ir.constant(condition) is not None:
         return Refusal("its condition is not known to be a scalar of run time")
     inside = [inner for branch in branches(node) for inner in branch]
     for inner in inside:
         if inner.domain or inner.op_type not in ELEMENTWISE | {"Identity"}:
-            return Refusal("{} in a branch is not element-wise", inner.op_type)
+            if not in_loop:
+                return Refusal("{} in a branch is not element-wise", inner.op_type)
+            if can_fail(inner, ctx):
+                return Refusal("{} in a branch may fail", inner.op_type)
         if any(not _is_small(value, ctx) for value in (*inner.inputs, *inner.outputs) if value is not None):
             return Refusal("a tensor of a branch is large or of unknown shape")
     for pair in zip(*(branch.outputs for branch in branches(node)), strict=True):
@@ -129,7 +137,7 @@ def _refusal(node: ir.Node, ctx: Context) -> Refusal | None:
             return Refusal("Where is not there for its results' types")
         if ctx.shapes.shape(pair[0]) != ctx.shapes.shape(pair[1]) or not all(_is_small(one, ctx) for one in pair):
             return Refusal("its results may differ in shape")
-    if _is_short_circuit(node, inside, ctx):
+    if _is_short_circuit(node, inside, ctx) or (in_loop and len(inside) <= LOOP_NODES):
         return None
     around = _neighbours(node)
     nodes = sum(inner.op_type != "Identity" for inner in inside) + len(node.outputs) + around
