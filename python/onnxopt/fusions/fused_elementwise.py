@@ -337,7 +337,9 @@ def structure(nodes: list[ir.Node], compiled: op.Compiled) -> str:
     for node in nodes:
         operands = []
         for value in node.inputs:
-            assert value is not None
+            if value is None:
+                operands.append("")
+                continue
             if value not in names:
                 tensor = ir.constant(value)
                 assert tensor is not None
