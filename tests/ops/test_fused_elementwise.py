@@ -151,7 +151,7 @@ SHAPES = {
 def computed() -> list[tuple[str, ir.DataType]]:
     """Every op and type that a region may hold."""
     found = [(op, dtype) for op, lowering in fused.LOWERINGS.items() for dtype in lowering.dtypes if op != "Cast"]
-    refused = [("Div", dtype) for dtype in INTEGERS]
+    refused = [(op, dtype) for op in ("Div", "Mod") for dtype in INTEGERS]
     return sorted(set(found) - set(refused), key=lambda case: (case[0], case[1].value))
 
 
@@ -225,6 +225,23 @@ def test_clip_with_absent_bounds(operands: str, dtype: ir.DataType) -> None:
         hi=np.array(2, kind),
     )
     compare_three_ways(proto, {"x": samples(dtype, (40,), 2)})
+
+
+@pytest.mark.parametrize("dtype", [ir.DataType.INT32, ir.DataType.INT64])
+@pytest.mark.parametrize("divisor", [1, 3, 40])
+@pytest.mark.parametrize("op", ["Div(x, d)", "Mod(x, d)", "Mod<fmod = 1>(x, d)"])
+def test_division_by_a_positive_number(op: str, divisor: int, dtype: ir.DataType) -> None:
+    name, kind = TYPES[dtype]
+    proto = model(f"g ({name}[40] x) => ({name}[40] z) {{ y = {op} w = Neg(y) z = Abs(w) }}", d=np.array(divisor, kind))
+    after = compare_three_ways(proto, {"x": samples(dtype, (40,), 3)})
+    assert list(ops(after)) == ["FusedElementwise"]
+
+
+@pytest.mark.parametrize("divisor", [0, -3])
+def test_division_by_other_numbers_is_left_alone(divisor: int) -> None:
+    proto = model("g (int64[40] x) => (int64[40] z) { y = Mod(x, d) w = Neg(y) z = Abs(w) }", d=np.array(divisor))
+    after, _ = run_passes(proto, "fuse_elementwise", target="cpu")
+    assert "Mod" in ops(after)
 
 
 @pytest.mark.parametrize("opset", range(7, 25))

@@ -337,14 +337,11 @@ def structure(nodes: list[ir.Node], compiled: op.Compiled) -> str:
     for node in nodes:
         operands = []
         for value in node.inputs:
-            if value is None:
-                operands.append("")
-                continue
-            if value not in names:
+            if value is not None and value not in names:
                 tensor = ir.constant(value)
                 assert tensor is not None
                 names[value] = f"{tensor.dtype}{tensor.shape}{tensor.tobytes().hex()}"
-            operands.append(names[value])
+            operands.append("" if value is None else names[value])
         names[node.outputs[0]] = f"v{len(lines)}"
         attributes = ",".join(f"{name}={attr.value!r}" for name, attr in sorted(node.attributes.items()))
         lines.append(f"{node.op_type}({','.join(operands)};{attributes})")

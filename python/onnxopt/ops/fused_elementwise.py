@@ -221,6 +221,15 @@ def _pow(e: Expression, node: ir.Node, operands: list[str], dtype: DataType) -> 
     return e.call("pow", x, exponent)
 
 
+def _mod(e: Expression, node: ir.Node, operands: list[str], dtype: DataType) -> str:
+    """The rest of a division by a positive number has the sign of the divisor, with `fmod` that of what is divided."""
+    x, divisor = operands
+    rest = e.call("sub", x, e.call("mul", e.call("div", x, divisor), divisor))
+    if attribute(node, "fmod", 0):
+        return rest
+    return e.call("where", e.call("less", rest, literal(0, dtype)), e.call("add", rest, divisor), rest)
+
+
 def _prelu(e: Expression, node: ir.Node, operands: list[str], dtype: DataType) -> str:
     x, slope = operands
     return e.call("where", e.call("less", x, literal(0, dtype)), e.call("mul", x, slope), x)
@@ -278,6 +287,7 @@ LOWERINGS: dict[str, Lowering] = {
     "Sub": _two(_plain("sub"), NUMBERS),
     "Mul": _two(_mul, NUMBERS),
     "Div": _two(_plain("div"), NUMBERS),
+    "Mod": _two(_mod, INTEGERS),
     "Pow": _two(_pow, frozenset({DataType.FLOAT})),
     "PRelu": _two(_prelu, FLOATS),
     "Equal": _two(_plain("equal"), ANY),
@@ -337,9 +347,14 @@ def _refuse_attributes(node: ir.Node, dtype: DataType | None) -> Refusal | None:
         attribute(node, "detect_negative", 1) and attribute(node, "detect_positive", 1)
     ):
         return Refusal("IsInf looks at one sign only", culprit=node)
-    if node.op_type in ("Div", "Mod") and dtype in INTEGERS:
+    if node.op_type in ("Div", "Mod") and dtype in INTEGERS and not _is_positive(node.inputs[1]):
         return Refusal("integer division by zero is not defined", culprit=node)
     return None
+
+
+def _is_positive(value: ir.Value | None) -> bool:
+    number = ir.scalar(value)
+    return number is not None and number > 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
