@@ -155,6 +155,163 @@ class FixedPoint(nn.Module):
         return state
 
 
+class Caption(nn.Module):
+    """Greedy decoding by an LSTM cell, until all rows have come to their end."""
+
+    def __init__(self, tokens: int, width: int, hidden: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(tokens, width)
+        self.x, self.h = nn.Linear(width, 4 * hidden), nn.Linear(hidden, 4 * hidden)
+        self.out = nn.Linear(hidden, tokens)
+
+    def forward(self, h: Tensor) -> Tensor:
+        c = torch.zeros_like(h)
+        token = torch.ones(h.shape[0], dtype=torch.long)
+        done = torch.zeros(h.shape[0], dtype=torch.bool)
+        out = torch.zeros(h.shape[0], 0, dtype=torch.long)
+        step = 0
+        while step < 30 and not bool(done.all()):
+            i, f, g, o = (self.x(self.embedding(token)) + self.h(h)).chunk(4, -1)
+            c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+            h = torch.sigmoid(o) * torch.tanh(c)
+            token = torch.where(done, torch.zeros_like(token), self.out(h).argmax(-1))
+            done = done | (token == 0)
+            out = torch.cat([out, token[:, None]], 1)
+            step += 1
+        return out
+
+
+class AttentionDecoder(nn.Module):
+    """The decoder of Tacotron 2 (J. Shen et al.): an LSTM cell that looks at a memory by additive attention."""
+
+    def __init__(self, frame: int, width: int) -> None:
+        super().__init__()
+        self.frame, self.width = frame, width
+        self.pre, self.keys, self.query = nn.Linear(frame, width), nn.Linear(width, width), nn.Linear(width, width)
+        self.x, self.h = nn.Linear(2 * width, 4 * width), nn.Linear(width, 4 * width)
+        self.score, self.out = nn.Linear(width, 1, bias=False), nn.Linear(2 * width, frame)
+
+    def forward(self, memory: Tensor, steps: Tensor) -> Tensor:
+        keys = self.keys(memory)
+        h = torch.zeros(memory.shape[0], self.width)
+        c, seen = torch.zeros_like(h), torch.zeros_like(h)
+        frame = torch.zeros(memory.shape[0], self.frame)
+        frames: list[Tensor] = []
+        for _ in range(int(steps)):
+            x = torch.cat([torch.relu(self.pre(frame)), seen], -1)
+            i, f, g, o = (self.x(x) + self.h(h)).chunk(4, -1)
+            c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+            h = torch.sigmoid(o) * torch.tanh(c)
+            scores = self.score(torch.tanh(keys + self.query(h)[:, None, :])).squeeze(-1)
+            seen = (torch.softmax(scores, -1)[:, None, :] @ memory).squeeze(1)
+            frame = self.out(torch.cat([h, seen], -1))
+            frames.append(frame)
+        return torch.stack(frames, 1)
+
+
+class NormalizedGru(nn.Module):
+    """A GRU with layer normalization inside of its cell (J. Ba et al., "Layer Normalization")."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.x, self.h = nn.Linear(width, 3 * width), nn.Linear(width, 3 * width, bias=False)
+        self.norm_x, self.norm_h = nn.LayerNorm(3 * width), nn.LayerNorm(3 * width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.zeros(x.shape[0], x.shape[2])
+        outputs: list[Tensor] = []
+        for t in range(x.shape[1]):
+            r, z, n = self.norm_x(self.x(x[:, t])).chunk(3, -1)
+            hr, hz, hn = self.norm_h(self.h(h)).chunk(3, -1)
+            z = torch.sigmoid(z + hz)
+            h = (1 - z) * torch.tanh(n + torch.sigmoid(r + hr) * hn) + z * h
+            outputs.append(h)
+        return torch.stack(outputs, 1)
+
+
+class ProjectedLstm(nn.Module):
+    """An LSTM whose hidden state is projected (H. Sak et al.), of which the standard's LSTM has no form."""
+
+    def __init__(self, width: int, cells: int, hidden: int) -> None:
+        super().__init__()
+        self.cells, self.hidden = cells, hidden
+        self.x, self.h = nn.Linear(width, 4 * cells), nn.Linear(hidden, 4 * cells)
+        self.project = nn.Linear(cells, hidden, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, c = torch.zeros(x.shape[0], self.hidden), torch.zeros(x.shape[0], self.cells)
+        outputs: list[Tensor] = []
+        for t in range(x.shape[1]):
+            i, f, g, o = (self.x(x[:, t]) + self.h(h)).chunk(4, -1)
+            c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+            h = self.project(torch.sigmoid(o) * torch.tanh(c))
+            outputs.append(h)
+        return torch.stack(outputs, 1)
+
+
+class DeltaRule(nn.Module):
+    """The gated delta rule (S. Yang et al., "Gated Delta Networks"): a matrix as state, corrected by what it says of each key."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, gate: Tensor, rate: Tensor) -> Tensor:
+        state = torch.zeros(q.shape[0], q.shape[2], v.shape[2])
+        outputs: list[Tensor] = []
+        for t in range(q.shape[1]):
+            state = state * gate[:, t, None, None]
+            seen = (k[:, t, :, None] * state).sum(1)
+            state = state + k[:, t, :, None] * (rate[:, t, None] * (v[:, t] - seen))[:, None, :]
+            outputs.append((q[:, t, :, None] * state).sum(1))
+        return torch.stack(outputs, 1)
+
+
+class Sinkhorn(nn.Module):
+    """Optimal transport by Sinkhorn's iteration, in logarithms."""
+
+    def forward(self, scores: Tensor, steps: Tensor) -> Tensor:
+        u, v = torch.zeros(scores.shape[0]), torch.zeros(scores.shape[1])
+        for _ in range(int(steps)):
+            u = -torch.logsumexp(scores + v[None, :], 1)
+            v = -torch.logsumexp(scores + u[:, None], 0)
+        return scores + u[:, None] + v[None, :]
+
+
+class Suppression(nn.Module):
+    """Non-maximum suppression of sorted boxes, one after the other."""
+
+    def forward(self, boxes: Tensor) -> Tensor:
+        area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+        keep = torch.ones(boxes.shape[0])
+        for i in range(boxes.shape[0]):
+            box = boxes[i]
+            size = (torch.minimum(boxes[:, 2:], box[2:]) - torch.maximum(boxes[:, :2], box[:2])).clamp(min=0.0)
+            common = size[:, 0] * size[:, 1]
+            overlap = common / (area + area[i] - common)
+            gone = (overlap > 0.5) & (torch.arange(boxes.shape[0]) > i) & (keep[i] > 0)
+            keep = torch.where(gone, torch.zeros_like(keep), keep)
+        return keep
+
+
+class Viterbi(nn.Module):
+    """The best path through states: its score, and where each state came from."""
+
+    def __init__(self, states: int) -> None:
+        super().__init__()
+        self.transitions = nn.Parameter(torch.randn(states, states))
+
+    def forward(self, emissions: Tensor) -> tuple[Tensor, Tensor]:
+        score = emissions[0]
+        origins: list[Tensor] = []
+        for t in range(1, emissions.shape[0]):
+            best, index = (score[:, None] + self.transitions).max(0)
+            score = best + emissions[t]
+            origins.append(index)
+        return score, torch.stack(origins)
+
+
+def boxes(count: int) -> Tensor:
+    corner = torch.rand(count, 2) * 10
+    return torch.cat([corner, corner + torch.rand(count, 2) * 5 + 1], 1)
+
+
 MODELS = {
     "mamba": lambda: (torch.jit.script(MambaBlock(128, 256, 16, 8)), torch.randn(1, 128, 128)),
     "selective": lambda: (
@@ -166,6 +323,23 @@ MODELS = {
     "independent": lambda: (torch.jit.script(Independent()), torch.randn(100, 1, 64)),
     "newton": lambda: (torch.jit.script(Newton()), torch.rand(64, 16) * 100 + 0.5),
     "fixedpoint": lambda: (torch.jit.script(FixedPoint(64, 128)), torch.randn(1, 64)),
+    "caption": lambda: (torch.jit.script(Caption(60, 48, 64)), torch.randn(2, 64)),
+    "tacotron": lambda: (torch.jit.script(AttentionDecoder(20, 64)), (torch.randn(1, 40, 64), torch.tensor(30))),
+    "normgru": lambda: (torch.jit.script(NormalizedGru(64)), torch.randn(1, 50, 64)),
+    "lstmprojected": lambda: (torch.jit.script(ProjectedLstm(64, 64, 32)), torch.randn(1, 50, 64)),
+    "deltarule": lambda: (
+        torch.jit.script(DeltaRule()),
+        (
+            torch.randn(2, 64, 16),
+            torch.randn(2, 64, 16) / 4,
+            torch.randn(2, 64, 16),
+            torch.rand(2, 64),
+            torch.rand(2, 64),
+        ),
+    ),
+    "sinkhorn": lambda: (torch.jit.script(Sinkhorn()), (torch.randn(24, 24), torch.tensor(20))),
+    "suppression": lambda: (torch.jit.script(Suppression()), boxes(50)),
+    "viterbi": lambda: (torch.jit.script(Viterbi(12)), torch.randn(50, 12)),
     "decay": lambda: (torch.jit.script(Decay()), torch.randn(200, 16)),
 }
 

@@ -207,6 +207,67 @@ bool run_loop(const Case& one, Random& random, const recurrence::Variant& varian
   return false;
 }
 
+/// One step of `run_statements`: s [rows, width] and an element become clip(the largest of s e' in each row, plus for each column
+/// the sum of the rows of s that hold the largest elements of e, plus e, plus the largest of each row of e).
+std::vector<float> next_state(const Case& one, const std::vector<float>& state, const float* e) {
+  const auto at = [&](std::int64_t i, std::int64_t j) { return static_cast<std::size_t>(i * one.width + j); };
+  std::vector<float> sums(static_cast<std::size_t>(one.width), 0.0f), next(state.size());
+  for (std::int64_t j = 0; j < one.width; ++j) {
+    std::int64_t best = 0;
+    for (std::int64_t i = 1; i < one.rows; ++i)
+      if (e[at(i, j)] > e[at(best, j)]) best = i;
+    for (std::int64_t k = 0; k < one.width; ++k) sums[static_cast<std::size_t>(k)] += state[at(best, k)];
+  }
+  for (std::int64_t i = 0; i < one.rows; ++i) {
+    float largest = -INFINITY, top = -INFINITY;
+    for (std::int64_t other = 0; other < one.rows; ++other) {
+      float product = 0;
+      for (std::int64_t k = 0; k < one.width; ++k) product += state[at(i, k)] * e[at(other, k)];
+      largest = std::max(largest, product);
+    }
+    for (std::int64_t j = 0; j < one.width; ++j) top = std::max(top, e[at(i, j)]);
+    for (std::int64_t j = 0; j < one.width; ++j)
+      next[at(i, j)] = std::clamp(largest + sums[static_cast<std::size_t>(j)] + e[at(i, j)] + top, -8.0f, 8.0f);
+  }
+  return next;
+}
+
+/// What statements do that move elements, over a sequence.
+bool run_statements(const Case& one, const recurrence::Variant& variant, const ParallelFor& parallel_for) {
+  using elementwise::DType;
+  const std::string width = std::to_string(one.width), twice = std::to_string(2 * one.width);
+  const std::string text =
+      std::string("element 2 0 ") + (one.reverse ? "1" : "0") +
+      "; transpose 3 1 0; matmul 1 4; max 5 1 1; argmax 3 0 0; gather 1 0 7; sum 8 0 0; concat 1 1 3; slice 10 1 " + width + " " +
+      twice +
+      " 1; topk 11 1 1 1; map 6 9 11 12 ! i0:f32 i1:f32 i2:f32 i3:f32 | t0=add(i0,i1) t1=add(t0,i2) t2=add(t1,i3) "
+      "t3=clip(t2,#-0x1p+3:f32,#0x1p+3:f32) | t3:f32";
+  recurrence::LoopStep given{1, 1, 0, {}, {13}, {13}, {}, 0};
+  const auto step = recurrence::parse_loop(text, std::move(given));
+  if (!step) {
+    std::printf("%s\n", step.error().c_str());
+    return false;
+  }
+  const recurrence::LoopInput carried[] = {{DType::f32, {one.rows, one.width}, one.h.data.get()}};
+  const recurrence::LoopInput invariants[] = {{DType::f32, {one.steps, one.rows, one.width}, one.x.data.get()}};
+  const auto made = recurrence::run_loop({&*step, one.steps, true, carried, invariants, {}}, *recurrence::variants_of(variant.name),
+                                         parallel_for);
+  if (!made) {
+    std::printf("%s\n", made.error().c_str());
+    return false;
+  }
+  const std::int64_t size = one.rows * one.width;
+  std::vector<float> state(one.h.data.get(), one.h.data.get() + size);
+  for (std::int64_t t = 0; t < one.steps; ++t) {
+    state = next_state(one, state, one.x.data.get() + (one.reverse ? one.steps - 1 - t : t) * size);
+    const std::size_t bytes = state.size() * sizeof(float);
+    if (std::memcmp((*made)[1].bytes.data() + static_cast<std::size_t>(t) * bytes, state.data(), bytes) == 0) continue;
+    std::printf("%s: statements computed something else in step %lld\n", variant.name, static_cast<long long>(t));
+    return false;
+  }
+  return (*made)[0].bytes.size() == state.size() * sizeof(float);
+}
+
 bool run_one(Random& random, int) {
   const Case one = draw(random);
   const Floats wanted = expected(one);
@@ -215,7 +276,8 @@ bool run_one(Random& random, int) {
       for (const ParallelFor& parallel_for : {ParallelFor::inline_loop(), ParallelFor{run_threads, nullptr}}) {
         const Runner runner{
             variant.name, [&](const auto& problem) { return recurrence::run(problem, variant, same_isa(variant), parallel_for); }};
-        if (!run_case(one, runner, wanted) || !run_sums(random, runner) || !run_loop(one, random, variant, parallel_for))
+        if (!run_case(one, runner, wanted) || !run_sums(random, runner) || !run_loop(one, random, variant, parallel_for) ||
+            !run_statements(one, variant, parallel_for))
           return false;
       }
   const Runner emulated{"recurrence__cuda_emulated", recurrence::cuda::emulate};

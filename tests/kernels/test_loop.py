@@ -138,6 +138,13 @@ def log_sum(x: Array, axis: tuple[int, ...]) -> Array:
     return np.log(np.exp(x).sum(axis))
 
 
+def scatter(x: Array, indices: Array, updates: Array) -> Array:
+    made = x.copy()
+    for place in np.ndindex(*indices.shape[:-1]):
+        made[tuple(indices[place])] = updates[place]
+    return made
+
+
 RNG = np.random.default_rng(1)
 X = RNG.normal(0, 2, (3, 5, 70)).astype(np.float32)
 ROW, NUMBERS = X[0, 0].copy(), np.arange(105).reshape(3, 5, 7)
@@ -182,6 +189,16 @@ STATEMENTS: dict[str, tuple[str, list[Array], Any]] = {
     "gather one": ("gather 2 0 3", [X, np.array(-2)], lambda x, i: x[i]),
     "gather a column": ("gather 2 2 3", [FLAGS, np.array([7])], lambda x, i: x[..., [7]]),
     "gather nothing": ("gather 2 0 3", [X, np.zeros(0, np.int64)], lambda x, i: x[:0]),
+    "scatter rows": ("scatter 2 3 4", [NUMBERS, np.array([[2], [-3]]), NUMBERS[:2] * 2], scatter),
+    "scatter elements": ("scatter 2 3 4", [X, np.array([[[0, 1, 2]], [[-1, -1, -1]]]), X[:2, :1, 0].copy()], scatter),
+    "scatter nothing": ("scatter 2 3 4", [FLAGS, np.zeros((0, 2), np.int64), FLAGS[0, :0]], scatter),
+    "sum of numbers": ("sum 2 0 1 2", [NUMBERS], lambda x: x.sum((1, 2))),
+    "largest of numbers": ("max 2 1 0", [NUMBERS.astype(np.int32)], lambda x: x.max(0, keepdims=True)),
+    "least of numbers": ("min 2 0 2", [-NUMBERS], lambda x: x.min(2)),
+    "product of numbers": ("prod 2 0 1", [NUMBERS % 5 + 1], lambda x: x.prod(1)),
+    "largest in order": ("topk 2 4 2 1", [X], lambda x: -np.sort(-x, 2)[..., :4]),
+    "places of the largest": ("topkplace 2 3 1 1", [np.round(X)], lambda x: np.argsort(-x, 1, kind="stable")[:, :3]),
+    "least in order": ("topk 2 3 0 0", [X], lambda x: np.sort(x, 0)),
     "matrices": ("matmul 2 3", [X, X.transpose(0, 2, 1).copy()], lambda x, y: x @ y),
     "matrices of one stack": ("matmul 2 3", [X, X[0].T.copy()], lambda x, y: x @ y),
     "stacks that are broadcast": ("matmul 2 3", [X[:, None], X.transpose(0, 2, 1)[None, :2].copy()], lambda x, y: x @ y),
@@ -334,6 +351,9 @@ MOVED = {
     "indices outside": ("gather 2 0 3", "lies outside"),
     "parts that do not fit": ("concat 0 2 3", "do not fit"),
     "a sequence that is too short": ("element 2 0 0", "shorter than its limit"),
+    "more of the largest than there are": ("topk 2 3 0 1", "more of the largest"),
+    "updates that do not fit": ("scatter 2 3 2", "do not fit their indices"),
+    "norms of numbers": ("l2 3 0 0", "not reduced so"),
     "a largest of nothing": ("slice 2 0 0 0 1; argmax 4 0 0", "largest of no elements"),
 }  # fmt: skip
 

@@ -125,7 +125,7 @@ class Generator:
 
     # --- statements without bodies
     def statement(self) -> None:
-        options = [self.neg, self.neg, self.arithmetic, self.arithmetic, self.arithmetic, self.count_up, self.comparison, self.logic, self.scale, self.reduce, self.grow, self.length, self.list_step, self.list_step, self.optional, self.product]  # fmt: skip
+        options = [self.neg, self.neg, self.arithmetic, self.arithmetic, self.arithmetic, self.count_up, self.comparison, self.logic, self.scale, self.reduce, self.grow, self.length, self.list_step, self.list_step, self.optional, self.product, self.move, self.look_up]  # fmt: skip
         self.choose(options)()
 
     def neg(self) -> Value:
@@ -156,6 +156,50 @@ class Generator:
     def reduce(self) -> Value:
         kind = str(self.choose(["square", "grown"]))
         return self.op("ReduceSum", [self.pick(kind).name, self.constant([0])], "row", keepdims=0)
+
+    def move(self) -> Value:
+        """What computes a square by rows, by columns or as a matrix, or moves its elements."""
+        square = self.pick("square").name
+        kind = self.choose(["softmax", "norm", "matrix", "rolled", "centred", "reshaped", "parts"])
+        if kind == "softmax":
+            op = str(self.choose(["Softmax", "LogSoftmax"]))
+            return self.op(op, [square], "square", axis=int(self.choose([0, 1, -1])))
+        if kind == "norm":
+            scale = self.constant(self.rng.normal(0, 1, 3).astype(np.float32))
+            return self.op(
+                "LayerNormalization", [square, scale, scale][: int(self.rng.integers(2, 4))], "square", epsilon=0.1
+            )
+        if kind == "matrix":
+            turned = self.op("Transpose", [self.pick("square").name], "part").name
+            return self.op("MatMul", [self.op("MatMul", [square, turned], "part").name, square], "square")
+        if kind == "centred":
+            op = str(self.choose(["ReduceMean", "ReduceMax", "ReduceMin", "ReduceSum", "ReduceLogSumExp", "ReduceL2"]))
+            axes = self.constant([int(self.choose([0, 1, -1, -2]))])
+            return self.op("Sub", [square, self.op(op, [square, axes], "part", keepdims=1).name], "square")
+        if kind == "reshaped":
+            flat = self.op("Reshape", [square, self.constant([3, -1])], "part").name
+            turned = self.op("Transpose", [flat], "part", perm=[1, 0]).name
+            return self.op("Reshape", [turned, self.constant([2, 3])], "square")
+        cut = int(self.rng.integers(1, 3))
+        if kind == "parts":
+            sizes = self.constant([cut, 3 - cut])
+            parts = [Value(self.fresh(), "part") for _ in range(2)]
+            names = [one.name for one in parts]
+            self.scope.nodes.append(helper.make_node("Split", [square, sizes], names, name=f"n{names[0]}", axis=1))
+            return self.op("Concat", names[::-1], "square", axis=-1)
+        step = int(self.choose([1, -1]))
+        bounds = [self.constant([one]) for one in ((cut, 3) if step > 0 else (-1, cut - 4))]
+        last = self.op("Slice", [square, *bounds, self.constant([1]), self.constant([step])], "part").name
+        rest = self.op("Slice", [square, self.constant([0]), self.constant([cut]), self.constant([1])], "part").name
+        return self.op("Concat", [last, rest], "square", axis=1)
+
+    def look_up(self) -> Value:
+        """A row of a table, or of a square, by a number that is computed."""
+        place = self.op("Clip", [self.pick("number").name, self.constant(-2), self.constant(1)], "number").name
+        table = (
+            self.pick("square").name if self.chance(0.5) else self.constant(self.rng.normal(0, 1, (3, 3)).astype("f"))
+        )
+        return self.op("Gather", [table, place], "row", axis=0)
 
     def count_up(self) -> Value:
         op = str(self.choose(["Add", "Add", "Sub", "Min", "Max"]))
@@ -281,7 +325,9 @@ class Generator:
         inputs = [Value(self.fresh(), one.kind) for one in (Value("", "number"), Value("", "flag"), *start)]
         scope.values.extend(one for one in inputs if one.kind != "flag")
         for _ in range(int(self.rng.integers(2, 6))):
-            self.choose([self.neg, self.arithmetic, self.arithmetic, self.product, self.count_up])()
+            self.choose(
+                [self.neg, self.arithmetic, self.arithmetic, self.product, self.count_up, self.move, self.look_up]
+            )()
         reduction = str(self.choose(["ReduceMax", "ReduceMin", "ReduceSum", "ReduceMean", "ReduceL1", "ReduceL2"]))
         measured = self.op(reduction, [self.pick(str(self.choose(["row", "square"]))).name], "scalar", keepdims=0)
         bound = self.constant(np.float32(self.rng.uniform(-1, 2)))
@@ -381,7 +427,7 @@ def info(value: Value, length: str | None = None) -> onnx.ValueInfoProto:
     if value.kind.startswith("stack of "):
         dtype, shape = TYPES[value.kind.removeprefix("stack of ")]
         return helper.make_tensor_value_info(value.name, dtype, [None] * (len(shape) + 1))
-    dtypes = {"shape": TensorProto.INT64, "single": TensorProto.FLOAT, "scalar": TensorProto.FLOAT}
+    dtypes = dict.fromkeys(("single", "scalar", "part"), TensorProto.FLOAT) | {"shape": TensorProto.INT64}
     if value.kind == "optional":
         inner = helper.make_tensor_type_proto(TensorProto.FLOAT, [3])
         return helper.make_value_info(value.name, helper.make_optional_type_proto(inner))

@@ -216,6 +216,9 @@ STEPS = {
     "parts of given sizes": "p, q = Split<axis = -1>(s, sizes) s2 = Concat<axis = -1>(q, p) z = Sigmoid(s2)",
     "slices": "p = Slice(s, starts, ends, both, steps) q = Concat<axis = 0>(p, p, p) r = Concat<axis = 1>(q, q, q, q) t = Slice(r, starts, sizes38, both) s2 = Expand(t, dims38) z = Identity(s2)",
     "expanded": "r = ReduceMean<keepdims = 0>(s) e = Expand(r, dims38) s2 = Sub(s, e) z = Identity(e)",
+    "rows that are written": "j = Reshape(i, one11) e = ReduceMax<axes = [0], keepdims = 1>(s) s2 = ScatterND(s, j, e) z = Neg(s2)",
+    "the largest in order": "p, k = TopK(s, three) f = Cast<to = 1>(k) q = Add(p, f) r = ReduceSum<keepdims = 1>(q, last) s2 = Sub(s, r) z = Identity(s2)",
+    "numbers added up": "k = ArgMax<axis = 1>(s) t = ReduceSum<keepdims = 0>(k) f = Cast<to = 1>(t) s2 = Sub(s, f) z = Identity(s2)",
     "a product of its own": "t = Transpose(s) m = MatMul(s, t) n0 = Softmax(m) s2 = MatMul(n0, s) z = Identity(s2)",
     "a product with a matrix that is given": "m = MatMul(square, s) s2 = Tanh(m) z = Identity(m)",
 }  # fmt: skip
@@ -234,6 +237,8 @@ def test_steps(name: str) -> None:
 
 STEP_WEIGHTS = {
     "last": np.array([1]),
+    "one11": np.array([1, 1]),
+    "three": np.array([3]),
     "table": RNG.normal(0, 1, (8, 8)).astype(np.float32),
     "dims": np.array([2, -1, 4]),
     "sizes": np.array([2, 6]),

@@ -183,8 +183,10 @@ class Runner {
   }
 
  private:
-  /// `root` is the value whose memory this one is; where it has its own, itself.
-  void note(DType type, Shape shape, const void* data, std::optional<std::size_t> root = std::nullopt) {
+  /// `root` is the value whose memory this one is; where it has its own, itself. `whole` is an operand, around the axes of its
+  /// statement.
+  void note(DType type, Shape shape, const void* data, std::optional<std::size_t> root = std::nullopt, const Along& whole = {}) {
+    alongs_.push_back(whole);
     roots_.push_back(root.value_or(types_.size()));
     types_.push_back(type);
     shapes_.push_back(std::move(shape));
@@ -201,6 +203,8 @@ class Runner {
       case Statement::kView: return infer_view(statement);
       case Statement::kConcat: return infer_concat(statement);
       case Statement::kGather: return infer_gather(statement);
+      case Statement::kScatter: return infer_scatter(statement);
+      case Statement::kReduction: return infer_reduced(statement);
       case Statement::kElement: return infer_element(statement);
       default: break;
     }
@@ -210,6 +214,7 @@ class Runner {
       case Statement::kProduct: return infer_product(statement);
       case Statement::kMatmul: return infer_matmul(statement);
       case Statement::kNormalize: return infer_normalized(statement);
+      case Statement::kSorted: return infer_sorted(statement);
       default: return infer_reduced(statement);
     }
   }
@@ -246,14 +251,50 @@ class Runner {
     Shape shape = shape_of(statement, 0);
     std::size_t begin = 0, end = 0;
     if (!find_axes(statement.numbers, shape.size(), begin, end)) return wrong_axes(statement);
+    const DType type = types_[statement.operands[0]];
     const bool argument = statement.kind == Statement::kArgument;
-    if (argument && along(shape, begin, end).middle == 0) return "It asks for the largest of no elements.";
+    const Along whole = along(shape, begin, end);
+    if (!is_reduced(type, statement.reduction))
+      return "Value " + std::to_string(statement.operands[0]) + " is of a type that is not reduced so.";
+    if (argument && whole.middle == 0) return "It asks for the largest of no elements.";
     const auto first = shape.begin() + static_cast<std::ptrdiff_t>(begin), last = shape.begin() + static_cast<std::ptrdiff_t>(end);
     if (statement.keep_dims)
       std::fill(first, last, 1);
     else
       shape.erase(first, last);
-    note(argument ? DType::i64 : DType::f32, std::move(shape), nullptr);
+    note(argument ? DType::i64 : type, std::move(shape), nullptr, std::nullopt, whole);
+    return "";
+  }
+
+  static bool is_reduced(DType type, Reduction kind) {
+    const bool simple = kind == Reduction::max || kind == Reduction::min || kind == Reduction::sum || kind == Reduction::prod;
+    return type == DType::f32 || (simple && (type == DType::i32 || type == DType::i64));
+  }
+
+  std::string infer_sorted(const Statement& statement) {
+    Shape shape = shape_of(statement, 0);
+    std::size_t axis = 0, end = 0;
+    if (!find_axes(statement.numbers, shape.size(), axis, end) || end != axis + 1) return wrong_axes(statement);
+    if (statement.count > shape[axis]) return "It asks for more of the largest elements than there are.";
+    const Along whole = along(shape, axis, end);
+    shape[axis] = statement.count;
+    note(statement.places ? DType::i64 : DType::f32, std::move(shape), nullptr, std::nullopt, whole);
+    return "";
+  }
+
+  std::string infer_scatter(const Statement& statement) {
+    const Shape data = shape_of(statement, 0), indices = shape_of(statement, 1), updates = shape_of(statement, 2);
+    const std::size_t value = statement.operands[0];
+    if (types_[statement.operands[1]] != DType::i64 || types_[statement.operands[2]] != types_[value])
+      return "Its indices or updates are of another type.";
+    const bool deep = !indices.empty() && indices.back() >= 0 && indices.back() <= static_cast<std::int64_t>(data.size());
+    Shape wanted;
+    if (deep) {
+      wanted.assign(indices.begin(), indices.end() - 1);
+      wanted.insert(wanted.end(), data.begin() + indices.back(), data.end());
+    }
+    if (!deep || wanted != updates) return "Updates of the shape " + elementwise::text_of(updates) + " do not fit their indices.";
+    note(types_[value], data, nullptr);
     return "";
   }
 
@@ -266,7 +307,7 @@ class Runner {
       if (shape_of(statement, i) != Shape(first, shape.end()))
         return "Its scale or bias has the shape " + elementwise::text_of(shape_of(statement, i)) +
                " and should have that of a row.";
-    note(DType::f32, Shape(shape), nullptr);
+    note(DType::f32, Shape(shape), nullptr, std::nullopt, along(shape, begin, end));
     return "";
   }
 
@@ -301,7 +342,8 @@ class Runner {
       if (other != shape) return "It concatenates tensors that do not fit.";
       shape[axis] += size;
     }
-    note(types_[statement.operands[0]], std::move(shape), nullptr);
+    const Along whole = along(shape, axis, end);
+    note(types_[statement.operands[0]], std::move(shape), nullptr, std::nullopt, whole);
     return "";
   }
 
@@ -314,9 +356,10 @@ class Runner {
     Shape shape(data.begin(), data.begin() + static_cast<std::ptrdiff_t>(axis));
     shape.insert(shape.end(), indices.begin(), indices.end());
     shape.insert(shape.end(), data.begin() + static_cast<std::ptrdiff_t>(end), data.end());
-    const bool part = along(data, axis, end).outer == 1 && elements_of(indices) == 1;
+    const Along whole = along(data, axis, end);
+    const bool part = whole.outer == 1 && elements_of(indices) == 1;
     note(types_[statement.operands[0]], std::move(shape), nullptr,
-         part ? std::optional(roots_[statement.operands[0]]) : std::nullopt);
+         part ? std::optional(roots_[statement.operands[0]]) : std::nullopt, whole);
     return "";
   }
 
@@ -326,10 +369,11 @@ class Runner {
     if (!find_axes(statement.numbers, shape.size(), axis, end) || end != axis + 1) return wrong_axes(statement);
     if (problem_.limit > shape[axis])
       return "A sequence of the shape " + elementwise::text_of(shape) + " is shorter than its limit.";
-    const bool part = along(shape, axis, end).outer == 1;
+    const Along whole = along(shape, axis, end);
+    const bool part = whole.outer == 1;
     shape.erase(shape.begin() + static_cast<std::ptrdiff_t>(axis));
     note(types_[statement.operands[0]], std::move(shape), nullptr,
-         part ? std::optional(roots_[statement.operands[0]]) : std::nullopt);
+         part ? std::optional(roots_[statement.operands[0]]) : std::nullopt, whole);
     return "";
   }
 
@@ -401,11 +445,13 @@ class Runner {
         case Statement::kMap: run_map(statement, plans_[plan++]); break;
         case Statement::kProduct: multiply(statement); break;
         case Statement::kMatmul: multiply_stacks(statement); break;
-        case Statement::kReduction:
-          reduce(statement.reduction, floats(statement, 0), along_axes(statement), own_floats(statement));
+        case Statement::kSorted: sort(statement); break;
+        case Statement::kScatter:
+          if (!scatter_into(statement)) return outside(statement);
           break;
+        case Statement::kReduction: reduce_any(statement); break;
         case Statement::kArgument:
-          find_extreme(statement.largest, floats(statement, 0), along_axes(statement),
+          find_extreme(statement.largest, floats(statement, 0), alongs_[statement.first],
                        reinterpret_cast<std::int64_t*>(own(statement.first)));
           break;
         case Statement::kNormalize: normalize(statement); break;
@@ -414,9 +460,7 @@ class Runner {
         case Statement::kElement: take({&iteration_, 1}, statement); break;
         case Statement::kGather: {
           const auto* const indices = reinterpret_cast<const std::int64_t*>(at_[statement.operands[1]]);
-          if (!take({indices, static_cast<std::size_t>(elements_of(shape_of(statement, 1)))}, statement))
-            return "An index of its step lies outside of a tensor of the shape " + elementwise::text_of(shape_of(statement, 0)) +
-                   ".";
+          if (!take({indices, static_cast<std::size_t>(elements_of(shape_of(statement, 1)))}, statement)) return outside(statement);
         }
       }
     }
@@ -428,12 +472,44 @@ class Runner {
   }
   float* own_floats(const Statement& statement) const { return reinterpret_cast<float*>(own(statement.first)); }
 
-  /// An operand's shape around the axes that a statement names.
-  Along along_axes(const Statement& statement) const {
+  std::string outside(const Statement& statement) const {
+    return "An index of its step lies outside of a tensor of the shape " + elementwise::text_of(shape_of(statement, 0)) + ".";
+  }
+
+  void reduce_any(const Statement& statement) const {
+    const DType type = types_[statement.first];
+    if (type == DType::f32)
+      reduce(statement.reduction, floats(statement, 0), alongs_[statement.first], own_floats(statement));
+    else
+      reduce_integers(statement.reduction, type == DType::i64, at_[statement.operands[0]], alongs_[statement.first],
+                      own(statement.first));
+  }
+
+  void sort(const Statement& statement) const {
+    char* const to = own(statement.first);
+    find_sorted(statement.largest, statement.count, floats(statement, 0), alongs_[statement.first],
+                statement.places ? nullptr : reinterpret_cast<float*>(to),
+                statement.places ? reinterpret_cast<std::int64_t*>(to) : nullptr);
+  }
+
+  bool scatter_into(const Statement& statement) const {
     const Shape& shape = shape_of(statement, 0);
-    std::size_t begin = 0, end = 0;
-    find_axes(statement.numbers, shape.size(), begin, end);
-    return along(shape, begin, end);
+    const Shape& indices = shape_of(statement, 1);
+    const auto depth = static_cast<std::size_t>(indices.back());
+    const std::size_t bytes = bytes_of(statement.first);
+    if (bytes > 0) std::memcpy(own(statement.first), at_[statement.operands[0]], bytes);
+    const auto part = static_cast<std::size_t>(along(shape, 0, depth).inner) * elementwise::size_of(types_[statement.first]);
+    if (depth == 0) {
+      // Each update is the whole tensor: the last one stays.
+      const std::int64_t updates =
+          elements_of(indices) == 0 && indices.size() > 1 ? along(indices, 0, indices.size() - 1).middle : 1;
+      if (updates > 0 && part > 0)
+        std::memcpy(own(statement.first), at_[statement.operands[2]] + static_cast<std::size_t>(updates - 1) * part, part);
+      return true;
+    }
+    const auto* const data = reinterpret_cast<const std::int64_t*>(at_[statement.operands[1]]);
+    return scatter(shape, {data, static_cast<std::size_t>(elements_of(indices))}, depth, at_[statement.operands[2]], part,
+                   own(statement.first));
   }
 
   bool has_own_memory(std::size_t value) const { return roots_[value] == value; }
@@ -449,27 +525,19 @@ class Runner {
   }
 
   void concatenate(const Statement& statement) const {
-    const Along whole = along_axes_of(statement.first, statement);
-    const std::size_t size = elementwise::size_of(types_[statement.first]);
+    const auto outer = static_cast<std::size_t>(alongs_[statement.first].outer);
     char* to = own(statement.first);
-    for (std::int64_t i = 0; i < whole.outer; ++i)
+    for (std::size_t i = 0; i < outer; ++i)
       for (const std::size_t value : statement.operands) {
-        const Along part = along_axes_of(value, statement);
-        const std::size_t bytes = static_cast<std::size_t>(part.middle * part.inner) * size;
-        if (bytes > 0) std::memcpy(to, at_[value] + static_cast<std::size_t>(i) * bytes, bytes);
+        const std::size_t bytes = bytes_of(value) / outer;
+        if (bytes > 0) std::memcpy(to, at_[value] + i * bytes, bytes);
         to += bytes;
       }
   }
 
-  Along along_axes_of(std::size_t value, const Statement& statement) const {
-    std::size_t begin = 0, end = 0;
-    find_axes(statement.numbers, shapes_[value].size(), begin, end);
-    return along(shapes_[value], begin, end);
-  }
-
   /// Elements of a tensor along an axis; a single one that lies in one piece is not copied. False where an index lies outside.
   bool take(std::span<const std::int64_t> indices, const Statement& statement) {
-    const Along whole = along_axes(statement);
+    const Along& whole = alongs_[statement.first];
     const std::size_t bytes = static_cast<std::size_t>(whole.inner) * elementwise::size_of(types_[statement.first]);
     const std::int64_t last = problem_.limit - 1 - (indices.empty() ? 0 : indices[0]);
     if (statement.reverse) indices = {&last, 1};
@@ -481,7 +549,7 @@ class Runner {
   }
 
   void normalize(const Statement& statement) const {
-    const Along whole = along_axes(statement);
+    const Along& whole = alongs_[statement.first];
     norm::Problem problem;
     problem.kind = statement.norm;
     problem.rows = whole.outer * whole.inner;
@@ -570,6 +638,7 @@ class Runner {
   std::vector<Shape> shapes_;
   std::vector<const char*> at_, next_;
   std::vector<std::size_t> roots_;
+  std::vector<Along> alongs_;
   std::vector<std::optional<View>> views_;  // of what moves make
   std::vector<std::optional<MatmulPlan>> matmuls_;
   std::vector<std::size_t> offsets_;

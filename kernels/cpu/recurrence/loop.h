@@ -13,12 +13,14 @@
 //     max|min|sum|mean|l1|l2|squares|prod|logsumexp VALUE KEEP AXES
 //                                      a reduction along neighbouring axes (none: all), which stay as dims of 1 where KEEP is 1
 //     argmax|argmin VALUE KEEP AXIS    where the first of the largest, or least, elements is
+//     topk|topkplace VALUE COUNT AXIS LARGEST   the largest (or least) elements in their order, or where they are
 //     softmax|logsoftmax VALUE AXIS
 //     layer VALUE AXIS EPSILON [SCALE [BIAS]]   a normalization of rows along the last axis
 //     reshape VALUE DIMS, squeeze VALUE AXES, unsqueeze VALUE AXES, transpose VALUE PERMUTATION, slice VALUE AXIS START END STEP
 //     reshape_as VALUE SHAPE, expand_as VALUE SHAPE   to what a value from outside says
 //     concat AXIS VALUES
 //     gather VALUE AXIS INDICES
+//     scatter VALUE INDICES UPDATES    a copy with parts replaced, as ScatterND says
 //     element VALUE AXIS REVERSE       what belongs to the iteration, in a sequence as long as the limit
 //
 // What only views a value copies nothing where the elements lie one after the other.
@@ -40,7 +42,20 @@
 namespace onnxopt::recurrence {
 
 struct Statement {
-  enum Kind : std::uint8_t { kMap, kProduct, kMatmul, kReduction, kArgument, kNormalize, kView, kConcat, kGather, kElement };
+  enum Kind : std::uint8_t {
+    kMap,
+    kProduct,
+    kMatmul,
+    kReduction,
+    kArgument,
+    kSorted,
+    kNormalize,
+    kView,
+    kConcat,
+    kGather,
+    kScatter,
+    kElement
+  };
 
   Kind kind = kMap;
   std::vector<std::size_t> operands;  // values, in the order of the text
@@ -49,7 +64,8 @@ struct Statement {
   Reduction reduction = Reduction::sum;
   norm::Kind norm = norm::Kind::kSoftmax;
   Move move = Move::kReshape;
-  bool largest = false, keep_dims = false, reverse = false;
+  bool largest = false, keep_dims = false, reverse = false, places = false;
+  std::int64_t count = 0;  // of the largest elements
   float epsilon = 0.0f;
   std::vector<std::int64_t> numbers;   // axes, dims or bounds, in the order of the text
   std::size_t first = 0, results = 1;  // the numbers of what it makes

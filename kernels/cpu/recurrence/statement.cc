@@ -49,6 +49,8 @@ class Reader {
       return is(Statement::kElement) && rest.size() == 3 && value(rest[0]) && numbers(rest.subspan(1, 1)) &&
              flag(rest[2], made_.reverse);
     if (name == "softmax" || name == "logsoftmax" || name == "layer") return read_norm(name, rest);
+    if (name == "topk" || name == "topkplace") return read_sorted(name, rest);
+    if (name == "scatter") return is(Statement::kScatter) && rest.size() == 3 && values(rest);
     if (name == "argmax" || name == "argmin") {
       made_.largest = name == "argmax";
       return is(Statement::kArgument) && rest.size() == 3 && read_reduced(rest);
@@ -122,6 +124,12 @@ class Reader {
 
   bool read_reduced(Words rest) {
     return rest.size() > 1 && value(rest[0]) && flag(rest[1], made_.keep_dims) && numbers(rest.subspan(2));
+  }
+
+  bool read_sorted(std::string_view name, Words rest) {
+    made_.places = name == "topkplace";
+    if (rest.size() != 4 || !value(rest[0]) || !read_whole(rest[1], made_.count) || made_.count < 0) return false;
+    return is(Statement::kSorted) && numbers(rest.subspan(2, 1)) && flag(rest[3], made_.largest);
   }
 
   bool read_norm(std::string_view name, Words rest) {

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 namespace onnxopt::recurrence {
 
@@ -319,6 +320,79 @@ void reduce(Reduction kind, const float* x, const Along& along, float* y) {
     for (std::int64_t j = 0; j < along.inner; j += kColumns)
       reduce_columns(kind, x + j, along.middle, along.inner, std::min(kColumns, along.inner - j), y + j);
   }
+}
+
+namespace {
+
+template <class T>
+void reduce_integers_of(Reduction kind, const T* x, const Along& along, T* y) {
+  using Wide = std::make_unsigned_t<T>;
+  const T start = kind == Reduction::max    ? std::numeric_limits<T>::lowest()
+                  : kind == Reduction::min  ? std::numeric_limits<T>::max()
+                  : kind == Reduction::prod ? T{1}
+                                            : T{0};
+  for (std::int64_t i = 0; i < along.outer; ++i, x += along.middle * along.inner)
+    for (std::int64_t j = 0; j < along.inner; ++j) {
+      T found = start;
+      for (std::int64_t k = 0; k < along.middle; ++k) {
+        const T one = x[k * along.inner + j];
+        if (kind == Reduction::max)
+          found = std::max(found, one);
+        else if (kind == Reduction::min)
+          found = std::min(found, one);
+        else if (kind == Reduction::prod)
+          found = static_cast<T>(static_cast<Wide>(found) * static_cast<Wide>(one));
+        else
+          found = static_cast<T>(static_cast<Wide>(found) + static_cast<Wide>(one));
+      }
+      *y++ = found;
+    }
+}
+
+}  // namespace
+
+void reduce_integers(Reduction kind, bool wide, const char* x, const Along& along, char* y) {
+  if (wide)
+    reduce_integers_of(kind, reinterpret_cast<const std::int64_t*>(x), along, reinterpret_cast<std::int64_t*>(y));
+  else
+    reduce_integers_of(kind, reinterpret_cast<const std::int32_t*>(x), along, reinterpret_cast<std::int32_t*>(y));
+}
+
+void find_sorted(bool largest, std::int64_t count, const float* x, const Along& along, float* values, std::int64_t* places) {
+  std::vector<std::int64_t> order(static_cast<std::size_t>(along.middle));
+  for (std::int64_t i = 0; i < along.outer; ++i)
+    for (std::int64_t j = 0; j < along.inner; ++j) {
+      const auto at = [&](std::int64_t k) { return x[(i * along.middle + k) * along.inner + j]; };
+      for (std::int64_t k = 0; k < along.middle; ++k) order[static_cast<std::size_t>(k)] = k;
+      // NaN counts as the largest, or least.
+      const auto before = [&](std::int64_t a, std::int64_t b) {
+        const float one = at(a), other = at(b);
+        const bool odd = one != one, other_odd = other != other;
+        if (odd != other_odd) return odd;
+        if (odd || one == other) return a < b;
+        return largest ? one > other : one < other;
+      };
+      std::partial_sort(order.begin(), order.begin() + count, order.end(), before);
+      for (std::int64_t k = 0; k < count; ++k) {
+        const std::int64_t place = order[static_cast<std::size_t>(k)], target = (i * count + k) * along.inner + j;
+        if (values) values[target] = at(place);
+        if (places) places[target] = place;
+      }
+    }
+}
+
+bool scatter(const Shape& shape, std::span<const std::int64_t> indices, std::size_t depth, const char* updates, std::size_t bytes,
+             char* to) {
+  for (std::size_t first = 0; first + depth <= indices.size(); first += depth, updates += bytes) {
+    std::int64_t place = 0;
+    for (std::size_t axis = 0; axis < depth; ++axis) {
+      const std::int64_t index = indices[first + axis] + (indices[first + axis] < 0 ? shape[axis] : 0);
+      if (index < 0 || index >= shape[axis]) return false;
+      place = place * shape[axis] + index;
+    }
+    if (bytes > 0) std::memcpy(to + static_cast<std::size_t>(place) * bytes, updates, bytes);
+  }
+  return true;
 }
 
 void find_extreme(bool largest, const float* x, const Along& along, std::int64_t* y) {

@@ -46,11 +46,23 @@ bool find_axes(std::span<const std::int64_t> axes, std::size_t rank, std::size_t
 /// Sums are taken in double precision: as exact as a float can tell.
 void reduce(Reduction kind, const float* x, const Along& along, float* y);
 
+/// The same of integers of 4 or 8 bytes: sums and products wrap around. The largest and least of nothing are the type's limits.
+void reduce_integers(Reduction kind, bool wide, const char* x, const Along& along, char* y);
+
+/// The `count` largest, or least, elements along the middle, the first of equal ones first: themselves, or where they are; either
+/// target may be null.
+void find_sorted(bool largest, std::int64_t count, const float* x, const Along& along, float* values, std::int64_t* places);
+
 /// The first of the largest, or least, elements along the middle; NaN counts as the largest, or least.
 void find_extreme(bool largest, const float* x, const Along& along, std::int64_t* y);
 
 /// Elements [outer, indices, inner] of a tensor [outer, middle, inner], whose inner parts have `bytes`. False where an index lies
 /// outside.
 bool gather(const char* from, const Along& along, std::span<const std::int64_t> indices, std::size_t bytes, char* to);
+
+/// Writes updates, of `bytes` each, where tuples of `depth` indices into the leading dims of a tensor say. False where one lies
+/// outside.
+bool scatter(const elementwise::Shape& shape, std::span<const std::int64_t> indices, std::size_t depth, const char* updates,
+             std::size_t bytes, char* to);
 
 }  // namespace onnxopt::recurrence

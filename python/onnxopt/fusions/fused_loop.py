@@ -10,7 +10,7 @@ import numpy as np
 from onnxopt import ir
 from onnxopt.fusions.fused_recurrence import body_text
 from onnxopt.fusions.loop_statements import MOST_WORK, Line, Statements, Word, multiplications, statements_of
-from onnxopt.loops import Loop, ScanOutput, trip_count
+from onnxopt.loops import Loop, arranged, length
 from onnxopt.loops.trips import condition_is_true
 from onnxopt.ops import fused_elementwise as elementwise
 from onnxopt.ops import fused_loop as op
@@ -180,6 +180,11 @@ class _Analysis:
         return None
 
 
+def refuse(loop: Loop, ctx: Context) -> Refusal | None:
+    """Why a loop cannot become a FusedLoop."""
+    return _Analysis(loop, ctx).refuse()
+
+
 def build(loop: Loop, ctx: Context) -> Patch | Refusal:
     """The patch that puts a FusedLoop in the place of a Loop or Scan."""
     analysis = _Analysis(loop, ctx)
@@ -309,18 +314,20 @@ class _Writer:
             overload=overload,
             name=loop.node.name or op.SPEC.name,
         )
-        arranged = [*made[:carried]]
+        results = [*made[:carried]]
         for one, old, new in zip(loop.scan_outputs, loop.node.outputs[carried:], made[carried:], strict=True):
-            arranged.append(_arranged(new, one, ctx.shapes.rank(old), builder))
-        for old, new, last in zip(loop.node.outputs, made, arranged, strict=True):
+            results.append(arranged(new, one, ctx.shapes.rank(old), builder))
+        for old, new, last in zip(loop.node.outputs, made, results, strict=True):
             dtype = ctx.shapes.dtype(old)
             ctx.shapes.set(new, dtype, ctx.shapes.shape(old) if new is last else None)
             new.type = old.type or (None if dtype is None else ir.TensorType(dtype))
-        return builder.patch(RULE, dict(zip(loop.node.outputs, arranged, strict=True)))
+        return builder.patch(RULE, dict(zip(loop.node.outputs, results, strict=True)))
 
     def _inputs(self, builder: Builder) -> list[ir.Value]:
         loop = self.loop
-        limit = loop.limit or self._length(builder)
+        limit = loop.limit
+        if limit is None:
+            limit = length(loop, builder) if loop.is_scan else builder.constant(np.array(NO_LIMIT, np.int64), "limit")
         condition = loop.condition or builder.constant(np.array(True), "condition")
         inputs = [limit, condition, *(carry.initial for carry in loop.carries), *self.invariants]
         for product in self.products:
@@ -330,36 +337,9 @@ class _Writer:
             inputs.append(builder.constant(ir.packed(tensor, name, transposed=product.transposed), name))
         return inputs
 
-    def _length(self, builder: Builder) -> ir.Value:
-        """The limit of a Scan: as many elements as its sequences have."""
-        if not self.loop.is_scan:
-            return builder.constant(np.array(NO_LIMIT, np.int64), "limit")
-        length = trip_count(self.loop, self.ctx)
-        if isinstance(length, int):
-            return builder.constant(np.array(length, np.int64), "limit")
-        first = self.loop.scan_inputs[0]
-        rank = self.ctx.shapes.rank(first.sequence)
-        assert rank is not None
-        return builder.Gather(
-            builder.Shape(first.sequence), builder.constant(np.array(first.axis % rank, np.int64)), axis=0
-        )
-
 
 def _word(word: Word, numbers: dict[ir.Value, int], first: int) -> str:
     """A word of a statement, the lines of whose node make values from `first` on."""
     if isinstance(word, Line):
         return str(first + word.index)
     return str(numbers[word]) if isinstance(word, ir.Value) else str(word)
-
-
-def _arranged(stacked: ir.Value, output: ScanOutput, rank: int | None, builder: Builder) -> ir.Value:
-    """What was stacked along the first axis, in the order and along the axis of a Scan's output."""
-    if output.reverse:
-        bounds = [builder.constant(np.array([number], np.int64)) for number in (-1, -(2**63), 0, -1)]
-        stacked = builder.Slice(stacked, *bounds)
-    if output.axis == 0:
-        return stacked
-    assert rank is not None
-    order = list(range(1, rank))
-    order.insert(output.axis % rank, 0)
-    return builder.Transpose(stacked, perm=order)

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from onnxopt import ir
-from onnxopt.loops import Loop
+from onnxopt.loops import Loop, runs_at_least_once
 from onnxopt.ops import fused_elementwise as elementwise
 from onnxopt.ops import fused_recurrence as op
 from onnxopt.ops.base import prepare_model
@@ -269,8 +269,18 @@ class _Writer:
             [one.reverse for one in loop.scan_inputs],
             [one.reverse for one in loop.scan_outputs],
             shape[-1] if self.products and isinstance(shape[-1], int) else 0,
+            not runs_at_least_once(loop, ctx),
+            [self._shape(index) for index in range(len(loop.scan_outputs))],
         )
         return self._patch(recurrence, ";".join(texts), numbers)
+
+    def _shape(self, index: int) -> list[int | None] | None:
+        """What is known of the shape that an output stacks."""
+        shape = self.ctx.shapes.shape(self.analysis.stacked(index))
+        if shape is None:
+            return None
+        kept = shape[:-1] if index in self.analysis.sums else shape
+        return [dim if isinstance(dim, int) else None for dim in kept]
 
     def _nodes(self) -> list[ir.Node]:
         """What the body of the function copies."""
@@ -303,7 +313,7 @@ class _Writer:
             inputs.append(builder.constant(ir.packed(tensor, name, transposed=product.transposed), name))
         types = [ctx.shapes.dtype(value) or ir.DataType.FLOAT for value in r.elements]
         overload = op.overload(
-            f"{ctx.opset}|{attributes}|{types}|{r.width}|{body_text(r.nodes, [*r.carried, *r.elements, *r.invariants])}"
+            f"{ctx.opset}|{attributes}|{types}|{r.width}|{r.may_be_empty}|{body_text(r.nodes, [*r.carried, *r.elements, *r.invariants])}"
         )
         builder.define(op.SPEC.domain, op.SPEC.name, overload, lambda: op.body(r, overload, ctx.opset, types))
         prepare_model(ctx.model)

@@ -93,12 +93,9 @@ def statements_of(
         return None
     if operands[:1] in ([], [None]) or any(one is not None and shapes.rank(one) is None for one in operands):
         return Refusal("the rank of an operand of '{}' is unknown", node.op_type, culprit=node)
-    floats = node.op_type not in ANY_TYPE
-    if any(
-        one is not None
-        and (shapes.dtype(one) is not ir.DataType.FLOAT if floats else shapes.dtype(one) not in op.SPEC.dtypes)
-        for one in (operands if node.op_type in ("MatMul", "LayerNormalization") else operands[:1])
-    ):
+    types = TYPES.get(node.op_type, FLOATS)
+    data = operands if node.op_type in ("MatMul", "LayerNormalization") else operands[:1]
+    if any(one is not None and shapes.dtype(one) not in types for one in data):
         return Refusal("'{}' is not of a type that the kernel has", node.op_type, culprit=node)
     lines = rule(_Node(node, operands, shapes, opset))
     return lines if isinstance(lines, Refusal) else Statements(node, lines)
@@ -112,10 +109,26 @@ def _on(*ops: str) -> Callable[[Rule], Rule]:
     return register
 
 
-ANY_TYPE = frozenset(
-    {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Split", "Concat", "Gather", "Expand"}
+FLOATS = frozenset({ir.DataType.FLOAT})
+NUMBERS = FLOATS | {ir.DataType.INT32, ir.DataType.INT64}
+MOVES = (
+    "Reshape",
+    "Flatten",
+    "Squeeze",
+    "Unsqueeze",
+    "Transpose",
+    "Slice",
+    "Split",
+    "Concat",
+    "Gather",
+    "Expand",
+    "ScatterND",
 )
-"""Ops that move elements of any type."""
+TYPES = {
+    **dict.fromkeys(MOVES, frozenset(op.SPEC.dtypes)),
+    **dict.fromkeys(("ReduceMax", "ReduceMin", "ReduceSum", "ReduceProd"), NUMBERS),
+}
+"""The types of an op's operands; float32 of those not named."""
 
 
 def multiplications(*dims: Dim) -> int:
@@ -141,6 +154,15 @@ def _argument(n: _Node) -> list[tuple[Word, ...]] | Refusal:
     if attribute(n.node, "select_last_index", 0) or not n.rank():
         return Refusal("it asks for the last of equal elements", culprit=n.node)
     return [(n.node.op_type.lower(), n[0], int(attribute(n.node, "keepdims", 1)), n.axis(0))]
+
+
+@_on("TopK")
+def _sorted(n: _Node) -> list[tuple[Word, ...]] | Refusal:
+    count = n.shapes.integers(n.get(1)) if n.get(1) is not None else None
+    if count is None or len(count) != 1 or count[0] < 0:
+        return Refusal("the number of elements that it asks for is not constant", culprit=n.node)
+    rest = (n[0], count[0], n.axis(-1), int(attribute(n.node, "largest", 1)))
+    return [("topk", *rest), ("topkplace", *rest)]
 
 
 @_on("Softmax", "LogSoftmax")
@@ -252,3 +274,12 @@ def _gather(n: _Node) -> list[tuple[Word, ...]] | Refusal:
     if n.shapes.dtype(n[1]) is not ir.DataType.INT64:
         return Refusal("its indices are not int64", culprit=n.node)
     return [("gather", n[0], n.axis(0), n[1])]
+
+
+@_on("ScatterND")
+def _scatter(n: _Node) -> list[tuple[Word, ...]] | Refusal:
+    if attribute(n.node, "reduction", "none") != "none":
+        return Refusal("it adds up what it scatters", culprit=n.node)
+    if n.shapes.dtype(n[1]) is not ir.DataType.INT64 or n.shapes.dtype(n[2]) is not n.shapes.dtype(n[0]):
+        return Refusal("its indices are not int64", culprit=n.node)
+    return [("scatter", n[0], n[1], n[2])]

@@ -2,6 +2,7 @@
 
 from onnxopt.loops.batching import Batch, can_batch, is_elementwise
 from onnxopt.loops.dependences import can_fail, is_movable, varying_values
+from onnxopt.loops.scans import arranged, length
 from onnxopt.loops.trips import runs_at_least_once, trip_count
 from onnxopt.loops.view import Carry, Loop, ScanInput, ScanOutput, loops_of, view
 
@@ -11,10 +12,12 @@ __all__ = [
     "Loop",
     "ScanInput",
     "ScanOutput",
+    "arranged",
     "can_batch",
     "can_fail",
     "is_elementwise",
     "is_movable",
+    "length",
     "loops_of",
     "runs_at_least_once",
     "trip_count",

@@ -6,13 +6,15 @@ Inputs: `carried` initial values, all of one shape [..., W]; `sequences` [T, ...
 
 `step` is what each iteration computes (the language is described in kernels/cpu/recurrence/recurrence.h), `next` names the values that are
 carried on. `reverse` and `reverse_stacked` say of each sequence and stacked output whether it begins at the back. The function body is
-the Scan.
+the Scan, or a Loop where there may be no step: onnxruntime's Scan fails without elements.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 from onnxopt import ir
 from onnxopt.ir import DataType
@@ -68,10 +70,13 @@ class Recurrence:
     reverse: Sequence[bool]
     reverse_stacked: Sequence[bool]
     width: int
+    may_be_empty: bool = False
+    stacked_shapes: Sequence[Sequence[int | None] | None] = ()
+    """Of what a step stacks, as far as they are known: without a step, nothing else tells them."""
 
 
 def body(recurrence: Recurrence, overload: str, opset: int, element_types: Sequence[DataType]) -> ir.Function:
-    """The function: a Scan over copies of the nodes, whose matrices are unpacked before it."""
+    """The function: a Scan, or a Loop, over copies of the nodes, whose matrices are unpacked before it."""
     r = recurrence
     counts = len(r.carried), len(r.elements), len(r.invariants), len(r.products)
     builder = BodyBuilder(sum(counts), opset)
@@ -80,19 +85,17 @@ def body(recurrence: Recurrence, overload: str, opset: int, element_types: Seque
     sequences = [next(given) for _ in r.elements]
     known = {value: next(given) for value in r.invariants}
     matrices = {product.node: unpack(builder, next(given), r.width, r.width) for product in r.products}
-    inputs = [
-        ir.Value(name=f"s{index}", type=ir.TensorType(dtype))
-        for index, dtype in enumerate([*[DataType.FLOAT] * len(r.carried), *element_types])
-    ]
-    known.update(zip([*r.carried, *r.elements], inputs, strict=True))
+    types = [*[DataType.FLOAT] * len(r.carried), *element_types]
+    inputs = [ir.Value(name=f"s{index}", type=ir.TensorType(dtype)) for index, dtype in enumerate(types)]
+    carried = inputs[: len(r.carried)]
+    known.update(zip(r.carried, carried, strict=True))
     step = StepBuilder(builder)
-    step.copy_step(r.nodes, r.products, matrices, known)
-    results = [step.op("Identity", [known[value]]) for value in r.after]
-    for value, summed in zip(r.stacked, r.summed, strict=True):
-        results.append(step.sum_of_rows(known[value]) if summed else step.op("Identity", [known[value]]))
-    graph = ir.Graph(inputs, results, nodes=step.made, opset_imports={"": opset}, name="step")
+    if r.may_be_empty:
+        return builder.function(SPEC, overload, _loop(builder, step, r, initial, sequences, carried, matrices, known))
+    known.update(zip(r.elements, inputs[len(r.carried) :], strict=True))
+    results = _results(step, r, matrices, known)
     attributes = {
-        "body": ir.Attr("body", ir.AttributeType.GRAPH, graph),
+        "body": _graph(inputs, results, step),
         "num_scan_inputs": len(r.elements),
         "scan_input_directions": [int(one) for one in r.reverse],
     }
@@ -100,6 +103,56 @@ def body(recurrence: Recurrence, overload: str, opset: int, element_types: Seque
         attributes["scan_output_directions"] = [int(one) for one in r.reverse_stacked]
     outputs = builder.several("Scan", [*initial, *sequences], attributes, len(results))
     return builder.function(SPEC, overload, outputs)
+
+
+def _results(
+    step: StepBuilder, r: Recurrence, matrices: Mapping[ir.Node, ir.Value], known: dict[ir.Value, ir.Value]
+) -> list[ir.Value]:
+    """What a step gives: the carried values after it, and what is stacked."""
+    step.copy_step(r.nodes, r.products, matrices, known)
+    results = [step.op("Identity", [known[value]]) for value in r.after]
+    for value, summed in zip(r.stacked, r.summed, strict=True):
+        results.append(step.sum_of_rows(known[value]) if summed else step.op("Identity", [known[value]]))
+    return results
+
+
+def _graph(inputs: Sequence[ir.Value], results: Sequence[ir.Value], step: StepBuilder) -> ir.Attr:
+    graph = ir.Graph(inputs, results, nodes=step.made, opset_imports={"": step.opset}, name="step")
+    return ir.Attr("body", ir.AttributeType.GRAPH, graph)
+
+
+def _loop(
+    builder: BodyBuilder,
+    step: StepBuilder,
+    r: Recurrence,
+    initial: Sequence[ir.Value],
+    sequences: Sequence[ir.Value],
+    carried: Sequence[ir.Value],
+    matrices: Mapping[ir.Node, ir.Value],
+    known: dict[ir.Value, ir.Value],
+) -> list[ir.Value]:
+    """The outputs of a Loop that looks its elements up."""
+    one = builder.constant(np.array(1, np.int64))
+    limit = builder.op("Gather", [builder.op("Shape", [sequences[0]]), builder.constant(np.array(0, np.int64))])
+    number, condition = (
+        ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(()))
+        for name, dtype in (("number", DataType.INT64), ("condition", DataType.BOOL))
+    )
+    back = step.op("Sub", [builder.op("Sub", [limit, one]), number]) if any(r.reverse) else number
+    for element, sequence, reverse in zip(r.elements, sequences, r.reverse, strict=True):
+        known[element] = step.op("Gather", [sequence, back if reverse else number])
+    results = [step.op("Identity", [condition]), *_results(step, r, matrices, known)]
+    for result, shape in zip(results[1 + len(r.carried) :], r.stacked_shapes, strict=True):
+        result.type = ir.TensorType(DataType.FLOAT)
+        result.shape = None if shape is None else ir.Shape(shape)
+    body_of_loop = {"body": _graph([number, condition, *carried], results, step)}
+    true = builder.constant(np.array(True))
+    outputs = list(builder.several("Loop", [limit, true, *initial], body_of_loop, len(results) - 1))
+    bounds = [builder.integers(bound) for bound in (-1, -(2**63), 0, -1)] if any(r.reverse_stacked) else []
+    for index, reverse in enumerate(r.reverse_stacked, len(r.carried)):
+        if reverse:
+            outputs[index] = builder.op("Slice", [outputs[index], *bounds])
+    return outputs
 
 
 class StepBuilder(BodyBuilder):

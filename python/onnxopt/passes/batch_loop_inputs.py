@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from onnxopt import ir
 from onnxopt.loops import (
@@ -67,7 +68,7 @@ class BatchLoopInputs(Pass):
             ):
                 moved[node] = None
         frontier = [value for node in moved for value in node.outputs if _is_needed(value, moved)]
-        if not moved or not frontier or not _fits(frontier, loop, ctx) or not ctx.budget.take():
+        if not moved or not frontier or not _fits(frontier, moved, loop, ctx) or not ctx.budget.take():
             discard(builder.nodes)
             return False
         for value in frontier:
@@ -115,15 +116,20 @@ def _is_needed(value: ir.Value, moved: dict[ir.Node, None]) -> bool:
     return value.is_graph_output() or any(user not in moved for user, _ in value.uses())
 
 
-def _fits(frontier: list[ir.Value], loop: Loop, ctx: Context) -> bool:
-    """Whether the sequences that are made are small enough."""
+def _fits(frontier: list[ir.Value], moved: Iterable[ir.Node], loop: Loop, ctx: Context) -> bool:
+    """Whether the sequences that are made are small enough. What is looked up by number is an element of a sequence as well."""
     made = sum(_elements(value, ctx) for value in frontier)
-    read = sum(_elements(one.element, ctx) for one in loop.scan_inputs)
+    looked_up = [node.outputs[0] for node in moved if node.op_type == "Gather" and _is_outside(node.inputs[0], loop)]
+    read = sum(_elements(value, ctx) for value in [*(one.element for one in loop.scan_inputs), *looked_up])
     shape = ctx.shapes.shape(loop.scan_inputs[0].sequence)
     trips = shape[0] if shape else None
     if isinstance(trips, int) and math.isfinite(made):
         return made * trips * 4 <= MOST_BYTES
     return made <= MOST_GROWTH * read
+
+
+def _is_outside(value: ir.Value | None, loop: Loop) -> bool:
+    return value is not None and value.graph is not loop.body
 
 
 def _elements(value: ir.Value, ctx: Context) -> float:

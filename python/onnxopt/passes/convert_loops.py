@@ -14,13 +14,16 @@ from onnxopt.passes.base import Context, Pass, PassResult, register_pass
 from onnxopt.rewrite.patch import Builder
 from onnxopt.rewrite.rules import Refusal, attribute
 
+INTEGER_MAX_OPSET = 12
+"""Since then Max takes integers."""
+
 
 @register_pass
 class ConvertLoops(Pass):
     """Turn Loops whose condition is always true into Scans.
 
     `Gather(x, i)` becomes a sequence of the Scan, a counter a sequence of numbers, and a carried value to which each iteration appends, by
-    Concat or as a list that is concatenated in the end, becomes a stacked output. Refused: conditions that may end the loop, limits that may be 0, carried values whose shape changes otherwise, values that
+    Concat or as a list that is concatenated in the end, becomes a stacked output. Refused: conditions that may end the loop, limits that may be 0 where no kernels run whole loops, carried values whose shape changes otherwise, values that
     are no tensors, and limits that are not given.
     """
 
@@ -48,7 +51,7 @@ def _refusal(loop: Loop, ctx: Context) -> Refusal | None:
         return Refusal("it has no limit")
     if not condition_is_true(loop):
         return Refusal("its condition may end it")
-    if not runs_at_least_once(loop, ctx):
+    if not (runs_at_least_once(loop, ctx) or _can_be_restored(loop, ctx)):
         return Refusal("it may not run at all, which onnxruntime's Scan cannot do")
     if ctx.shapes.shape(loop.limit) not in ((), (1,)):
         return Refusal("the shape {} of its limit is not that of one number", ctx.shapes.shape(loop.limit))
@@ -62,6 +65,18 @@ def _refusal(loop: Loop, ctx: Context) -> Refusal | None:
     if any(ctx.shapes.dtype(one.element) is None for one in loop.scan_outputs):
         return Refusal("a stacked output is no tensor of a known type")
     return None
+
+
+def _can_be_restored(loop: Loop, ctx: Context) -> bool:
+    """Whether a Scan that may not run can become a Loop again (`restore_loops`), where no kernel takes it."""
+    grown = [found for carry in loop.carries if (found := appended(carry, loop, ctx))]
+    known = all(ctx.shapes.static_shape(one.element) is not None for one in grown)
+    return known and ctx.target.custom_ops and (ctx.opset >= INTEGER_MAX_OPSET or _is_positive(loop.limit, ctx))
+
+
+def _is_positive(limit: ir.Value | None, ctx: Context) -> bool:
+    elements = ctx.shapes.elements(limit)
+    return elements is not None and all(ctx.shapes.bounds.prove_at_least(one, 0) is True for one in elements)
 
 
 def _keeps_shape(carry: Carry, ctx: Context) -> bool:
@@ -87,6 +102,8 @@ class _Conversion:
         assert loop.iteration is not None and loop.condition_inside is not None
         if self.ctx.shapes.shape(self.limit) == (1,):
             self.limit = self.builder.Reshape(self.limit, self.builder.constant(np.array([], np.int64), "scalar"))
+        if not _is_positive(self.limit, self.ctx):
+            self.limit = self.builder.Max(self.limit, self.builder.constant(np.array(0, np.int64)))
         for carry in list(loop.carries):
             found = appended(carry, loop, self.ctx)
             if found is not None:

@@ -9,7 +9,7 @@ import numpy as np
 from onnxopt import ir
 from onnxopt.ir import dims
 from onnxopt.ir.dims import Dim
-from onnxopt.loops import Loop, loops_of
+from onnxopt.loops import Loop, loops_of, runs_at_least_once
 from onnxopt.loops.cells import Cell, find_cells
 from onnxopt.loops.expressions import Expression, Move, Origin, Permuted, Reshaped, Step
 from onnxopt.loops.recurrent_ops import ACTIVATIONS
@@ -29,7 +29,7 @@ class RecognizeRecurrentCells(Pass):
     The gates may come from one product or from several, in any order, of state and element apart or side by side, with biases anywhere in the
     sums; a GRU may reset before or after its product; an LSTM may have peepholes. Cells of one step that read each other become a
     chain of ops. (onnxruntime's LSTM and GRU lose NaN, which the standard keeps, in any model.) Refused: steps that compute or stack anything else than hidden states, cells whose element is not multiplied with a constant matrix,
-    other activations than Sigmoid, Tanh and Relu, projections, and states that are not float32 of two dims.
+    other activations than Sigmoid, Tanh and Relu, projections, loops that may not run at all, and states that are not float32 of two dims.
     """
 
     name = "recognize_recurrent_cells"
@@ -58,6 +58,8 @@ def _writer(loop: Loop, ctx: Context) -> _Writer | Refusal:
             return Refusal("'{}' is not float32 of two dims", carry.inside.name, culprit=carry.inside)
     if any(one.axis for one in loop.scan_inputs) or any(one.axis for one in loop.scan_outputs):
         return Refusal("its sequences and outputs are not along axis 0")
+    if not runs_at_least_once(loop, ctx):
+        return Refusal("it may not run at all, which onnxruntime's RNN, GRU and LSTM cannot do")
     step = Step(loop, ctx)
     after = [step.of(carry.after) for carry in loop.carries]
     known = [one for one in after if one is not None]
