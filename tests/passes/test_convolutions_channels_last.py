@@ -170,6 +170,18 @@ def test_other_targets_have_no_custom_ops() -> None:
     assert not any(node.domain for node in after.graph.node)
 
 
+@pytest.mark.parametrize(("count", "converted"), [(1, True), (2, False), (15, False), (16, True)])
+def test_a_few_filters_of_each_channel_are_left(monkeypatch: pytest.MonkeyPatch, count: int, converted: bool) -> None:
+    set_costs(monkeypatch, border_cost=0.0)
+    before = model(
+        "g (float[1,6,9,8] x) => (y) { a = Conv (x, w) b = Conv <group=6> (a, v) y = Conv (b, u) }",
+        **weights(w=(6, 6, 1, 1), v=(6 * count, 1, 3, 3), u=(5, 6 * count, 1, 1)),
+    )
+    after = convert(before)
+    assert ("Conv" not in op_list(after)) is converted
+    assert_equal(before, after, {"x": RNG.standard_normal((1, 6, 9, 8)).astype(np.float32)})
+
+
 def shuffled(batch: str, *spatial: int, groups: int = 4) -> onnx.ModelProto:
     """Convolutions with their channels shuffled between them, halves of which are split."""
     rank, sizes = len(spatial), ",".join(map(str, spatial))

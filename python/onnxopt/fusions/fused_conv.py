@@ -32,6 +32,9 @@ def refuse(node: ir.Node, shapes: ir.ShapeEnv) -> Refusal | None:
     shape = shapes.static_shape(filters)
     if shape is None or len(shape) not in RANKS or 0 in shape:
         return Refusal("the kernel has one or two spatial dims", culprit=node)
+    group = attribute(node, "group", 1)
+    if group > 1 and shape[1] == 1 and 1 < shape[0] // group < ir.PANEL:
+        return Refusal("{} filters of each channel leave most of a vector empty", shape[0] // group, culprit=node)
     if any(value is not None and ir.constant(value) is None for value in (filters, *bias)):
         return Refusal("its filters or biases are not constant", culprit=node)
     if any(attr.is_ref() for attr in node.attributes.values()):
