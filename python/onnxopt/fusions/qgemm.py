@@ -64,8 +64,8 @@ def added_bias(node: ir.Node, columns: int) -> tuple[np.ndarray | None, ir.Node]
     uses = list(result.uses())
     if len(uses) == 1 and not result.is_graph_output() and (user := uses[0][0]).op_type == "Add" and not user.domain:
         vector = quantized.bias(user.inputs[1 - uses[0][1]])
-        if vector is not None and vector.shape == (columns,):
-            return vector, user
+        if vector is not None and vector.shape in ((columns,), (1, columns)):
+            return vector.reshape(columns), user
     return None, node
 
 

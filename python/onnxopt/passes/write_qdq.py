@@ -11,7 +11,7 @@ from onnxopt.fusions.qgemm import added_bias
 from onnxopt.passes.base import Context, Pass, PassResult, register_pass
 from onnxopt.quant.placement import CONVOLUTIONS, place
 from onnxopt.quant.ranges import scale_and_zero
-from onnxopt.quant.weights import QuantizedMatrix, coarse_enough, quantize_columns, unit_of_sums, whole_bias
+from onnxopt.quant.weights import coarse_enough, quantize_columns, unit_of_sums, whole_bias
 from onnxopt.rewrite.patch import Builder
 from onnxopt.rewrite.rules import attribute
 
@@ -62,7 +62,7 @@ class WriteQdq(Pass):
         (result,) = builder.copy_of(node, [x, *_weights(builder, node, scale, ctx)])
         last = node
         if node.op_type not in CONVOLUTIONS:
-            result, last = _corrected(builder, node, result, ctx)
+            result, last = _with_bias(builder, node, result, ctx)
         return ctx.editor.apply(builder.patch(RULE, {last.outputs[0]: result}), unused=[last, node])
 
     def rule_names(self) -> list[str]:
@@ -86,22 +86,33 @@ def _activation(builder: Builder, node: ir.Node, ctx: Context) -> tuple[ir.Value
     return _rounded(builder, x, ctx), scale_and_zero(ctx.options.ranges[str(x.name)])[0]
 
 
-def _corrected(builder: Builder, node: ir.Node, result: ir.Value, ctx: Context) -> tuple[ir.Value, ir.Node]:
-    """A product's result with its correction, and the node that it takes the place of: the one that adds a bias, where there is one."""
+def _with_bias(builder: Builder, node: ir.Node, result: ir.Value, ctx: Context) -> tuple[ir.Value, ir.Node]:
+    """A product's result with the bias that is added to it and its correction, and the node that it takes the place of."""
     matrix = ctx.options.matrices.get(ir.node_name(node))
-    if matrix is None or matrix.correction is None or _vector(node, matrix) is not None:
+    weights = ir.constant(node.inputs[1])
+    assert weights is not None
+    columns = int(weights.shape.numpy()[0 if attribute(node, "transB", 0) else 1])
+    lacking = None if matrix is None or _vector(node, columns) is not None else matrix.correction
+    bias, last = added_bias(node, columns)
+    parts = [one for one in (bias, lacking) if one is not None]
+    if not parts:
         return result, node
-    bias, last = added_bias(node, len(matrix.scales))
-    total = matrix.correction if bias is None else bias + matrix.correction
-    added = builder.Add(result, builder.constant(total.astype(np.float32), "bias"))
-    return added, last
+    total = np.sum(parts, axis=0)
+    return builder.Add(result, builder.constant(_shaped(total, node, ctx).astype(np.float32), "bias")), last
 
 
-def _vector(node: ir.Node, matrix: QuantizedMatrix) -> np.ndarray | None:
-    """The constant bias of a Gemm that has a number for each column."""
+def _shaped(bias: np.ndarray, node: ir.Node, ctx: Context) -> np.ndarray:
+    """A vector, or a row where onnxruntime would make a Gemm of a product and a vector, between Reshapes that keep it from seeing integers:
+    where sizes are known and there are more dims than two."""
+    shape = ctx.shapes.static_shape(node.outputs[0])
+    return bias.reshape(1, -1) if shape is not None and len(shape) > 2 else bias
+
+
+def _vector(node: ir.Node, columns: int) -> np.ndarray | None:
+    """The constant bias of a node itself, float64 [columns]; None where it has none, or one of another form."""
     tensor = ir.constant(node.inputs[2]) if len(node.inputs) > 2 else None
-    fits = tensor is not None and tensor.shape.numpy() in (matrix.scales.shape, (1, *matrix.scales.shape))
-    return np.asarray(tensor.numpy()) if tensor is not None and fits else None
+    fits = tensor is not None and tensor.shape.numpy() in ((columns,), (1, columns))
+    return np.asarray(tensor.numpy(), np.float64).reshape(-1) if tensor is not None and fits else None
 
 
 def _rounded(builder: Builder, value: ir.Value, ctx: Context) -> ir.Value:
@@ -119,7 +130,7 @@ def _scale_of(value: ir.Value) -> np.float32 | None:
 
 
 def _weights(builder: Builder, node: ir.Node, x_scale: np.float32 | None, ctx: Context) -> Iterable[ir.Value | None]:
-    """The further inputs of a node, of constants in 8 bits (weights) and 32 bits (a convolution's bias; floats where X's scale is unknown)."""
+    """The further inputs of a node, of constants in 8 bits (weights) and 32 bits (its bias; floats where X's scale is unknown)."""
     weights = node.inputs[1]
     tensor = None if weights is None else ir.constant(weights)
     assert weights is not None and tensor is not None
@@ -129,11 +140,9 @@ def _weights(builder: Builder, node: ir.Node, x_scale: np.float32 | None, ctx: C
     matrix = ctx.options.matrices.get(ir.node_name(node))
     quantized, scales = quantize_columns(columns) if matrix is None else (matrix.array, matrix.scales)
     bias = node.inputs[2] if len(node.inputs) > 2 else None
-    held = None if bias is None or node.op_type not in CONVOLUTIONS else ir.constant(bias)
-    added = None if held is None else np.asarray(held.numpy(), np.float64)
-    lacking = None if matrix is None or node.op_type not in CONVOLUTIONS else matrix.correction
-    if lacking is not None and (bias is None or added is not None):
-        added = lacking + (np.zeros(lacking.shape) if added is None else added)
+    added, lacking = _vector(node, columns.shape[1]), None if matrix is None else matrix.correction
+    if lacking is not None and (added is not None or (bias is None and node.op_type in CONVOLUTIONS)):
+        added = lacking + (0.0 if added is None else added)
     if added is not None and x_scale is not None:
         quantized, scales = coarse_enough(columns, quantized, scales, added, x_scale)
     restored = np.ascontiguousarray(quantized.T).reshape(array.shape) if first else quantized
@@ -145,10 +154,7 @@ def _weights(builder: Builder, node: ir.Node, x_scale: np.float32 | None, ctx: C
         axis=axis,
     )
     if added is None:
-        vector = None if matrix is None or matrix.correction is None else _vector(node, matrix)
-        if matrix is not None and vector is not None:
-            yield builder.constant((vector + matrix.correction).astype(np.float32), f"{name}_bias")
-        elif bias is not None:
+        if bias is not None:
             yield bias
         return
     if x_scale is None:
