@@ -17,7 +17,7 @@ from onnxopt import ir
 from onnxopt.passes.base import Pass
 from onnxopt.pipeline import PassManager, Report
 from onnxopt.runtime import target as targets
-from onnxopt.runtime.library import register
+from onnxopt.runtime.library import native, register
 
 
 def model(graph: str, *, opset: int = 17, ir_version: int = 8, **weights: np.ndarray) -> onnx.ModelProto:
@@ -113,3 +113,22 @@ def node_model(
     )
     imports = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnxopt", 1)]
     return helper.make_model(graph, opset_imports=imports, ir_version=10)
+
+
+def run_emulated(proto: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """The outputs of a model of custom ops alone, each computed by its kernel for CUDA devices, whose code the host runs."""
+    values = dict(feeds) | {one.name: onnx.numpy_helper.to_array(one) for one in proto.graph.initializer}
+    for node in proto.graph.node:
+        attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+        texts = {name: value.decode() if isinstance(value, bytes) else value for name, value in attributes.items()}
+        results = native().run(
+            node.op_type, [values[name] for name in node.input], texts, variant=emulated_variant(node.op_type)
+        )
+        values.update(zip(node.output, results, strict=True))
+    return [values[output.name] for output in proto.graph.output]
+
+
+def emulated_variant(op: str) -> str:
+    """The code of an op's kernel for CUDA devices as the host runs it."""
+    variants = next(one["variants"] for one in native().ops() if one["op"] == op)
+    return next(str(one["name"]) for one in variants if one["device"] == "cuda") + "_emulated"

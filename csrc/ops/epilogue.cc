@@ -78,6 +78,12 @@ std::optional<gemm::Gate> gate_of(const Program& program) {
   return done == code.size() ? std::optional(gate) : std::nullopt;
 }
 
+std::vector<elementwise::Shape> shapes_of(std::span<const TensorType> types) {
+  std::vector<elementwise::Shape> shapes;
+  for (const TensorType& type : types) shapes.push_back(type.shape);
+  return shapes;
+}
+
 }  // namespace
 
 int element_type(elementwise::DType type) {
@@ -178,9 +184,14 @@ Result<elementwise::Epilogue> EpilogueProgram::bind(const Shape& raw, std::span<
                                                     std::span<const TensorType> types, std::span<void* const> outputs) const {
   std::vector<const void*> data(raw_, nullptr);
   for (const Tensor& input : inputs) data.push_back(input.data);
-  std::vector<elementwise::Shape> output_shapes;
-  for (const TensorType& type : types) output_shapes.push_back(type.shape);
-  return elementwise::Epilogue::make(*program_, *variant_, raw_, {data, shapes(raw, inputs), outputs, output_shapes});
+  return elementwise::Epilogue::make(*program_, *variant_, raw_, {data, shapes(raw, inputs), outputs, shapes_of(types)});
+}
+
+Result<bool> EpilogueProgram::run(const Shape& raw, std::vector<const void*> results, std::span<const Tensor> inputs,
+                                  std::span<const TensorType> types, std::span<void* const> outputs,
+                                  const ParallelFor& parallel_for) const {
+  for (const Tensor& input : inputs) results.push_back(input.data);
+  return elementwise::run(*program_, *variant_, {results, shapes(raw, inputs), outputs, shapes_of(types)}, parallel_for);
 }
 
 }  // namespace onnxopt::ops

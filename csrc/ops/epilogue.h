@@ -54,6 +54,10 @@ class EpilogueProgram {
   Result<elementwise::Epilogue> bind(const Shape& raw, std::span<const Tensor> inputs, std::span<const TensorType> types,
                                      std::span<void* const> outputs) const;
 
+  /// Runs the program alone, on `results` in memory.
+  Result<bool> run(const Shape& raw, std::vector<const void*> results, std::span<const Tensor> inputs,
+                   std::span<const TensorType> types, std::span<void* const> outputs, const ParallelFor& parallel_for) const;
+
  private:
   std::vector<std::span<const std::int64_t>> shapes(const Shape& raw, std::span<const Tensor> inputs) const;
 

@@ -5,6 +5,7 @@
 
 #include "csrc/ops/device.h"
 #include "csrc/ops/layout.h"
+#include "csrc/ops/two_bytes.h"
 #include "kernels/cpu/attention/attention.h"
 #include "kernels/cuda/attention/attention.h"
 
@@ -99,9 +100,6 @@ struct Sizes {
 };
 
 attention::Steps steps_of(const Axes& axes) { return {axes[kBatch], axes[kHead], axes[kRow], axes[kColumn]}; }
-
-/// Types that only kernels for CUDA devices compute with.
-bool is_of_two_bytes(int type) { return type == kFloat16 || type == kBfloat16; }
 
 template <class T>
 attention::ViewOf<T> view_of(const Tensor& tensor, const AxisLayout& layout, const Axes& sizes) {
@@ -261,18 +259,27 @@ class CpuAttention final : public FusedAttention {
 
   Result<bool> run(std::span<const Tensor> inputs, std::span<const TensorType> types, std::span<void* const> outputs,
                    const Execution& execution) const override {
-    if (inputs[0].type != kFloat)
-      return Result<bool>::failure("Its tensors are of type " + name_of(inputs[0].type) +
-                                   ", which only the kernel for CUDA devices computes with.");
-    const attention::Problem problem = problem_of<float>(inputs, types[0], outputs[0]);
-    if (problem.keys == 0)  // a sum of no values
-      std::fill_n(problem.y, problem.batch * problem.rows * problem.heads * problem.width, 0.0f);
-    else
-      attention::run(problem, variant_, execution.parallel_for);
+    if (inputs[0].type == kFloat) {
+      run_floats(inputs, types[0], outputs[0], execution);
+      return true;
+    }
+    // Nothing is made for this but for CUDA devices: their models can be checked anywhere.
+    const AsFloats floats(inputs);
+    std::vector<float> y(count_of(types[0].shape));
+    run_floats(floats.tensors(), types[0], y.data(), execution);
+    round_to(types[0].type, y, outputs[0]);
     return true;
   }
 
  private:
+  void run_floats(std::span<const Tensor> inputs, const TensorType& type, void* output, const Execution& execution) const {
+    const attention::Problem problem = problem_of<float>(inputs, type, output);
+    if (problem.keys == 0)  // a sum of no values
+      std::fill_n(problem.y, problem.batch * problem.rows * problem.heads * problem.width, 0.0f);
+    else
+      attention::run(problem, variant_, execution.parallel_for);
+  }
+
   const attention::Variant& variant_;
 };
 

@@ -5,6 +5,7 @@
 #include "csrc/ops/bound_program.h"
 #include "csrc/ops/device.h"
 #include "csrc/ops/epilogue.h"
+#include "csrc/ops/two_bytes.h"
 #include "kernels/cpu/gemm/gemm.h"
 #include "kernels/cuda/gemm/gemm.h"
 
@@ -41,9 +42,6 @@ Result<Layout> read_layout(const Attributes& attributes) {
   layout.biased = attributes.integer("biased").value_or(0) != 0;
   return layout;
 }
-
-/// Types that only kernels for CUDA devices multiply.
-bool is_of_two_bytes(int type) { return type == kFloat16 || type == kBfloat16; }
 
 /// What kernels of all devices share: the sizes.
 class FusedGemm : public Kernel {
@@ -113,19 +111,21 @@ class CpuGemm final : public FusedGemm {
 
   Result<bool> run(std::span<const Tensor> inputs, std::span<const TensorType> types, std::span<void* const> outputs,
                    const Execution& execution) const override {
-    if (inputs[0].type != kFloat)
-      return Result<bool>::failure("Its tensors are of type " + name_of(inputs[0].type) +
-                                   ", which only the kernel for CUDA devices multiplies.");
+    return inputs[0].type == kFloat ? run_floats(inputs, types, outputs, execution)
+                                    : run_two_bytes(inputs, types, outputs, execution);
+  }
+
+ private:
+  gemm::Problem problem_of(std::span<const Tensor> inputs) const {
     const std::int64_t depth = inputs[0].shape.back();
-    gemm::Problem problem{static_cast<const float*>(inputs[0].data),
-                          depth,
-                          rows_of(inputs),
-                          depth,
-                          layout_.columns,
-                          nullptr,
-                          0,
-                          epilogue_.clip(),
-                          nullptr};
+    return {
+        static_cast<const float*>(inputs[0].data), depth, rows_of(inputs), depth, layout_.columns, nullptr, 0, nullptr, nullptr};
+  }
+
+  Result<bool> run_floats(std::span<const Tensor> inputs, std::span<const TensorType> types, std::span<void* const> outputs,
+                          const Execution& execution) const {
+    gemm::Problem problem = problem_of(inputs);
+    problem.clip = epilogue_.clip();
     // A single result that a single output is made of lies where that output goes.
     const bool in_place = !epilogue_.present() || (layout_.products == 1 && types.size() == 1 && types[0].type == kFloat);
     std::vector<gemm::Product> products;
@@ -151,7 +151,31 @@ class CpuGemm final : public FusedGemm {
     return true;
   }
 
- private:
+  /// Products of floats, which are rounded before an epilogue reads them. Nothing is made for this but for CUDA devices: their
+  /// models can be checked anywhere.
+  Result<bool> run_two_bytes(std::span<const Tensor> inputs, std::span<const TensorType> types, std::span<void* const> outputs,
+                             const Execution& execution) const {
+    const AsFloats floats(inputs.first(layout_.epilogue()));
+    const Shape shape = result_shape(inputs);
+    const std::size_t count = count_of(shape);
+    std::vector<std::vector<float>> results(layout_.products, std::vector<float>(count));
+    std::vector<std::vector<std::uint16_t>> held;
+    std::vector<gemm::Product> products;
+    for (std::size_t i = 0; i < layout_.products; ++i) products.push_back(product(floats.tensors(), i, results[i].data()));
+    gemm::Problem problem = problem_of(floats.tensors());
+    problem.products = products.data();
+    problem.product_count = products.size();
+    gemm::run(problem, variant_, execution.parallel_for);
+    std::vector<const void*> raw;
+    for (std::size_t i = 0; i < layout_.products; ++i) {
+      void* const target = epilogue_.program() ? held.emplace_back(count).data() : outputs[i];
+      round_to(inputs[0].type, results[i], target);
+      raw.push_back(target);
+    }
+    if (!epilogue_.program()) return true;
+    return epilogue_.run(shape, std::move(raw), inputs.subspan(layout_.epilogue()), types, outputs, execution.parallel_for);
+  }
+
   gemm::Product product(std::span<const Tensor> inputs, std::size_t index, void* c) const {
     const auto floats = [&](bool there, std::size_t first) {
       return there ? static_cast<const float*>(inputs[first + index].data) : nullptr;

@@ -166,24 +166,12 @@ ONNXOPT_IN_KERNEL std::uint32_t to_tf32(std::uint32_t word) {
 #endif
 }
 
-/// bfloat16 is the upper half of a float.
-ONNXOPT_IN_KERNEL float from_brain(std::uint16_t brain) {
-  return elementwise::cuda::bits<float>(static_cast<std::uint32_t>(brain) << 16);
-}
-
-/// Rounds to nearest even.
-ONNXOPT_IN_KERNEL std::uint16_t to_brain(float value) {
-  const auto word = elementwise::cuda::bits<std::uint32_t>(value);
-  if (value != value) return static_cast<std::uint16_t>(word >> 16 | 0x40u);
-  return static_cast<std::uint16_t>((word + 0x7fffu + (word >> 16 & 1u)) >> 16);
-}
-
 /// Elements of two bytes: bfloat16, or else float16.
 ONNXOPT_IN_KERNEL float from_two_bytes(std::uint16_t value, bool brain) {
-  return brain ? from_brain(value) : elementwise::cuda::from_half(value);
+  return brain ? elementwise::cuda::from_brain(value) : elementwise::cuda::from_half(value);
 }
 ONNXOPT_IN_KERNEL std::uint16_t to_two_bytes(float value, bool brain) {
-  return brain ? to_brain(value) : elementwise::cuda::to_half(value);
+  return brain ? elementwise::cuda::to_brain(value) : elementwise::cuda::to_half(value);
 }
 
 /// How bytes can be copied: 16 or 4 at once, or one by one.

@@ -457,7 +457,7 @@ REFUSED = {
     "half precision": (
         model("""g (float16[2,2,5,8] q, float16[2,2,8,5] k, float16[2,2,5,8] v) => (float16[2,2,5,8] y) {
             s = MatMul(q, k) p = Softmax<axis = -1>(s) y = MatMul(p, v) }"""),
-        "float32",
+        "does not compute",
     ),
     "unknown heads": (
         model("""g (float[B,H,S,8] q, float[B,H,8,S] k, float[B,H,S,8] v) => (float[B,H,S,8] y) {

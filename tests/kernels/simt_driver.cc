@@ -91,7 +91,8 @@ std::uint32_t pattern(int number) {
   if (onnxopt::is_byte(E)) return static_cast<std::uint8_t>(number);
   const auto value = static_cast<float>(number);
   if (E == Element::kHalf) return onnxopt::elementwise::cuda::to_half(value);
-  return E == Element::kBrain ? onnxopt::to_brain(value) : onnxopt::elementwise::cuda::bits<std::uint32_t>(value);
+  return E == Element::kBrain ? onnxopt::elementwise::cuda::to_brain(value)
+                              : onnxopt::elementwise::cuda::bits<std::uint32_t>(value);
 }
 
 /// The word of which each of `count` elements is `element(k)`, from `k` on.

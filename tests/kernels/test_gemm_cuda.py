@@ -1,4 +1,4 @@
-"""FusedGemm on the tensor cores of CUDA devices, run by the host: float16, bfloat16, and floats as tf32.
+"""FusedGemm on the tensor cores of CUDA devices, run by the host: float16, bfloat16, and floats as tf32; and what processors make of the former.
 
 Matrices of small whole numbers have exact products, so that no element can be missed or read twice; others are compared with float64.
 """
@@ -26,6 +26,7 @@ BITS = {"f16": 11, "bf16": 8, "tf32": 11}
 """Of the numbers that are multiplied."""
 EMULATED = {"f16": "gemm__cuda_emulated", "bf16": "gemm__cuda_emulated", "tf32": "gemm__cuda_tf32_emulated"}
 DEVICE = {"f16": "gemm__cuda", "bf16": "gemm__cuda", "tf32": "gemm__cuda_tf32"}
+PROCESSOR = "gemm__scalar"
 HALF_GELU = "i0:f16 | t0=gelu(i0) | t0:f16"
 
 
@@ -88,6 +89,9 @@ def test_products_of_any_size(kind: str, rows: int, depth: int, columns: int) ->
     assert_near(kind, plain, x, matrix)
     (biased,) = gemm(kind, x, [matrix], [bias])
     assert_near(kind, biased, x, matrix, bias)
+    if kind != "tf32":
+        (converted,) = gemm(kind, x, [matrix], [bias], variant=PROCESSOR)
+        assert_near(kind, converted, x, matrix, bias)
 
 
 @pytest.mark.parametrize("kind", DTYPES)
@@ -130,6 +134,9 @@ def test_epilogues_of_halves(columns: int, count: int) -> None:
     )
     (found,) = gemm("f16", x, matrices, None, [residual, scale], epilogue=program)
     np.testing.assert_array_equal(found, wanted)
+    (converted,) = gemm("f16", x, matrices, None, [residual, scale], epilogue=program, variant=PROCESSOR)
+    (by_processor,) = native.run("FusedElementwise", [*raw, residual, scale], {"expr": program})
+    np.testing.assert_array_equal(converted, by_processor)
 
 
 def test_epilogue_of_tf32_makes_other_types() -> None:
@@ -222,12 +229,6 @@ def test_a_variant_that_was_tuned_comes_first(
 
 
 REFUSED: dict[str, tuple[list[Array], dict[str, Any], str, str]] = {
-    "half on a processor": (
-        [np.ones((2, 3), np.float16), np.ones((1, 3, 16), np.float16)],
-        {},
-        "gemm__scalar",
-        "of type float16, which only the kernel for CUDA devices multiplies",
-    ),
     "weights of another type": (
         [np.ones((2, 3), np.float16), np.ones((1, 3, 16), np.float32)],
         {},

@@ -166,12 +166,12 @@ REFUSED: dict[str, tuple[str, dict[str, Array], str]] = {
     "double": (
         "g (double[N,12] x) => (double[N,20] y) { y = MatMul(x, w) }",
         {"w": WEIGHTS["w"].astype(np.float64)},
-        "the kernel computes float32",
+        "the kernel does not multiply",
     ),
     "half": (
         "g (float16[N,12] x) => (float16[N,20] y) { y = MatMul(x, w) }",
         {"w": WEIGHTS["w"].astype(np.float16)},
-        "the kernel computes float32",
+        "the kernel does not multiply",
     ),
     "vector of rows": (
         "g (float[12] x) => (float[20] y) { y = MatMul(x, w) }",

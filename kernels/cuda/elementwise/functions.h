@@ -69,6 +69,18 @@ ONNXOPT_DEVICE std::uint16_t to_half(float value) {
 
 ONNXOPT_DEVICE float round_to_half(float value) { return from_half(to_half(value)); }
 
+// --- bfloat16, the upper half of a float ---
+ONNXOPT_DEVICE float from_brain(std::uint16_t brain) { return bits<float>(static_cast<std::uint32_t>(brain) << 16); }
+
+/// Rounds to nearest even.
+ONNXOPT_DEVICE std::uint16_t to_brain(float value) {
+  const auto word = bits<std::uint32_t>(value);
+  if (value != value) return static_cast<std::uint16_t>(word >> 16 | 0x40u);
+  return static_cast<std::uint16_t>((word + 0x7fffu + (word >> 16 & 1u)) >> 16);
+}
+
+ONNXOPT_DEVICE float round_to_brain(float value) { return from_brain(to_brain(value)); }
+
 // --- functions of a float; what a comparison with NaN chooses is what the CPU kernel chooses ---
 ONNXOPT_DEVICE float lesser(float a, float b) { return a < b ? a : b; }
 ONNXOPT_DEVICE float greater(float a, float b) { return a > b ? a : b; }

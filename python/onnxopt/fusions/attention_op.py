@@ -9,6 +9,7 @@ import numpy as np
 
 from onnxopt import ir
 from onnxopt.fusions import fused_attention as fusion
+from onnxopt.fusions import halves
 from onnxopt.fusions.attention_axes import Placed
 from onnxopt.fusions.fused_attention import Mask, Scores, Unfit
 from onnxopt.ir.dims import Dim
@@ -50,7 +51,7 @@ class _Writer:
 
     def __init__(self, node: ir.Node, masks: CausalMasks, ctx: Context) -> None:
         self.node, self.masks, self.ctx = node, masks, ctx
-        _check(node, ctx)
+        self.dtype = _checked_type(node, ctx)
         heads, self.kv_heads = (int(attribute(node, f"{one}_num_heads", 0)) for one in ("q", "kv"))
         self.q = _place(self._input(0), "h", heads, ctx)
         self.y = fusion.result_of(_place(node.outputs[0], "h", heads, ctx), ctx)
@@ -70,7 +71,8 @@ class _Writer:
         given = self._given(k)
         causal = self._causal((q.placed, of_k.placed), k) if attribute(self.node, "is_causal", 0) else None
         scores.masks = [one for one in (given, causal) if one is not None]
-        found = fusion.describe(scores, (q, of_k, of_v), self.y, guarded=given is not None)
+        fusion.check_types(self.dtype, scores, (q, of_k, of_v), self.ctx)
+        found = fusion.describe(scores, (q, of_k, of_v), self.y, self.dtype, guarded=given is not None)
         result = fusion.write(self.builder, self.node, found)
         presents = {
             old: new.placed.value
@@ -99,7 +101,7 @@ class _Writer:
         joined = self.builder.Concat(past, self._with_heads_first(placed), axis=2)
         batch, heads, rows, columns = shape
         total = rows + placed.sizes["s"]
-        self.ctx.shapes.set(joined, ir.DataType.FLOAT, (batch, heads, total, columns))
+        self.ctx.shapes.set(joined, self.dtype, (batch, heads, total, columns))
         labels = tuple("bksd" if "k" in placed.sizes else "bhsd")
         sizes = placed.sizes | {"s": total}
         return _Keys(Placed(joined, labels, (None,) * 4, sizes), total, rows)
@@ -161,10 +163,12 @@ class _Writer:
         return fusion.fitting(kind, mask, ("b", "h", "q", "t"), dims, self.ctx)
 
 
-def _check(node: ir.Node, ctx: Context) -> None:
-    if any(ctx.shapes.dtype(value) is not ir.DataType.FLOAT for value in node.inputs[:3] if value is not None):
-        raise Unfit("the kernel computes float32", culprit=node)
-    if attribute(node, "softmax_precision", ir.DataType.FLOAT.value) != ir.DataType.FLOAT.value:
+def _checked_type(node: ir.Node, ctx: Context) -> ir.DataType:
+    """The type of a node's tensors."""
+    dtype = ctx.shapes.dtype(node.outputs[0])
+    if dtype is None or not halves.are_multiplied(ctx, dtype):
+        raise Unfit("the kernel does not compute {}", dtype, culprit=node)
+    if attribute(node, "softmax_precision", dtype.value) not in (dtype.value, ir.DataType.FLOAT.value):
         raise Unfit("its Softmax is of another type", culprit=node)
     if _optional(node, SIZES) is not None:
         raise Unfit("its samples have keys of their own number", culprit=node)
@@ -176,6 +180,7 @@ def _check(node: ir.Node, ctx: Context) -> None:
     uses_presents = any(value.is_graph_output() or ir.use_count(value) for value in node.outputs[1:3])
     if past[0] != past[1] or (uses_presents and not past[0]):
         raise Unfit("it has a half of a cache", culprit=node)
+    return dtype
 
 
 def _optional(node: ir.Node, index: int) -> ir.Value | None:

@@ -26,6 +26,8 @@ def build(node: ir.Node, ctx: Context) -> Patch | Refusal | None:
     found = fused_attention.find(node, ctx)
     if not isinstance(found, fused_attention.Found):
         return found
+    if found.made.dtype is not ir.DataType.FLOAT:
+        return Refusal("it is of another type than float32", culprit=node)
     made, (q, k, v), masks = found.made, found.operands, [mask.value for mask in found.masks]
     if {made.q, made.k, made.v, made.y} != {LAYOUT} or made.heads != made.kv_heads:
         return Refusal("its heads are not side by side, or share keys", culprit=node)

@@ -40,7 +40,7 @@ def _is_product_with_integers(m: Match) -> bool | Refusal:
     if _dequantized(m["w"]) is None or m.ctx.target.name != "cpu":
         return False
     if m.dtype("x") is not DataType.FLOAT or m.dtype("w") is not DataType.FLOAT:
-        return Refusal("the kernel computes float32", culprit=node)
+        return Refusal("the kernel does not multiply {}", m.dtype("x"), culprit=node)
     if shape is None or len(shape) != 2 or m.rank("x") in (None, 0, 1) or node.graph is not m.ctx.model.graph:
         return Refusal("it is no product of rows with a matrix", culprit=node)
     if not is_plain(node):

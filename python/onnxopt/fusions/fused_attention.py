@@ -14,6 +14,7 @@ import numpy as np
 
 from onnxopt import ir
 from onnxopt.fusions import attention_axes as axes
+from onnxopt.fusions import halves
 from onnxopt.fusions.attention_axes import Labels, Placed
 from onnxopt.fusions.requantization import is_qgemm
 from onnxopt.fusions.rotary import Rotation, find_rotation
@@ -56,7 +57,7 @@ class Unfit(Exception):
 @dataclasses.dataclass(frozen=True, slots=True)
 class Weights:
     """The weights that a product multiplies: where their Softmax makes them, the Where that clears NaNs after it, which operand they are, and
-    the values from the Softmax to the product."""
+    the values from the Softmax to the product, among them that of a Cast that rounds them to the type of the product."""
 
     placed: Placed
     guard: ir.Node | None
@@ -136,6 +137,9 @@ def find_weights(node: ir.Node, ctx: Context) -> Weights | None:
         if softmax is None or value is None:
             continue
         chain = axes.sources(_place(value, ("q", "t") if index == 0 else ("t", "q"), ctx), ctx)
+        rounding = chain[-1].value.producer()
+        if rounding is not None and rounding.op_type == "Cast":
+            chain += axes.sources(chain[-1].moved(_input(rounding, 0), chain[-1].labels, chain[-1].starts), ctx)
         last = chain[-1]
         guard = last.value.producer()
         ends = guard is softmax or (guard is not None and guard.op_type == "Where")
@@ -158,7 +162,7 @@ def _is_all(value: ir.Value, source: Placed, ctx: Context) -> bool:
 
 
 def _softmax_of(value: ir.Value) -> ir.Node | None:
-    """The Softmax that makes a value, but for what moves elements and a Where that clears NaNs."""
+    """The Softmax that makes a value, but for what moves or rounds elements and a Where that clears NaNs."""
     node = value.producer()
     for _ in range(MOST_STEPS):
         if node is None or node.domain:
@@ -168,7 +172,7 @@ def _softmax_of(value: ir.Value) -> ir.Node | None:
             return node if node is not None and node.op_type == "Softmax" and not node.domain else None
         if node.op_type == "Softmax":
             return node
-        node = _producer(node.inputs[0]) if node.op_type in axes.BACKWARD else None
+        node = _producer(node.inputs[0]) if node.op_type in (*axes.BACKWARD, "Cast") else None
     return None
 
 
@@ -186,7 +190,8 @@ def _producer(value: ir.Value | None) -> ir.Node | None:
 
 
 def _find(node: ir.Node, weights: Weights, ctx: Context) -> Found:
-    _check_weights(weights, ctx)
+    dtype = ctx.shapes.dtype(node.outputs[0])
+    _check_weights(weights, dtype, ctx)
     start = weights.placed.moved(_input(weights.softmax, 0), weights.placed.labels, weights.placed.starts)
     scores = _trace(start, ctx)
     product = _producer(scores.placed.value)
@@ -202,7 +207,8 @@ def _find(node: ir.Node, weights: Weights, ctx: Context) -> Found:
     values = _place(_input(node, 1 - weights.operand), rows, ctx, _input(node, weights.operand))
     v = unscaled_operand(values, ctx)
     y = result_of(_place(node.outputs[0], rows, ctx), ctx)
-    return describe(scores, (q, k, v), y, guarded=weights.guard is not None, others=(start, scores.placed))
+    check_types(dtype, scores, (q, k, v), ctx)
+    return describe(scores, (q, k, v), y, dtype, guarded=weights.guard is not None, others=(start, scores.placed))
 
 
 def result_of(placed: Placed, ctx: Context) -> Placed:
@@ -210,10 +216,23 @@ def result_of(placed: Placed, ctx: Context) -> Placed:
     return [one for one in axes.users(placed, ctx) if all(one.labels)][-1]
 
 
-def _check_weights(weights: Weights, ctx: Context) -> None:
+def check_types(dtype: ir.DataType | None, scores: Scores, operands: tuple[Operand, ...], ctx: Context) -> None:
+    """Refuse tensors of numbers that are of another type than the result."""
+    rotations = [one.rotation for one in operands if one.rotation is not None]
+    values = [
+        *(one.placed.value for one in operands),
+        *(table for rotation in rotations for table in (rotation.cos, rotation.sin)),
+        *(mask.value for mask in scores.masks if mask.kind == "add"),
+    ]
+    for value in values:
+        if ctx.shapes.dtype(value) is not dtype:
+            raise Unfit("'{}' is of another type than the result", value.name, culprit=value)
+
+
+def _check_weights(weights: Weights, dtype: ir.DataType | None, ctx: Context) -> None:
     result = weights.softmax.outputs[0]
-    if ctx.shapes.dtype(result) is not ir.DataType.FLOAT:
-        raise Unfit("the kernel computes float32", culprit=weights.softmax)
+    if not halves.are_multiplied(ctx, dtype) or ctx.shapes.dtype(result) not in (dtype, ir.DataType.FLOAT):
+        raise Unfit("the kernel does not compute {}", dtype, culprit=weights.softmax)
     rank = len(weights.placed.labels)
     axis = attribute(weights.softmax, "axis", -1 if ctx.opset >= 13 else 1)
     if weights.placed.labels[axis % rank] != "t" or (ctx.opset < 13 and axis % rank != rank - 1):
@@ -362,6 +381,14 @@ def _factor(node: ir.Node | None) -> tuple[float | None, int]:
     return None, 0
 
 
+def _cast(scores: Scores, node: ir.Node, ctx: Context) -> None:
+    """Scores of two bytes, which the kernel never rounds to them."""
+    value = _input(node, 0)
+    if ctx.shapes.dtype(value) not in halves.TWO_BYTES or ctx.shapes.dtype(node.outputs[0]) is not ir.DataType.FLOAT:
+        raise Unfit("a Cast is between the product and the Softmax", culprit=node)
+    _continue(scores, value, ctx)
+
+
 def _reshape(scores: Scores, node: ir.Node, ctx: Context) -> None:
     source = _input(node, 0)
     shape = ctx.shapes.shape(source)
@@ -410,6 +437,7 @@ SCORE_STEPS = {
     "Where": _where,
     "Mul": _scale,
     "Div": _scale,
+    "Cast": _cast,
     "Reshape": _reshape,
     "Transpose": _move,
     "Squeeze": _move,
@@ -461,6 +489,7 @@ def describe(
     scores: Scores,
     operands: tuple[Operand, Operand, Operand],
     y: Placed,
+    dtype: ir.DataType | None,
     *,
     guarded: bool,
     others: Sequence[Placed] = (),
@@ -492,6 +521,7 @@ def describe(
         rotary=rotary,
         interleaved=rotation is not None and rotation.interleaved,
         width=rotation.width if rotation else 0,
+        dtype=dtype or ir.DataType.FLOAT,
     )
     return Found(made, tuple(one.value for one in places), scores.masks, rotation, y.value)
 
@@ -568,5 +598,5 @@ def write(builder: Builder, node: ir.Node, found: Found) -> ir.Value:
     prepare_model(ctx.model)
     name = node.name or spec.name
     (result,) = builder.op(spec.name, inputs, made.attributes(), domain=spec.domain, overload=overload, name=name)
-    ctx.shapes.set(result, ir.DataType.FLOAT, ctx.shapes.shape(found.result))
+    ctx.shapes.set(result, ctx.shapes.dtype(found.result), ctx.shapes.shape(found.result))
     return result

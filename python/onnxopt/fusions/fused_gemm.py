@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from onnxopt import ir
+from onnxopt.fusions import halves
 from onnxopt.ops import fused_gemm as op
 from onnxopt.ops.base import prepare_model
 from onnxopt.passes.base import Context
@@ -25,8 +26,8 @@ def product(p, x, w):  # type: ignore[no-untyped-def]
 def is_product_of_rows(m: Match) -> bool | Refusal:
     """Whether a product has a constant matrix, which other products may read too, and enough rows."""
     shape, node = m.ctx.shapes.static_shape(m["w"]), m.node("product")
-    if m.dtype("x") is not ir.DataType.FLOAT or m.dtype("w") is not ir.DataType.FLOAT:
-        return Refusal("the kernel computes float32", culprit=node)
+    if not halves.are_multiplied(m.ctx, m.dtype("x")) or m.dtype("w") is not m.dtype("x"):
+        return Refusal("the kernel does not multiply {}", m.dtype("x"), culprit=node)
     if shape is None or len(shape) != 2 or m.rank("x") in (None, 0, 1):
         return Refusal("it is no product of rows with a matrix", culprit=node)
     if not is_plain(node):

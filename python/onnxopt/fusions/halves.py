@@ -1,4 +1,5 @@
-"""float16 around ops that compute in float32: Casts, which become their prologue and epilogue."""
+"""Elements of two bytes, which processors convert at a cost: products of them are for CUDA devices alone, and so are Casts around ops that
+compute in float32, which become their prologue and epilogue."""
 
 from __future__ import annotations
 
@@ -7,6 +8,13 @@ import numpy as np
 from onnxopt import ir
 from onnxopt.passes.base import Context
 from onnxopt.rewrite.patch import Builder
+
+TWO_BYTES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
+
+
+def are_multiplied(ctx: Context, dtype: ir.DataType | None) -> bool:
+    """Whether the target has products of elements of that type: of float32, and on CUDA devices of those of two bytes."""
+    return dtype is ir.DataType.FLOAT or (ctx.target.name == "cuda" and dtype in TWO_BYTES)
 
 
 def are_taken(ctx: Context, x: ir.Value) -> bool:

@@ -46,7 +46,9 @@ class Rotation:
         """The cosines, and the sines with the sign of the first of each pair turned, as [batch, heads, rows, columns] has them."""
         cos, sin = (self._whole(b, one) for one in (self.cos, self.sin))
         if not self.signed:
-            signs = np.ones(self.width, np.float32)
+            dtype = b.ctx.shapes.dtype(self.sin)
+            assert dtype is not None
+            signs = np.ones(self.width, dtype.numpy())
             signs[: self.width : 2 if self.interleaved else 1][: self.width // 2] = -1.0
             sin = b.shared("Mul", [sin, b.constant(signs, "signs")])
         return [self._with_heads(b, cos, self.cos), self._with_heads(b, sin, self.sin)]

@@ -1,7 +1,8 @@
 """FusedAttention: softmax(Q K^T scale + masks) V, computed tile by tile.
 
-Inputs: Q, K, V, one tensor for each word of `masks`, and with `rotary` the cosines and the signed sines. All float32, or on a CUDA
-device float16 or bfloat16, but for boolean masks.
+Inputs: Q, K, V, one tensor for each word of `masks`, and with `rotary` the cosines and the signed sines. All float32, or for CUDA
+devices float16 or bfloat16, but for boolean masks; scores and their Softmax are float32. Processors have kernels for float32 alone, and convert
+the others to it.
 
 A layout (attributes `q`, `k`, `v`, `y`) has a word for each dim of a tensor: the axes that it holds, outermost first, of b (batch), h (heads),
 s (rows or keys) and d (columns), and after `@` where they begin in a dim that holds more. `b s hd` is [batch, rows, heads * columns];
@@ -46,8 +47,8 @@ SPEC = OpSpec(
         "rotary",
         "interleaved",
     ),
-    dtypes=(DataType.FLOAT,),
-    tolerance={DataType.FLOAT: 2e-5},
+    dtypes=(DataType.FLOAT, DataType.FLOAT16, DataType.BFLOAT16),
+    tolerance={DataType.FLOAT: 2e-5, DataType.FLOAT16: 4e-3, DataType.BFLOAT16: 4e-2},
 )
 
 MOST_MASKS = 3
@@ -55,7 +56,7 @@ MOST_MASKS = 3
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Attention:
-    """The attributes of a node, and `width`, the columns that are rotated."""
+    """The attributes of a node, and what its body depends on besides: `width`, the columns that are rotated, and `dtype`, the elements."""
 
     q: str
     k: str
@@ -72,13 +73,14 @@ class Attention:
     rotary: str = ""
     interleaved: bool = False
     width: int = 0
+    dtype: DataType = DataType.FLOAT
 
     def attributes(self) -> dict[str, str | int | float]:
         """Those that differ from their defaults."""
         found: dict[str, str | int | float] = {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name != "width" and value != field.default:
+            if field.name not in ("width", "dtype") and value != field.default:
                 found[field.name] = " ".join(value) if isinstance(value, tuple) else value
         return {name: int(value) if isinstance(value, bool) else value for name, value in found.items()}
 
@@ -122,9 +124,9 @@ class Body:
             k = self._rotate(k, *tables)
         q, k, v = self.rounded_rows(q), self.rounded_rows(k), self.rounded_columns(v)
         if a.scale != 1.0:
-            q = b.op("Mul", [q, self._number(a.scale)])
+            q = b.op("Mul", [q, self._number(a.scale, a.dtype)])
         keys = b.op("Transpose", [self._for_all_heads(k, a.head_size)], {"perm": [0, 1, 3, 2]})
-        scores = b.op("MatMul", [q, keys])
+        scores = self._cast(b.op("MatMul", [q, keys]), DataType.FLOAT)
         if a.softcap != 0.0:
             capped = b.op("Tanh", [b.op("Div", [scores, self._number(a.softcap)])])
             scores = b.op("Mul", [capped, self._number(a.softcap)])
@@ -133,7 +135,7 @@ class Body:
         weights = b.op("Softmax", [scores], {"axis": 3})
         if a.nan_to_zero:
             weights = b.op("Where", [b.op("IsNaN", [weights]), self._number(0.0), weights])
-        weights = self.rounded_weights(weights)
+        weights = self._cast(self.rounded_weights(weights), a.dtype)
         return self._arrange(b.op("MatMul", [weights, self._for_all_heads(v, a.value_size)]))
 
     def rounded_rows(self, x: ir.Value) -> ir.Value:
@@ -147,8 +149,12 @@ class Body:
     def rounded_weights(self, x: ir.Value) -> ir.Value:
         return x
 
-    def _number(self, number: float) -> ir.Value:
-        return self.builder.constant(np.array(number, np.float32))
+    def _number(self, number: float, dtype: DataType = DataType.FLOAT) -> ir.Value:
+        return self.builder.constant(np.array(number, dtype.numpy()))
+
+    def _cast(self, x: ir.Value, dtype: DataType) -> ir.Value:
+        """What is computed of elements of two bytes as float32, and the other way round."""
+        return x if self._attention.dtype is DataType.FLOAT else self.builder.op("Cast", [x], {"to": int(dtype)})
 
     def _mask(self, scores: ir.Value, kind: str, mask: ir.Value) -> ir.Value:
         b = self.builder
@@ -156,6 +162,7 @@ class Body:
         if number:
             fill = self._number(float(number))
             return b.op("Where", [mask, scores, fill] if kind == "keep" else [mask, fill, scores])
+        mask = self._cast(mask, DataType.FLOAT)
         if kind == "repeat":
             times = b.op("Div", [self._size(_Dim(scores, 0)), self._size(_Dim(mask, 0))])
             mask = b.op("Tile", [mask, b.op("Concat", [times, b.integers(1, 1, 1)], {"axis": 0})])

@@ -4,8 +4,8 @@ Inputs: X [..., K]; for each of `products` matrices its packed weights [ceil(N /
 [ceil(N / 16), ceil(K / block), 16]; with `biased` as many biases [N]; what else the epilogue reads. Attributes: `columns` (N), `products`,
 `block` (the weights are int8 or int4, all of one type, and so many rows of a matrix share the scale of a column), `biased`, `epilogue` (an
 expression, see fused_elementwise, whose first inputs are the products [..., N]; without it they are the outputs). All float32, but for
-weights with scales and what the epilogue says; on a CUDA device all float16 (the epilogue's first inputs too) or, without an epilogue,
-bfloat16 as well.
+weights with scales and what the epilogue says; or, for CUDA devices, all float16 or bfloat16 (the epilogue's first inputs too), of which sums
+are float32 and rounded once. Processors have kernels for float32 alone, and convert those to it.
 
 The packing is that of K. Goto and R. van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008), one for all instruction sets
 and types of weights.
@@ -22,8 +22,8 @@ from onnxopt.ops.base import BodyBuilder, OpSpec, overload_of
 SPEC = OpSpec(
     name="FusedGemm",
     attributes=("products", "columns", "block", "biased", "epilogue"),
-    dtypes=(DataType.FLOAT,),
-    tolerance={DataType.FLOAT: 2e-5},
+    dtypes=(DataType.FLOAT, DataType.FLOAT16, DataType.BFLOAT16),
+    tolerance={DataType.FLOAT: 2e-5, DataType.FLOAT16: 2e-3, DataType.BFLOAT16: 2e-2},
 )
 
 MAX_PRODUCTS = 4

@@ -13,8 +13,8 @@ class FuseAttention(Pass):
     so too the standard op Attention.
 
     Head splits and merges, transposes, copies of shared heads, scales, masks, soft-cap and rotary embeddings are taken into the node.
-    Refused: element types other than float32, scores or weights that others use too, sizes of heads that are not known, masks whose
-    shape is not proved to fit, and what is inside loops.
+    Refused: element types other than float32 (for CUDA devices float16 and bfloat16 too), scores or weights that others use too, sizes
+    of heads that are not known, masks whose shape is not proved to fit, and what is inside loops.
     """
 
     name = "fuse_attention"

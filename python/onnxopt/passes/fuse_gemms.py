@@ -13,9 +13,9 @@ class FuseGemms(RulePass):
     """Turn MatMul and Gemm with a constant matrix, and the bias after them, into FusedGemm with packed weights. A matrix that
     DequantizeLinear makes of int8 or int4 stays integers, with a scale for each column or block of a column.
 
-    Refused: element types other than float32, transposed or scaled operands, weights that others use too, biases that are no
-    vector of the columns, small products, and those inside loops. Of integers: those that are not around zero, scales of
-    rows, and blocks before opset 21.
+    Refused: element types other than float32 (for CUDA devices float16 and bfloat16 too), transposed or scaled operands, weights that
+    others use too, biases that are no vector of the columns, small products, and those inside loops. Of integers: those that are not
+    around zero, scales of rows, and blocks before opset 21.
     """
 
     name = "fuse_gemms"

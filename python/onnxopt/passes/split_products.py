@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from onnxopt import ir
+from onnxopt.fusions import halves
 from onnxopt.fusions.fused_gemm import MIN_DEPTH, is_transposed
 from onnxopt.ops.fused_gemm import MAX_PRODUCTS
 from onnxopt.passes.base import Context, Pass, PassResult, register_pass
@@ -71,7 +72,7 @@ def _build(split: ir.Node, ctx: Context) -> Patch | Refusal | None:
         return None
     transposed = is_transposed(product)
     depth, columns = reversed(whole) if transposed else whole
-    if attribute(split, "axis", 0) % rank != rank - 1 or shapes.dtype(x) is not ir.DataType.FLOAT:
+    if attribute(split, "axis", 0) % rank != rank - 1 or not halves.are_multiplied(ctx, dtype := shapes.dtype(x)):
         return None
     count = len(split.outputs)
     parts = [shapes.shape(one) for one in split.outputs]
@@ -80,7 +81,7 @@ def _build(split: ir.Node, ctx: Context) -> Patch | Refusal | None:
         return Refusal("its parts are not up to {} of one width of whole panels", MAX_PRODUCTS, culprit=split)
     rows = shapes.static_shape(x)
     small = rows is not None and math.prod(rows) * width < ctx.target.costs.product_work
-    if small or depth < MIN_DEPTH or depth * columns * 4 > MOST_BYTES:
+    if small or depth < MIN_DEPTH or depth * columns * dtype.itemsize > MOST_BYTES:
         return Refusal("a matrix of {} is too small or too large", whole, culprit=product)
     if bias is not None and (ir.constant(bias) is None or shapes.static_shape(bias) != (columns,)):
         return Refusal("its bias is no constant vector of the columns", culprit=product)
