@@ -72,7 +72,8 @@ def _build(split: ir.Node, ctx: Context) -> Patch | Refusal | None:
         return None
     transposed = is_transposed(product)
     depth, columns = reversed(whole) if transposed else whole
-    if attribute(split, "axis", 0) % rank != rank - 1 or not halves.are_multiplied(ctx, dtype := shapes.dtype(x)):
+    dtype = shapes.dtype(x)
+    if attribute(split, "axis", 0) % rank != rank - 1 or dtype is None or not halves.are_multiplied(ctx, dtype):
         return None
     count = len(split.outputs)
     parts = [shapes.shape(one) for one in split.outputs]
