@@ -92,6 +92,28 @@ def draw_inputs(model: onnx.ModelProto, seed: int = 0) -> Iterator[dict[str, Arr
         yield {value.name: _draw(value, some, rng) for value in model.graph.input}
 
 
+def halved(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model in float16 instead of float32, as converters write it: numbers that are too large become the largest one."""
+    single, half = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
+    largest = float(np.finfo(np.float16).max)
+    made = onnx.ModelProto.FromString(model.SerializeToString())
+    for value in (*made.graph.input, *made.graph.output, *made.graph.value_info):
+        if value.type.tensor_type.elem_type == single:
+            value.type.tensor_type.elem_type = half
+    attributes = [one for node in made.graph.node for one in node.attribute]
+    for tensor in (*made.graph.initializer, *(one.t for one in attributes if one.HasField("t"))):
+        if tensor.data_type == single:
+            array = np.clip(numpy_helper.to_array(tensor), -largest, largest).astype(np.float16)
+            tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    for node in made.graph.node:
+        for one in node.attribute:
+            if node.op_type == "Cast" and one.i == single:
+                one.i = half
+            if node.op_type == "Constant" and one.name == "value_float":
+                one.CopyFrom(helper.make_attribute("value", numpy_helper.from_array(np.array(one.f, np.float16))))
+    return made
+
+
 def tolerance(model: onnx.ModelProto) -> float:
     """The relative difference that a rewrite may make: rounding of the lowest precision that the model computes in."""
     kinds = {value.type.tensor_type.elem_type for value in [*model.graph.input, *model.graph.output]}

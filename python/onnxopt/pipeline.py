@@ -96,6 +96,7 @@ PHASES: Mapping[str, tuple[str, ...]] = {
         "convolutions_channels_last",
         "fuse_squeeze_excite",
         "sink_transposes",
+        "transpose_bytes",
         "fuse_qconv_sums",
         "keep_blocked_layout",
         "fuse_conv_activations",

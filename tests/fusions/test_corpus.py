@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 
 import numpy as np
 import onnx
@@ -10,6 +11,11 @@ import pytest
 
 import corpus
 import onnxopt
+from helpers import emulated_variant, ops
+from onnxopt import ir
+from onnxopt.ops.base import DOMAIN
+from onnxopt.rewrite.driver import walk
+from onnxopt.runtime.library import native
 
 pytest.importorskip("onnxopt._native", reason="the native library is not built")
 
@@ -22,6 +28,12 @@ session = functools.partial(onnxopt.session, threads=1, optimize=False)
 STEMS = [
     pytest.param(stem, marks=[pytest.mark.slow] if corpus.lines(stem) > FAST_LINES else []) for stem in corpus.stems()
 ]
+
+
+FAMILIES = {
+    re.sub(r"_(torchscript|dynamo)\d.*", "", stem): stem for stem in corpus.stems() if corpus.lines(stem) <= FAST_LINES
+}
+"""One file of each module, whatever exported it."""
 
 
 def assert_same(expected: list[corpus.Array], actual: list[corpus.Array], loose: float) -> None:
@@ -68,6 +80,50 @@ def test_becomes_the_expected_ops(stem: str) -> None:
     found = corpus.tracked_ops(before, optimized_for_cpu(stem))
     wanted = corpus.expected()[stem]
     assert {name: found.get(name, 0) for name in wanted if found.get(name, 0) < wanted[name]} == {}
+
+
+@pytest.mark.parametrize("stem", FAMILIES.values())
+def test_target_cuda_makes_what_its_kernels_take(stem: str) -> None:
+    """No op without a kernel for CUDA devices, and no attributes that one refuses."""
+    after = onnxopt.optimize(corpus.load(stem), target="cuda", strict=True)
+    for node in walk(ir.load(after).graph):
+        if node.domain == DOMAIN:
+            attributes = {name: attr.value for name, attr in node.attributes.items()}
+            assert native().refusal(node.op_type, attributes, emulated_variant(node.op_type)) == ""
+
+
+@pytest.mark.parametrize("stem", [stem for stem in corpus.stems() if "half" in stem])
+def test_float16_gives_the_same_outputs_for_target_cuda(stem: str) -> None:
+    before = corpus.load(stem)
+    after = onnxopt.optimize(before, target="cuda", strict=True)
+    original, optimized = session(before, library=False), [session(after, library=one) for one in (True, False)]
+    for feeds in corpus.draw_inputs(before):
+        wanted = original.run(None, feeds)
+        for one in optimized:
+            assert_same(wanted, one.run(None, feeds), corpus.tolerance(before))
+
+
+@pytest.mark.parametrize(
+    "stem",
+    [
+        *(
+            "attention_encoder_layer_dynamo18",
+            "attention_bert_eager_torchscript17",
+            "attention_gpt2_cache_eager_dynamo18",
+        ),
+        *("attention_llama_eager_dynamo18", "attention_swin_layer_shifted_eager_dynamo18", "swiglu_llama_dynamo18"),
+    ],
+)
+def test_float16_becomes_what_float32_becomes_for_target_cuda(stem: str) -> None:
+    floats, before = corpus.load(stem), corpus.halved(corpus.load(stem))
+    after = onnxopt.optimize(before, target="cuda", strict=True)
+    counts = [ops(one) for one in (onnxopt.optimize(floats, target="cuda"), after)]
+    assert counts[0]["FusedGemm"] == counts[1]["FusedGemm"] > 0
+    assert counts[0].get("FusedAttention") == counts[1].get("FusedAttention")
+    feeds = next(corpus.draw_inputs(before))
+    wanted = session(before, library=False).run(None, feeds)
+    for library in (True, False):
+        assert_same(wanted, session(after, library=library).run(None, feeds), 1e-2)
 
 
 def test_table_names_no_other_files() -> None:

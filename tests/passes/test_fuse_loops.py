@@ -298,3 +298,10 @@ def test_refuses(name: str) -> None:
     report = PassManager("cpu", [PASS], explain=True).run(ir.load(before))
     assert not report.patches
     assert any(reason in str(miss.refusal) for miss in report.near_misses)
+
+
+def test_devices_have_no_kernel() -> None:
+    before = loop(NEWTON + DIFFERENCE["largest"])
+    after, report = run_passes(before, PASS, target="cuda", explain=True)
+    assert op_list(after) == ["Loop"]
+    assert [str(miss.refusal) for miss in report.near_misses] == ["there is no kernel for CUDA devices"]

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from helpers import assert_same, model, op_list, run_passes
+from helpers import assert_same, evaluate, model, op_list, run_emulated, run_passes
 
 PASS = "fuse_recurrences"
 RNG = np.random.default_rng(0)
@@ -65,6 +65,34 @@ def test_fused(name: str) -> None:
     for feed in ({"x": X, "h": H}, {"x": X[:1], "h": H}):
         assert_same(before, after, feed, library=False)
         assert_same(before, after, feed, library=True)
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_kernel_for_devices_takes_what_is_made_for_it(name: str) -> None:
+    before = scan(FUSED[name])
+    after, _ = run_passes(before, PASS, target="cuda")
+    assert op_list(after) == ["FusedRecurrence"]
+    for wanted, found in zip(evaluate(before, {"x": X, "h": H}), run_emulated(after, {"x": X, "h": H}), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("products", "fused"), [(7, True), (8, False)])
+def test_phases_beyond_what_a_device_takes(products: int, fused: bool) -> None:
+    steps = " ".join(f"p{k} = MatMul(a{k}, w) a{k + 1} = Tanh(p{k})" for k in range(products))
+    before = scan(f"a0 = Mul(s, k) {steps} s2 = Add(a{products}, e) z = Identity(s2)")
+    for target, expected in (("cpu", True), ("cuda", fused)):
+        assert ("FusedRecurrence" in op_list(run_passes(before, PASS, target=target)[0])) is expected
+
+
+@pytest.mark.parametrize(("width", "fused"), [(600, True), (9000, False)])
+def test_rows_beyond_a_device_s_shared_memory(width: int, fused: bool) -> None:
+    body = "p = Mul(s, e) s2 = Add(p, e) z = ReduceSum<keepdims = 0>(s2, axis)"
+    text = f"""g (float[T,2,{width}] x, float[2,{width}] h) => (float[2,{width}] y, float[T,2] u1) {{
+        y, u1 = Scan <num_scan_inputs = 1, body = g1 (float[2,{width}] s, float[2,{width}] e) => (float[2,{width}] s2, float[2] z)
+        {{ {body} }}> (h, x) }}"""
+    before = model(text, axis=WEIGHTS["axis"])
+    for target, expected in (("cpu", True), ("cuda", fused)):
+        assert ("FusedRecurrence" in op_list(run_passes(before, PASS, target=target)[0])) is expected
 
 
 @pytest.mark.parametrize("opset", [9, 11, 13, 21])

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from onnxopt import ir
+from onnxopt.ir.dims import Dim
 from onnxopt.loops import Loop, runs_at_least_once
 from onnxopt.ops import fused_elementwise as elementwise
 from onnxopt.ops import fused_recurrence as op
@@ -15,6 +16,21 @@ from onnxopt.rewrite.patch import Builder, Patch
 from onnxopt.rewrite.rules import Refusal, attribute
 
 RULE = "fuse_recurrence"
+
+MOST_ON_DEVICE = {
+    "carried": 32,
+    "sources": 32,
+    "phases": 8,
+    "products": 16,
+    "operands": 128,
+    "statements": 384,
+    "literals": 256,
+    "stacked": 32,
+}
+"""What the kernel for CUDA devices takes (`Code` in kernels/cuda/recurrence/plan.h)."""
+
+SHARED_BYTES, THREADS = 96 * 1024, 256
+"""Shared memory of its blocks, and the threads of one that takes whole rows (`kMostShared`, `kMostThreads`)."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -257,6 +273,9 @@ class _Writer:
             texts.append(f"{' '.join(products)} ! {operands} ! {program.text}")
         shape = ctx.shapes.shape(analysis.carried[0])
         assert shape is not None
+        refusal = self._beyond_device(programs, count, shape) if ctx.target.name == "cuda" else None
+        if refusal is not None:
+            return refusal
         recurrence = op.Recurrence(
             analysis.carried,
             analysis.elements,
@@ -281,6 +300,33 @@ class _Writer:
             return None
         kept = shape[:-1] if index in self.analysis.sums else shape
         return [dim if isinstance(dim, int) else None for dim in kept]
+
+    def _beyond_device(self, programs: list[elementwise.Compiled], values: int, shape: Sequence[Dim]) -> Refusal | None:
+        """Why the kernel for CUDA devices, which keeps all values of some rows in shared memory, does not take a step of so many values."""
+        text = "".join(program.text for program in programs)
+        operands, statements = sum(len(program.inputs) for program in programs), text.count("=")
+        needed = {
+            "carried": len(self.analysis.carried),
+            "sources": len(self.analysis.elements) + len(self.invariants),
+            "phases": len(programs),
+            "products": len(self.products),
+            "operands": operands,
+            "statements": operands + statements,
+            "literals": text.count("#"),
+            "stacked": len(self.loop.scan_outputs),
+        }
+        for what, most in MOST_ON_DEVICE.items():
+            if needed[what] > most:
+                return Refusal("the kernel for CUDA devices takes up to {} {}, and it has {}", most, what, needed[what])
+        if not self.products and not self.analysis.sums:
+            return None
+        width = shape[-1] if shape else 1
+        word = 8 if "i64" in text else 4
+        # At most so many columns of the table, and a slot for each statement.
+        held = None if not isinstance(width, int) else 4 * width * (values + len(self.analysis.carried))
+        if held is None or held + statements * word * THREADS > SHARED_BYTES:
+            return Refusal("rows of {} elements may not fit into a CUDA device's shared memory", width)
+        return None
 
     def _nodes(self) -> list[ir.Node]:
         """What the body of the function copies."""

@@ -8,6 +8,8 @@ from onnxopt.loops import loops_of
 from onnxopt.passes.base import Context, Pass, PassResult, register_pass
 from onnxopt.rewrite.rules import Refusal
 
+ON_DEVICES = Refusal("there is no kernel for CUDA devices")
+
 
 @register_pass
 class FuseLoops(Pass):
@@ -27,7 +29,7 @@ class FuseLoops(Pass):
     def run(self, model: ir.Model, ctx: Context) -> PassResult:
         patches = 0
         for loop in loops_of(ctx):
-            built = fused_loop.build(loop, ctx)
+            built = fused_loop.build(loop, ctx) if ctx.target.name == "cpu" else ON_DEVICES
             if isinstance(built, Refusal):
                 ctx.log.refused(fused_loop.RULE, loop.node, built, 1)
             elif ctx.editor.apply(built):

@@ -253,7 +253,7 @@ def _before_transpose(b: Builder, value: ir.Value | None, perm: Permutation) -> 
     return b.constant(np.ascontiguousarray(full), value.name or "transposed")
 
 
-def _move_before(node: ir.Node, perm: Permutation, found: Move, ctx: Context) -> bool:
+def move_before(node: ir.Node, perm: Permutation, found: Move, ctx: Context) -> bool:
     """Run a node before the Transposes of its inputs, and transpose its results instead."""
     b = Builder(ctx, node)
     inputs = [*node.inputs, *(None for _ in range(len(node.inputs), max(found.constants, default=-1) + 1))]
@@ -280,7 +280,7 @@ def _sink(graph: ir.Graph, ctx: Context) -> int:
     region.shrink()
     applied = 0
     for node in region.nodes():
-        if not _move_before(node, *region.moves[node], ctx):
+        if not move_before(node, *region.moves[node], ctx):
             break
         applied += 1
     return applied
