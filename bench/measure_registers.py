@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,11 +47,12 @@ def main() -> None:
     version = subprocess.run(["nvcc", "--version"], check=True, capture_output=True, text=True).stdout
     found = re.search(r"release ([\d.]+)", version)
     record: dict[str, object] = {"nvcc": found.group(1) if found else "unknown"}
-    for source in sorted(ROOT.glob("kernels/cuda/*/*.cu")):
-        if not has_kernels(source):
-            continue
-        record[str(source.relative_to(ROOT))] = {one: measure(source, one) for one in ARCHITECTURES}
-        print(source.name, file=sys.stderr)
+    sources = [one for one in sorted(ROOT.glob("kernels/cuda/*/*.cu")) if has_kernels(one)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        compiled = {source: {one: pool.submit(measure, source, one) for one in ARCHITECTURES} for source in sources}
+        for source, by_architecture in compiled.items():
+            record[str(source.relative_to(ROOT))] = {one: made.result() for one, made in by_architecture.items()}
+            print(source.name, file=sys.stderr)
     RESULTS.write_text(json.dumps(record, indent=1) + "\n")
 
 

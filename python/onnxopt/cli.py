@@ -808,7 +808,7 @@ def _print_kernels(found: KernelBench) -> None:
             f"{one.gigabytes_per_second:.1f}",
             f"{one.gigaoperations_per_second:.1f}",
             f"{one.of_ceiling:.0%} of {one.bound}",
-            f"{one.times_onnxruntime:.2f} x",
+            "-" if one.times_onnxruntime is None else f"{one.times_onnxruntime:.2f} x",
             f"{one.error:.0e}",
         )
         for one in found.measurements
@@ -817,6 +817,8 @@ def _print_kernels(found: KernelBench) -> None:
     _table(_console(), f"{found.op}, {found.dtype}, {limits.threads} threads", header, rows)
     if found.besides:
         typer.echo(f"onnxruntime also {found.besides}")
+    if found.unmeasured:
+        typer.echo(f"onnxruntime was not measured: {found.unmeasured}")
     bytes_rate = "" if limits.int8 is None else f", products of bytes {limits.int8 / 1e9:.0f} G op/s"
     typer.echo(
         f"ceilings: copying {limits.copying / 1e9:.1f} GB/s, reading {limits.reading / 1e9:.1f} GB/s, "

@@ -99,7 +99,7 @@ def test_a_wrong_kernel_is_not_measured(quick: None, monkeypatch: pytest.MonkeyP
         ("FusedFoo", (1,), {}, "no problem for the op 'FusedFoo'"),
         ("FusedNorm", (1, 2, 3), {}, "The shape of FusedNorm is ROWSxWIDTH, all at least 1; '1x2x3' is not."),
         ("FusedNorm", (0, 4), {}, "'0x4' is not"),
-        ("FusedNorm", (64, 768), {"dtype": "float16"}, "in float32, not in 'float16'"),
+        ("FusedRecurrence", (4, 2, 8), {"dtype": "float16"}, "in float32, not in 'float16'"),
         ("FusedNorm", (64, 768), {"device": "tpu"}, "'tpu' is not supported"),
         ("FusedNorm", (64, 768), {"variants": ["norm__best"]}, "no kernel variant 'norm__best'. It has norm__"),
         ("FusedNorm", (1, 4), {}, "FusedNorm does not pay for the shape 1x4"),

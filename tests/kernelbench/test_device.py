@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 native = pytest.importorskip("onnxopt._native", reason="the native module is not built")
 
-from onnxopt.cli import app  # noqa: E402  (after the check that it can be used)
+from helpers import emulated_variant, set_costs  # noqa: E402  (after the check that it can be used)
+from onnxopt.cli import app  # noqa: E402
 from onnxopt.errors import OptionError, VerificationError  # noqa: E402
 from onnxopt.kernelbench import PROBLEMS, bench, bench_kernel, device  # noqa: E402
 from onnxopt.kernelbench.ceilings import Ceilings  # noqa: E402
@@ -18,6 +18,12 @@ from onnxopt.kernelbench.ceilings import Ceilings  # noqa: E402
 PROBLEM = native.cuda_problem()
 CEILINGS = Ceilings(threads=1, copying=4e12, reading=4e12, float32=60e12, int8=None)
 EMULATED = {"FusedElementwise": "elementwise__cuda_emulated", "FusedNorm": "norm__cuda_emulated"}
+HALVES = {
+    "FusedAttention": (1, 40, 2, 64),
+    "FusedElementwise": (8, 64),
+    "FusedGemm": (30, 64, 48),
+    "FusedSoftmax": (8, 64),
+}
 
 
 class StandIn:
@@ -38,8 +44,8 @@ class StandIn:
         self, op, inputs, attributes, variant, sets, bursts, starts
     ):
         self.sets = sets
-        found = native.run(op, inputs, attributes, variant=EMULATED[op])
-        return [one + np.float32(self.offset) for one in found], [1.0] * bursts
+        found = native.run(op, inputs, attributes, variant=emulated_variant(op))
+        return [one + one.dtype.type(self.offset) for one in found], [1.0] * bursts
 
 
 @pytest.fixture
@@ -58,6 +64,43 @@ def test_measures_one_node_right_first(op: str, stand_in: StandIn) -> None:
     moved = {"FusedElementwise": 12, "FusedNorm": 16}[op] * 64 * 1000
     assert one.of_ceiling == pytest.approx(moved / 4e12 / 1e-3)
     assert stand_in.sets == 64
+
+
+@pytest.fixture
+def runtime_of_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """onnxruntime's ops run where this machine can run them."""
+    monkeypatch.setattr(device, "DEVICE", "cpu")
+    monkeypatch.setattr(device, "PROVIDER", "CPUExecutionProvider")
+    monkeypatch.setattr(device, "STARTS", 2)
+
+
+@pytest.mark.usefixtures("stand_in", "runtime_of_the_host")
+@pytest.mark.parametrize("op", HALVES)
+def test_onnxruntime_stands_beside_kernels_of_float16(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_costs(monkeypatch, product_work=1, small_region_elements=0)
+    found = bench_kernel(op, [HALVES[op]], dtype="float16", device="cuda")
+    theirs, ours = found.measurements
+    assert (theirs.variant, ours.variant) == ("onnxruntime", "one")
+    assert theirs.times_onnxruntime == 1.0 and found.unmeasured == ""
+    assert ours.times_onnxruntime == pytest.approx(theirs.median_ms / 1.0)
+    assert theirs.median_ms > 0 and theirs.error < 1e-2
+
+
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.skipif(not PROBLEM, reason="this machine has a CUDA device")
+def test_kernels_stand_alone_where_onnxruntime_has_no_provider() -> None:
+    found = bench_kernel("FusedNorm", [(64, 1000)], device="cuda")
+    (one,) = found.measurements
+    assert one.times_onnxruntime is None
+    assert "has no CUDAExecutionProvider" in found.unmeasured
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_the_table_says_that_onnxruntime_was_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "PROVIDER", "ElsewhereExecutionProvider")
+    told = CliRunner().invoke(app, ["bench-kernel", "FusedNorm", "--shape", "64x1000", "--device", "cuda"])
+    assert told.exit_code == 0
+    assert "onnxruntime was not measured: this onnxruntime has no ElsewhereExecutionProvider" in told.output
 
 
 def test_a_wrong_kernel_is_not_measured(stand_in: StandIn) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import statistics
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,13 +15,20 @@ import onnx
 from onnxopt.errors import OptionError
 from onnxopt.kernelbench.ceilings import Ceilings
 from onnxopt.runtime.bench import Latency
-from onnxopt.runtime.library import load_nvrtc, native
+from onnxopt.runtime.library import import_onnxruntime, load_nvrtc, native, session
 
 STARTS = 50
 """Runs of a burst: a run may be as short as the device's clock can tell."""
 
 MOST_SETS = 64
 """Sets of tensors that take turns at most."""
+
+ONNXRUNTIME = "onnxruntime"
+DEVICE, PROVIDER = "cuda", "CUDAExecutionProvider"
+"""Where onnxruntime's own ops run beside kernels, and who runs them there."""
+
+UNSYNCHRONIZED = "disable_synchronize_execution_providers"
+"""The option of onnxruntime with which a run is only started."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -95,3 +104,53 @@ def measure(node: Node, variant: str, cache_bytes: int, rounds: int) -> tuple[li
     sets = sets_beyond(cache_bytes, size)
     found, times = native().time_on_device(node.op, node.inputs, node.attributes, variant, sets, rounds, STARTS)
     return found, Latency(variant, statistics.median(times), min(times), max(times), 1.0)
+
+
+def runtime(model: onnx.ModelProto) -> Any:
+    """A session of a model's standard ops in onnxruntime's provider for the device.
+
+    Raises:
+        OptionError: this onnxruntime has none, or cannot start it.
+    """
+    if PROVIDER in import_onnxruntime().get_available_providers():
+        made = session(model, library=False, providers=[PROVIDER])
+        if made.get_providers()[0] == PROVIDER:
+            return made
+    raise OptionError(f"this onnxruntime has no {PROVIDER}, or cannot start it")
+
+
+def measure_runtime(
+    made: Any, feeds: dict[str, np.ndarray], cache_bytes: int, rounds: int
+) -> tuple[list[np.ndarray], Latency]:
+    """Outputs of a session, and the time of its runs on tensors that lie on the device.
+
+    Runs of a burst are started one after the other and waited for once: a run takes as long as the device needs, or as starting it does.
+    """
+    size = sum(array.nbytes for array in feeds.values())
+    bindings = [_bound(made, feeds) for _ in range(sets_beyond(cache_bytes, size))]
+    options = import_onnxruntime().RunOptions()
+    options.add_run_config_entry(UNSYNCHRONIZED, "1")
+
+    def burst() -> float:
+        start = time.perf_counter()
+        for binding in itertools.islice(itertools.cycle(bindings), STARTS):
+            made.run_with_iobinding(binding, options)
+        for binding in bindings:
+            binding.synchronize_outputs()
+        return (time.perf_counter() - start) / STARTS * 1e3
+
+    burst()
+    found = [np.asarray(one) for one in bindings[0].copy_outputs_to_cpu()]
+    times = [burst() for _ in range(rounds)]
+    return found, Latency(ONNXRUNTIME, statistics.median(times), min(times), max(times), 1.0)
+
+
+def _bound(made: Any, feeds: dict[str, np.ndarray]) -> Any:
+    """Copies of inputs on the device, and outputs there."""
+    binding = made.io_binding()
+    for one in made.get_inputs():
+        value = import_onnxruntime().OrtValue.ortvalue_from_numpy(feeds[one.name], DEVICE, 0)
+        binding.bind_ortvalue_input(one.name, value)
+    for one in made.get_outputs():
+        binding.bind_output(one.name, DEVICE)
+    return binding

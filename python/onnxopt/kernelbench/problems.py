@@ -119,7 +119,14 @@ def _qgemm(rows: int, depth: int, columns: int, *, item: int) -> Case:
     )
 
 
-def _attention_nodes(heads: int, size: int) -> str:
+def _number(value: float, item: int) -> str:
+    """The attribute of a Constant of a float that has so many bytes."""
+    if item == np.dtype(np.float16).itemsize:
+        return f"value = float16 {{{np.float16(value).view(np.uint16)}}}"
+    return f"value_float={value}"
+
+
+def _attention_nodes(heads: int, size: int, item: int = 4) -> str:
     """y of q, k and v, whose heads lie side by side."""
     split = "\n".join(
         f"{n}r = Reshape({n}, shape)\n {n}t = Transpose<perm={'[0,2,3,1]' if n == 'k' else '[0,2,1,3]'}>({n}r)"
@@ -127,7 +134,7 @@ def _attention_nodes(heads: int, size: int) -> str:
     )
     return f"""shape = Constant<value_ints=[0,0,{heads},{size}]>()
     merged = Constant<value_ints=[0,0,{heads * size}]>()
-    scale = Constant<value_float={1 / math.sqrt(size)}>()
+    scale = Constant<{_number(1 / math.sqrt(size), item)}>()
     {split}
     s = MatMul(qt, kt)
     t = Mul(s, scale)
@@ -140,7 +147,7 @@ def _attention_nodes(heads: int, size: int) -> str:
 def _heads(batch: int, rows: int, heads: int, size: int, *, item: int) -> Case:
     width = heads * size
     return Case(
-        _attention_nodes(heads, size),
+        _attention_nodes(heads, size, item),
         dict.fromkeys("qkv", (batch, rows, width)),
         lambda a: [_attention(a["q"], a["k"], a["v"], heads)],
         bytes_read=3 * item * batch * rows * width,
@@ -242,12 +249,15 @@ def _loop(steps: int, rows: int, width: int, *, item: int) -> Case:
 
 _IMAGE = ("BATCH", "HEIGHT", "WIDTH", "CHANNELS")
 
+WITH_HALVES = ("float32", "float16")
+"""Of ops that are made of float16 for CUDA devices."""
+
 PROBLEMS: dict[str, Problem] = {
-    "FusedAttention": Problem(("BATCH", "ROWS", "HEADS", "SIZE"), _heads),
+    "FusedAttention": Problem(("BATCH", "ROWS", "HEADS", "SIZE"), _heads, WITH_HALVES),
     "FusedConv": Problem((*_IMAGE, "FILTERS", "KERNEL"), images.conv),
     "FusedConvTranspose": Problem((*_IMAGE, "FILTERS", "FACTOR"), images.conv_transpose),
-    "FusedElementwise": Problem(("ROWS", "WIDTH"), _elementwise),
-    "FusedGemm": Problem(("ROWS", "DEPTH", "COLUMNS"), _gemm),
+    "FusedElementwise": Problem(("ROWS", "WIDTH"), _elementwise, WITH_HALVES),
+    "FusedGemm": Problem(("ROWS", "DEPTH", "COLUMNS"), _gemm, WITH_HALVES),
     "FusedInvertedResidual": Problem((*_IMAGE, "EXPANDED", "FILTERS", "KERNEL"), images.inverted_residual),
     "FusedLoop": Problem(("STEPS", "ROWS", "WIDTH"), _loop),
     "FusedNorm": Problem(("ROWS", "WIDTH"), _norm),
@@ -255,7 +265,7 @@ PROBLEMS: dict[str, Problem] = {
     "FusedRecurrence": Problem(("STEPS", "ROWS", "WIDTH"), _recurrence),
     "FusedResize": Problem((*_IMAGE, "FACTOR"), images.resize),
     "FusedSeparableConv": Problem((*_IMAGE, "FILTERS", "KERNEL"), images.separable),
-    "FusedSoftmax": Problem(("ROWS", "WIDTH"), _masked_softmax),
+    "FusedSoftmax": Problem(("ROWS", "WIDTH"), _masked_softmax, WITH_HALVES),
     "FusedSqueezeExcite": Problem((*_IMAGE, "SQUEEZED"), images.squeeze_excite),
     "QAttention": Problem(("BATCH", "ROWS", "HEADS", "SIZE"), _qattention),
     "QConv": Problem((*_IMAGE, "FILTERS", "KERNEL"), images.qconv),
