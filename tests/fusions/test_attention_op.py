@@ -119,7 +119,7 @@ def test_one_row_needs_no_causal_mask() -> None:
 REFUSED = {
     "float16": (
         "g (float16[B,4,S,8] q, float16[B,4,T,8] k, float16[B,4,T,8] v) => (float16[B,4,S,8] y) { y = Attention(q, k, v) }",
-        "the kernel computes float32",
+        "the kernel does not compute FLOAT16",
     ),
     "precision": (
         f"g ({FOUR}) => (float[B,4,S,6] y) {{ y = Attention<softmax_precision = 11>(q, k, v) }}",

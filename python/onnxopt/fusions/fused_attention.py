@@ -29,6 +29,8 @@ from onnxopt.rewrite.rules import Refusal, attribute
 
 RULE = "fuse_attention"
 
+FLOATS = halves.TWO_BYTES | {ir.DataType.FLOAT, ir.DataType.DOUBLE}
+
 BATCH: dict[int, Labels] = {3: ("x",), 4: ("b", "h")}
 """The axes of a product before its rows and columns, by its rank."""
 
@@ -133,7 +135,7 @@ def find(node: ir.Node, ctx: Context) -> Found | Refusal | None:
 def find_weights(node: ir.Node, ctx: Context) -> Weights | None:
     """The weights that a product multiplies, None where neither operand is made by a Softmax and moved."""
     for index, value in enumerate(node.inputs[:2]):
-        softmax = None if value is None else _softmax_of(value)
+        softmax = None if value is None else _softmax_of(value, ctx)
         if softmax is None or value is None:
             continue
         chain = axes.sources(_place(value, ("q", "t") if index == 0 else ("t", "q"), ctx), ctx)
@@ -161,7 +163,7 @@ def _is_all(value: ir.Value, source: Placed, ctx: Context) -> bool:
     return whole and sizes[0] is not None and sizes[1] is not None and bool(ctx.shapes.equal(sizes[0], sizes[1]))
 
 
-def _softmax_of(value: ir.Value) -> ir.Node | None:
+def _softmax_of(value: ir.Value, ctx: Context) -> ir.Node | None:
     """The Softmax that makes a value, but for what moves or rounds elements and a Where that clears NaNs."""
     node = value.producer()
     for _ in range(MOST_STEPS):
@@ -172,7 +174,8 @@ def _softmax_of(value: ir.Value) -> ir.Node | None:
             return node if node is not None and node.op_type == "Softmax" and not node.domain else None
         if node.op_type == "Softmax":
             return node
-        node = _producer(node.inputs[0]) if node.op_type in (*axes.BACKWARD, "Cast") else None
+        rounds = node.op_type == "Cast" and ctx.shapes.dtype(_input(node, 0)) in FLOATS
+        node = _producer(node.inputs[0]) if rounds or node.op_type in axes.BACKWARD else None
     return None
 
 
