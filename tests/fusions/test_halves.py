@@ -234,6 +234,19 @@ def test_attention_on_target_cuda(dtype: str, form: str, batch: int, rows: int, 
 
 
 @pytest.mark.parametrize("dtype", UNIT)
+def test_standard_attention_on_target_cuda(dtype: str) -> None:
+    before = onnx.parser.parse_model(
+        f"""<ir_version: 11, opset_import: ["" : 23]> g ({dtype}[B,2,S,16] q, {dtype}[B,2,T,16] k, {dtype}[B,2,T,24] v,
+        {dtype}[S,T] mask) => ({dtype}[B,2,S,24] y) {{ y = Attention(q, k, v, mask) }}"""
+    )
+    after = onnxopt.optimize(before, target="cuda", strict=True)
+    assert ops(after) == {"FusedAttention": 1}
+    feeds = attended("scores of two bytes", dtype, 2, 5, 7)
+    (wanted,), (found,) = in_floats(before, feeds), run_emulated(after, feeds)
+    assert_near(found, wanted, UNIT[dtype])
+
+
+@pytest.mark.parametrize("dtype", UNIT)
 def test_target_cpu_leaves_products_and_attention(dtype: str) -> None:
     for before in (attention("scores of two bytes", dtype), products("MatMul, Add", dtype, 64, 64)):
         assert not {"FusedAttention", "FusedGemm"} & set(ops(onnxopt.optimize(before, target="cpu")))
