@@ -93,6 +93,7 @@ PHASES: Mapping[str, tuple[str, ...]] = {
         "restore_loops",
         "fuse_qconvs",
         "quantize_before_moves",
+        "move_transposes_to_convolutions",
         "convolutions_channels_last",
         "fuse_squeeze_excite",
         "sink_transposes",
