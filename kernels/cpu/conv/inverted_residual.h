@@ -9,7 +9,7 @@
 namespace onnxopt::conv {
 namespace {
 
-/// A band of lines of an image by a part of the expanded channels.
+/// A band of lines of an image by a part of the expanded channels, strip of columns by strip, each by groups of channels.
 class InvertedResidualTask {
  public:
   InvertedResidualTask(const InvertedResidualPlan& plan, std::int64_t task)
@@ -20,46 +20,62 @@ class InvertedResidualTask {
         part_(task % plan.parts),
         band_(task / plan.parts % plan.bands),
         image_(task / plan.parts / plan.bands) {
-    const std::int64_t widest = plan.group_panels * static_cast<std::int64_t>(kPanel);
-    const std::int64_t expanded = plan.kept_lines * expand_.geometry.input[1] * widest;
-    const std::int64_t results = plan.step_lines * depthwise_.geometry.output[1] * widest;
+    const std::int64_t expanded = plan.kept_lines * plan.kept_columns * plan.group_channels;
+    const std::int64_t results = plan.step_lines * plan.strip_columns * plan.group_channels;
     expanded_ =
         reinterpret_cast<float*>(scratch(static_cast<std::size_t>(expanded + results) * sizeof(float), ScratchOwner::kConvTiles));
     results_ = expanded_ + expanded;
   }
 
   void run() {
-    const std::int64_t lines = depthwise_.geometry.output[0], panels = plan_.expand.panels;
-    const Range band{band_ * lines / plan_.bands, (band_ + 1) * lines / plan_.bands};
-    const Range part{part_ * panels / plan_.parts, (part_ + 1) * panels / plan_.parts};
-    in_even_parts(part.end - part.begin, plan_.group_panels, [&](std::int64_t begin, std::int64_t count) {
-      const std::int64_t channel = (part.begin + begin) * static_cast<std::int64_t>(kPanel);
-      group_ = {channel, least(channel + count * static_cast<std::int64_t>(kPanel), depthwise_.geometry.channels)};
-      is_first_ = begin == 0;
-      is_last_ = begin + count == part.end - part.begin;
-      kept_ = {0, 0};
-      for (std::int64_t line = band.begin; line < band.end; line += plan_.step_lines)
-        step({line, least(line + plan_.step_lines, band.end)});
+    const Geometry& g = depthwise_.geometry;
+    const Range band = share(g.output[0], band_, plan_.bands);
+    const Range blocks = share(ceil_div(g.channels, kColumnStep), part_, plan_.parts);
+    const Range part{blocks.begin * kColumnStep, least(blocks.end * kColumnStep, g.channels)};
+    in_even_parts(g.output[1], plan_.strip_columns, [&](std::int64_t begin, std::int64_t count) {
+      strip_ = {begin, begin + count};
+      columns_ = read_for(strip_, 1);
+      for (std::int64_t channel = part.begin; channel < part.end; channel += plan_.group_channels) {
+        group_ = {channel, least(channel + plan_.group_channels, part.end)};
+        is_first_ = group_.begin == part.begin;
+        is_last_ = group_.end == part.end;
+        kept_ = {0, 0};
+        for (std::int64_t line = band.begin; line < band.end; line += plan_.step_lines)
+          step({line, least(line + plan_.step_lines, band.end)});
+      }
     });
   }
 
  private:
-  std::int64_t width() const { return group_.end - group_.begin; }
+  static Range share(std::int64_t total, std::int64_t number, std::int64_t parts) {
+    return {number * total / parts, (number + 1) * total / parts};
+  }
+
+  /// What windows read of the image along an axis.
+  Range read_for(Range outputs, int axis) const {
+    const Geometry& g = depthwise_.geometry;
+    const std::int64_t last = g.strides[axis] * (outputs.end - 1) - g.pads[axis] + (g.kernel[axis] - 1) * g.dilations[axis];
+    return {least(most(first_of(outputs, axis), 0), g.input[axis]), most(least(last + 1, g.input[axis]), 0)};
+  }
+  /// Where the first window begins, be it in the padding.
+  std::int64_t first_of(Range outputs, int axis) const {
+    return outputs.begin * depthwise_.geometry.strides[axis] - depthwise_.geometry.pads[axis];
+  }
+
+  static std::int64_t size(Range range) { return range.end - range.begin; }
+  std::int64_t width() const { return size(group_); }
 
   /// Takes a group of channels through lines of the output.
   void step(Range lines) {
-    const Geometry& g = depthwise_.geometry;
-    const std::int64_t above = lines.begin * g.strides[0] - g.pads[0];
-    const std::int64_t below = (lines.end - 1) * g.strides[0] - g.pads[0] + (g.kernel[0] - 1) * g.dilations[0] + 1;
-    const Range read{least(most(above, 0), g.input[0]), most(least(below, g.input[0]), 0)};
+    const Range read = read_for(lines, 0);
     keep(read);
-    convolve(lines, read, read.begin - above);
+    convolve(lines, read);
     project(lines);
   }
 
   /// Sees to it that expanded lines are there; those before them are not read again.
   void keep(Range read) {
-    const std::int64_t line = expand_.geometry.input[1] * width();
+    const std::int64_t line = size(columns_) * width();
     const std::int64_t there = most(kept_.end - read.begin, 0);
     if (there == 0) kept_ = {read.begin, read.begin};
     if (read.end - kept_.begin > plan_.kept_lines) {
@@ -73,60 +89,73 @@ class InvertedResidualTask {
     }
   }
 
-  void expand(Range lines, float* y) {
-    const Geometry& g = expand_.geometry;
-    const std::int64_t first = (image_ * g.input[0] + lines.begin) * g.input[1];
-    const std::int64_t rows = (lines.end - lines.begin) * g.input[1];
-    const Panels weights{expansion(group_.begin), g.channels * static_cast<std::int64_t>(kPanel), width(), projection(0)};
-    multiply(expand_.x + first * g.channels, rows, g.channels, weights, [&](std::int64_t row, std::int64_t column) {
-      return gemm::Target{.c = y + row * width() + column,
-                          .ld = width(),
-                          .columns = 0,
-                          .bias = expand_.bias + group_.begin + column,
-                          .clip = expand_.clip,
-                          .gate = expand_.gate};
-    });
-    finish_in_place(plan_.expand, {first, first + rows, group_.begin, group_.end}, y);
+  /// Calls `use(first row, rows, number of the first one)` for the pixels of a part of some lines: all in one where it is all of
+  /// them.
+  template <class Use>
+  void each_run(Range lines, Range columns, const std::int64_t (&image)[2], Use use) const {
+    const std::int64_t together = size(columns) == image[1] ? size(lines) : 1;
+    for (std::int64_t line = lines.begin; line < lines.end; line += together)
+      use((image_ * image[0] + line) * image[1] + columns.begin, together * size(columns), (line - lines.begin) * size(columns));
   }
 
-  /// Reads the lines `read`, above which `missing` are padding.
-  void convolve(Range lines, Range read, std::int64_t missing) {
-    Geometry g = depthwise_.geometry;
-    const std::int64_t first = (image_ * g.output[0] + lines.begin) * g.output[1];
-    const std::int64_t rows = (lines.end - lines.begin) * g.output[1];
+  void expand(Range lines, float* expanded) {
+    const Geometry& g = expand_.geometry;
+    const Panels weights{expansion(group_.begin), g.channels * static_cast<std::int64_t>(kPanel), width(), projection(0)};
+    each_run(lines, columns_, g.input, [&](std::int64_t first, std::int64_t rows, std::int64_t number) {
+      float* const y = expanded + number * width();
+      multiply(expand_.x + first * g.channels, rows, g.channels, weights, [&](std::int64_t row, std::int64_t column) {
+        return gemm::Target{.c = y + row * width() + column,
+                            .ld = width(),
+                            .columns = 0,
+                            .bias = expand_.bias + group_.begin + column,
+                            .clip = expand_.clip,
+                            .gate = expand_.gate};
+      });
+      finish_in_place(plan_.expand, {first, first + rows, group_.begin, group_.end}, y);
+    });
+  }
+
+  void convolve(Range lines, Range read) {
+    const Geometry& whole = depthwise_.geometry;
+    Geometry g = whole;
     g.batch = 1;
     g.channels = g.filters = g.groups = width();
-    g.input[0] = read.end - read.begin;
-    g.output[0] = lines.end - lines.begin;
-    g.pads[0] = missing;
+    const Range inputs[] = {read, columns_}, outputs[] = {lines, strip_};
+    for (int axis = 0; axis < 2; ++axis) {
+      g.input[axis] = size(inputs[axis]);
+      g.output[axis] = size(outputs[axis]);
+      g.pads[axis] = inputs[axis].begin - first_of(outputs[axis], axis);
+    }
     const float* const x = expanded_ + (read.begin - kept_.begin) * g.input[1] * width();
     const Products products{depthwise_.bias + group_.begin, depthwise_.clip, depthwise_.gate};
     for (std::int64_t number = 0; number < g.output[0]; ++number)
-      Line(g, x, {depthwise_.weights + group_.begin, depthwise_.geometry.channels}, number, {0, width()}, false)
+      Line(g, x, {depthwise_.weights + group_.begin, whole.channels}, number, {0, width()}, false)
           .multiply({0, g.output[1]}, results_ + number * g.output[1] * width(), products);
-    finish_in_place(plan_.depthwise, {first, first + rows, group_.begin, group_.end}, results_);
+    each_run(lines, strip_, whole.output, [&](std::int64_t first, std::int64_t rows, std::int64_t number) {
+      finish_in_place(plan_.depthwise, {first, first + rows, group_.begin, group_.end}, results_ + number * width());
+    });
   }
 
   void project(Range lines) {
     const Geometry& g = project_.geometry;
-    const std::int64_t begin = (image_ * g.output[0] + lines.begin) * g.output[1];
-    const std::int64_t rows = (lines.end - lines.begin) * g.output[1];
     const bool ends = is_last_ && plan_.parts == 1;
     float* const sums = part_ == 0 ? project_.y : plan_.sums + (part_ - 1) * g.pixels() * g.filters;
     const Panels weights{projection(0), g.channels * static_cast<std::int64_t>(kPanel), g.filters, expansion(group_.end)};
-    multiply(results_, rows, width(), weights, [&](std::int64_t row, std::int64_t column) {
-      const std::int64_t at = (begin + row) * g.filters + column;
-      return gemm::Target{.c = sums + at,
-                          .ld = g.filters,
-                          .columns = 0,
-                          .bias = part_ == 0 ? project_.bias + column : nullptr,
-                          .accumulate = !is_first_,
-                          .clip = ends ? project_.clip : nullptr,
-                          .gate = ends ? project_.gate : nullptr,
-                          .added = ends && project_.added ? project_.added + at : nullptr,
-                          .added_ld = g.filters};
+    each_run(lines, strip_, g.output, [&](std::int64_t first, std::int64_t rows, std::int64_t number) {
+      multiply(results_ + number * width(), rows, width(), weights, [&](std::int64_t row, std::int64_t column) {
+        const std::int64_t at = (first + row) * g.filters + column;
+        return gemm::Target{.c = sums + at,
+                            .ld = g.filters,
+                            .columns = 0,
+                            .bias = part_ == 0 ? project_.bias + column : nullptr,
+                            .accumulate = !is_first_,
+                            .clip = ends ? project_.clip : nullptr,
+                            .gate = ends ? project_.gate : nullptr,
+                            .added = ends && project_.added ? project_.added + at : nullptr,
+                            .added_ld = g.filters};
+      });
+      if (ends) finish(plan_.project, {first, first + rows, 0, g.filters});
     });
-    if (ends) finish(plan_.project, {begin, begin + rows, 0, g.filters});
   }
 
   /// Where the weights lie that make an expanded channel, and those of the group that make a filter.
@@ -168,7 +197,8 @@ class InvertedResidualTask {
   const InvertedResidualPlan& plan_;
   const Convolution &expand_, &depthwise_, &project_;
   std::int64_t part_, band_, image_;
-  Range group_{0, 0};  // of channels
+  Range strip_{0, 0}, columns_{0, 0};  // of the output, and what it reads of the input
+  Range group_{0, 0};                  // of channels
   bool is_first_ = true, is_last_ = true;
   Range kept_{0, 0};  // expanded lines
   float *expanded_, *results_;

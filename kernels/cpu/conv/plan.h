@@ -20,6 +20,9 @@ constexpr std::int64_t tile_points(const Geometry& g) { return tile_inputs(g.ker
 /// would fall into few sets of the cache.
 constexpr std::int64_t kRowPadding = 16;
 
+/// Columns that products compute together, at most.
+constexpr auto kColumnStep = 2 * static_cast<std::int64_t>(gemm::kPanel);
+
 /// A range of rows (pixels) by a range of columns (filters of a group).
 struct Rectangle {
   std::int64_t row, row_end, column, column_end;
@@ -59,11 +62,11 @@ struct SeparablePlan {
 struct InvertedResidualPlan {
   Plan expand, depthwise, project;
   std::int64_t bands, parts;
-  std::int64_t group_panels;  // of channels that go through all three together
-  std::int64_t step_lines;    // of the output that do
-  std::int64_t kept_lines;    // of expanded channels that stay in the cache
-  float* sums;                // of all parts but the first [parts - 1, pixels, filters]
-  std::int64_t joined_rows;   // of a task that adds them
+  // What goes through all three together: channels, by columns and lines of the output.
+  std::int64_t group_channels, strip_columns, step_lines;
+  std::int64_t kept_lines, kept_columns;  // of expanded channels, which stay in the first-level cache
+  float* sums;                            // of all parts but the first [parts - 1, pixels, filters]
+  std::int64_t joined_rows;               // of a task that adds them
 };
 
 /// Pixels times the gates of their image. Tasks are some pixels of an image each.

@@ -144,7 +144,8 @@ template <int R, int N, bool Half, class Source>
 #pragma GCC unroll 8
       for (int v = 0; v < N; v += kVectorsOfPanel) {
         __builtin_prefetch(row + kAhead + v / kVectorsOfPanel * b.panel);
-        if constexpr (R > 2) __builtin_prefetch(row + b.next + v / kVectorsOfPanel * b.panel, 0, 2);
+        // Small blocks wait for loads already.
+        if constexpr (R > 2 && N > 1) __builtin_prefetch(row + b.next + v / kVectorsOfPanel * b.panel, 0, 2);
       }
 #pragma GCC unroll 8
       for (int v = 0; v < N; ++v)
