@@ -1,5 +1,5 @@
 // Inverted residuals: a product expands the channels of some lines, a depthwise convolution reads them, and a product projects what
-// that gives, a few channels at a time, so that what lies between stays in the first levels of the cache.
+// that gives, a few channels at a time, so that what lies between stays in the caches of a core.
 #pragma once
 
 #include <cstring>
@@ -30,8 +30,9 @@ class InvertedResidualTask {
   void run() {
     const Geometry& g = depthwise_.geometry;
     const Range band = share(g.output[0], band_, plan_.bands);
-    const Range blocks = share(ceil_div(g.channels, kColumnStep), part_, plan_.parts);
-    const Range part{blocks.begin * kColumnStep, least(blocks.end * kColumnStep, g.channels)};
+    const Range panels = share(plan_.expand.panels, part_, plan_.parts);
+    const Range part{panels.begin * static_cast<std::int64_t>(kPanel),
+                     least(panels.end * static_cast<std::int64_t>(kPanel), g.channels)};
     in_even_parts(g.output[1], plan_.strip_columns, [&](std::int64_t begin, std::int64_t count) {
       strip_ = {begin, begin + count};
       columns_ = read_for(strip_, 1);

@@ -36,12 +36,11 @@ constexpr std::int64_t kStripPixels = 8;
 /// Floats between a depthwise convolution and the product that reads them.
 constexpr std::int64_t kSeparableFloats = 64 * 1024;
 /// Pixels of an inverted residual's output that are computed together: a few blocks of rows; and the least of a line.
-constexpr std::int64_t kStepPixels = 48, kLeastStripColumns = 12;
+constexpr std::int64_t kStepPixels = 56, kLeastStripColumns = 12;
 /// Floats of its expanded lines that are kept, and of what a task reads and writes besides.
-constexpr std::int64_t kKeptFloats = 26 * 256, kBandFloats = 96 * 1024;
-/// What it takes to join sums, to write and to add a vector of them, which another thread finds in its cache; and what is worth a
-/// task of its own.
-constexpr std::int64_t kJoiningWork = 20'000, kJoinWork = 8, kPartWork = 125'000;
+constexpr std::int64_t kKeptFloats = 40 * 1024, kBandFloats = 96 * 1024;
+/// What it takes to write and to add a vector of sums, and what is worth a task of its own.
+constexpr std::int64_t kJoinWork = 4, kPartWork = 125'000;
 /// Floats of a tensor that one thread sums up.
 constexpr std::int64_t kPartFloats = 64 * 1024;
 /// The same where it also scales them: a thread then finds more of them in its own cache, before and after.
@@ -373,9 +372,9 @@ static void cut(InvertedResidualPlan& plan) {
   const std::int64_t floats = g.input[0] * g.input[1] * inner.channels + pixels * products.filters;
   const std::int64_t least_bands = std::min(ceil_div(floats, kBandFloats), lines);
   std::int64_t least = std::numeric_limits<std::int64_t>::max();
-  for (std::int64_t parts = 1; parts <= std::min(wanted, ceil_div(g.channels, kColumnStep)); parts *= 2) {
+  for (std::int64_t parts = 1; parts <= std::min(wanted, panels); parts *= 2) {
     const std::int64_t bands = std::max(least_bands, std::min(ceil_div(wanted, g.batch * parts), lines));
-    const std::int64_t joining = parts == 1 ? 0 : kJoiningWork + pixels * plan.project.panels * kJoinWork * parts;
+    const std::int64_t joining = parts == 1 ? 0 : pixels * plan.project.panels * kJoinWork * parts;
     const std::int64_t missing = std::max(wanted - bands * parts * g.batch, std::int64_t{0});  // tasks
     const std::int64_t more = g.batch * ((bands - 1) * shared * line_work + joining) + work * missing / wanted;
     if (more >= least) continue;
@@ -403,14 +402,14 @@ static InvertedResidualPlan plan_inverted_residual(const InvertedResidual& block
     plan.kept_columns = read(1, columns);
     return plan.kept_lines * plan.kept_columns * kColumnStep;
   };
-  // The widest strip, and of it the most lines, whose channels stay in the first-level cache.
+  // The widest strip, and of it the most lines, whose channels stay in the second-level cache.
   std::int64_t floats = kKeptFloats + 1;
   for (std::int64_t strips = 1; floats > kKeptFloats && (strips == 1 || plan.strip_columns > kLeastStripColumns); ++strips) {
     const std::int64_t columns = ceil_div(g.output[1], strips);
     std::int64_t lines = std::clamp<std::int64_t>(kStepPixels / columns, 1, ceil_div(g.output[0], plan.bands));
     while ((floats = try_step(columns, lines)) > kKeptFloats && lines > 1) --lines;
   }
-  const std::int64_t blocks = ceil_div(ceil_div(g.channels, kColumnStep), plan.parts);
+  const std::int64_t blocks = ceil_div(ceil_div(plan.expand.panels, plan.parts) * kPanel, kColumnStep);
   plan.group_channels = std::clamp<std::int64_t>(kKeptFloats / std::max<std::int64_t>(floats, 1), 1, blocks) * kColumnStep;
   plan.joined_rows =
       std::clamp<std::int64_t>(kScaledPartFloats / block.project.geometry.filters, 1, block.project.geometry.pixels());

@@ -64,7 +64,7 @@ struct InvertedResidualPlan {
   std::int64_t bands, parts;
   // What goes through all three together: channels, by columns and lines of the output.
   std::int64_t group_channels, strip_columns, step_lines;
-  std::int64_t kept_lines, kept_columns;  // of expanded channels, which stay in the first-level cache
+  std::int64_t kept_lines, kept_columns;  // of expanded channels, which stay in the cache
   float* sums;                            // of all parts but the first [parts - 1, pixels, filters]
   std::int64_t joined_rows;               // of a task that adds them
 };
