@@ -18,19 +18,35 @@ struct Block {
   std::size_t columns;
 };
 
+/// Sums begin with what the zero point of x takes away from them. This and what takes them are part of their caller: sums that are
+/// handed over lie in memory all the time.
 template <int R, int N>
-inline void finish_block(const Dot::Sums (&sums)[R][N], const Block& block) {
-  const Convolution& c = *block.plan->convolution;
-  float numbers[R][N * V::kWidth];
+[[gnu::always_inline]] inline void start_block(Dot::Sums (&sums)[R][N], const Block& block) {
 #pragma GCC unroll 4
   for (int v = 0; v < N; ++v) {
     const std::size_t column = static_cast<std::size_t>(v) * V::kWidth;
-    const Dot::Numbers weight_sums =
-        Dot::load_numbers(c.sums + block.column + column, v + 1 < N ? V::kWidth : block.columns - column);
+    const Dot::Sums start = Dot::start(block.plan->x.zero, Dot::load_numbers(block.plan->convolution->sums + block.column + column,
+                                                                             v + 1 < N ? V::kWidth : block.columns - column));
 #pragma GCC unroll 12
-    for (int r = 0; r < R; ++r) V::store(numbers[r] + column, Dot::shifted(sums[r][v], block.plan->x.zero, weight_sums));
+    for (int r = 0; r < R; ++r) sums[r][v] = start;
   }
-  block.finisher->rows(numbers[0], N * V::kWidth, R, block.row, block.column, static_cast<std::int64_t>(block.columns),
+}
+
+template <int R, int N>
+[[gnu::always_inline]] inline void finish_block(const Dot::Sums (&sums)[R][N], const Block& block) {
+  F numbers[R][N];
+#pragma GCC unroll 12
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < N; ++v) numbers[r][v] = Dot::floats(sums[r][v]);
+  if constexpr (R == Dot::kRows)
+    if (block.columns == N * V::kWidth && block.finisher->block(numbers, block.row, block.column)) return;
+  float stored[R][N * V::kWidth];
+#pragma GCC unroll 12
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < N; ++v) V::store(stored[r] + v * kWidth, numbers[r][v]);
+  block.finisher->rows(stored[0], N * V::kWidth, R, block.row, block.column, static_cast<std::int64_t>(block.columns),
                        *block.results);
 }
 
@@ -43,8 +59,9 @@ inline const std::uint8_t** place(const Plan& plan, std::int64_t group, std::int
   auto* const padding = reinterpret_cast<std::uint8_t*>(memory + pointers);
   std::memset(padding, plan.x.zero, static_cast<std::size_t>(plan.depth));
   const std::int64_t columns = plan.x.lines ? 1 : g.kernel[1];
-  for (std::int64_t r = 0; r < rows; ++r) {
-    const std::int64_t line = (row + r) / g.output[1], ox = (row + r) % g.output[1];
+  for (std::int64_t r = 0; r < rows;) {
+    // Pixels of one line.
+    const std::int64_t line = (row + r) / g.output[1], ox = (row + r) % g.output[1], count = least(g.output[1] - ox, rows - r);
     const std::int64_t image = line / g.output[0], oy = line % g.output[0];
     const std::uint8_t** target = table + r;
     for (std::int64_t ky = 0; ky < g.kernel[0]; ++ky) {
@@ -52,10 +69,12 @@ inline const std::uint8_t** place(const Plan& plan, std::int64_t group, std::int
       const bool inside = y >= 0 && y < g.input[0];
       const std::uint8_t* const from = plan.x.data + (image * g.input[0] + y) * plan.x.line_step + group * plan.x.group_step;
       for (std::int64_t kx = 0; kx < columns; ++kx, target += rows) {
-        const std::int64_t x = ox * g.strides[1] + (plan.x.lines ? 0 : kx * g.dilations[1] - g.pads[1]);
-        *target = inside && (plan.x.lines || (x >= 0 && x < g.input[1])) ? from + x * plan.x.pixel_step : padding;
+        std::int64_t x = ox * g.strides[1] + (plan.x.lines ? 0 : kx * g.dilations[1] - g.pads[1]);
+        for (std::int64_t i = 0; i < count; ++i, x += g.strides[1])
+          target[i] = inside && (plan.x.lines || (x >= 0 && x < g.input[1])) ? from + x * plan.x.pixel_step : padding;
       }
     }
+    r += count;
   }
   return table;
 }
@@ -82,18 +101,24 @@ inline void run_dense(const Plan& plan, std::int64_t task) {
   const std::uint8_t** const pointers = plain ? nullptr : place(plan, group, begin, end - begin);
   const Finisher finisher(plan);
   const Results results = results_of(c, begin, end, offset + first, offset + last);
-  for (std::int64_t column = first; column < last; column += kColumns) {
+  const auto block_at = [&](std::int64_t row, std::int64_t column) {
     const qgemm::Columns b{weights + column / kPanel * panel, static_cast<std::ptrdiff_t>(panel)};
-    for (std::int64_t row = begin; row < end; row += Dot::kRows) {
-      const Block block{&plan, &results, &finisher, row, offset + column, static_cast<std::size_t>(least(kColumns, last - column))};
-      const int rows = static_cast<int>(least(Dot::kRows, end - row));
-      if (plain)
-        qgemm::multiply(rows, qgemm::Strided{x + row * plan.x.pixel_step, static_cast<std::ptrdiff_t>(plan.x.pixel_step)}, 1,
-                        static_cast<std::size_t>(groups), b, block);
-      else
-        qgemm::multiply(rows, qgemm::Indirect{pointers + (row - begin), static_cast<std::size_t>(end - begin)},
-                        static_cast<std::size_t>(plan.taps), static_cast<std::size_t>(groups), b, block);
-    }
+    const Block block{&plan, &results, &finisher, row, offset + column, static_cast<std::size_t>(least(kColumns, last - column))};
+    const int rows = static_cast<int>(least(Dot::kRows, end - row));
+    if (plain)
+      qgemm::multiply(rows, qgemm::Strided{x + row * plan.x.pixel_step, static_cast<std::ptrdiff_t>(plan.x.pixel_step)}, 1,
+                      static_cast<std::size_t>(groups), b, block);
+    else
+      qgemm::multiply(rows, qgemm::Indirect{pointers + (row - begin), static_cast<std::size_t>(end - begin)},
+                      static_cast<std::size_t>(plan.taps), static_cast<std::size_t>(groups), b, block);
+  };
+  // Results are written pixel by pixel where all weights stay in the cache, else weights are read once.
+  if (plan.rows_first) {
+    for (std::int64_t row = begin; row < end; row += Dot::kRows)
+      for (std::int64_t column = first; column < last; column += kColumns) block_at(row, column);
+  } else {
+    for (std::int64_t column = first; column < last; column += kColumns)
+      for (std::int64_t row = begin; row < end; row += Dot::kRows) block_at(row, column);
   }
   finish(c, finisher, results);
 }

@@ -9,99 +9,160 @@ namespace {
 /// Pixels of a line that are computed together and share the columns that they read.
 constexpr std::int64_t kPixels = 4;
 
-/// Some channels of the lines of an output.
-class Strip {
+/// The lines of an output, some channels at a time. The last channels are computed with those before them, some twice.
+class Lines {
  public:
-  static std::size_t weight_bytes(const conv::Geometry& g) {
-    return static_cast<std::size_t>(g.kernel[1] * ((g.kernel[0] + 3) / 4) * 4 * Quads::kChannels);
+  /// Memory that the constructor takes for weights and their sums.
+  static std::size_t bytes(const conv::Geometry& g) {
+    return static_cast<std::size_t>(strips(g) * (g.kernel[1] * quads(g) + 1)) * kQuadBytes;
   }
 
-  /// `arranged` is memory for the weights.
-  Strip(const Plan& plan, const Finisher& finisher, const Results& results, std::int64_t channel, std::int8_t* arranged)
+  Lines(const Plan& plan, const Finisher& finisher, const Results& results, char* memory)
       : plan_(plan),
         c_(*plan.convolution),
         g_(c_.geometry),
         finisher_(finisher),
         results_(results),
-        channel_(channel),
+        memory_(memory),
         count_(least(Quads::kChannels, g_.channels)),
-        quads_((g_.kernel[0] + 3) / 4),
-        weights_(arranged) {
+        quads_(quads(g_)) {
     std::memset(padding_, plan.x.zero, sizeof padding_);
-    std::memcpy(sums_, c_.sums + channel, static_cast<std::size_t>(count_) * sizeof(std::int32_t));
-    for (std::int64_t quad = 0; quad < g_.kernel[1] * quads_; ++quad) {
-      std::int8_t own[4 * Quads::kChannels] = {};
-      std::memcpy(own, c_.weights + (quad * g_.channels + channel) * 4, static_cast<std::size_t>(count_) * 4);
-      Quads::arrange(own, arranged + quad * 4 * Quads::kChannels);
+    for (std::int64_t strip = 0; strip < strips(g_); ++strip) {
+      choose(strip);
+      for (std::int64_t quad = 0; quad < g_.kernel[1] * quads_; ++quad) {
+        std::int8_t own[kQuadBytes] = {};
+        std::memcpy(own, c_.weights + (quad * g_.channels + channel_) * 4, static_cast<std::size_t>(count_) * 4);
+        Quads::arrange(own, weights_ + quad * static_cast<std::int64_t>(kQuadBytes));
+      }
+      std::memset(sums_, 0, kQuadBytes);
+      std::memcpy(sums_, c_.sums + channel_, static_cast<std::size_t>(count_) * sizeof(std::int32_t));
     }
   }
 
   void line(std::int64_t number) {
+    number_ = number;
+    image_ = number / g_.output[0];
+    top_ = number % g_.output[0] * g_.strides[0] - g_.pads[0];
     const bool whole = g_.dilations[1] == 1 && g_.output[1] >= kPixels;
     const std::int64_t step = whole ? kPixels : 1;
     // The last pixels are computed with those before them, some twice.
-    for (std::int64_t ox = 0; ox < g_.output[1]; ox += step) {
-      const std::int64_t at = least(ox, most(g_.output[1] - step, 0));
-      if (whole && g_.strides[1] == 1 && g_.kernel[1] == 3)
-        pixels<kPixels, 3, 1>(number, at);
-      else if (whole && g_.strides[1] == 1 && g_.kernel[1] == 5)
-        pixels<kPixels, 5, 1>(number, at);
-      else if (whole && g_.strides[1] == 2 && g_.kernel[1] == 3)
-        pixels<kPixels, 3, 2>(number, at);
-      else if (whole && g_.strides[1] == 2 && g_.kernel[1] == 5)
-        pixels<kPixels, 5, 2>(number, at);
-      else
-        for (std::int64_t one = at; one < at + step; ++one) pixels<1, 0, 1>(number, one);
-    }
+    for (std::int64_t ox = 0; ox < g_.output[1]; ox += step)
+      for (std::int64_t strip = 0; strip < strips(g_); ++strip) {
+        choose(strip);
+        some_pixels(least(ox, most(g_.output[1] - step, 0)), whole, step);
+      }
   }
 
  private:
-  /// P pixels whose windows are K columns (any number if 0) and S apart.
-  template <int P, int K, int S>
-  void pixels(std::int64_t number, std::int64_t ox) {
-    const std::int64_t image = number / g_.output[0], oy = number % g_.output[0];
+  /// Of the weights of a strip's channels for four rows of a column, and of their sums.
+  static constexpr std::size_t kQuadBytes = 4 * Quads::kChannels;
+
+  static std::int64_t quads(const conv::Geometry& g) { return (g.kernel[0] + 3) / 4; }
+  static std::int64_t strips(const conv::Geometry& g) { return (g.channels + Quads::kChannels - 1) / Quads::kChannels; }
+
+  void choose(std::int64_t strip) {
+    channel_ = least(strip * Quads::kChannels, most(g_.channels - Quads::kChannels, 0));
+    char* const own = memory_ + static_cast<std::size_t>(strip * (g_.kernel[1] * quads_ + 1)) * kQuadBytes;
+    sums_ = reinterpret_cast<std::int32_t*>(own);
+    weights_ = reinterpret_cast<std::int8_t*>(own + kQuadBytes);
+  }
+
+  void some_pixels(std::int64_t at, bool whole, std::int64_t step) {
+    if (whole && g_.strides[1] == 1 && g_.kernel[1] == 3)
+      whole_pixels<3, 1>(at);
+    else if (whole && g_.strides[1] == 1 && g_.kernel[1] == 5)
+      whole_pixels<5, 1>(at);
+    else if (whole && g_.strides[1] == 2 && g_.kernel[1] == 3)
+      whole_pixels<3, 2>(at);
+    else if (whole && g_.strides[1] == 2 && g_.kernel[1] == 5)
+      whole_pixels<5, 2>(at);
+    else
+      for (std::int64_t one = at; one < at + step; ++one) pixels<1, 0, 1, false>(one);
+  }
+
+  /// Four rows of a window: where they begin, and how far their pixels are apart. Rows of the padding are one pixel, again and
+  /// again.
+  struct Rows {
+    const std::uint8_t* at[4];
+    std::int64_t steps[4];
+  };
+
+  Rows rows_of(std::int64_t quad) const {
+    Rows rows;
+    for (int r = 0; r < 4; ++r) {
+      const std::int64_t ky = 4 * quad + r, y = top_ + ky * g_.dilations[0];
+      const bool inside = ky < g_.kernel[0] && y >= 0 && y < g_.input[0];
+      rows.at[r] = inside ? plan_.x.data + (image_ * g_.input[0] + y) * plan_.x.line_step + channel_ : padding_;
+      rows.steps[r] = inside ? plan_.x.pixel_step : 0;
+    }
+    return rows;
+  }
+
+  Quads::Column column(const Rows& rows, std::int64_t x) const {
+    const std::uint8_t* at[4];
+    const bool inside = x >= 0 && x < g_.input[1];
+    for (int r = 0; r < 4; ++r) at[r] = inside ? rows.at[r] + x * rows.steps[r] : padding_;
+    return Quads::load(at);
+  }
+
+  const std::int8_t* weights(std::int64_t quad, std::int64_t kx, int v) const {
+    return weights_ + (kx * quads_ + quad) * 4 * Quads::kChannels + v * Quads::kWeightBytes;
+  }
+
+  /// kPixels pixels.
+  template <int K, int S>
+  void whole_pixels(std::int64_t ox) {
+    const std::int64_t left = ox * S - g_.pads[1];
+    left >= 0 && left + (kPixels - 1) * S + K <= g_.input[1] ? pixels<kPixels, K, S, true>(ox) : pixels<kPixels, K, S, false>(ox);
+  }
+
+  /// P pixels whose windows are K columns (any number if 0) and S apart; all columns lie in the image where it says so.
+  template <int P, int K, int S, bool Inside>
+  void pixels(std::int64_t ox) {
     Quads::Sums sums[P][Quads::kVectors];
     for (int p = 0; p < P; ++p)
       for (int v = 0; v < Quads::kVectors; ++v) sums[p][v] = Quads::start(sums_, plan_.x.zero, v);
+    const std::int64_t left = ox * g_.strides[1] - g_.pads[1];
     for (std::int64_t quad = 0; quad < quads_; ++quad) {
-      const std::uint8_t* rows[4];
-      std::int64_t steps[4];
-      for (int r = 0; r < 4; ++r) {
-        const std::int64_t ky = 4 * quad + r, y = oy * g_.strides[0] - g_.pads[0] + ky * g_.dilations[0];
-        const bool inside = ky < g_.kernel[0] && y >= 0 && y < g_.input[0];
-        rows[r] = inside ? plan_.x.data + (image * g_.input[0] + y) * plan_.x.line_step + channel_ : padding_;
-        steps[r] = inside ? plan_.x.pixel_step : 0;
-      }
-      const auto column = [&](std::int64_t x) {
-        const std::uint8_t* at[4];
-        const bool inside = x >= 0 && x < g_.input[1];
-        for (int r = 0; r < 4; ++r) at[r] = inside ? rows[r] + x * steps[r] : padding_;
-        return Quads::load(at);
-      };
-      const auto weights = [&](std::int64_t kx, int v) {
-        return weights_ + (kx * quads_ + quad) * 4 * Quads::kChannels + v * Quads::kWeightBytes;
-      };
-      const std::int64_t left = ox * g_.strides[1] - g_.pads[1];
+      Rows rows = rows_of(quad);
       if constexpr (K == 0) {
         for (std::int64_t kx = 0; kx < g_.kernel[1]; ++kx) {
-          const Quads::Column x = column(left + kx * g_.dilations[1]);
-          for (int v = 0; v < Quads::kVectors; ++v) sums[0][v] = Quads::add(sums[0][v], x.of[v], weights(kx, v));
+          const Quads::Column x = column(rows, left + kx * g_.dilations[1]);
+          for (int v = 0; v < Quads::kVectors; ++v) sums[0][v] = Quads::add(sums[0][v], x.of[v], weights(quad, kx, v));
         }
       } else {
+        if constexpr (Inside)
+          for (int r = 0; r < 4; ++r) rows.at[r] += left * rows.steps[r];
 #pragma GCC unroll 16
         for (int i = 0; i < (P - 1) * S + K; ++i) {
-          const Quads::Column x = column(left + i);
+          Quads::Column x;
+          if constexpr (Inside) {
+            x = Quads::load(rows.at);
+            for (int r = 0; r < 4; ++r) rows.at[r] += rows.steps[r];
+          } else {
+            x = column(rows, left + i);
+          }
 #pragma GCC unroll 8
           for (int p = 0; p < P; ++p)
             if (i >= p * S && i < p * S + K)
 #pragma GCC unroll 4
-              for (int v = 0; v < Quads::kVectors; ++v) sums[p][v] = Quads::add(sums[p][v], x.of[v], weights(i - p * S, v));
+              for (int v = 0; v < Quads::kVectors; ++v) sums[p][v] = Quads::add(sums[p][v], x.of[v], weights(quad, i - p * S, v));
         }
       }
     }
-    float numbers[P][Quads::kChannels];
-    for (int p = 0; p < P; ++p) Quads::store(numbers[p], sums[p]);
-    finisher_.rows(numbers[0], Quads::kChannels, P, number * g_.output[1] + ox, channel_, count_, results_);
+    finish_pixels(sums, number_ * g_.output[1] + ox);
+  }
+
+  template <int P>
+  void finish_pixels(const Quads::Sums (&sums)[P][Quads::kVectors], std::int64_t row) const {
+    constexpr int kVectors = static_cast<int>(Quads::kChannels / V::kWidth);
+    F numbers[P][kVectors];
+    for (int p = 0; p < P; ++p) Quads::floats(sums[p], numbers[p]);
+    if (count_ == Quads::kChannels && finisher_.block(numbers, row, channel_)) return;
+    float stored[P][Quads::kChannels];
+    for (int p = 0; p < P; ++p)
+      for (int v = 0; v < kVectors; ++v) V::store(stored[p] + v * kWidth, numbers[p][v]);
+    finisher_.rows(stored[0], Quads::kChannels, P, row, channel_, count_, results_);
   }
 
   const Plan& plan_;
@@ -109,10 +170,13 @@ class Strip {
   const conv::Geometry& g_;
   const Finisher& finisher_;
   const Results& results_;
-  std::int64_t channel_, count_, quads_;
-  const std::int8_t* weights_;
+  char* memory_;
+  std::int64_t count_, quads_;
+  std::int64_t channel_ = 0;  // where the strip begins
+  std::int32_t* sums_ = nullptr;
+  std::int8_t* weights_ = nullptr;
+  std::int64_t number_ = 0, image_ = 0, top_ = 0;  // the line, its image, and where its windows begin there
   std::uint8_t padding_[Quads::kChannels];
-  std::int32_t sums_[Quads::kChannels] = {};
 };
 
 inline void run_depthwise(const Plan& plan, std::int64_t task) {
@@ -121,12 +185,8 @@ inline void run_depthwise(const Plan& plan, std::int64_t task) {
   const std::int64_t begin = task * plan.task_lines, end = least(begin + plan.task_lines, g.batch * g.output[0]);
   const Finisher finisher(plan);
   const Results results = results_of(c, begin * g.output[1], end * g.output[1], 0, g.channels);
-  auto* const arranged = reinterpret_cast<std::int8_t*>(scratch(Strip::weight_bytes(g), ScratchOwner::kQconvWindows));
-  // The last channels are computed with those before them, some twice.
-  for (std::int64_t channel = 0; channel < g.channels; channel += Quads::kChannels) {
-    Strip strip(plan, finisher, results, least(channel, most(g.channels - Quads::kChannels, 0)), arranged);
-    for (std::int64_t line = begin; line < end; ++line) strip.line(line);
-  }
+  Lines lines(plan, finisher, results, scratch(Lines::bytes(g), ScratchOwner::kQconvWindows));
+  for (std::int64_t line = begin; line < end; ++line) lines.line(line);
   finish(c, finisher, results);
 }
 

@@ -40,6 +40,32 @@ struct Steps {
   F operator()(F x) const { return V::min(high, V::max(low, V::mul(x, inverse))); }
 };
 
+/// What sums become where only bytes are added and made (see `Direct`), in steps of the result. Vectors, for the same reason.
+template <bool Rounded, bool Added, bool Gated>
+struct DirectSteps {
+  F first_low, first_high, ratio, added_step, added_zero, low, high, last;
+  gemm::Gate gate{};
+
+  DirectSteps(const Convolution& c, const Direct& d, F zero_of_added)
+      : first_low(V::set1(d.first_low)),
+        first_high(V::set1(d.first_high)),
+        ratio(V::set1(d.ratio)),
+        added_step(V::set1(d.added_step)),
+        added_zero(zero_of_added),
+        low(V::set1(d.low)),
+        high(V::set1(d.high)),
+        last(V::set1(d.last)) {
+    if constexpr (Gated) gate = *c.gate;
+  }
+  F operator()(F sum, F multiplier, F offset, F added) const {
+    F y = V::add(V::mul(sum, multiplier), offset);
+    if constexpr (Rounded) y = V::mul(V::round(V::min(first_high, V::max(first_low, y))), ratio);
+    if constexpr (Added) y = V::add(y, V::mul(V::sub(added, added_zero), added_step));
+    if constexpr (Gated) y = V::mul(gated(gate, y), last);
+    return V::min(high, V::max(low, y));
+  }
+};
+
 /// What the results of one tensor become, one row after the other.
 class Finisher {
  public:
@@ -75,6 +101,15 @@ class Finisher {
     added ? run.template operator()<false, true>() : run.template operator()<false, false>();
   }
 
+  /// The same for whole vectors of sums that are in registers, where that is how most results are made: false where it is not.
+  template <int R, int N>
+  [[gnu::always_inline]] bool block(const F (&sums)[R][N], std::int64_t row, std::int64_t column) const {
+    const bool rounded = c_.rounded.type != Type::kNone, added = c_.added.data != nullptr;
+    if (direct_.multipliers == nullptr || c_.gate || rounded != added) return false;
+    added ? direct_block<true>(sums, row, column) : direct_block<false>(sums, row, column);
+    return true;
+  }
+
   /// Writes results to y.
   template <bool Whole>
   void put(std::int64_t at, F x, std::size_t count) const {
@@ -86,6 +121,26 @@ class Finisher {
   }
 
  private:
+  template <bool Added, int R, int N>
+  [[gnu::always_inline]] void direct_block(const F (&sums)[R][N], std::int64_t row, std::int64_t column) const {
+    const DirectSteps<Added, Added, false> steps(c_, direct_, added_zero_);
+    const std::int64_t filters = c_.geometry.filters, at = row * filters + column;
+    const std::int32_t zero = c_.result.zero, flip = added_flip_;
+    auto* const to = static_cast<std::uint8_t*>(c_.y) + at;
+    const auto* const other = static_cast<const std::uint8_t*>(c_.added.data) + (Added ? at : 0);
+#pragma GCC unroll 4
+    for (int v = 0; v < N; ++v) {
+      const std::int64_t first = v * kWidth;
+      const F multiplier = V::load(direct_.multipliers + column + first), offset = V::load(direct_.offsets + column + first);
+#pragma GCC unroll 12
+      for (int r = 0; r < R; ++r) {
+        F added{};
+        if constexpr (Added) added = Dot::load_bytes(other + r * filters + first, flip);
+        Dot::store_bytes(to + r * filters + first, steps(sums[r][v], multiplier, offset, added), zero);
+      }
+    }
+  }
+
   template <bool Rounded, bool Added, bool Gated>
   void direct(const float* sums, std::int64_t ld, int rows, std::int64_t row, std::int64_t column, std::int64_t count) const {
     const std::int64_t filters = c_.geometry.filters;
@@ -100,26 +155,20 @@ class Finisher {
   /// One vector of each row.
   template <bool Rounded, bool Added, bool Gated, bool Whole>
   void direct_column(const float* sums, std::int64_t ld, int rows, std::int64_t at, std::int64_t column, std::size_t count) const {
-    const Direct& d = direct_;
-    const F multiplier = load_floats<Whole>(d.multipliers + column, count), offset = load_floats<Whole>(d.offsets + column, count);
-    const F first_low = V::set1(d.first_low), first_high = V::set1(d.first_high), ratio = V::set1(d.ratio);
-    const F added_step = V::set1(d.added_step), added_zero = added_zero_, low = V::set1(d.low), high = V::set1(d.high);
-    const F last = V::set1(d.last);
-    const gemm::Gate gate = Gated ? *c_.gate : gemm::Gate{};
+    const DirectSteps<Rounded, Added, Gated> steps(c_, direct_, added_zero_);
+    const F multiplier = load_floats<Whole>(direct_.multipliers + column, count);
+    const F offset = load_floats<Whole>(direct_.offsets + column, count);
     const std::int64_t filters = c_.geometry.filters;
     const std::int32_t zero = c_.result.zero, flip = added_flip_;
     auto* to = static_cast<std::uint8_t*>(c_.y) + at;
     const auto* other = static_cast<const std::uint8_t*>(c_.added.data) + (Added ? at : 0);
     for (int r = 0; r < rows; ++r, to += filters) {
-      F y = V::add(V::mul(V::load(sums + r * ld), multiplier), offset);
-      if constexpr (Rounded) y = V::mul(V::round(V::min(first_high, V::max(first_low, y))), ratio);
+      F added{};
       if constexpr (Added) {
-        y = V::add(y, V::mul(V::sub(bytes<Whole>(other, flip, count), added_zero), added_step));
+        added = bytes<Whole>(other, flip, count);
         other += filters;
       }
-      if constexpr (Gated) y = V::mul(gated(gate, y), last);
-      y = V::min(high, V::max(low, y));
-      store_bytes<Whole>(to, y, zero, count);
+      store_bytes<Whole>(to, steps(V::load(sums + r * ld), multiplier, offset, added), zero, count);
     }
   }
 

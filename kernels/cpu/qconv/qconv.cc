@@ -184,6 +184,7 @@ void plan_product(Plan& plan) {
   const std::int64_t row_tasks = plan.row_tasks * g.groups;
   plan.task_columns = round_up(ceil_div(filters, row_tasks < tasks ? ceil_div(tasks, row_tasks) : 1), kColumnStep);
   plan.column_tasks = ceil_div(filters, plan.task_columns);
+  plan.rows_first = plan.taps * plan.depth * std::min(filters, plan.task_columns) <= kCachedBytes;
 }
 
 struct Job {

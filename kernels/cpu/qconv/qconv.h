@@ -76,6 +76,7 @@ struct Plan {
   Direct direct;
   std::int64_t taps, depth;                                       // stretches of a window as they are read, bytes of each
   std::int64_t task_rows, row_tasks, task_columns, column_tasks;  // of products
+  bool rows_first;                                                // all filters of some rows are computed before the next rows
   std::int64_t task_lines;                                        // of depthwise convolutions
 };
 

@@ -17,6 +17,13 @@ struct Quads : InterleavedQuads {
     const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(x, 8), _mm256_srai_epi16(w, 8));
     return _mm256_add_epi32(sums, _mm256_add_epi32(even, odd));
   }
+  /// The sums of all channels, in their order.
+  static void floats(const Sums (&sums)[kVectors], __m256 (&to)[kChannels / 8]) {
+    for (int i = 0; i < 2; ++i) {
+      to[i] = _mm256_cvtepi32_ps(_mm256_permute2x128_si256(sums[2 * i], sums[2 * i + 1], 0x20));
+      to[2 + i] = _mm256_cvtepi32_ps(_mm256_permute2x128_si256(sums[2 * i], sums[2 * i + 1], 0x31));
+    }
+  }
 };
 
 }  // namespace

@@ -39,9 +39,9 @@ struct Quads {
     return sums;
   }
   static constexpr int kWeightBytes = 16;  // of a vector
-  static void store(float* to, const Sums (&sums)[kVectors]) {
-    for (int v = 0; v < kVectors; ++v)
-      for (int i = 0; i < 4; ++i) to[4 * v + i] = static_cast<float>(sums[v][i]);
+  /// The sums of all channels, in their order.
+  static void floats(const Sums (&sums)[kVectors], simd::V::F (&to)[kChannels / 4]) {
+    for (int v = 0; v < kVectors; ++v) to[v] = __builtin_convertvector(sums[v], simd::V::F);
   }
 };
 

@@ -34,13 +34,6 @@ struct InterleavedQuads {
     for (int v = 0; v < kVectors; ++v)
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + v * kWeightBytes), two_parts(weights + 16 * v, weights + 64 + 16 * v));
   }
-  static void store(float* to, const Sums (&sums)[kVectors]) {
-    for (int v = 0; v < kVectors; ++v) {
-      const __m256 numbers = _mm256_cvtepi32_ps(sums[v]);
-      _mm_storeu_ps(to + 4 * v, _mm256_castps256_ps128(numbers));
-      _mm_storeu_ps(to + 16 + 4 * v, _mm256_extractf128_ps(numbers, 1));
-    }
-  }
 };
 
 }  // namespace

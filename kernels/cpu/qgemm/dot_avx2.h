@@ -20,6 +20,11 @@ struct Dot {
   static constexpr int kRows = 3, kPanels = 1;
 
   static Sums zero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+  /// Sums that begin with -zero * column_sums.
+  static Sums start(std::int32_t zero, Numbers column_sums) {
+    const __m256i numbers = _mm256_mullo_epi32(_mm256_set1_epi32(-zero), column_sums);
+    return {_mm256_cvtepu32_epi64(_mm256_castsi256_si128(numbers)), _mm256_cvtepu32_epi64(_mm256_extracti128_si256(numbers, 1))};
+  }
   /// Four bytes of a row, for every column.
   static A broadcast(const std::uint8_t* p) {
     std::int32_t four;
@@ -46,6 +51,7 @@ struct Dot {
     const __m256i mixed = _mm256_hadd_epi32(sums.low, sums.high);
     return _mm256_permute4x64_epi64(mixed, _MM_SHUFFLE(3, 1, 2, 0));
   }
+  static __m256 floats(Sums sums) { return _mm256_cvtepi32_ps(whole(sums)); }
   static void store_sums(std::int32_t* p, Sums sums) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), whole(sums)); }
   /// sums - zero * column_sums, as floats.
   static __m256 shifted(Sums sums, std::int32_t zero, Numbers column_sums) {

@@ -17,6 +17,8 @@ struct Dot {
   static constexpr int kRows = 12, kPanels = 2;
 
   static Sums zero() { return _mm512_setzero_si512(); }
+  /// Sums that begin with -zero * column_sums.
+  static Sums start(std::int32_t zero, Numbers column_sums) { return _mm512_mullo_epi32(_mm512_set1_epi32(-zero), column_sums); }
   /// Four bytes of a row, for every column.
   static A broadcast(const std::uint8_t* p) {
     std::int32_t four;
@@ -52,6 +54,7 @@ struct Dot {
   static Numbers load_numbers(const std::int32_t* p, std::size_t count) {
     return _mm512_maskz_loadu_epi32(static_cast<__mmask16>(0xffffu >> (16 - count)), p);
   }
+  static __m512 floats(Sums sums) { return _mm512_cvtepi32_ps(sums); }
   static void store_sums(std::int32_t* p, Sums sums) { _mm512_storeu_si512(p, sums); }
   /// sums - zero * column_sums, as floats.
   static __m512 shifted(Sums sums, std::int32_t zero, Numbers column_sums) {
@@ -59,8 +62,8 @@ struct Dot {
   }
   /// The integers nearest to numbers between 0 - zero and 255 - zero, and zero added; NaN gives zero.
   static void store_bytes(std::uint8_t* p, __m512 x, std::int32_t zero) {
-    const __m512i numbers = _mm512_add_epi32(_mm512_cvtps_epi32(x), _mm512_set1_epi32(zero));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(numbers));
+    const __m128i bytes = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_add_epi8(bytes, _mm_set1_epi8(static_cast<char>(zero))));
   }
   /// The integers nearest to numbers between 0 and 65535: their high and their low bytes. NaN gives zero.
   static void store_words(std::uint8_t* high, std::uint8_t* low, __m512 x) {
@@ -78,8 +81,8 @@ struct Dot {
   }
   /// Bytes as floats, the highest bit of each inverted where `flip` says so.
   static __m512 load_bytes(const std::uint8_t* p, std::int32_t flip) {
-    const __m512i numbers = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-    return _mm512_cvtepi32_ps(_mm512_xor_si512(numbers, _mm512_set1_epi32(flip)));
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_xor_si128(bytes, _mm_set1_epi8(static_cast<char>(flip)))));
   }
 };
 

@@ -20,6 +20,8 @@ struct Dot {
   static constexpr int kRows = 4, kPanels = 1;
 
   static Sums zero() { return Sums{}; }
+  /// Sums that begin with -zero * column_sums.
+  static Sums start(std::int32_t zero, Numbers column_sums) { return -zero * column_sums; }
   /// Four bytes of a row, for every column.
   static A broadcast(const std::uint8_t* p) { return {{p[0], p[1], p[2], p[3]}}; }
   static B load(const std::int8_t* p) {
@@ -39,6 +41,7 @@ struct Dot {
     std::memcpy(&numbers, p, count * sizeof(std::int32_t));
     return numbers;
   }
+  static simd::V::F floats(Sums sums) { return __builtin_convertvector(sums, simd::V::F); }
   static void store_sums(std::int32_t* p, Sums sums) { std::memcpy(p, &sums, sizeof sums); }
   /// sums - zero * column_sums, as floats.
   static simd::V::F shifted(Sums sums, std::int32_t zero, Numbers column_sums) {

@@ -50,18 +50,23 @@ struct Indirect {
   const std::uint8_t* const* pointers;
   std::size_t stride;  // pointers from one tap to the next
 
+  /// Addresses that registers hold. Compilers would keep the others in registers of vectors, from which they come back more slowly
+  /// than from the first-level cache.
+  static constexpr int kHeld = 7;
+
   template <int R>
   struct Rows {
-    const std::uint8_t* at[R];
+    const std::uint8_t* held[R < kHeld ? R : kHeld];
+    const std::uint8_t* const volatile* others;
     std::ptrdiff_t k;
-    Dot::A operator()(int r) const { return Dot::broadcast(at[r] + k); }
+    Dot::A operator()(int r) const { return Dot::broadcast((r < kHeld ? held[r] : others[r]) + k); }
     void advance() { k += kGroup; }
   };
 
   template <int R>
   Rows<R> rows(std::size_t tap) const {
-    Rows<R> rows{{}, 0};
-    for (int r = 0; r < R; ++r) rows.at[r] = pointers[tap * stride + static_cast<std::size_t>(r)];
+    Rows<R> rows{{}, pointers + tap * stride, 0};
+    for (int r = 0; r < R && r < kHeld; ++r) rows.held[r] = pointers[tap * stride + static_cast<std::size_t>(r)];
     return rows;
   }
 };
@@ -89,6 +94,14 @@ struct Target {
 };
 
 template <int R, int N>
+inline void start_block(Dot::Sums (&sums)[R][N], const Target&) {
+#pragma GCC unroll 12
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < N; ++v) sums[r][v] = Dot::zero();
+}
+
+template <int R, int N>
 inline void finish_block(const Dot::Sums (&sums)[R][N], const Target& t) {
 #pragma GCC unroll 4
   for (int v = 0; v < N; ++v) {
@@ -109,14 +122,11 @@ inline void finish_block(const Dot::Sums (&sums)[R][N], const Target& t) {
   }
 }
 
-/// `finish_block` for this kind of target takes the sums.
+/// `start_block` and `finish_block` for this kind of target say where sums begin, and take them.
 template <int R, int N, class Source, class Target>
 inline void run_block(Source source, std::size_t taps, std::size_t groups, Columns b, const Target& target) {
   Dot::Sums sums[R][N];
-#pragma GCC unroll 12
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-    for (int v = 0; v < N; ++v) sums[r][v] = Dot::zero();
+  start_block<R, N>(sums, target);
   const std::int8_t* row = b.data;
   for (std::size_t tap = 0; tap < taps; ++tap) {
     auto a = source.template rows<R>(tap);
