@@ -18,10 +18,8 @@ std::optional<ops::Tensor> type_and_shape(const OrtTensorTypeAndShapeInfo* info)
   return ok ? std::optional(std::move(tensor)) : std::nullopt;
 }
 
-std::optional<ops::Tensor> input(const OrtKernelContext* context, std::size_t index) {
-  const OrtValue* value = nullptr;
+std::optional<ops::Tensor> tensor_of(const OrtValue* value) {
   OrtTensorTypeAndShapeInfo* info = nullptr;
-  if (!succeeded(api().KernelContext_GetInput(context, index, &value)) || value == nullptr) return std::nullopt;
   if (!succeeded(api().GetTensorTypeAndShape(value, &info))) return std::nullopt;
   std::optional<ops::Tensor> tensor = type_and_shape(info);
   api().ReleaseTensorTypeAndShapeInfo(info);
@@ -30,6 +28,12 @@ std::optional<ops::Tensor> input(const OrtKernelContext* context, std::size_t in
   if (!tensor || !succeeded(api().GetTensorMutableData(const_cast<OrtValue*>(value), &data))) return std::nullopt;
   tensor->data = data;
   return tensor;
+}
+
+std::optional<ops::Tensor> input(const OrtKernelContext* context, std::size_t index) {
+  const OrtValue* value = nullptr;
+  if (!succeeded(api().KernelContext_GetInput(context, index, &value)) || value == nullptr) return std::nullopt;
+  return tensor_of(value);
 }
 
 Result<void*> output(OrtKernelContext* context, std::size_t index, const ops::Shape& shape) {
@@ -149,12 +153,28 @@ std::optional<std::vector<std::int64_t>> InferenceAttributes::integers(const cha
   return values;
 }
 
-std::vector<ops::Tensor> inputs(const OrtKernelContext* context) {
+std::vector<ops::Tensor> constant_inputs(const OrtKernelInfo* info) {
+  std::size_t count = 0;
+  if (!succeeded(api().KernelInfo_GetInputCount(info, &count))) return {};
+  std::vector<ops::Tensor> tensors(count);
+  for (std::size_t i = 0; i < count; ++i) {
+    int is_constant = 0;
+    const OrtValue* value = nullptr;
+    if (!succeeded(api().KernelInfoGetConstantInput_tensor(info, i, &is_constant, &value))) continue;
+    if (is_constant != 0 && value != nullptr) tensors[i] = tensor_of(value).value_or(ops::Tensor{});
+  }
+  return tensors;
+}
+
+std::vector<ops::Tensor> inputs(const OrtKernelContext* context, const std::vector<ops::Tensor>& constants) {
   std::size_t count = 0;
   std::vector<ops::Tensor> tensors;
   if (!succeeded(api().KernelContext_GetInputCount(context, &count))) return tensors;
   tensors.reserve(count);
-  for (std::size_t i = 0; i < count; ++i) tensors.push_back(input(context, i).value_or(ops::Tensor{}));
+  for (std::size_t i = 0; i < count; ++i) {
+    const bool known = i < constants.size() && constants[i].type != ops::kUndefined;
+    tensors.push_back(known ? constants[i] : input(context, i).value_or(ops::Tensor{}));
+  }
   return tensors;
 }
 

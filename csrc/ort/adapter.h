@@ -48,8 +48,12 @@ class InferenceAttributes final : public ops::Attributes {
   const OrtShapeInferContext* context_;
 };
 
-/// All inputs of a node that runs; one that cannot be read has the type `kUndefined`.
-std::vector<ops::Tensor> inputs(const OrtKernelContext* context);
+/// The inputs of the node that a kernel is made for which are the same in all runs; others have the type `kUndefined`. To ask for
+/// each of them in each run takes longer than a small kernel.
+std::vector<ops::Tensor> constant_inputs(const OrtKernelInfo* info);
+
+/// All inputs of a node that runs, constants as they are known; one that cannot be read has the type `kUndefined`.
+std::vector<ops::Tensor> inputs(const OrtKernelContext* context, const std::vector<ops::Tensor>& constants);
 
 /// Allocates all outputs and returns their memory, which an empty tensor need not have, or says which one cannot be made.
 Result<std::vector<void*>> outputs(OrtKernelContext* context, const std::vector<ops::TensorType>& types);

@@ -29,13 +29,14 @@ const Description& of(const CustomOp* op) { return *static_cast<const Descriptio
 struct State {
   const Description* description;
   std::unique_ptr<ops::Kernel> kernel;
+  std::vector<ops::Tensor> constants;
 };
 
 OrtStatus* create(const CustomOp* self, const void*, const OrtKernelInfo* info, void** state) try {
   const Description& description = of(self);
   Result<std::unique_ptr<ops::Kernel>> kernel = ops::create(*description.op, description.cuda, NodeAttributes(info));
   if (!kernel) return failure(description.op->name, kernel.error());
-  *state = new State{&description, std::move(*kernel)};
+  *state = new State{&description, std::move(*kernel), constant_inputs(info)};
   return nullptr;
 } catch (const std::exception& error) {
   return failure(of(self).op->name, error.what(), kFail);
@@ -57,7 +58,7 @@ OrtStatus* compute(void* state, OrtKernelContext* context) {
   const State& self = *static_cast<const State*>(state);
   const char* name = self.description->op->name;
   try {
-    const std::vector<ops::Tensor> tensors = inputs(context);
+    const std::vector<ops::Tensor> tensors = inputs(context, self.constants);
     if (self.kernel->shapes_by_run()) return make(name, *self.kernel, tensors, context);
     const Result<std::vector<ops::TensorType>> types = self.kernel->outputs(tensors);
     if (!types) return failure(name, types.error());
