@@ -22,10 +22,16 @@ Result<Kind> read_kind(const Attributes& attributes) {
   return Result<Kind>::failure("Its attribute 'kind' is '" + kind + "', which is no pooling.");
 }
 
-std::string wrong_inputs(std::span<const Tensor> inputs) {
+/// `bytes` are taken by maxima.
+std::string wrong_inputs(std::span<const Tensor> inputs, bool bytes) {
   if (inputs.size() != 1) return "It got " + std::to_string(inputs.size()) + " inputs and takes 1.";
-  if (inputs[0].type != kFloat) return "Input 0 is of type " + name_of(inputs[0].type) + " and should be float.";
-  return "";
+  const int type = inputs[0].type;
+  if (type == kFloat || (bytes && (type == kUint8 || type == kInt8))) return "";
+  return "Input 0 is of type " + name_of(type) + " and should be float" + (bytes ? ", uint8 or int8." : ".");
+}
+
+conv::Element element_of(int type) {
+  return type == kUint8 ? conv::Element::kUint8 : type == kInt8 ? conv::Element::kInt8 : conv::Element::kFloat;
 }
 
 class FusedPool final : public Kernel {
@@ -35,16 +41,16 @@ class FusedPool final : public Kernel {
 
   Result<std::vector<TensorType>> outputs(std::span<const Tensor> inputs) const override {
     using Types = Result<std::vector<TensorType>>;
-    if (const std::string sentence = wrong_inputs(inputs); !sentence.empty()) return Types::failure(sentence);
+    const bool takes_bytes = pool_ == conv::Pool::kMax;
+    if (const std::string sentence = wrong_inputs(inputs, takes_bytes); !sentence.empty()) return Types::failure(sentence);
     const Result<conv::Geometry> geometry = window_.over(inputs[0].shape);
     if (!geometry) return Types::failure(geometry.error());
-    return std::vector<TensorType>{{kFloat, shape_of(*geometry, window_.rank())}};
+    return std::vector<TensorType>{{inputs[0].type, shape_of(*geometry, window_.rank())}};
   }
 
   Result<bool> run(std::span<const Tensor> inputs, std::span<const TensorType>, std::span<void* const> outputs,
                    const Execution& execution) const override {
-    const conv::Pooling pooling{*window_.over(inputs[0].shape), pool_, static_cast<const float*>(inputs[0].data),
-                                static_cast<float*>(outputs[0])};
+    const conv::Pooling pooling{*window_.over(inputs[0].shape), pool_, inputs[0].data, outputs[0], element_of(inputs[0].type)};
     conv::run(pooling, variant_, execution.parallel_for);
     return true;
   }
@@ -61,7 +67,7 @@ class GlobalPool final : public Kernel {
 
   Result<std::vector<TensorType>> outputs(std::span<const Tensor> inputs) const override {
     using Types = Result<std::vector<TensorType>>;
-    if (const std::string sentence = wrong_inputs(inputs); !sentence.empty()) return Types::failure(sentence);
+    if (const std::string sentence = wrong_inputs(inputs, false); !sentence.empty()) return Types::failure(sentence);
     const Shape& x = inputs[0].shape;
     if (x.size() < 3) return Types::failure("Input 0 has the shape " + text_of(x) + " and should have at least 3 dims.");
     Shape shape(x.size(), 1);
@@ -109,7 +115,7 @@ std::vector<std::optional<InferredType>> infer(const Attributes& attributes, std
   if (!window) return {};
   std::optional<std::vector<Dim>> shape = infer_shape(*window, inputs[0].shape, -1);
   if (!shape) return {};
-  return {InferredType{kFloat, std::move(*shape)}};
+  return {InferredType{inputs[0].type, std::move(*shape)}};
 }
 
 }  // namespace

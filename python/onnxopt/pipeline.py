@@ -91,6 +91,7 @@ PHASES: Mapping[str, tuple[str, ...]] = {
         "fuse_recurrences",
         "fuse_loops",
         "restore_loops",
+        "pool_bytes",
         "fuse_qconvs",
         "quantize_before_moves",
         "move_transposes_to_convolutions",

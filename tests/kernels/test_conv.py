@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -277,6 +278,31 @@ def test_global_average_equals_float64(shape: tuple[int, ...], variant: str) -> 
     np.testing.assert_allclose(once, expected, rtol=1e-5, atol=1e-6)
     again = native().run("FusedPool", [x], {"kind": "global_average"}, variant, 4)[0]
     np.testing.assert_array_equal(again, once)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8])
+@pytest.mark.parametrize(
+    ("kernel", "strides", "pads"),
+    [((3, 3), (2, 2), [1, 1, 1, 1]), ((2, 4), (1, 3), [0, 1, 1, 2]), ((1, 1), (1, 1), [0] * 4)],
+)
+def test_maxima_of_bytes(
+    kernel: tuple[int, int], strides: tuple[int, int], pads: list[int], dtype: Any, variant: str
+) -> None:
+    limits = np.iinfo(dtype)
+    attributes = {"kind": "max", "kernel_shape": list(kernel), "strides": list(strides), "pads": pads}
+    for channels, batch in ((1, 2), (16, 1), (37, 2), (70, 0)):
+        x = np.random.default_rng(0).integers(limits.min, limits.max + 1, (batch, 9, 13, channels)).astype(dtype)
+        for threads in (1, 3):
+            actual = native().run("FusedPool", [x], attributes, variant, threads)[0]
+            assert actual.dtype == dtype
+            np.testing.assert_array_equal(actual, pool(x, "max", kernel, strides, pads))
+
+
+@pytest.mark.parametrize("kind", ["average", "average_with_pads", "global_average"])
+def test_means_refuse_bytes(kind: str) -> None:
+    with pytest.raises(ValueError, match="should be float"):
+        native().run("FusedPool", [np.zeros((1, 4, 4, 2), np.uint8)], {"kind": kind, "kernel_shape": [2, 2]}, None)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

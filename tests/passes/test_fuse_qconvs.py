@@ -48,6 +48,8 @@ CONSTANTS: dict[str, Array] = {
     "i": RNG.integers(-1000, 1000, 12).astype(np.int32),
     "bs": np.full(12, 0.001, np.float32),
     "f": RNG.standard_normal((12, 1, 1)).astype(np.float32),
+    "low": np.array(-0.5, np.float32),
+    "high": np.array(0.75, np.float32),
 }
 X, Y = "uint8[N,8,9,H] x", "float[N,12,9,H] y"
 ROWS = "a = DequantizeLinear(x, xs, xz)"
@@ -125,6 +127,22 @@ def test_bytes_alone_lie_between_convolutions(case: str) -> None:
         (wanted,), (found,) = evaluate(proto, feeds), evaluate(after, feeds, library=library)
         # A number between two integers of the first convolution may become either.
         assert np.abs(found.astype(int) - wanted.astype(int)).max() <= 3
+
+
+def test_maxima_between_convolutions_are_of_bytes() -> None:
+    pool = "o = MaxPool<kernel_shape=[3,3], strides=[2,2], pads=[1,1,1,1]>(p)"
+    second = "k = QuantizeLinear(o, ss, xz) h = DequantizeLinear(k, ss, xz) n = DequantizeLinear<axis=0>(v, s) e = Conv(h, n)"
+    proto = build(f"g ({X}) => (uint8[N,12,D,E] y) {{ {FIRST} {pool} {second} y = QuantizeLinear(e, ss, xz) }}")
+    after, _ = run_passes(proto, "pool_bytes", *PASSES, target="cpu")
+    assert op_list(after) == ["Transpose", "QConv", "FusedPool", "QConv", "Transpose"]
+    assert_within_one_quantum(proto, after, 1)
+
+
+def test_a_mean_reads_results_as_they_lie() -> None:
+    proto = build(f"g ({X}) => (float[N,12,1,1] y) {{ {CONV} k = Clip(c, low, high) y = GlobalAveragePool(k) }}")
+    after, _ = run_passes(proto, *PASSES, target="cpu")
+    assert [one for one in op_list(after) if one != "Reshape"] == ["Transpose", "QConv", "FusedPool"]
+    assert_within_one_quantum(proto, after, 1e-4)
 
 
 LEFT = {

@@ -9,7 +9,7 @@ import pytest
 
 from helpers import model
 from onnxopt import ir
-from onnxopt.quant.placement import place
+from onnxopt.quant.placement import place, share_ranges
 
 RNG = np.random.default_rng(0)
 
@@ -85,3 +85,10 @@ def test_convolutions_of_a_pixel_stay_in_float_where_their_filters_are_few(
     shapes = ir.ShapeEnv(loaded)
     shapes.infer_model()
     assert len(place(loaded, shapes).nodes) == count
+
+
+def test_maxima_have_the_range_of_what_they_are_taken_of() -> None:
+    body = "a = MaxPool<kernel_shape=[2,2]>(x) b = MaxPool<kernel_shape=[2,2]>(a) c = Relu(b) y = MaxPool<kernel_shape=[2,2]>(c)"
+    loaded = ir.load(model(f"g (float[N,8,H,W] x) => (float[N,8,D,E] y) {{ {body} }}"))
+    ranges = {"x": (-1.0, 2.0), "a": (-0.5, 2.0), "b": (0.0, 1.5), "y": (0.0, 1.0)}
+    assert share_ranges(loaded, ranges) == {"x": (-1.0, 2.0), "a": (-1.0, 2.0), "b": (-1.0, 2.0), "y": (0.0, 1.0)}

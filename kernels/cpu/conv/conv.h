@@ -66,12 +66,16 @@ struct SqueezeExcite {
 
 enum class Pool : std::uint8_t { kMax, kAverage, kAverageWithPads };
 
+/// What a pooling reads and makes: bytes have maxima alone.
+enum class Element : std::uint8_t { kFloat, kUint8, kInt8 };
+
 /// One pooling over contiguous tensors; `geometry` has as many filters as channels.
 struct Pooling {
   Geometry geometry;
   Pool kind;
-  const float* x;
-  float* y;
+  const void* x;
+  void* y;
+  Element element = Element::kFloat;
 };
 
 /// The mean over all pixels: x [batch, pixels, channels], y [batch, channels].

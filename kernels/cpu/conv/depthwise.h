@@ -331,10 +331,32 @@ inline void run_depthwise(const Plan& plan, std::int64_t task) {
   finish(plan, {lines.begin * g.output[1], lines.end * g.output[1], channels.begin, channels.end});
 }
 
-inline void run_pool(const Pooling& pooling, std::int64_t number) {
+/// The largest byte of each window of a line; where all of it lies in the padding, the lowest there is.
+template <class Byte>
+inline void run_byte_maxima(const Pooling& pooling, std::int64_t number) {
   const Geometry& g = pooling.geometry;
-  float* const y = pooling.y + number * g.output[1] * g.channels;
-  const Line line(g, pooling.x, {nullptr, 0}, number, {0, g.channels});
+  const std::int64_t image = number / g.output[0], top = number % g.output[0] * g.strides[0] - g.pads[0], channels = g.channels;
+  const auto* const x = static_cast<const Byte*>(pooling.x) + image * g.input[0] * g.input[1] * channels;
+  auto* const y = static_cast<Byte*>(pooling.y) + number * g.output[1] * channels;
+  for (std::int64_t ox = 0; ox < g.output[1]; ++ox) {
+    Byte* __restrict const to = y + ox * channels;
+    for (std::int64_t c = 0; c < channels; ++c) to[c] = std::numeric_limits<Byte>::lowest();
+    for (std::int64_t ky = 0; ky < g.kernel[0]; ++ky)
+      for (std::int64_t kx = 0; kx < g.kernel[1]; ++kx) {
+        const std::int64_t line = top + ky * g.dilations[0], pixel = ox * g.strides[1] - g.pads[1] + kx * g.dilations[1];
+        if (line < 0 || line >= g.input[0] || pixel < 0 || pixel >= g.input[1]) continue;
+        const Byte* __restrict const from = x + (line * g.input[1] + pixel) * channels;
+        for (std::int64_t c = 0; c < channels; ++c) to[c] = from[c] > to[c] ? from[c] : to[c];
+      }
+  }
+}
+
+inline void run_pool(const Pooling& pooling, std::int64_t number) {
+  if (pooling.element == Element::kUint8) return run_byte_maxima<std::uint8_t>(pooling, number);
+  if (pooling.element == Element::kInt8) return run_byte_maxima<std::int8_t>(pooling, number);
+  const Geometry& g = pooling.geometry;
+  float* const y = static_cast<float*>(pooling.y) + number * g.output[1] * g.channels;
+  const Line line(g, static_cast<const float*>(pooling.x), {nullptr, 0}, number, {0, g.channels});
   const Range all{0, g.output[1]};
   const auto mean = [](std::int64_t count) { return Sums{V::set1(1.0f / static_cast<float>(count))}; };
   switch (pooling.kind) {

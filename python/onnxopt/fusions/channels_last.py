@@ -200,7 +200,7 @@ class Finder:
         gain = sum(self._gain(node) for node in nodes if node.op_type in KERNELS and node not in self.moves)
         freed = self._freed(nodes)
         cost = self.ctx.target.costs.border_cost * (self._borders(nodes) - freed)
-        if not any(map(self._is_slow_in_blocks, nodes)) and not self._is_of_inverted_residuals(nodes):
+        if not freed and not any(map(self._is_slow_in_blocks, nodes)) and not self._is_of_inverted_residuals(nodes):
             refusal = Refusal("onnxruntime computes all of it in its blocked layout", culprit=nodes[0])
             self.ctx.log.refused(RULE, nodes[0], refusal, len(nodes))
             return False
@@ -301,17 +301,24 @@ class Finder:
         inside = set(nodes)
         taken = {value: None for node in nodes if node not in self.planar for value in self.data_of(node)}
         entering = [value for value in taken if value.producer() not in inside and not self._is_free(value)]
-        leaving = [
+        return len(entering) + len(self._leaving(nodes))
+
+    def _leaving(self, nodes: list[ir.Node]) -> list[ir.Value]:
+        """What is read of a region in the old layout."""
+        inside = set(nodes)
+        return [
             value
             for node in nodes
             for value in node.outputs
             if self._is_inside(value) and not _is_flat(value, self.ctx) and self._leaves(value, inside)
         ]
-        return len(entering) + len(leaving)
 
     def _freed(self, nodes: list[ir.Node]) -> int:
-        """How many Transposes to the old layout a region of quantized tensors alone reads: beyond it, they move bytes at most."""
-        if not any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in nodes):
+        """How many Transposes to the old layout a region alone reads, where it is of quantized tensors (beyond it, they move bytes at most), or
+        has no convolution and nothing is read of it in the old layout."""
+        quantizes = any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in nodes)
+        convolves = any(node.op_type in KERNELS and KERNELS[node.op_type].gain for node in nodes)
+        if not quantizes and (convolves or self._leaving(nodes)):
             return 0
         inside = set(nodes)
         entering = {value: None for node in nodes for value in self.data_of(node)}

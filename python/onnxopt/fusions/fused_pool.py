@@ -6,6 +6,7 @@ import math
 
 from onnxopt import ir
 from onnxopt.fusions.fused_conv import RANKS, windows_of
+from onnxopt.fusions.quantized import BYTES
 from onnxopt.ops import fused_pool as op
 from onnxopt.ops.base import prepare_model
 from onnxopt.rewrite.patch import Builder
@@ -17,8 +18,9 @@ from onnxopt.rewrite.rules import Match, Refusal, attribute, rule
 def refuse(node: ir.Node, shapes: ir.ShapeEnv) -> Refusal | None:
     """Why a pooling, or a ReduceMean of all spatial dims, is none for the kernel; None where it is."""
     x = node.inputs[0]
-    if x is None or shapes.dtype(x) is not ir.DataType.FLOAT or shapes.rank(x) not in RANKS:
-        return Refusal("the kernel computes float32 with one or two spatial dims", culprit=node)
+    types = (ir.DataType.FLOAT, *BYTES) if node.op_type == "MaxPool" else (ir.DataType.FLOAT,)
+    if x is None or shapes.dtype(x) not in types or shapes.rank(x) not in RANKS:
+        return Refusal("the kernel computes float32, and maxima of bytes, with one or two spatial dims", culprit=node)
     if len(node.outputs) > 1 or any(attr.is_ref() for attr in node.attributes.values()):
         return Refusal("it has a further output, or an attribute that is not known here", culprit=node)
     if node.op_type == "ReduceMean":

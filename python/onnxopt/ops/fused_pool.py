@@ -1,6 +1,6 @@
 """FusedPool: pooling of channels-last tensors.
 
-Input: X [N, H, W, C] or [N, L, C], float32. Attributes: `kind` (max, average, average_with_pads, or global_average, which has no windows) and those of
+Input: X [N, H, W, C] or [N, L, C], float32, or uint8 or int8 where `kind` is max. Attributes: `kind` (max, average, average_with_pads, or global_average, which has no windows) and those of
 MaxPool and AveragePool that say where the windows lie.
 """
 
@@ -14,7 +14,7 @@ from onnxopt.ops.fused_conv import Windows, channels_first, channels_last
 SPEC = OpSpec(
     name="FusedPool",
     attributes=("kind", "kernel_shape", "strides", "pads", "dilations", "auto_pad", "ceil_mode"),
-    dtypes=(DataType.FLOAT,),
+    dtypes=(DataType.FLOAT, DataType.UINT8, DataType.INT8),
     tolerance={DataType.FLOAT: 2e-6},
 )
 

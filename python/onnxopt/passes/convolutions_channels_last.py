@@ -16,7 +16,7 @@ class ConvolutionsChannelsLast(Pass):
     """Convert regions of convolutions, pooling and what runs in any layout from [N, C, H, W] to [N, H, W, C].
 
     Convolutions and poolings become FusedConv and FusedPool, whose element-wise neighbours can then be their epilogues; Transposes are
-    left at the border of a region. Refused: element types other than float32, filters that are not constant, three spatial dims,
+    left at the border of a region. Refused: element types other than float32 (and bytes for maxima), filters that are not constant, three spatial dims,
     regions whose border costs more than their convolutions gain, and targets other than the CPU.
     """
 

@@ -93,6 +93,17 @@ def place(
     return Placement(tuple(chosen), tuple(values), tuple(fresh))
 
 
+def share_ranges(model: ir.Model, ranges: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+    """The ranges of activations, where a MaxPool's result has that of what it reads: its elements are bytes of that range already."""
+    shared = dict(ranges)
+    for node in model.graph:
+        if node.op_type == "MaxPool" and not node.domain and node.inputs[0] is not None:
+            source, result = str(node.inputs[0].name), str(node.outputs[0].name)
+            if source in shared and result in shared:
+                shared[result] = shared[source]
+    return shared
+
+
 def _is_made_of(value: ir.Value | None, made: set[ir.Value]) -> bool:
     """Whether a value is one of some others, perhaps after it was moved."""
     stack, seen = [value], set[ir.Value | None]()

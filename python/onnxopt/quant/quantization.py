@@ -29,7 +29,7 @@ from onnxopt.quant.migration import Rounding, migrate, places
 from onnxopt.quant.observe import observe, session_of
 from onnxopt.quant.outliers import too_coarse
 from onnxopt.quant.parallel import in_parallel, workers
-from onnxopt.quant.placement import PRODUCTS, Placement, place
+from onnxopt.quant.placement import PRODUCTS, Placement, place, share_ranges
 from onnxopt.quant.search import Candidate, search
 from onnxopt.quant.weights import QuantizedMatrix, quantize_columns
 
@@ -391,7 +391,7 @@ class Job:
         self.result.warnings += [
             f"'{name}' has no element in any sample." for name in self.histograms if name not in limits
         ]
-        self.options = dataclasses.replace(self.options, ranges=limits)
+        self.options = dataclasses.replace(self.options, ranges=share_ranges(self.model, limits))
         if self.format == "qdq":
             self._find_coarse()
         sized = ir.ShapeEnv(self.model, {**samples.sizes(self.model, self.kept[0]), **self.options.dims})
