@@ -112,7 +112,7 @@ inline void run_dense(const Plan& plan, std::int64_t task) {
       qgemm::multiply(rows, qgemm::Indirect{pointers + (row - begin), static_cast<std::size_t>(end - begin)},
                       static_cast<std::size_t>(plan.taps), static_cast<std::size_t>(groups), b, block);
   };
-  // Results are written pixel by pixel where all weights stay in the cache, else weights are read once.
+  // Results are written pixel by pixel where all weights stay in the nearest cache, else weights are read once.
   if (plan.rows_first) {
     for (std::int64_t row = begin; row < end; row += Dot::kRows)
       for (std::int64_t column = first; column < last; column += kColumns) block_at(row, column);

@@ -37,6 +37,8 @@ constexpr std::int64_t kTask = 4'000'000, kGrain = 600'000;
 constexpr std::int64_t kFewTasks = 8;
 /// Bytes of x that stay in the second-level cache while a task walks over its columns.
 constexpr std::int64_t kCachedBytes = 256 << 10;
+/// Bytes of weights that stay in the first-level cache while rows are read and results are written.
+constexpr std::int64_t kNearBytes = 16 << 10;
 /// Multiplications of a depthwise task: they take more time each.
 constexpr std::int64_t kDepthwiseTask = 800'000;
 /// Bytes that a task copies.
@@ -184,7 +186,7 @@ void plan_product(Plan& plan) {
   const std::int64_t row_tasks = plan.row_tasks * g.groups;
   plan.task_columns = round_up(ceil_div(filters, row_tasks < tasks ? ceil_div(tasks, row_tasks) : 1), kColumnStep);
   plan.column_tasks = ceil_div(filters, plan.task_columns);
-  plan.rows_first = plan.taps * plan.depth * std::min(filters, plan.task_columns) <= kCachedBytes;
+  plan.rows_first = plan.taps * plan.depth * std::min(filters, plan.task_columns) <= kNearBytes;
 }
 
 struct Job {
