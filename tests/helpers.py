@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime
@@ -132,3 +133,11 @@ def emulated_variant(op: str) -> str:
     """The code of an op's kernel for CUDA devices as the host runs it."""
     variants = next(one["variants"] for one in native().ops() if one["op"] == op)
     return next(str(one["name"]) for one in variants if one["device"] == "cuda") + "_emulated"
+
+
+def assert_equal(found: np.ndarray, wanted: np.ndarray) -> None:
+    """The same type and values, NaNs among them: numpy does not know that bfloat16 has some."""
+    assert found.dtype == wanted.dtype
+    if found.dtype == ml_dtypes.bfloat16:
+        found, wanted = found.astype(np.float32), wanted.astype(np.float32)
+    np.testing.assert_array_equal(found, wanted)

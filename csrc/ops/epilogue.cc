@@ -91,6 +91,7 @@ int element_type(elementwise::DType type) {
   switch (type) {
     case DType::f32: return kFloat;
     case DType::f16: return kFloat16;
+    case DType::bf16: return kBfloat16;
     case DType::i32: return kInt32;
     case DType::i64: return kInt64;
     case DType::boolean: return kBool;
@@ -110,10 +111,12 @@ Result<EpilogueProgram> EpilogueProgram::read(const Attributes& attributes, std:
   if (program->inputs().size() < raw)
     return Made::failure("Its epilogue has " + number(program->inputs().size()) + " inputs and should begin with " + number(raw) +
                          " results.");
-  const bool of_halves = halves && raw > 0 && program->inputs()[0] == elementwise::DType::f16;
+  const bool of_halves = halves && raw > 0 && is_of_two_bytes(element_type(program->inputs()[0]));
+  const elementwise::DType raw_type = of_halves ? program->inputs()[0] : elementwise::DType::f32;
   for (std::size_t i = 0; i < raw; ++i)
-    if (program->inputs()[i] != (of_halves ? elementwise::DType::f16 : elementwise::DType::f32))
-      return Made::failure("Input " + number(i) + " of its epilogue should be " + (of_halves ? "f16." : "f32."));
+    if (program->inputs()[i] != raw_type)
+      return Made::failure("Input " + number(i) + " of its epilogue should be " + std::string(elementwise::name_of(raw_type)) +
+                           ".");
   const auto variants = elementwise::variants();
   const auto found = std::find_if(variants.begin(), variants.end(), [&](const auto& one) { return isa == one.isa; });
   if (found == variants.end()) return Made::failure("There is no element-wise kernel for " + std::string(isa) + ".");
@@ -157,9 +160,9 @@ Result<std::vector<TensorType>> EpilogueProgram::outputs(const Shape& raw, std::
   if (inputs.size() != expected)
     return Types::failure("It has " + number(inputs.size()) + " inputs for its epilogue, which takes " + number(expected) + ".");
   if (!program_) return std::vector<TensorType>(raw_, TensorType{raw_type, raw});
-  if (raw_ > 0 && raw_type == kBfloat16) return Types::failure("Its results are bfloat16, which expressions do not have.");
   if (raw_ > 0 && element_type(program_->inputs()[0]) != raw_type)
-    return Types::failure(std::string("Input 0 of its epilogue should be ") + (raw_type == kFloat16 ? "f16." : "f32."));
+    return Types::failure("Its results are " + name_of(raw_type) + ", and input 0 of its epilogue is " +
+                          std::string(elementwise::name_of(program_->inputs()[0])) + ".");
   for (std::size_t i = 0; i < inputs.size(); ++i)
     if (inputs[i].type != element_type(program_->inputs()[raw_ + i]))
       return Types::failure("Input " + number(raw_ + i) + " of its epilogue is of type " + name_of(inputs[i].type) +

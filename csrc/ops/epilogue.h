@@ -18,7 +18,7 @@ int element_type(elementwise::DType type);
 class EpilogueProgram {
  public:
   /// Reads the attribute, or one of another name that says the same of results inside of the op. `raw` is the number of raw
-  /// results, all float32 or, for an op that has them (`halves`), all float16.
+  /// results, all float32 or, for an op that has them (`halves`), all float16 or bfloat16.
   static Result<EpilogueProgram> read(const Attributes& attributes, std::size_t raw, std::string_view isa,
                                       const char* attribute = "epilogue", bool halves = false);
 

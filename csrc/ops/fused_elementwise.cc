@@ -23,9 +23,10 @@ constexpr const char* kCudaVariant = "elementwise__cuda";
 constexpr std::string_view kEmulatedVariant = "elementwise__cuda_emulated";
 
 /// onnxruntime computes a float16 node that stands alone in float32: it casts the float16 inputs, and expects float32 where the
-/// expression makes float16.
+/// expression makes float16. It has no such casts of bfloat16.
 std::string widen(std::string text) {
-  for (std::size_t at = text.find("f16"); at != text.npos; at = text.find("f16", at)) text.replace(at, 3, "f32");
+  for (std::size_t at = text.find("f16"); at != text.npos; at = text.find("f16", at + 3))
+    if (at == 0 || text[at - 1] != 'b') text.replace(at, 3, "f32");
   return text;
 }
 

@@ -20,6 +20,8 @@ std::size_t size_of(int type) {
   }
 }
 
+bool is_of_two_bytes(int type) { return type == kFloat16 || type == kBfloat16; }
+
 std::string name_of(int type) {
   constexpr std::string_view names[] = {"undefined", "float",  "uint8",     "int8",       "uint16",  "int16",
                                         "int32",     "int64",  "string",    "bool",       "float16", "double",

@@ -26,6 +26,9 @@ enum ElementType : int {
 /// Bytes of an element; 0 where the type has none.
 std::size_t size_of(int type);
 
+/// Whether elements are float16 or bfloat16.
+bool is_of_two_bytes(int type);
+
 /// What ONNX calls an element type.
 std::string name_of(int type);
 

@@ -9,8 +9,6 @@ namespace onnxopt::ops {
 
 namespace device = elementwise::cuda;
 
-bool is_of_two_bytes(int type) { return type == kFloat16 || type == kBfloat16; }
-
 std::size_t count_of(const Shape& shape) {
   return static_cast<std::size_t>(std::accumulate(shape.begin(), shape.end(), std::int64_t{1}, std::multiplies()));
 }

@@ -7,9 +7,6 @@
 
 namespace onnxopt::ops {
 
-/// Whether elements are float16 or bfloat16.
-bool is_of_two_bytes(int type);
-
 /// Rounds floats to elements of a type of two bytes.
 void round_to(int type, std::span<const float> floats, void* elements);
 

@@ -166,13 +166,8 @@ ONNXOPT_IN_KERNEL std::uint32_t to_tf32(std::uint32_t word) {
 #endif
 }
 
-/// Elements of two bytes: bfloat16, or else float16.
-ONNXOPT_IN_KERNEL float from_two_bytes(std::uint16_t value, bool brain) {
-  return brain ? elementwise::cuda::from_brain(value) : elementwise::cuda::from_half(value);
-}
-ONNXOPT_IN_KERNEL std::uint16_t to_two_bytes(float value, bool brain) {
-  return brain ? elementwise::cuda::to_brain(value) : elementwise::cuda::to_half(value);
-}
+using elementwise::cuda::from_two_bytes;
+using elementwise::cuda::to_two_bytes;
 
 /// How bytes can be copied: 16 or 4 at once, or one by one.
 ONNXOPT_IN_KERNEL int width_of(const void* data, std::int64_t row_bytes) {

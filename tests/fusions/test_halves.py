@@ -305,3 +305,50 @@ def test_epilogues_of_products_of_float16(layer: str, library: bool) -> None:
     (found,) = onnxopt.session(after, library=library).run(None, feeds)
     for one in (by_device, found):
         assert_near(one, wanted, 2 * UNIT["float16"])
+
+
+# --- expressions of bfloat16 ---
+def brain_model(body: str, width: int = 24) -> onnx.ModelProto:
+    text = f'<ir_version: 10, opset_import: ["" : 21]> g (bfloat16[N,{width}] x, bfloat16[N,{width}] r) => (bfloat16[N,{width}] y) {{ {body} }}'
+    made = onnx.parser.parse_model(text)
+    rng = np.random.default_rng(7)
+    for name, shape in {"w": (width, width), "b": (width,), "s": (width,)}.items():
+        if f", {name}" in body:
+            array = rng.normal(0, 0.2, shape).astype(ml_dtypes.bfloat16)
+            made.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    return made
+
+
+BRAINS = {
+    "region": ("c = Add(x, r)  d = Sigmoid(c)  e = Mul(d, x)  y = Sub(e, r)", "FusedElementwise"),
+    "sum of several": ("a = Sum(x, r, x)  m = Mean(a, r)  y = Max(m, x, r)", "FusedElementwise"),
+    "clip": ("a = Neg(x)  c = Clip(a)  y = Mul(c, r)", "FusedElementwise"),
+    "epilogue": ("p = MatMul(x, w)  c = Add(p, b)  g = Gelu(c)  y = Add(g, r)", "FusedGemm"),
+    "norm": ("y = LayerNormalization(x, s, b)", "FusedNorm"),
+    "residual before a norm": ("c = Add(x, r)  y = LayerNormalization<axis=-1>(c, s)", "FusedNorm"),
+    "Softmax": ("c = Mul(x, r)  y = Softmax<axis=-1>(c)", "FusedSoftmax"),
+}
+
+
+@pytest.mark.usefixtures("fuse_small_products")
+@pytest.mark.parametrize("case", BRAINS)
+def test_expressions_of_bfloat16_on_target_cuda(case: str) -> None:
+    body, op = BRAINS[case]
+    width = 24 if op in ("FusedElementwise", "FusedGemm") else 768
+    before = brain_model(body, width)
+    after = onnxopt.optimize(before, target="cuda", strict=True)
+    assert ops(after) == {op: 1}
+    rng = np.random.default_rng(8)
+    feeds = {name: rng.normal(size=(9, width)).astype(ml_dtypes.bfloat16) for name in "xr"}
+    if case in ("region", "sum of several", "epilogue"):
+        feeds["x"][3, 5], feeds["x"][4, 1] = math.nan, math.inf
+    (wanted,) = in_floats(before, feeds)
+    (found,) = run_emulated(after, feeds)
+    assert found.dtype == ml_dtypes.bfloat16
+    assert_near(found, wanted, 2 * UNIT["bfloat16"])
+
+
+@pytest.mark.parametrize("case", BRAINS)
+def test_target_cpu_leaves_expressions_of_bfloat16(case: str) -> None:
+    after = onnxopt.optimize(brain_model(BRAINS[case][0]), target="cpu", strict=True)
+    assert not [node for node in after.graph.node if node.domain]

@@ -13,17 +13,27 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 native = pytest.importorskip("onnxopt._native", reason="the native module is not built")
 
+from helpers import assert_equal  # noqa: E402  (after the check that it can be used)
 from onnxopt.runtime import library  # noqa: E402  (after the check that it can be used)
 
 ROOT = Path(__file__).resolve().parents[2]
 Array = np.ndarray[Any, Any]
-DTYPES = {"f32": np.float32, "f16": np.float16, "i32": np.int32, "i64": np.int64, "bool": np.bool_}
-DOMAINS = {"F": ("f32", "f16"), "N": ("f32", "f16", "i32", "i64"), "A": tuple(DTYPES), "B": ("bool",), "FF": ("f32",)}
+DTYPES = {
+    "f32": np.float32,
+    "f16": np.float16,
+    "i32": np.int32,
+    "i64": np.int64,
+    "bool": np.bool_,
+    "bf16": ml_dtypes.bfloat16,
+}
+FLOATS = ("f32", "f16", "bf16")
+DOMAINS = {"F": FLOATS, "N": (*FLOATS, "i32", "i64"), "A": tuple(DTYPES), "B": ("bool",), "FF": ("f32",)}
 MOST_OUTPUTS = 16
 
 
@@ -185,7 +195,7 @@ def run_on_host(kernels: ctypes.CDLL, expr: str, inputs: list[Array]) -> list[Ar
 def check(kernels: ctypes.CDLL, expr: str, inputs: list[Array]) -> None:
     expected = native.run("FusedElementwise", inputs, {"expr": expr}, variant="elementwise__cuda_emulated")
     for actual, wanted in zip(run_on_host(kernels, expr, inputs), expected, strict=True):
-        np.testing.assert_array_equal(actual, wanted)
+        assert_equal(actual, wanted)
 
 
 @pytest.mark.parametrize("index", range(len(EXPRESSIONS)))

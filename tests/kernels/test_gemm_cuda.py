@@ -120,20 +120,25 @@ def test_several_products(kind: str, rows: int, columns: int, count: int) -> Non
 
 @pytest.mark.parametrize("columns", [64, 70, 300])
 @pytest.mark.parametrize("count", [1, 2])
-def test_epilogues_of_halves(columns: int, count: int) -> None:
-    """An expression reads products that were rounded to float16, as the ops that it stands for would."""
+@pytest.mark.parametrize("kind", ["f16", "bf16"])
+def test_epilogues_of_two_bytes(kind: str, columns: int, count: int) -> None:
+    """An expression reads products that were rounded to their type, as the ops that it stands for would."""
     rng = np.random.default_rng(columns)
     x, matrices = whole(rng, 2, 70, 4), [whole(rng, 4, columns) for _ in range(count)]
-    residual, scale = whole(rng, 70, columns).astype(np.float16), whole(rng, columns).astype(np.float16)
+    residual, scale = whole(rng, 70, columns).astype(DTYPES[kind]), whole(rng, columns).astype(DTYPES[kind])
     names = [f"i{index}" for index in range(count + 2)]
     steps = ["t0=gelu(i0)", *(f"t{k}=mul(t{k - 1},{name})" for k, name in enumerate(names[1:], 1))]
-    program = f"{' '.join(f'{name}:f16' for name in names)} | {' '.join(steps)} | t{count + 1}:f16"
-    raw = [(x @ matrix).astype(np.float16) for matrix in matrices]
+    program = f"{' '.join(f'{name}:{kind}' for name in names)} | {' '.join(steps)} | t{count + 1}:{kind}"
+    raw = [(x @ matrix).astype(DTYPES[kind]) for matrix in matrices]
     (wanted,) = native.run(
         "FusedElementwise", [*raw, residual, scale], {"expr": program}, variant="elementwise__cuda_emulated"
     )
-    (found,) = gemm("f16", x, matrices, None, [residual, scale], epilogue=program)
+    (found,) = gemm(kind, x, matrices, None, [residual, scale], epilogue=program)
     np.testing.assert_array_equal(found, wanted)
+    if kind == "bf16":
+        with pytest.raises(ValueError, match="It computes bfloat16, for which only CUDA devices have kernels"):
+            gemm(kind, x, matrices, None, [residual, scale], epilogue=program, variant=PROCESSOR)
+        return
     (converted,) = gemm("f16", x, matrices, None, [residual, scale], epilogue=program, variant=PROCESSOR)
     (by_processor,) = native.run("FusedElementwise", [*raw, residual, scale], {"expr": program})
     np.testing.assert_array_equal(converted, by_processor)
@@ -239,13 +244,13 @@ REFUSED: dict[str, tuple[list[Array], dict[str, Any], str, str]] = {
         [np.ones((2, 3), np.float32), np.ones((1, 3, 16), np.float32)],
         {"epilogue": HALF_GELU},
         EMULATED["f16"],
-        "Input 0 of its epilogue should be f32.",
+        "Its results are float, and input 0 of its epilogue is f16.",
     ),
-    "program of bfloat16": (
+    "program of float16 for bfloat16": (
         [np.ones((2, 3), ml_dtypes.bfloat16), np.ones((1, 3, 16), ml_dtypes.bfloat16)],
         {"epilogue": HALF_GELU},
         EMULATED["bf16"],
-        "Its results are bfloat16, which expressions do not have.",
+        "Its results are bfloat16, and input 0 of its epilogue is f16.",
     ),
     "doubles": ([np.ones((2, 3))], {"products": 0}, EMULATED["f16"], "'products' is 0"),
     "integers of halves": (

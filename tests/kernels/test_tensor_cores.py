@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shutil
 import subprocess
@@ -25,6 +26,14 @@ PTX: dict[str, list[str]] = {
 SASS = {"multiply_bytes": "IMMA.16832", "multiply_tensors": "HMMA.1", "attend_halves": "HMMA.16816"}
 
 
+def find_cuobjdump() -> str | None:
+    """That of the path, or of the package `nvidia-cuda-cuobjdump`, beside which `nvidia-cuda-nvdisasm` puts what it calls."""
+    spec = importlib.util.find_spec("nvidia")
+    places = [Path(folder) for folder in (spec.submodule_search_locations or [])] if spec else []
+    packaged = (str(path) for place in places for path in place.glob("*/bin/cuobjdump"))
+    return shutil.which("cuobjdump") or next(packaged, None)
+
+
 def compile_kernels(kind: str, target: Path) -> Path:
     compiler = shutil.which("nvcc")
     if compiler is None:
@@ -46,7 +55,7 @@ def test_ptx_has_matrix_instructions(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_machine_code_has_matrix_instructions(tmp_path: Path) -> None:
-    tool = shutil.which("cuobjdump")
+    tool = find_cuobjdump()
     if tool is None:
         pytest.skip("no cuobjdump on this machine")
     cubin = compile_kernels("cubin", tmp_path / "kernels.cubin")

@@ -233,7 +233,7 @@ MISUSES: dict[str, tuple[dict[str, Any], list[Array], str]] = {
     "epilogue of another type": (
         BASE | {"epilogue": "i0:f16 | t0=relu(i0) | t0:f16"},
         [X, W],
-        "Input 0 of its epilogue should be f32.",
+        "Its results are float, and input 0 of its epilogue is f16.",
     ),
     "missing operand": (BASE | {"epilogue": ADD}, [X, W], "It has 0 inputs for its epilogue, which takes 1."),
     "surplus operand": (BASE | {"epilogue": RELU}, [X, W, B], "It has 1 inputs for its epilogue, which takes 0."),

@@ -4,8 +4,9 @@
 //
 //     i0:f32 i1:f32 | t0=sigmoid(i0) t1=mul(t0,i0) t2=add(t1,#0x1.8p+1:f32) | t2:f32 t1:f32
 //
-// Types are f32 f16 i32 i64 bool. Operands are inputs, earlier statements, or literals `#value:type`. float16 values are kept as
-// float32 and rounded after every operation, so that results equal those of float16 operations one by one.
+// Types are f32 f16 bf16 i32 i64 bool. Operands are inputs, earlier statements, or literals `#value:type`. float16 and bfloat16
+// values are kept as float32 and rounded after every operation, so that results equal those of their operations one by one. Only
+// kernels for CUDA devices run programs with bfloat16.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +20,7 @@
 
 namespace onnxopt::elementwise {
 
-enum class DType : std::uint8_t { f32, f16, i32, i64, boolean };
+enum class DType : std::uint8_t { f32, f16, i32, i64, boolean, bf16 };
 
 std::size_t size_of(DType type);
 std::string_view name_of(DType type);
@@ -89,6 +90,8 @@ class Program {
   std::span<const Literal> literals() const { return literals_; }
   /// How all outputs are made together.
   const Schedule& schedule() const { return *schedule_; }
+  /// Whether it computes bfloat16, which no kernel for processors does.
+  bool is_for_devices() const;
   /// Bit i says that the output depends on input i.
   std::uint32_t dependencies(std::size_t output) const { return dependencies_[output]; }
 
@@ -120,6 +123,9 @@ struct Variant {
 
 /// The variants that were built, best first; the portable one is last.
 std::span<const Variant> variants();
+
+/// What is wrong with a program that is for devices.
+constexpr const char* kForDevices = "It computes bfloat16, for which only CUDA devices have kernels.";
 
 /// Contiguous tensors. Inputs may be broadcast; outputs have the shapes that `output_shapes` gave.
 struct Arguments {

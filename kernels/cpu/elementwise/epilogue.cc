@@ -25,6 +25,7 @@ std::size_t first_together(const Shape& shape, const std::vector<std::size_t>& l
 
 Result<Epilogue> Epilogue::make(const Program& program, const Variant& variant, std::size_t raw, const Arguments& arguments) {
   using Made = Result<Epilogue>;
+  if (program.is_for_devices()) return Made::failure(kForDevices);
   const Shape& shape = arguments.output_shapes.front();
   for (const Shape& other : arguments.output_shapes)
     if (other != shape)

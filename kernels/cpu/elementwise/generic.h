@@ -199,6 +199,7 @@ void execute(const Step& step, const Call& call, std::size_t n) {
       if (!integer_call<std::int64_t>(step.op, call, n)) comparison_call<std::int64_t>(step.op, call, n);
       break;
     case DType::boolean: boolean_call(step.op, call, n); break;
+    case DType::bf16: break;  // programs with it are not run
   }
   if (step.result == DType::f16) {
     auto* values = static_cast<float*>(call.target);
@@ -402,6 +403,7 @@ class Worker {
           for (std::int64_t i = 0; i < count; ++i) target[i] = V::from_half(source[i * stride]);
         break;
       }
+      case DType::bf16: break;  // programs with it are not run
     }
   }
 

@@ -286,6 +286,7 @@ Result<bool> for_each_plan(const Program& program, const Arguments& arguments,
 }
 
 Result<bool> run(const Program& program, const Variant& variant, const Arguments& arguments, const ParallelFor& parallel_for) {
+  if (program.is_for_devices()) return Result<bool>::failure(kForDevices);
   return for_each_plan(program, arguments, [&](const Plan& plan) -> Result<bool> {
     run_plan(plan, variant, parallel_for);
     return true;

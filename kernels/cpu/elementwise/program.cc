@@ -17,9 +17,9 @@ constexpr OpInfo kOps[] = {
 #undef ELEMENTWISE_OP
 };
 
-constexpr std::string_view kTypeNames[] = {"f32", "f16", "i32", "i64", "bool"};
+constexpr std::string_view kTypeNames[] = {"f32", "f16", "i32", "i64", "bool", "bf16"};
 
-bool is_float(DType type) { return type == DType::f32 || type == DType::f16; }
+bool is_float(DType type) { return type == DType::f32 || type == DType::f16 || type == DType::bf16; }
 
 bool accepts(std::string_view domain, DType type) {
   if (domain == "A") return true;
@@ -56,7 +56,7 @@ std::string text_of(std::span<const std::int64_t> shape) {
 }
 
 std::size_t size_of(DType type) {
-  constexpr std::size_t sizes[] = {4, 2, 4, 8, 1};
+  constexpr std::size_t sizes[] = {4, 2, 4, 8, 1, 2};
   return sizes[static_cast<std::size_t>(type)];
 }
 
@@ -262,6 +262,12 @@ class Parser {
 };
 
 Result<Program> Program::parse(std::string_view text) { return Parser(text).run(); }
+
+bool Program::is_for_devices() const {
+  const auto is_brain = [](const Instruction& one) { return one.type == DType::bf16 || one.result == DType::bf16; };
+  return std::any_of(instructions_.begin(), instructions_.end(), is_brain) ||
+         std::any_of(inputs_.begin(), inputs_.end(), [](DType type) { return type == DType::bf16; });
+}
 
 Result<std::vector<Shape>> output_shapes(const Program& program, std::span<const std::span<const std::int64_t>> inputs) {
   std::vector<Shape> shapes;

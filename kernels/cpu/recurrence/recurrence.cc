@@ -62,6 +62,7 @@ std::string read_phase(std::string_view text, const Counts& counts, std::size_t 
   }
   Result<elementwise::Program> program = elementwise::Program::parse(parts[2]);
   if (!program) return "Its step: " + program.error();
+  if (program->is_for_devices()) return std::string("Its step: ") + elementwise::kForDevices;
   phase.program = std::move(*program);
   if (phase.program.inputs().size() != phase.operands.size())
     return "A program of its step has " + std::to_string(phase.program.inputs().size()) + " inputs and is given " +

@@ -108,8 +108,8 @@ class Reader {
     std::erase(before, std::string_view());
     if (!values(Words(before).subspan(1))) return false;
     Result<elementwise::Program> program = elementwise::Program::parse(text_.substr(mark + 1));
-    if (!program) {
-      sentence_ = "Its step: " + program.error();
+    if (!program || program->is_for_devices()) {
+      sentence_ = "Its step: " + (program ? std::string(elementwise::kForDevices) : program.error());
       return false;
     }
     made_.program = std::move(*program);

@@ -11,6 +11,9 @@
 
 namespace onnxopt::elementwise::cuda {
 
+/// What floats are rounded to.
+enum class Rounding : std::uint8_t { kNone, kHalf, kBrain };
+
 struct alignas(16) Statement {
   /// `kTake` makes a value at hand that is not in memory: a result of the kernel that the program is part of.
   enum Kind : std::uint8_t { kApply, kLoad, kStore, kTake };
@@ -19,8 +22,8 @@ struct alignas(16) Statement {
 
   Kind kind = kApply;
   Op op = {};
-  DType type = {};    // of the operands
-  bool half = false;  // the result is rounded to float16
+  DType type = {};                      // of the operands
+  Rounding rounding = Rounding::kNone;  // of the result
   std::uint16_t target = kNowhere;
   std::uint16_t tensor = 0;  // the input that is loaded or taken, or the output that is stored
   std::uint16_t operands[3] = {kAtHand, kAtHand, kAtHand};

@@ -150,9 +150,11 @@ ONNXOPT_DEVICE L load(const Code& code, const typename Code::Input& input, std::
   const Places<E> places = find_places<E>(code, input, first, count);
   L lanes;
   switch (input.type) {
-    case DType::f16: {
+    case DType::f16:
+    case DType::bf16: {
       const auto read = read_elements<std::uint16_t, E>(input, places, count);
-      ONNXOPT_UNROLL for (int k = 0; k < E; ++k) lanes.words[k] = word_of<W>(from_half(read.values[k]));
+      const bool brain = input.type == DType::bf16;
+      ONNXOPT_UNROLL for (int k = 0; k < E; ++k) lanes.words[k] = word_of<W>(from_two_bytes(read.values[k], brain));
       return lanes;
     }
     case DType::boolean: {
@@ -179,10 +181,12 @@ template <class L>
 ONNXOPT_DEVICE void store(const Output& output, std::int64_t first, int count, const L& lanes) {
   constexpr int E = L::kCount;
   switch (output.type) {
-    case DType::f16: {
+    case DType::f16:
+    case DType::bf16: {
       Vector<std::uint16_t, E> vector;
+      const bool brain = output.type == DType::bf16;
       ONNXOPT_UNROLL for (int k = 0; k < E; ++k) vector.values[k] =
-          to_half(bits<float>(static_cast<std::uint32_t>(lanes.words[k])));
+          to_two_bytes(bits<float>(static_cast<std::uint32_t>(lanes.words[k])), brain);
       return write_elements(output, first, count, vector);
     }
     case DType::boolean: {
@@ -237,7 +241,8 @@ ONNXOPT_DEVICE L run_statements(const Code& code, int begin, int end, const Slot
       const L c = read_operand(code, slots, statement.operands[2], at_hand);
       at_hand = apply(statement, a, b, c);
     }
-    if (statement.half) at_hand = map<float>(at_hand, [](float x) { return round_to_half(x); });
+    if (statement.rounding == Rounding::kHalf) at_hand = map<float>(at_hand, [](float x) { return round_to_half(x); });
+    if (statement.rounding == Rounding::kBrain) at_hand = map<float>(at_hand, [](float x) { return round_to_brain(x); });
     if (statement.target != Statement::kNowhere) slots.put(statement.target, at_hand);
   }
   return at_hand;

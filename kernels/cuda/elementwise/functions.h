@@ -81,6 +81,10 @@ ONNXOPT_DEVICE std::uint16_t to_brain(float value) {
 
 ONNXOPT_DEVICE float round_to_brain(float value) { return from_brain(to_brain(value)); }
 
+/// Elements of two bytes: bfloat16, or else float16.
+ONNXOPT_DEVICE float from_two_bytes(std::uint16_t value, bool brain) { return brain ? from_brain(value) : from_half(value); }
+ONNXOPT_DEVICE std::uint16_t to_two_bytes(float value, bool brain) { return brain ? to_brain(value) : to_half(value); }
+
 // --- functions of a float; what a comparison with NaN chooses is what the CPU kernel chooses ---
 ONNXOPT_DEVICE float lesser(float a, float b) { return a < b ? a : b; }
 ONNXOPT_DEVICE float greater(float a, float b) { return a > b ? a : b; }
@@ -249,6 +253,10 @@ ONNXOPT_DEVICE float op_cast_f32(T x) {
 }
 template <class T>
 ONNXOPT_DEVICE float op_cast_f16(T x) {  // float16 is held as float, and rounded when it was made
+  return static_cast<float>(x);
+}
+template <class T>
+ONNXOPT_DEVICE float op_cast_bf16(T x) {
   return static_cast<float>(x);
 }
 ONNXOPT_DEVICE std::int32_t op_cast_i32(float x) { return to_integer<std::int32_t>(x); }

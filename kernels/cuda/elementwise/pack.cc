@@ -9,6 +9,10 @@ namespace {
 
 constexpr int kNone = -1;
 
+Rounding rounding_to(DType type) {
+  return type == DType::f16 ? Rounding::kHalf : type == DType::bf16 ? Rounding::kBrain : Rounding::kNone;
+}
+
 /// A statement before its values have places.
 struct Line {
   Statement statement;
@@ -46,7 +50,7 @@ class Assembler {
     Line line;
     line.statement.op = instruction.op;
     line.statement.type = instruction.type;
-    line.statement.half = instruction.result == DType::f16;
+    line.statement.rounding = rounding_to(instruction.result);
     listing_.wide |= instruction.type == DType::i64 || instruction.result == DType::i64;
     const OpInfo& info = op_table()[static_cast<std::size_t>(instruction.op)];
     for (int k = 0; k < info.operands; ++k) {

@@ -13,23 +13,31 @@ constexpr std::size_t kMostRegisters = 128;
 constexpr std::size_t kMostOperations = 256;
 
 const char* stored_type(DType type) {
-  constexpr const char* names[] = {"float", "std::uint16_t", "std::int32_t", "std::int64_t", "std::uint8_t"};
+  constexpr const char* names[] = {"float", "std::uint16_t", "std::int32_t", "std::int64_t", "std::uint8_t", "std::uint16_t"};
   return names[static_cast<std::size_t>(type)];
 }
 
 const char* computed_type(DType type) {
-  constexpr const char* names[] = {"float", "float", "std::int32_t", "std::int64_t", "bool"};
+  constexpr const char* names[] = {"float", "float", "std::int32_t", "std::int64_t", "bool", "float"};
   return names[static_cast<std::size_t>(type)];
 }
 
 std::string call(const char* function, const std::string& argument) { return std::string(function) + "(" + argument + ")"; }
 
+/// What functions of a type of two bytes are called; empty for other types.
+std::string two_bytes(DType type) { return type == DType::f16 ? "half" : type == DType::bf16 ? "brain" : ""; }
+
+/// Calls that function of a type of two bytes; values of other types stay as they are.
+std::string converted(const std::string& prefix, DType type, const std::string& value) {
+  const std::string name = two_bytes(type);
+  return name.empty() ? value : call((prefix + name).c_str(), value);
+}
+
 /// A stored value as it is computed with, and the other way round.
 std::string loaded(DType type, const std::string& value) {
-  if (type == DType::f16) return call("from_half", value);
-  return type == DType::boolean ? value + " != 0" : value;
+  return type == DType::boolean ? value + " != 0" : converted("from_", type, value);
 }
-std::string stored(DType type, const std::string& value) { return type == DType::f16 ? call("to_half", value) : value; }
+std::string stored(DType type, const std::string& value) { return converted("to_", type, value); }
 
 /// Every bit of a float is kept.
 std::string text_of(float value) { return call("bits<float>", std::to_string(std::bit_cast<std::uint32_t>(value)) + "u"); }
@@ -134,8 +142,7 @@ class Writer {
     for (int k = 0; k < info.operands; ++k) add(operand(instruction.operands[k]));
     for (int k = 0; k < info.literals; ++k) add(text_of(instruction.parameters[k]));
     const std::string value = "op_" + std::string(info.name) + "(" + arguments + ")";
-    define(computed_type(instruction.result), name_of('t', index),
-           instruction.result == DType::f16 ? call("round_to_half", value) : value);
+    define(computed_type(instruction.result), name_of('t', index), converted("round_to_", instruction.result, value));
   }
 
   std::string operand(const Operand& operand) const {

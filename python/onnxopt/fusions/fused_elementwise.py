@@ -168,7 +168,7 @@ class _Finder:
         self._region_of[node] = region
 
     def _is_wanted(self, node: ir.Node) -> bool:
-        refusal = op.refuse_node(node, self.ctx.shapes)
+        refusal = op.refuse_node(node, self.ctx.shapes, on_device=self.ctx.target.name == "cuda")
         if refusal is None and node in self.left:
             refusal = Refusal(self.left[node], culprit=node)
         if refusal is None:

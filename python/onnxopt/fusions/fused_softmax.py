@@ -47,4 +47,5 @@ def _has_epilogue(m: Match) -> bool:
     if len(users) != 1 or m.output.is_graph_output():
         return False
     user, shapes = users[0], m.ctx.shapes
-    return elementwise.refuse_node(user, shapes) is None and shapes.same_shape(m.output, user.outputs[0]) is True
+    refusal = elementwise.refuse_node(user, shapes, on_device=m.ctx.target.name == "cuda")
+    return refusal is None and shapes.same_shape(m.output, user.outputs[0]) is True

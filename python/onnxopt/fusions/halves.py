@@ -6,10 +6,9 @@ from __future__ import annotations
 import numpy as np
 
 from onnxopt import ir
+from onnxopt.ops.fused_elementwise import TWO_BYTES
 from onnxopt.passes.base import Context
 from onnxopt.rewrite.patch import Builder
-
-TWO_BYTES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 
 
 def are_multiplied(ctx: Context, dtype: ir.DataType | None) -> bool:
@@ -18,8 +17,8 @@ def are_multiplied(ctx: Context, dtype: ir.DataType | None) -> bool:
 
 
 def are_taken(ctx: Context, x: ir.Value) -> bool:
-    """Whether `x` is float16 and the target reads and writes it as fast as memory goes: processors convert it at a cost."""
-    return ctx.target.name == "cuda" and ctx.shapes.dtype(x) is ir.DataType.FLOAT16
+    """Whether elements of `x` have two bytes and the target reads and writes them as fast as memory goes: processors convert them at a cost."""
+    return ctx.target.name == "cuda" and ctx.shapes.dtype(x) in TWO_BYTES
 
 
 def widen(b: Builder, value: ir.Value) -> ir.Value:

@@ -43,7 +43,9 @@ def grow(result: ir.Value, reader: ir.Node, ctx: Context) -> list[ir.Node]:
 
 
 def _fits(node: ir.Node, result: ir.Value, ctx: Context) -> bool:
-    if elementwise.refuse_node(node, ctx.shapes) is not None or regions.leave_to_runtime(node, ctx) is not None:
+    if elementwise.refuse_node(node, ctx.shapes, on_device=ctx.target.name == "cuda") is not None:
+        return False
+    if regions.leave_to_runtime(node, ctx) is not None:
         return False
     return ctx.shapes.same_shape(node.outputs[0], result) is True
 

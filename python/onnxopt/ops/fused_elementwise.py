@@ -1,7 +1,8 @@
 """FusedElementwise: a region of element-wise ops as one node.
 
 The attribute `expr` is what the kernel runs (the language is described in kernels/cpu/elementwise/elementwise.h); the function body is the
-original ops. Inputs and outputs are variadic; types are float32, float16, int32, int64 and bool; shapes broadcast as in ONNX.
+original ops. Inputs and outputs are variadic; types are float32, float16, bfloat16 (of which only CUDA devices have a kernel), int32, int64
+and bool; shapes broadcast as in ONNX.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from onnxopt import ir
@@ -21,8 +23,8 @@ from onnxopt.rewrite.rules import Refusal, attribute
 SPEC = OpSpec(
     name="FusedElementwise",
     attributes=("expr",),
-    dtypes=(DataType.FLOAT, DataType.FLOAT16, DataType.INT32, DataType.INT64, DataType.BOOL),
-    tolerance={DataType.FLOAT: 2e-6, DataType.FLOAT16: 2e-3},
+    dtypes=(DataType.FLOAT, DataType.FLOAT16, DataType.BFLOAT16, DataType.INT32, DataType.INT64, DataType.BOOL),
+    tolerance={DataType.FLOAT: 2e-6, DataType.FLOAT16: 2e-3, DataType.BFLOAT16: 2e-2},
 )
 
 MAX_INPUTS = 32
@@ -33,13 +35,15 @@ MAX_STATEMENTS = 240
 TYPE_NAMES = {
     DataType.FLOAT: "f32",
     DataType.FLOAT16: "f16",
+    DataType.BFLOAT16: "bf16",
     DataType.INT32: "i32",
     DataType.INT64: "i64",
     DataType.BOOL: "bool",
 }
-FLOATS = frozenset({DataType.FLOAT, DataType.FLOAT16})
-NUMBERS = frozenset({DataType.FLOAT, DataType.FLOAT16, DataType.INT32, DataType.INT64})
+TWO_BYTES = frozenset({DataType.FLOAT16, DataType.BFLOAT16})
+FLOATS = TWO_BYTES | {DataType.FLOAT}
 INTEGERS = frozenset({DataType.INT32, DataType.INT64})
+NUMBERS = FLOATS | INTEGERS
 BOOLEANS = frozenset({DataType.BOOL})
 ANY = frozenset(TYPE_NAMES)
 
@@ -90,8 +94,8 @@ def literal(number: float | int | bool, dtype: DataType) -> str:
     elif dtype in INTEGERS:
         text = str(int(number))
     else:
-        # Kernels compute float16 in float32; a float32 literal prints its own value, not a nearby double's.
-        value = float(np.float32(number)) if dtype is DataType.FLOAT else float(np.float16(number))
+        # Kernels compute types of two bytes in float32; a float32 literal prints its own value, not a nearby double's.
+        value = float(dtype.numpy().type(number))
         text = "nan" if math.isnan(value) else ("-inf" if value < 0 else "inf") if math.isinf(value) else value.hex()
     return f"#{text}:{TYPE_NAMES[dtype]}"
 
@@ -129,16 +133,20 @@ def _chain(name: str) -> Emit:
 
 
 def _sum(e: Expression, node: ir.Node, operands: list[str], dtype: DataType) -> str:
-    """One rounding at the end, as onnxruntime's kernels of several float16 operands have."""
-    if dtype is not DataType.FLOAT16:
+    """One rounding at the end, as onnxruntime's kernels of several operands of two bytes have."""
+    if dtype not in TWO_BYTES:
         return _chain("add")(e, node, operands, dtype)
-    return e.call("cast_f16", _sum(e, node, [e.call("cast_f32", one) for one in operands], DataType.FLOAT))
+    return e.call(
+        f"cast_{TYPE_NAMES[dtype]}", _sum(e, node, [e.call("cast_f32", one) for one in operands], DataType.FLOAT)
+    )
 
 
 def _mean(e: Expression, node: ir.Node, operands: list[str], dtype: DataType) -> str:
-    if dtype is not DataType.FLOAT16:
+    if dtype not in TWO_BYTES:
         return e.call("div", _sum(e, node, operands, dtype), literal(len(operands), dtype))
-    return e.call("cast_f16", _mean(e, node, [e.call("cast_f32", one) for one in operands], DataType.FLOAT))
+    return e.call(
+        f"cast_{TYPE_NAMES[dtype]}", _mean(e, node, [e.call("cast_f32", one) for one in operands], DataType.FLOAT)
+    )
 
 
 def _with(name: str, *defaults: tuple[str, float]) -> Emit:
@@ -235,8 +243,9 @@ def _prelu(e: Expression, node: ir.Node, operands: list[str], dtype: DataType) -
     return e.call("where", e.call("less", x, literal(0, dtype)), e.call("mul", x, slope), x)
 
 
-def _limits(dtype: DataType) -> np.iinfo[Any] | np.finfo[Any]:
-    return np.iinfo(dtype.numpy()) if dtype in INTEGERS else np.finfo(dtype.numpy())
+def _limits(dtype: DataType) -> Any:
+    of_type: Callable[[Any], Any] = np.iinfo if dtype in INTEGERS else ml_dtypes.finfo
+    return of_type(dtype.numpy())
 
 
 def _clip(e: Expression, node: ir.Node, operands: list[str], dtype: DataType) -> str:
@@ -270,8 +279,8 @@ LOWERINGS: dict[str, Lowering] = {
     },
     "Abs": _one(_plain("abs"), NUMBERS),
     "Neg": _one(_plain("neg"), NUMBERS),
-    # onnxruntime's Sign of a float16 NaN is 0, unlike that of other types.
-    "Sign": _one(_plain("sign"), NUMBERS - {DataType.FLOAT16}),
+    # onnxruntime's Sign of a NaN of two bytes is 0, unlike that of other types.
+    "Sign": _one(_plain("sign"), NUMBERS - TWO_BYTES),
     "Not": _one(_plain("not"), BOOLEANS),
     "IsInf": _one(_plain("isinf"), FLOATS),
     "Gelu": _one(_gelu, FLOATS),
@@ -308,8 +317,8 @@ LOWERINGS: dict[str, Lowering] = {
 """Every ONNX op that a region may hold."""
 
 
-def refuse_node(node: ir.Node, shapes: ir.ShapeEnv) -> Refusal | None:
-    """Why the kernel cannot compute the node; None when it can."""
+def refuse_node(node: ir.Node, shapes: ir.ShapeEnv, *, on_device: bool = False) -> Refusal | None:
+    """Why the kernel cannot compute the node; None when it can. That for CUDA devices computes bfloat16 as well."""
     lowering = LOWERINGS.get(node.op_type)
     if lowering is None or node.domain:
         return Refusal("{} is not element-wise", node.op_type, culprit=node)
@@ -323,6 +332,8 @@ def refuse_node(node: ir.Node, shapes: ir.ShapeEnv) -> Refusal | None:
     operand_types = types[1:] if node.op_type == "Where" else types
     if any(one is None for one in types):
         return Refusal("an element type is unknown", culprit=node)
+    if not on_device and DataType.BFLOAT16 in (*types, shapes.dtype(node.outputs[0])):
+        return Refusal("only CUDA devices have kernels for bfloat16", culprit=node)
     if any(one != operand_types[0] or one not in lowering.dtypes for one in operand_types):
         return Refusal("{} of {} is not computed by the kernel", node.op_type, operand_types, culprit=node)
     return _refuse_attributes(node, operand_types[0])
