@@ -187,24 +187,18 @@ class CpuGemm final : public FusedGemm {
   const gemm::Variant& variant_;
 };
 
-/// Runs a problem on tensors of a device, or on those of the host that a device's code is given in tests.
-using Start = Result<bool> (*)(const gemm::cuda::Problem&, void* stream);
-
 class CudaGemm final : public FusedGemm {
  public:
   /// `rounds`: floats are multiplied as tf32.
-  CudaGemm(Layout layout, EpilogueProgram epilogue, Start start, bool rounds, bool emulated)
-      : FusedGemm(layout, std::move(epilogue)), start_(start), rounds_(rounds), emulated_(emulated) {}
+  CudaGemm(Layout layout, EpilogueProgram epilogue, Place<gemm::cuda::Problem> place, bool rounds)
+      : FusedGemm(layout, std::move(epilogue)), place_(place), rounds_(rounds) {}
 
   Result<bool> run(std::span<const Tensor> inputs, std::span<const TensorType> types, std::span<void* const> outputs,
                    const Execution& execution) const override {
     const auto start = [&](std::span<const Tensor> tensors, std::span<void* const> memory, void* stream) {
       return this->start(tensors, types[0].shape, memory, stream);
     };
-#if defined(ONNXOPT_HAVE_CUDA)
-    if (!emulated_) return run_on_device(inputs, types, outputs, execution, start);
-#endif
-    return start(inputs, outputs, execution.stream);
+    return place_.run(inputs, types, outputs, execution, start);
   }
 
  private:
@@ -227,18 +221,18 @@ class CudaGemm final : public FusedGemm {
     for (std::size_t i = 0; i < layout_.products; ++i)
       problem.products[i] = {inputs[1 + i].data, layout_.biased ? inputs[layout_.biases() + i].data : nullptr,
                              program ? nullptr : outputs[i]};
-    if (program == nullptr) return start_(problem, stream);
+    if (program == nullptr) return place_.start(problem, stream);
     BoundProgram after;
     after.take(layout_.products, shape);
     after.read(inputs.subspan(layout_.epilogue()));
     after.write(outputs, shape);
     const elementwise::cuda::Bound epilogue = after.bound(*program);
     problem.epilogue = &epilogue;
-    return start_(problem, stream);
+    return place_.start(problem, stream);
   }
 
-  Start start_;
-  bool rounds_, emulated_;
+  Place<gemm::cuda::Problem> place_;
+  bool rounds_;
 };
 
 constexpr const char *kCudaVariant = "gemm__cuda", *kTf32Variant = "gemm__cuda_tf32";
@@ -253,16 +247,9 @@ bool is_emulated(std::string_view name) { return name == kEmulatedVariant || nam
 Result<std::unique_ptr<Kernel>> make_cuda_kernel(const Layout& layout, EpilogueProgram epilogue, std::string_view name) {
   using Made = Result<std::unique_ptr<Kernel>>;
   if (layout.block > 0) return Made::failure("There is no CUDA kernel for weights of integers; the format qdq runs there.");
-  if (is_emulated(name)) {
-    const auto start = [](const gemm::cuda::Problem& problem, void*) { return gemm::cuda::emulate(problem); };
-    return Made(std::make_unique<CudaGemm>(layout, std::move(epilogue), start, rounds(name), true));
-  }
-#if defined(ONNXOPT_HAVE_CUDA)
-  if (const Result<bool> prepared = gemm::cuda::kernels().prepare(); !prepared) return Made::failure(prepared.error());
-  return Made(std::make_unique<CudaGemm>(layout, std::move(epilogue), gemm::cuda::kernels().run, rounds(name), false));
-#else
-  return Made::failure("This build of onnxopt has no CUDA kernels.");
-#endif
+  const auto place = place_of<gemm::cuda::Problem, gemm::cuda::emulate, gemm::cuda::kernels>(is_emulated(name));
+  if (!place) return Made::failure(place.error());
+  return Made(std::make_unique<CudaGemm>(layout, std::move(epilogue), *place, rounds(name)));
 }
 
 Result<std::unique_ptr<Kernel>> create(const Attributes& attributes, std::string_view name) {

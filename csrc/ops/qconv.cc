@@ -182,23 +182,17 @@ class CpuQConv final : public QConv {
   const qconv::Variant& variant_;
 };
 
-/// Runs a problem on tensors of a device, or on those of the host that a device's code is given in tests.
-using Start = Result<bool> (*)(const qconv::cuda::Problem&, void* stream);
-
 class CudaQConv final : public QConv {
  public:
-  CudaQConv(WindowAttributes window, Layout layout, EpilogueProgram epilogue, Start start, bool emulated)
-      : QConv(std::move(window), layout, std::move(epilogue)), start_(start), emulated_(emulated) {}
+  CudaQConv(WindowAttributes window, Layout layout, EpilogueProgram epilogue, Place<qconv::cuda::Problem> place)
+      : QConv(std::move(window), layout, std::move(epilogue)), place_(place) {}
 
-  Result<bool> run(std::span<const Tensor> inputs, [[maybe_unused]] std::span<const TensorType> types,
-                   std::span<void* const> outputs, const Execution& execution) const override {
+  Result<bool> run(std::span<const Tensor> inputs, std::span<const TensorType> types, std::span<void* const> outputs,
+                   const Execution& execution) const override {
     const auto start = [&](std::span<const Tensor> tensors, std::span<void* const> memory, void* stream) {
       return this->start(tensors, memory, stream);
     };
-#if defined(ONNXOPT_HAVE_CUDA)
-    if (!emulated_) return run_on_device(inputs, types, outputs, execution, start);
-#endif
-    return start(inputs, outputs, execution.stream);
+    return place_.run(inputs, types, outputs, execution, start);
   }
 
  private:
@@ -246,15 +240,14 @@ class CudaQConv final : public QConv {
       after.write(outputs, raw);
       const elementwise::cuda::Bound epilogue = after.bound(*epilogue_.program());
       problem.epilogue = &epilogue;
-      return start_(problem, stream);
+      return place_.start(problem, stream);
     }
     problem.clipped = clip != nullptr;
     if (clip) problem.clip = *clip;
-    return start_(problem, stream);
+    return place_.start(problem, stream);
   }
 
-  Start start_;
-  bool emulated_;
+  Place<qconv::cuda::Problem> place_;
 };
 
 constexpr const char* kCudaVariant = "qconv__cuda";
@@ -265,16 +258,9 @@ constexpr std::string_view kEmulatedVariant = "qconv__cuda_emulated";
 Result<std::unique_ptr<Kernel>> make_cuda_kernel(WindowAttributes window, const Layout& layout, EpilogueProgram epilogue,
                                                  std::string_view name) {
   using Made = Result<std::unique_ptr<Kernel>>;
-  if (name == kEmulatedVariant) {
-    const auto start = [](const qconv::cuda::Problem& problem, void*) { return qconv::cuda::emulate(problem); };
-    return Made(std::make_unique<CudaQConv>(std::move(window), layout, std::move(epilogue), start, true));
-  }
-#if defined(ONNXOPT_HAVE_CUDA)
-  if (const Result<bool> prepared = qconv::cuda::kernels().prepare(); !prepared) return Made::failure(prepared.error());
-  return Made(std::make_unique<CudaQConv>(std::move(window), layout, std::move(epilogue), qconv::cuda::kernels().run, false));
-#else
-  return Made::failure("This build of onnxopt has no CUDA kernels.");
-#endif
+  const auto place = place_of<qconv::cuda::Problem, qconv::cuda::emulate, qconv::cuda::kernels>(name == kEmulatedVariant);
+  if (!place) return Made::failure(place.error());
+  return Made(std::make_unique<CudaQConv>(std::move(window), layout, std::move(epilogue), *place));
 }
 
 Result<std::unique_ptr<Kernel>> create(const Attributes& attributes, std::string_view name) {

@@ -179,23 +179,17 @@ class CpuQGemm final : public QGemm {
   const qgemm::Variant& variant_;
 };
 
-/// Runs a problem on tensors of a device, or on those of the host that a device's code is given in tests.
-using Start = Result<bool> (*)(const qgemm::cuda::Problem&, void* stream);
-
 class CudaQGemm final : public QGemm {
  public:
-  CudaQGemm(Layout layout, EpilogueProgram epilogue, Start start, bool emulated)
-      : QGemm(layout, std::move(epilogue)), start_(start), emulated_(emulated) {}
+  CudaQGemm(Layout layout, EpilogueProgram epilogue, Place<qgemm::cuda::Problem> place)
+      : QGemm(layout, std::move(epilogue)), place_(place) {}
 
   Result<bool> run(std::span<const Tensor> inputs, std::span<const TensorType> types, std::span<void* const> outputs,
                    const Execution& execution) const override {
     const auto start = [&](std::span<const Tensor> tensors, std::span<void* const> memory, void* stream) {
       return this->start(tensors, types[0].shape, memory, stream);
     };
-#if defined(ONNXOPT_HAVE_CUDA)
-    if (!emulated_) return run_on_device(inputs, types, outputs, execution, start);
-#endif
-    return start(inputs, outputs, execution.stream);
+    return place_.run(inputs, types, outputs, execution, start);
   }
 
  private:
@@ -224,7 +218,7 @@ class CudaQGemm final : public QGemm {
     const elementwise::Program* const program = epilogue_.program();
     if (program == nullptr) {
       if (!layout_.requantized()) problem.c = static_cast<float*>(outputs[0]);
-      return start_(problem, stream);
+      return place_.start(problem, stream);
     }
     BoundProgram after;
     after.take(1, shape);
@@ -232,11 +226,10 @@ class CudaQGemm final : public QGemm {
     after.write(outputs, shape);
     const elementwise::cuda::Bound epilogue = after.bound(*program);
     problem.epilogue = &epilogue;
-    return start_(problem, stream);
+    return place_.start(problem, stream);
   }
 
-  Start start_;
-  bool emulated_;
+  Place<qgemm::cuda::Problem> place_;
 };
 
 constexpr const char* kCudaVariant = "qgemm__cuda";
@@ -246,16 +239,9 @@ constexpr std::string_view kEmulatedVariant = "qgemm__cuda_emulated";
 /// A kernel for a CUDA device, or its code on the host.
 Result<std::unique_ptr<Kernel>> make_cuda_kernel(const Layout& layout, EpilogueProgram epilogue, std::string_view name) {
   using Made = Result<std::unique_ptr<Kernel>>;
-  if (name == kEmulatedVariant) {
-    const auto start = [](const qgemm::cuda::Problem& problem, void*) { return qgemm::cuda::emulate(problem); };
-    return Made(std::make_unique<CudaQGemm>(layout, std::move(epilogue), start, true));
-  }
-#if defined(ONNXOPT_HAVE_CUDA)
-  if (const Result<bool> prepared = qgemm::cuda::kernels().prepare(); !prepared) return Made::failure(prepared.error());
-  return Made(std::make_unique<CudaQGemm>(layout, std::move(epilogue), qgemm::cuda::kernels().run, false));
-#else
-  return Made::failure("This build of onnxopt has no CUDA kernels.");
-#endif
+  const auto place = place_of<qgemm::cuda::Problem, qgemm::cuda::emulate, qgemm::cuda::kernels>(name == kEmulatedVariant);
+  if (!place) return Made::failure(place.error());
+  return Made(std::make_unique<CudaQGemm>(layout, std::move(epilogue), *place));
 }
 
 Result<std::unique_ptr<Kernel>> create(const Attributes& attributes, std::string_view name) {

@@ -192,23 +192,16 @@ bool is_rounding(const elementwise::Program& program) {
          instructions[0].operands[0].kind == elementwise::Operand::kInput && instructions[0].operands[0].index == 0;
 }
 
-/// Runs a problem on tensors of a device, or on those of the host that a device's code is given in tests.
-using Start = Result<bool> (*)(const norm::cuda::Problem&, void* stream);
-
 class CudaRows final : public Rows {
  public:
-  CudaRows(Description description, Start start, bool emulated)
-      : Rows(std::move(description)), start_(start), emulated_(emulated) {}
+  CudaRows(Description description, Place<norm::cuda::Problem> place) : Rows(std::move(description)), place_(place) {}
 
   Result<bool> run(std::span<const Tensor> inputs, std::span<const TensorType> types, std::span<void* const> outputs,
                    const Execution& execution) const override {
     const auto start = [&](std::span<const Tensor> tensors, std::span<void* const> memory, void* stream) {
       return this->start(tensors, types, memory, stream);
     };
-#if defined(ONNXOPT_HAVE_CUDA)
-    if (!emulated_) return run_on_device(inputs, types, outputs, execution, start);
-#endif
-    return start(inputs, outputs, execution.stream);
+    return place_.run(inputs, types, outputs, execution, start);
   }
 
  private:
@@ -249,11 +242,10 @@ class CudaRows final : public Rows {
     } else {
       problem.y = static_cast<float*>(outputs[0]);
     }
-    return start_(problem, stream);
+    return place_.start(problem, stream);
   }
 
-  Start start_;
-  bool emulated_;
+  Place<norm::cuda::Problem> place_;
 };
 
 constexpr const char* kCudaVariant = "norm__cuda";
@@ -273,16 +265,9 @@ Result<Description> read(const Attributes& attributes, const RowsLayout& layout,
 /// A kernel for a CUDA device, or its code on the host.
 Result<std::unique_ptr<Kernel>> make_cuda_kernel(Description description, std::string_view name) {
   using Made = Result<std::unique_ptr<Kernel>>;
-  if (name == kEmulatedVariant) {
-    const auto start = [](const norm::cuda::Problem& problem, void*) { return norm::cuda::emulate(problem); };
-    return Made(std::make_unique<CudaRows>(std::move(description), start, true));
-  }
-#if defined(ONNXOPT_HAVE_CUDA)
-  if (const Result<bool> prepared = norm::cuda::kernels().prepare(); !prepared) return Made::failure(prepared.error());
-  return Made(std::make_unique<CudaRows>(std::move(description), norm::cuda::kernels().run, false));
-#else
-  return Made::failure("This build of onnxopt has no CUDA kernels.");
-#endif
+  const auto place = place_of<norm::cuda::Problem, norm::cuda::emulate, norm::cuda::kernels>(name == kEmulatedVariant);
+  if (!place) return Made::failure(place.error());
+  return Made(std::make_unique<CudaRows>(std::move(description), *place));
 }
 
 }  // namespace

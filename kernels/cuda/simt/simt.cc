@@ -334,4 +334,9 @@ Result<bool> launch(Dim3 grid, Dim3 size, std::size_t shared_bytes, const std::f
   return done;
 }
 
+Result<bool> launch_few(std::int64_t tiles, unsigned threads, std::size_t shared_bytes, const std::function<void()>& body) {
+  constexpr std::int64_t most_blocks = 3;
+  return launch({static_cast<unsigned>(std::min(tiles, most_blocks))}, {threads}, shared_bytes, body);
+}
+
 }  // namespace onnxopt::simt

@@ -86,6 +86,12 @@ class Given {
 /// Runs a kernel's body for every thread of a grid; a sentence says what went wrong.
 Result<bool> launch(Dim3 grid, Dim3 block, std::size_t shared_bytes, const std::function<void()>& body);
 
+/// The same for blocks that share `tiles` of work: fewer of them than a device has, so that a block takes several.
+Result<bool> launch_few(std::int64_t tiles, unsigned threads, std::size_t shared_bytes, const std::function<void()>& body);
+
+/// What stands for a device's multiprocessors: so few that large tiles keep all of them busy.
+constexpr int kProcessors = 3;
+
 /// The lane that another one reads by `offset`, in parts of a warp of `width` lanes; itself where that is in another part.
 inline unsigned within(unsigned from, unsigned to, unsigned width) { return from / width == to / width ? to : from; }
 

@@ -16,13 +16,14 @@ from onnxopt import ir
 from onnxopt.fusions import attention_axes as axes
 from onnxopt.fusions import halves
 from onnxopt.fusions.attention_axes import Labels, Placed
+from onnxopt.fusions.nodes import make_node
 from onnxopt.fusions.requantization import is_qgemm
 from onnxopt.fusions.rotary import Rotation, find_rotation
 from onnxopt.ir import dims
 from onnxopt.ir.dims import Dim, is_plain
 from onnxopt.ops import fused_attention as op
 from onnxopt.ops import qattention
-from onnxopt.ops.base import prepare_model
+from onnxopt.ops.fused_elementwise import TWO_BYTES
 from onnxopt.passes.base import Context
 from onnxopt.rewrite.patch import Builder, Patch
 from onnxopt.rewrite.rules import Refusal, attribute
@@ -387,7 +388,7 @@ def _factor(node: ir.Node | None) -> tuple[float | None, int]:
 def _cast(scores: Scores, node: ir.Node, ctx: Context) -> None:
     """Scores of two bytes, which the kernel never rounds to them."""
     value = _input(node, 0)
-    if ctx.shapes.dtype(value) not in halves.TWO_BYTES or ctx.shapes.dtype(node.outputs[0]) is not ir.DataType.FLOAT:
+    if ctx.shapes.dtype(value) not in TWO_BYTES or ctx.shapes.dtype(node.outputs[0]) is not ir.DataType.FLOAT:
         raise Unfit("a Cast is between the product and the Softmax", culprit=node)
     _continue(scores, value, ctx)
 
@@ -595,11 +596,5 @@ def write(builder: Builder, node: ir.Node, found: Found) -> ir.Value:
     inputs = [*found.operands, *(_prepared(builder, mask, made.heads) for mask in found.masks)]
     if found.rotation is not None:
         inputs += found.rotation.tables(builder)
-    overload = made.overload(ctx.opset)
-    if (spec.domain, spec.name, overload) not in ctx.model.functions:
-        builder.functions.append(made.body(ctx.opset))
-    prepare_model(ctx.model)
-    name = node.name or spec.name
-    (result,) = builder.op(spec.name, inputs, made.attributes(), domain=spec.domain, overload=overload, name=name)
-    ctx.shapes.set(result, ctx.shapes.dtype(found.result), ctx.shapes.shape(found.result))
-    return result
+    old = found.result
+    return make_node(builder, spec, made, inputs, made.attributes(), old, ctx.shapes.dtype(old), node.name)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 
 from onnxopt import ir
-from onnxopt.fusions import halves
+from onnxopt.fusions import halves, nodes
 from onnxopt.ops import fused_gemm as op
-from onnxopt.ops.base import prepare_model
 from onnxopt.passes.base import Context
 from onnxopt.rewrite.patch import Builder
 from onnxopt.rewrite.pattern import pattern
@@ -100,14 +99,9 @@ def fuse_gemm(b: Builder, m: Match) -> ir.Value | Refusal:
 
 def make_node(b: Builder, m: Match, variety: op.Variety, inputs: list[ir.Value]) -> ir.Value:
     """The result of a FusedGemm in the place of a match's product."""
-    overload = variety.overload(m.ctx.opset)
-    b.define(op.SPEC.domain, op.SPEC.name, overload, lambda: variety.body(m.ctx.opset))
     attributes = {"columns": variety.columns, "block": variety.block, "biased": 1 if variety.biased else None}
-    prepare_model(m.ctx.model)
-    name = m.node("product").name or op.SPEC.name
-    (result,) = b.op(op.SPEC.name, inputs, attributes, domain=op.SPEC.domain, overload=overload, name=name)
-    m.ctx.shapes.set(result, m.ctx.shapes.dtype(m.output), m.ctx.shapes.shape(m.output))
-    return result
+    dtype = m.ctx.shapes.dtype(m.output)
+    return nodes.make_node(b, op.SPEC, variety, inputs, attributes, m.output, dtype, m.node("product").name)
 
 
 def split_bias(m: Match, columns: int) -> tuple[ir.Value | None, ir.Value | None]:

@@ -6,9 +6,9 @@ import numpy as np
 
 from onnxopt import ir
 from onnxopt.fusions import quantized
+from onnxopt.fusions.nodes import make_node
 from onnxopt.fusions.quantized import Operand, Weights
 from onnxopt.ops import qgemm as op
-from onnxopt.ops.base import prepare_model
 from onnxopt.passes.base import Context
 from onnxopt.rewrite.patch import Builder, Patch
 from onnxopt.rewrite.rules import Refusal, attribute
@@ -74,7 +74,6 @@ def _patch(last: ir.Node, x: Operand, matrix: Weights, bias: np.ndarray | None, 
     depth, columns = matrix.array.shape
     variety = op.Variety(depth, columns, x.dtype, biased=bias is not None)
     builder = Builder(ctx, last)
-    builder.define(op.SPEC.domain, op.SPEC.name, variety.overload(ctx.opset), lambda: variety.body(ctx.opset))
     scales = np.broadcast_to(matrix.scale, (columns,)).astype(np.float32)
     operands: dict[str, np.ndarray | ir.Value] = {
         "weights": op.pack(matrix.array),
@@ -89,14 +88,5 @@ def _patch(last: ir.Node, x: Operand, matrix: Weights, bias: np.ndarray | None, 
     for name, one in operands.items():
         inputs.append(one if isinstance(one, ir.Value) else builder.constant(one, name))
     attributes = {"columns": columns, "biased": 1 if bias is not None else None}
-    prepare_model(ctx.model)
-    (result,) = builder.op(
-        op.SPEC.name,
-        inputs,
-        attributes,
-        domain=op.SPEC.domain,
-        overload=variety.overload(ctx.opset),
-        name=last.name or op.SPEC.name,
-    )
-    ctx.shapes.set(result, ir.DataType.FLOAT, ctx.shapes.shape(old))
+    result = make_node(builder, op.SPEC, variety, inputs, attributes, old, ir.DataType.FLOAT, last.name)
     return builder.patch(RULE, {old: result})
