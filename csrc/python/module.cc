@@ -12,6 +12,7 @@
 #include "csrc/dispatch/cpu.h"
 #include "csrc/dispatch/gpu.h"
 #include "csrc/ops/op.h"
+#include "csrc/python/dlpack.h"
 #include "csrc/python/panels.h"
 #include "csrc/registry.h"
 #include "python/onnxopt/include/onnxopt/kernel.h"
@@ -228,26 +229,48 @@ std::vector<ops::Made> make_outputs(const ops::Kernel& kernel, const std::vector
   return std::move(*made);
 }
 
-py::list run(const std::string& op, const std::vector<std::optional<py::array>>& inputs, const py::dict& attributes,
+/// What is given to one call: tensors, and the objects that own their memory.
+class Inputs {
+ public:
+  void add(const py::object& object, const std::string& name) {
+    if (object.is_none()) {
+      tensors_.emplace_back();
+    } else if (!py::isinstance<py::array>(object) && python::exports_tensor(object)) {
+      tensors_.push_back(borrowed_.emplace_back(object, name, false).tensor());
+    } else {
+      add(py::array::ensure(object, py::array::c_style), name);
+    }
+  }
+
+  const std::vector<ops::Tensor>& tensors() const { return tensors_; }
+
+ private:
+  void add(const py::array& array, const std::string& name) {
+    if (!array) throw py::value_error(name + " is no array.");
+    const py::array& one = held_.emplace_back(array);
+    ops::Tensor tensor;
+    tensor.type = element_type(one.dtype());
+    tensor.shape.assign(one.shape(), one.shape() + one.ndim());
+    tensor.data = one.data();
+    if (is_int4(one)) {
+      tensor.type = ops::kInt4;
+      tensor.data = held_.emplace_back(halves_of(one)).data();
+    }
+    tensors_.push_back(std::move(tensor));
+  }
+
+  std::vector<py::array> held_;
+  std::vector<python::Borrowed> borrowed_;
+  std::vector<ops::Tensor> tensors_;
+};
+
+py::list run(const std::string& op, const std::vector<py::object>& inputs, const py::dict& attributes,
              const std::optional<std::string>& variant, std::size_t threads) {
   if (threads == 0 || threads > kMaxThreads) throw py::value_error("threads should be between 1 and 256.");
   const std::unique_ptr<ops::Kernel> kernel = make_kernel(op, attributes, variant);
-  std::vector<py::array> held;
-  std::vector<ops::Tensor> tensors;
-  for (const std::optional<py::array>& array : inputs) {
-    ops::Tensor tensor;
-    if (array) {
-      const py::array& one = held.emplace_back(py::array::ensure(*array, py::array::c_style));
-      tensor.type = element_type(one.dtype());
-      tensor.shape.assign(one.shape(), one.shape() + one.ndim());
-      tensor.data = one.data();
-      if (is_int4(one)) {
-        tensor.type = ops::kInt4;
-        tensor.data = held.emplace_back(halves_of(one)).data();
-      }
-    }
-    tensors.push_back(std::move(tensor));
-  }
+  Inputs given;
+  for (std::size_t i = 0; i < inputs.size(); ++i) given.add(inputs[i], "Input " + std::to_string(i));
+  const std::vector<ops::Tensor>& tensors = given.tensors();
   py::list results;
   ops::Execution execution{threads > 1 ? threads_of(threads) : ParallelFor::inline_loop()};
   execution.host_memory = true;
@@ -281,7 +304,6 @@ std::int64_t occupy(const std::string& op, std::int64_t rounds, const std::optio
 
 /// A tensor of the device that another library owns, by the protocol `__cuda_array_interface__`.
 ops::Tensor device_tensor(const py::handle& object, bool written, const std::string& name) {
-  if (!py::hasattr(object, "__cuda_array_interface__")) throw py::value_error(name + " has no __cuda_array_interface__.");
   const py::dict interface = object.attr("__cuda_array_interface__");
   const py::dtype type(interface["typestr"].cast<std::string>());
   ops::Tensor tensor;
@@ -301,10 +323,15 @@ ops::Tensor device_tensor(const py::handle& object, bool written, const std::str
 void run_on_device(const std::string& op, const py::sequence& inputs, const py::sequence& outputs, const py::dict& attributes,
                    std::uintptr_t stream) {
   const ops::Op& found = find_op(op);
+  std::vector<python::Borrowed> borrowed;
+  const auto tensor_of = [&](const py::handle& object, bool written, const std::string& name) {
+    if (py::hasattr(object, "__cuda_array_interface__")) return device_tensor(object, written, name);
+    if (!python::exports_tensor(object)) throw py::value_error(name + " has no __cuda_array_interface__ and no __dlpack__.");
+    return borrowed.emplace_back(object, name, true, stream).tensor();
+  };
   std::vector<ops::Tensor> sources, targets;
-  for (std::size_t i = 0; i < inputs.size(); ++i) sources.push_back(device_tensor(inputs[i], false, "Input " + std::to_string(i)));
-  for (std::size_t i = 0; i < outputs.size(); ++i)
-    targets.push_back(device_tensor(outputs[i], true, "Output " + std::to_string(i)));
+  for (std::size_t i = 0; i < inputs.size(); ++i) sources.push_back(tensor_of(inputs[i], false, "Input " + std::to_string(i)));
+  for (std::size_t i = 0; i < outputs.size(); ++i) targets.push_back(tensor_of(outputs[i], true, "Output " + std::to_string(i)));
   // What is wrong with the arrays is told on every machine, also by the kernel for the processor.
   const std::vector<ops::TensorType> types = types_of_outputs(*make_kernel(op, attributes, std::nullopt), sources);
   if (types.size() != targets.size()) throw py::value_error("The op makes another number of outputs.");
@@ -442,8 +469,10 @@ PYBIND11_MODULE(_native, module) {
   module.def("max_isa", &max_isa, "The best instruction set that may be chosen (ONNXOPT_MAX_ISA caps it).");
   module.def("ops", &describe_ops, "Every custom op with its kernel variants.");
   module.def("elementwise_ops", &elementwise_ops, "The operations of expressions: name, operands, literals, domain, result.");
-  module.def("run", &run, py::arg("op"), py::arg("inputs"), py::arg("attributes"), py::arg("variant") = py::none(),
-             py::arg("threads") = 1, "Run one kernel on numpy arrays (None leaves an input out) and return its outputs.");
+  module.def(
+      "run", &run, py::arg("op"), py::arg("inputs"), py::arg("attributes"), py::arg("variant") = py::none(), py::arg("threads") = 1,
+      "Run one kernel on arrays of numpy, or of others that export them by DLPack (None leaves an input out), and return its "
+      "outputs, which are numpy's.");
   module.def("cuda_choice", &cuda_choice, py::arg("op"), py::arg("sm"),
              "The variant of an op for CUDA devices of an architecture (90 is sm_90), under ONNXOPT_MAX_SM and ONNXOPT_TF32.");
   module.def(
@@ -477,6 +506,7 @@ PYBIND11_MODULE(_native, module) {
       "Why the CUDA kernels cannot run here; empty when they can.");
   module.def("run_on_device", &run_on_device, py::arg("op"), py::arg("inputs"), py::arg("outputs"), py::arg("attributes"),
              py::arg("stream") = 0,
-             "Start the CUDA kernel on arrays that have __cuda_array_interface__. It runs on `stream`, an address, in the order of "
+             "Start the CUDA kernel on arrays that have __cuda_array_interface__ or export themselves by DLPack. It runs on "
+             "`stream`, an address, in the order of "
              "what was started there before; 0 is CUDA's default stream.");
 }
