@@ -30,7 +30,7 @@ from onnxopt.rewrite.rules import Refusal, attribute
 
 RULE = "fuse_attention"
 
-FLOATS = halves.TWO_BYTES | {ir.DataType.FLOAT, ir.DataType.DOUBLE}
+FLOATS = TWO_BYTES | {ir.DataType.FLOAT, ir.DataType.DOUBLE}
 
 BATCH: dict[int, Labels] = {3: ("x",), 4: ("b", "h")}
 """The axes of a product before its rows and columns, by its rank."""
