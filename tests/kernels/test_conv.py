@@ -69,6 +69,10 @@ CASES = [
     Case(1, (1, 1), 96, 24, (1, 1)),
     Case(2, (50,), 10, 20, (3,), (2,), (1, 1)),
     Case(1, (4, 4), 1, 1, (4, 4)),
+    # Taps, and whole windows, that lie in the padding.
+    Case(1, (6, 5), 20, 18, (3, 3), (1, 1), (7, 6, 7, 6), (7, 6)),
+    Case(2, (14, 14), 300, 33, (3, 3), (1, 1), (12, 12, 12, 12), (12, 12)),
+    Case(1, (2, 3), 4, 5, (3, 3), (2, 2), (9, 9, 9, 9), (2, 2)),
 ]
 DEPTHWISE = [
     Case(1, (9, 9), 19, 19, (5, 5), (1, 1), (2, 2, 2, 2), group=19),
@@ -150,7 +154,7 @@ def test_winograd_equals_float64(case: Case, variant: str) -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("case", [CASES[0], CASES[1], CASES[8], *DEPTHWISE[:2], *WINOGRAD], ids=str)
+@pytest.mark.parametrize("case", [CASES[0], CASES[1], CASES[8], *CASES[-3:], *DEPTHWISE[:2], *WINOGRAD], ids=str)
 def test_threads_do_not_change_a_bit(case: Case, variant: str) -> None:
     x, w, _ = case.arrays()
     once = run(case, x, w, variant=variant)

@@ -55,6 +55,13 @@ struct Pixel {
   }
 };
 
+/// Rows of A from a tap on, for `count` taps; `skipped` ones before them add nothing.
+template <class Source>
+struct Taps {
+  Source rows;
+  std::int64_t skipped, count;
+};
+
 /// Where the windows of a block of pixels lie: a pointer per tap and pixel. What lies in the padding is a row of zeros.
 class Windows {
  public:
@@ -89,6 +96,22 @@ class Windows {
     return {pointers_, static_cast<std::size_t>(rows)};
   }
 
+  /// Taps [tap, tap + taps) of rows [row, row + rows), which were placed, but for those at either end that are padding for all
+  /// rows.
+  Taps<gemm::Indirect> taps_of(const gemm::Indirect& all, std::int64_t row, std::int64_t rows, std::int64_t tap,
+                               std::int64_t taps) const {
+    const auto at = [&](std::int64_t one) { return all.pointers + one * static_cast<std::int64_t>(all.stride) + row; };
+    const auto is_padding = [&](std::int64_t one) {
+      std::int64_t outside = 0;
+      while (outside < rows && at(one)[outside] == zeros_) ++outside;
+      return outside == rows;
+    };
+    std::int64_t begin = tap, end = tap + taps;
+    while (begin < end && is_padding(begin)) ++begin;
+    while (begin < end && is_padding(end - 1)) --end;
+    return {{at(begin), all.stride}, begin - tap, end - begin};
+  }
+
  private:
   const Plan& plan_;
   const Geometry& g_;
@@ -96,9 +119,9 @@ class Windows {
   float* zeros_;
 };
 
-/// A block of rows by all columns of a rectangle; `source_of_rows` gives the rows of A from a tap on.
-template <class Source>
-inline void multiply_block(const Plan& plan, std::int64_t group, const Rectangle& block, Source source_of_rows) {
+/// A block of rows by all columns of a rectangle; `taps_of(row, rows, tap, taps)` gives the rows of A.
+template <class TapsOf>
+inline void multiply_block(const Plan& plan, std::int64_t group, const Rectangle& block, TapsOf taps_of) {
   const Convolution& convolution = *plan.convolution;
   const std::int64_t width = convolution.geometry.filters, taps = convolution.geometry.taps(), depth = plan.group_channels;
   const float* const weights = convolution.weights + group * plan.panels * taps * depth * static_cast<std::int64_t>(kPanel);
@@ -108,10 +131,11 @@ inline void multiply_block(const Plan& plan, std::int64_t group, const Rectangle
     for (std::int64_t tap = 0; tap < taps; tap += plan.block_taps) {
       const std::int64_t some_taps = least(plan.block_taps, taps - tap);
       const bool is_first = tap == 0, is_last = tap + some_taps == taps;
-      gemm::Columns b{weights + (column * taps + tap * static_cast<std::int64_t>(kPanel)) * depth, kPanel,
-                      static_cast<std::ptrdiff_t>(kPanel) * taps * depth};
       in_even_parts(block.row_end - block.row, kRows, [&](std::int64_t row, std::int64_t rows) {
-        if (row > 0) b.next = (is_last ? kPanels * taps - tap : some_taps) * depth * b.step;
+        const auto part = taps_of(row, rows, tap, some_taps);
+        gemm::Columns b{weights + (column * taps + (tap + part.skipped) * static_cast<std::int64_t>(kPanel)) * depth, kPanel,
+                        static_cast<std::ptrdiff_t>(kPanel) * taps * depth};
+        if (row > 0) b.next = ((is_last ? kPanels * taps - tap : some_taps) - part.skipped) * depth * b.step;
         const std::int64_t first = (block.row + row) * width + filter;
         const gemm::Target target{.c = convolution.y + first,
                                   .ld = width,
@@ -122,8 +146,8 @@ inline void multiply_block(const Plan& plan, std::int64_t group, const Rectangle
                                   .gate = is_last ? convolution.gate : nullptr,
                                   .added = is_last && convolution.added ? convolution.added + first : nullptr,
                                   .added_ld = width};
-        gemm::multiply(static_cast<int>(rows), source_of_rows(row, tap), static_cast<std::size_t>(some_taps),
-                       static_cast<std::size_t>(depth), b, target);
+        gemm::multiply(static_cast<int>(rows), part.rows, static_cast<std::size_t>(part.count), static_cast<std::size_t>(depth), b,
+                       target);
       });
     }
   }
@@ -142,14 +166,15 @@ inline void multiply_rows(const Plan& plan, std::int64_t group, const Rectangle&
   if (plan.plain)
     return each_block([&](const Rectangle& block) {
       const float* const x = plan.convolution->x + block.row * g.channels + group * plan.group_channels;
-      multiply_block(plan, group, block,
-                     [&](std::int64_t row, std::int64_t) { return gemm::Strided{x + row * g.channels, g.channels}; });
+      multiply_block(plan, group, block, [&](std::int64_t row, std::int64_t, std::int64_t, std::int64_t taps) {
+        return Taps<gemm::Strided>{{x + row * g.channels, g.channels}, 0, taps};
+      });
     });
   Windows windows(plan, scratch(Windows::bytes(plan), ScratchOwner::kConv));
   each_block([&](const Rectangle& block) {
     const gemm::Indirect all = windows.place(group, block.row, block.row_end - block.row);
-    multiply_block(plan, group, block, [&](std::int64_t row, std::int64_t tap) {
-      return gemm::Indirect{all.pointers + tap * static_cast<std::int64_t>(all.stride) + row, all.stride};
+    multiply_block(plan, group, block, [&](std::int64_t row, std::int64_t rows, std::int64_t tap, std::int64_t taps) {
+      return windows.taps_of(all, row, rows, tap, taps);
     });
   });
 }

@@ -19,8 +19,9 @@ inline void run_separable(const SeparablePlan& plan, std::int64_t task) {
   in_even_parts(rows, plan.pointwise.block_rows, [&](std::int64_t begin, std::int64_t count) {
     const float* const x = between + begin * g.channels;
     const Rectangle block{first + begin, first + begin + count, 0, plan.pointwise.group_filters};
-    multiply_block(plan.pointwise, 0, block,
-                   [&](std::int64_t row, std::int64_t) { return gemm::Strided{x + row * g.channels, g.channels}; });
+    multiply_block(plan.pointwise, 0, block, [&](std::int64_t row, std::int64_t, std::int64_t, std::int64_t taps) {
+      return Taps<gemm::Strided>{{x + row * g.channels, g.channels}, 0, taps};
+    });
   });
 }
 
