@@ -13,7 +13,6 @@ namespace {
 using gemm::gated;
 using gemm::kColumns;
 using gemm::kPanel;
-using gemm::kPanels;
 using gemm::kRows;
 using simd::V;
 using F = V::F;
@@ -133,9 +132,8 @@ inline void multiply_block(const Plan& plan, std::int64_t group, const Rectangle
       const bool is_first = tap == 0, is_last = tap + some_taps == taps;
       in_even_parts(block.row_end - block.row, kRows, [&](std::int64_t row, std::int64_t rows) {
         const auto part = taps_of(row, rows, tap, some_taps);
-        gemm::Columns b{weights + (column * taps + (tap + part.skipped) * static_cast<std::int64_t>(kPanel)) * depth, kPanel,
-                        static_cast<std::ptrdiff_t>(kPanel) * taps * depth};
-        if (row > 0) b.next = ((is_last ? kPanels * taps - tap : some_taps) - part.skipped) * depth * b.step;
+        const gemm::Columns b{weights + (column * taps + (tap + part.skipped) * static_cast<std::int64_t>(kPanel)) * depth, kPanel,
+                              static_cast<std::ptrdiff_t>(kPanel) * taps * depth};
         const std::int64_t first = (block.row + row) * width + filter;
         const gemm::Target target{.c = convolution.y + first,
                                   .ld = width,

@@ -101,7 +101,7 @@ class InvertedResidualTask {
 
   void expand(Range lines, float* expanded) {
     const Geometry& g = expand_.geometry;
-    const Panels weights{expansion(group_.begin), g.channels * static_cast<std::int64_t>(kPanel), width(), projection(0)};
+    const Panels weights{expansion(group_.begin), g.channels * static_cast<std::int64_t>(kPanel), width()};
     each_run(lines, columns_, g.input, [&](std::int64_t first, std::int64_t rows, std::int64_t number) {
       float* const y = expanded + number * width();
       multiply(expand_.x + first * g.channels, rows, g.channels, weights, [&](std::int64_t row, std::int64_t column) {
@@ -141,7 +141,7 @@ class InvertedResidualTask {
     const Geometry& g = project_.geometry;
     const bool ends = is_last_ && plan_.parts == 1;
     float* const sums = part_ == 0 ? project_.y : plan_.sums + (part_ - 1) * g.pixels() * g.filters;
-    const Panels weights{projection(0), g.channels * static_cast<std::int64_t>(kPanel), g.filters, expansion(group_.end)};
+    const Panels weights{projection(0), g.channels * static_cast<std::int64_t>(kPanel), g.filters};
     each_run(lines, strip_, g.output, [&](std::int64_t first, std::int64_t rows, std::int64_t number) {
       multiply(results_ + number * width(), rows, width(), weights, [&](std::int64_t row, std::int64_t column) {
         const std::int64_t at = (first + row) * g.filters + column;
@@ -165,11 +165,10 @@ class InvertedResidualTask {
     return project_.weights + filter * project_.geometry.channels + group_.begin * static_cast<std::int64_t>(kPanel);
   }
 
-  /// Columns of packed weights, and what is read after them.
+  /// Columns of packed weights.
   struct Panels {
     const float* data;
     std::int64_t step, columns;
-    const float* after;
   };
 
   /// Rows, one right after the other, by all columns; `target` says where a block goes.
@@ -177,22 +176,14 @@ class InvertedResidualTask {
   static void multiply(const float* a, std::int64_t rows, std::int64_t depth, const Panels& weights, MakeTarget target) {
     for (std::int64_t column = 0; column < weights.columns; column += kColumns) {
       const std::int64_t columns = least(static_cast<std::int64_t>(kColumns), weights.columns - column);
-      gemm::Columns b{weights.data + column / static_cast<std::int64_t>(kPanel) * weights.step, kPanel, weights.step};
-      const float* const after = column + columns < weights.columns ? b.data + kPanels * weights.step : weights.after;
+      const gemm::Columns b{weights.data + column / static_cast<std::int64_t>(kPanel) * weights.step, kPanel, weights.step};
       in_even_parts(rows, kRows, [&](std::int64_t row, std::int64_t count) {
         gemm::Target block = target(row, column);
         block.columns = static_cast<std::size_t>(columns);
-        if (row > 0) b.next = distance(b.data, after);
         gemm::multiply(static_cast<int>(count), gemm::Strided{a + row * depth, depth}, 1, static_cast<std::size_t>(depth), b,
                        block);
       });
     }
-  }
-
-  /// Between arrays, in floats.
-  static std::ptrdiff_t distance(const float* from, const float* to) {
-    return (reinterpret_cast<std::intptr_t>(to) - reinterpret_cast<std::intptr_t>(from)) /
-           static_cast<std::ptrdiff_t>(sizeof(float));
   }
 
   const InvertedResidualPlan& plan_;

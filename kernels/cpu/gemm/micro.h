@@ -85,12 +85,10 @@ struct Indirect {
   }
 };
 
-/// Rows of B: element (k, j) is `data[k * step + j / 16 * panel + j % 16]`. Whole panels are read. What lies `next` floats further
-/// is fetched into the second-level cache meanwhile: the next columns, where it is not the first rows that read these.
+/// Rows of B: element (k, j) is `data[k * step + j / 16 * panel + j % 16]`. Whole panels are read.
 struct Columns {
   const float* data;
   std::ptrdiff_t step, panel;
-  std::ptrdiff_t next = 0;
 };
 
 /// Where the block lies in C, and what is done to it besides.
@@ -142,11 +140,7 @@ template <int R, int N, bool Half, class Source>
     for (std::size_t k = 0; k < depth; ++k) {
       F columns[N];
 #pragma GCC unroll 8
-      for (int v = 0; v < N; v += kVectorsOfPanel) {
-        __builtin_prefetch(row + kAhead + v / kVectorsOfPanel * b.panel);
-        // Small blocks wait for loads already.
-        if constexpr (R > 2 && N > 1) __builtin_prefetch(row + b.next + v / kVectorsOfPanel * b.panel, 0, 2);
-      }
+      for (int v = 0; v < N; v += kVectorsOfPanel) __builtin_prefetch(row + kAhead + v / kVectorsOfPanel * b.panel);
 #pragma GCC unroll 8
       for (int v = 0; v < N; ++v)
         columns[v] = V::load(row + v / kVectorsOfPanel * b.panel + v % kVectorsOfPanel * static_cast<int>(V::kWidth));
