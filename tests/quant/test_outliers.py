@@ -8,7 +8,11 @@ import pytest
 
 import onnxopt
 from helpers import model, op_list
+from onnxopt import ir
+from onnxopt.quant.layers import matrix_of
+from onnxopt.quant.outliers import too_coarse
 from onnxopt.quant.quantization import Quantization
+from onnxopt.quant.weights import QuantizedMatrix, quantize_columns
 
 RNG = np.random.default_rng(0)
 
@@ -68,3 +72,17 @@ def test_weights_that_take_all_steps_keep_a_product_in_float() -> None:
         report=kept.append,
     )
     assert [layer.precision for layer in kept[0].layers] == ["float", "int8"]
+
+
+@pytest.mark.parametrize(("rows", "widest"), [(20, 1), (400, 0)])
+def test_a_row_that_is_clipped_counts_as_much_as_any_other(rows: int, widest: int) -> None:
+    loaded = ir.load(model("g (float[N,64] x) => (float[N,32] y) { y = MatMul(x, w) }", w=normal(64, 32)))
+    (node,) = loaded.graph
+    samples = [{"x": normal(rows, 64)} for _ in range(3)]
+    for one in samples:
+        one["x"][5] *= 10
+    tried = {"x": [(-4.0, 4.0), (-50.0, 50.0)]}
+    matrices = {ir.node_name(node): QuantizedMatrix(*quantize_columns(matrix_of(node)))}
+    chosen, coarse = too_coarse(loaded, [node], tried, matrices, samples)
+    assert chosen == {"x": tried["x"][widest]} and coarse.keys() == {ir.node_name(node)}
+    assert too_coarse(loaded, [node], {}, matrices, samples) == ({}, {})

@@ -56,7 +56,7 @@ struct Pixel {
 
 /// Rows of A from a tap on, for `count` taps; `skipped` ones before them add nothing.
 template <class Source>
-struct Taps {
+struct TapRows {
   Source rows;
   std::int64_t skipped, count;
 };
@@ -97,7 +97,7 @@ class Windows {
 
   /// Taps [tap, tap + taps) of rows [row, row + rows), which were placed, but for those at either end that are padding for all
   /// rows.
-  Taps<gemm::Indirect> taps_of(const gemm::Indirect& all, std::int64_t row, std::int64_t rows, std::int64_t tap,
+  TapRows<gemm::Indirect> taps_of(const gemm::Indirect& all, std::int64_t row, std::int64_t rows, std::int64_t tap,
                                std::int64_t taps) const {
     const auto at = [&](std::int64_t one) { return all.pointers + one * static_cast<std::int64_t>(all.stride) + row; };
     const auto is_padding = [&](std::int64_t one) {
@@ -165,7 +165,7 @@ inline void multiply_rows(const Plan& plan, std::int64_t group, const Rectangle&
     return each_block([&](const Rectangle& block) {
       const float* const x = plan.convolution->x + block.row * g.channels + group * plan.group_channels;
       multiply_block(plan, group, block, [&](std::int64_t row, std::int64_t, std::int64_t, std::int64_t taps) {
-        return Taps<gemm::Strided>{{x + row * g.channels, g.channels}, 0, taps};
+        return TapRows<gemm::Strided>{{x + row * g.channels, g.channels}, 0, taps};
       });
     });
   Windows windows(plan, scratch(Windows::bytes(plan), ScratchOwner::kConv));

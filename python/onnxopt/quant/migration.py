@@ -332,7 +332,9 @@ class _Trials:
         self.factors, self.errors = factors, np.zeros(len(factors))
         self._shaped = [one.reshape(shape) for one in factors]
         self._limits = (
-            [self._range(operands[learned], one, method) for one in self._shaped] if rounding == "model" else []
+            [self._range(operands[learned], one, method if self._axis == 1 else "minmax") for one in self._shaped]
+            if rounding == "model"
+            else []
         )
 
     def _factors(self, samples: slice, strength: float | None) -> np.ndarray:
@@ -348,13 +350,17 @@ class _Trials:
         return estimate(histogram, method)
 
     def add(self, step: Step, wanted: list[np.ndarray]) -> None:
-        """Count the error of a reader, as a part of its results' energy in each sample."""
+        """Count the error of a reader, as a part of its results' energy in each sample; one that is worth no Mul is not tried further."""
         for index, factors in enumerate(self.factors):
             quantized, scales = quantize_columns(as_matrix(step.node, times(step.node, factors)))
             weights = weights_as(step.node, quantized * scales)
             operands = [self._rounded(one / self._shaped[index], index) for one in step.floats[self._tested]]
             found = step.computed(operands, weights, self._tested)
-            self.errors[index] += relative_error(wanted[self._tested], found)
+            error = relative_error(wanted[self._tested], found)
+            self.errors[index] += error
+            if index == 0 and self._place.edits is None and error <= LEAST_NOISE_OF_NODE:
+                self.errors[1:] += error
+                return
 
     def _rounded(self, array: np.ndarray, index: int) -> np.ndarray:
         if self._rounding == "row":

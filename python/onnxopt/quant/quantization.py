@@ -392,8 +392,9 @@ class Job:
             f"'{name}' has no element in any sample." for name in self.histograms if name not in limits
         ]
         self.options = dataclasses.replace(self.options, ranges=share_ranges(self.model, limits))
-        if self.format == "qdq":
-            self._find_coarse()
+        if self.format == "qdq" and self.observed:
+            self._round_nearest()
+            self._find_coarse(method)
         sized = ir.ShapeEnv(self.model, {**samples.sizes(self.model, self.kept[0]), **self.options.dims})
         sized.infer_model()
         self.layers = layers.describe(self._nodes(), sized)
@@ -404,14 +405,22 @@ class Job:
         found = {str(value.name): function_of(value, self.model, shapes) for value in self.observed}
         return {name: function for name, function in found.items() if function is not None}
 
-    def _find_coarse(self) -> None:
-        """Products that stay in float, since the kernels of other engines do not quantize row by row."""
+    def _find_coarse(self, method: str) -> None:
+        """Choose the ranges of what products read by their results, and find the products that stay in float, since the kernels of other
+        engines do not quantize row by row. What is clipped of a few large elements is what matters most to some rows."""
         nodes = [node for node in self._nodes() if node.op_type in PRODUCTS and ir.node_name(node) not in self.keep]
+        shared = {layer.activation for layer in self.layers.values() if layer.op_type not in PRODUCTS}
+        tried = {
+            name: [limits, ranges.whole(self.histograms[name])] if method == "mse" and name not in shared else [limits]
+            for name, limits in self.options.ranges.items()
+        }
         self.tick("products with outliers")
         try:
-            self.coarse = too_coarse(self.model, nodes, self.options.ranges, self.kept)
+            chosen, self.coarse = too_coarse(self.model, nodes, tried, self._nearest, self.kept[::2])
         except CalibrationError as error:
             self.result.warnings.append(f"Products with outliers are not looked for: {error}")
+        else:
+            self.options = dataclasses.replace(self.options, ranges={**self.options.ranges, **chosen})
 
     def _checkpoint(self, calibration: samples.Source, path: Path | None) -> Checkpoint:
         """What an earlier run has observed of these samples, if they can be read twice."""
@@ -424,6 +433,13 @@ class Job:
 
     def round_weights(self) -> None:
         """Round the weights of all layers once, for all models that are made of them; those that are not finite stay as they are."""
+        if not self._nearest:
+            self._round_nearest()
+        self.rounded = True
+        if self.corrects:
+            self._correct(self.keep)
+
+    def _round_nearest(self) -> None:
         matrices, broken = {}, set()
         for node in self._nodes():
             name = ir.node_name(node)
@@ -436,9 +452,7 @@ class Job:
                     broken.add(name)
         self.broken = frozenset(broken)
         self.options = dataclasses.replace(self.options, matrices=matrices)
-        self.rounded, self._nearest = True, matrices
-        if self.corrects:
-            self._correct(self.keep)
+        self._nearest = matrices
 
     @property
     def corrects(self) -> bool:
