@@ -20,7 +20,7 @@ inline void run_separable(const SeparablePlan& plan, std::int64_t task) {
     const float* const x = between + begin * g.channels;
     const Rectangle block{first + begin, first + begin + count, 0, plan.pointwise.group_filters};
     multiply_block(plan.pointwise, 0, block, [&](std::int64_t row, std::int64_t, std::int64_t, std::int64_t taps) {
-      return Taps<gemm::Strided>{{x + row * g.channels, g.channels}, 0, taps};
+      return TapRows<gemm::Strided>{{x + row * g.channels, g.channels}, 0, taps};
     });
   });
 }
