@@ -182,55 +182,6 @@ def test_a_few_filters_of_each_channel_are_left(monkeypatch: pytest.MonkeyPatch,
     assert_equal(before, after, {"x": RNG.standard_normal((1, 6, 9, 8)).astype(np.float32)})
 
 
-def shuffled(batch: str, *spatial: int, groups: int = 4) -> onnx.ModelProto:
-    """Convolutions with their channels shuffled between them, halves of which are split."""
-    rank, sizes = len(spatial), ",".join(map(str, spatial))
-    axes = ",".join(map(str, [0, 2, 1, *range(3, 3 + rank)]))
-    text = f"""g (float[{batch},12,{sizes}] x) => (y) {{
-      a = Conv (x, w) b = Reshape (a, split) c = Transpose <perm=[{axes}]> (b) d = Reshape (c, joined)
-      e, f = Split <axis=1> (d) h = Conv (f, v) y = Concat <axis=1> (e, h)
-    }}"""
-    return model(
-        text,
-        split=np.array([0, groups, 12 // groups, *spatial], np.int64),
-        joined=np.array([0, 12, *spatial], np.int64),
-        **weights(w=(12, 12, *[1] * rank), v=(6, 6, *[1] * rank)),
-    )
-
-
-@pytest.mark.parametrize("groups", [2, 3, 12])
-@pytest.mark.parametrize("spatial", [(5, 7), (1, 1), (9,)], ids=str)
-def test_channels_are_shuffled_in_the_other_layout(
-    monkeypatch: pytest.MonkeyPatch, groups: int, spatial: tuple[int, ...]
-) -> None:
-    set_costs(monkeypatch, border_cost=0.0)
-    before = shuffled("N", *spatial, groups=groups)
-    after = convert(before, passes=("convolutions_channels_last",))
-    expected = [
-        "Transpose",
-        "FusedConv",
-        "Reshape",
-        "Transpose",
-        "Reshape",
-        "Split",
-        "FusedConv",
-        "Concat",
-        "Transpose",
-    ]
-    assert op_list(after) == expected
-    for batch in (1, 3):
-        assert_equal(before, after, {"x": RNG.standard_normal((batch, 12, *spatial)).astype(np.float32)})
-
-
-def test_a_shuffle_that_is_read_half_way_keeps_its_transposes(monkeypatch: pytest.MonkeyPatch) -> None:
-    set_costs(monkeypatch, border_cost=0.0)
-    before = shuffled("2", 5, 7)
-    before.graph.output.append(onnx.helper.make_tensor_value_info("c", onnx.TensorProto.FLOAT, [2, 3, 4, 5, 7]))
-    after = convert(before, passes=("convolutions_channels_last",))
-    assert next(node.input[0] for node in after.graph.node if "c" in node.output) == "b"
-    assert_equal(before, after, {"x": RNG.standard_normal((2, 12, 5, 7)).astype(np.float32)})
-
-
 BODIES = {
     "one spatial dim": """g (float[2,6,30] x) => (float[2,5,L] y) {
       a = Conv <kernel_shape=[3], pads=[1,1]> (x, w1)

@@ -82,24 +82,12 @@ KERNELS: Mapping[str, Kernel] = {
 """Every op that does not run in any layout. Those without a gain are converted only behind others."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Shuffle:
-    """Channels of `x` in another order, as ShuffleNet has it: those of `groups` groups in turn. `before` are the nodes that only its last
-    one reads."""
-
-    x: ir.Value
-    groups: int
-    before: tuple[ir.Node, ir.Node]
-
-
 class Finder:
     """Finds the regions of one graph."""
 
     def __init__(self, graph: ir.Graph, ctx: Context) -> None:
         self.ctx = ctx
         self.moves: dict[ir.Node, Move] = {}
-        self.shuffles: dict[ir.Node, Shuffle] = {}
-        self.replaced: set[ir.Node] = set()  # the nodes before those
         self.planar: set[ir.Node] = set()  # convolutions that read an image as it is
         self._inside: set[ir.Node] = set()
         self._joined: dict[ir.Node, ir.Node] = {}
@@ -126,34 +114,7 @@ class Finder:
                 self._join(node, [node.inputs[0]])
                 return
             self.ctx.log.refused(RULE, node, refusal, 1)
-        shuffle = self._shuffle(node) if node.op_type == "Reshape" else None
-        if shuffle is None:
-            self._visit_any_layout(node)
-            return
-        self.shuffles[node] = shuffle
-        self.replaced.update(shuffle.before)
-        for one in (*shuffle.before, node):
-            self._join(one, [one.inputs[0]])
-
-    def _shuffle(self, last: ir.Node) -> Shuffle | None:
-        """The shuffle of a tensor of a region that ends with a Reshape."""
-        shapes = self.ctx.shapes
-        swap = _only_maker(last.inputs[0], "Transpose")
-        split = None if swap is None else _only_maker(swap.inputs[0], "Reshape")
-        x = None if split is None else split.inputs[0]
-        if swap is None or split is None or x is None or not self._is_near(x):
-            return None
-        shape, parts = shapes.shape(x), shapes.shape(split.outputs[0])
-        if shape is None or parts is None or len(parts) != len(shape) + 1 or len(shape) not in fused_conv.RANKS:
-            return None
-        groups, channels = parts[1:3]
-        swapped = permutation(self.ctx, swap) == (0, 2, 1, *range(3, len(parts)))
-        if not swapped or not isinstance(groups, int) or not isinstance(channels, int) or groups * channels != shape[1]:
-            return None
-        kept = zip((parts[0], *parts[3:]), (shape[0], *shape[2:]), strict=True)
-        if not all(shapes.equal(*pair) is True for pair in kept) or shapes.same_shape(x, last.outputs[0]) is not True:
-            return None
-        return Shuffle(x, groups, (split, swap))
+        self._visit_any_layout(node)
 
     def _visit_any_layout(self, node: ir.Node) -> None:
         """Let a node join that runs in any layout and reads a tensor of a region."""
@@ -331,10 +292,6 @@ class Finder:
 
     def data_of(self, node: ir.Node) -> list[ir.Value]:
         """The inputs of a node that have the layout."""
-        if node in self.replaced:
-            return []
-        if node in self.shuffles:
-            return [self.shuffles[node].x]
         found = self.moves.get(node)
         indices = (0,) if found is None else found.data
         return [value for index in indices if (value := node.inputs[index]) is not None]
@@ -356,14 +313,6 @@ def source_of(value: ir.Value, ctx: Context) -> ir.Value | None:
     maker = value.producer()
     perm = None if maker is None else permutation(ctx, maker)
     return maker.inputs[0] if maker is not None and perm is not None and perm == channels_first(len(perm)) else None
-
-
-def _only_maker(value: ir.Value | None, op_type: str) -> ir.Node | None:
-    """The node of a type that makes a value, if the value is read once."""
-    node = None if value is None else value.producer()
-    if value is None or node is None or node.domain or node.op_type != op_type:
-        return None
-    return node if ir.use_count(value) == 1 and not value.is_graph_output() else None
 
 
 def _can_take(value: ir.Value | None) -> bool:
@@ -390,8 +339,6 @@ class Conversion:
     def patch(self) -> Patch:
         replaced: dict[ir.Value, ir.Value] = {}
         for node in self.nodes:
-            if node in self.finder.replaced:
-                continue
             results, perms = self._convert(node)
             for old, new, perm in zip(node.outputs, results, perms, strict=True):
                 self._know(old, new, perm)
@@ -416,9 +363,7 @@ class Conversion:
             (data,) = self.finder.data_of(node)
             rank = self.ctx.shapes.rank(data)
             assert rank is not None
-            if node in self.finder.shuffles:
-                result = self._shuffled(self.finder.shuffles[node])
-            elif node in self.finder.planar:
+            if node in self.finder.planar:
                 result = fused_conv.build(self.builder, node, data, planar=True)
             else:
                 result = KERNELS[node.op_type].build(self.builder, node, self._last(data))
@@ -432,18 +377,6 @@ class Conversion:
         for index, array in found.constants.items():
             inputs[index] = self.builder.constant(array, "axes")
         return self.builder.copy_of(node, inputs, **found.attributes), found.outputs
-
-    def _shuffled(self, shuffle: Shuffle) -> ir.Value:
-        """The same order of the last dim."""
-        b, x = self.builder, self._last(shuffle.x)
-        shape = self.ctx.shapes.shape(shuffle.x)
-        assert shape is not None and isinstance(shape[1], int)
-        dims, channels = [0] * (len(shape) - 1), shape[1]
-        split = b.Reshape(
-            x, b.constant(np.array([*dims, shuffle.groups, channels // shuffle.groups], np.int64), "groups")
-        )
-        swapped = b.Transpose(split, perm=(*range(len(dims)), len(dims) + 1, len(dims)))
-        return b.Reshape(swapped, b.constant(np.array([*dims, channels], np.int64), "channels"))
 
     def _know(self, old: ir.Value, new: ir.Value, perm: tuple[int, ...]) -> None:
         """Shape and type of a result: kernels of our own are known to nobody else."""
