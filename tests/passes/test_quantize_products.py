@@ -62,7 +62,7 @@ def test_quantizes(case: str) -> None:
     ("text", "weights", "sentence"),
     [
         ("g (float[N,8] x) => (float[N,48] y) { y = MatMul(x, w) }", normal(8, 48), "too narrow"),
-        ("g (double[N,64] x) => (double[N,48] y) { y = MatMul(x, w) }", np.ones((64, 48)), "computes float32"),
+        ("g (double[N,64] x) => (double[N,48] y) { y = MatMul(x, w) }", np.ones((64, 48)), "does not multiply DOUBLE"),
         (
             "g (float[N,64] x) => (float[N,48] y) { y = MatMul(x, w) }",
             np.full((64, 48), np.inf, np.float32),

@@ -98,7 +98,7 @@ class Windows {
   /// Taps [tap, tap + taps) of rows [row, row + rows), which were placed, but for those at either end that are padding for all
   /// rows.
   TapRows<gemm::Indirect> taps_of(const gemm::Indirect& all, std::int64_t row, std::int64_t rows, std::int64_t tap,
-                               std::int64_t taps) const {
+                                  std::int64_t taps) const {
     const auto at = [&](std::int64_t one) { return all.pointers + one * static_cast<std::int64_t>(all.stride) + row; };
     const auto is_padding = [&](std::int64_t one) {
       std::int64_t outside = 0;
