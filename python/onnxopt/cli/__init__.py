@@ -1,0 +1,64 @@
+"""The `onnxopt` command. Every subcommand is a few lines over the Python API; heavy modules load inside the commands that need them."""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import json
+import sys
+from collections.abc import Mapping
+
+import typer
+
+# isort: off  (the order is that of the help)
+from onnxopt.cli import optimize, quantize, inspect, compare, explain, inline, bench, tune  # noqa: F401
+# isort: on
+
+from onnxopt.cli.app import EXIT_CODES, app
+from onnxopt.cli.options import parse_dims, parse_shapes
+from onnxopt.errors import (
+    CalibrationError,
+    MetricError,
+    ModelError,
+    OnnxOptError,
+    OptionError,
+    PassError,
+    RuntimeMissingError,
+    VerificationError,
+)
+
+__all__ = ["EXIT_CODES", "app", "exit_code", "main", "parse_dims", "parse_shapes"]
+
+_CODE_OF: tuple[tuple[type[BaseException], int], ...] = (
+    (VerificationError, 1),
+    (OptionError, 2),
+    (CalibrationError, 2),
+    (MetricError, 2),
+    (ModelError, 3),
+    (PassError, 4),
+    (RuntimeMissingError, 5),
+    (OSError, 6),
+    (OnnxOptError, 4),
+)
+
+
+OBJECTS_BETWEEN_COLLECTIONS = 500_000
+"""New objects after which Python looks for garbage: a command makes many objects and hardly any garbage, and its 700 cost a tenth of the time."""
+
+
+def exit_code(error: BaseException) -> int:
+    """The documented exit code of an error."""
+    return next(code for kind, code in _CODE_OF if isinstance(error, kind))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command; errors of ours become one sentence on standard error and a documented exit code."""
+    as_json = "--json" in (sys.argv[1:] if arguments is None else arguments)
+    gc.set_threshold(OBJECTS_BETWEEN_COLLECTIONS)
+    atexit.register(gc.freeze)  # the end of the process frees what is left faster than a last look for garbage
+    try:
+        app(arguments)
+    except (OnnxOptError, OSError) as error:
+        payload: Mapping[str, object] = {"error": str(error), "kind": type(error).__name__}
+        typer.echo(json.dumps(payload) if as_json else f"onnxopt: {error}", err=not as_json)
+        sys.exit(exit_code(error))
