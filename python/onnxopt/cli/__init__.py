@@ -1,5 +1,7 @@
 """The `onnxopt` command. Every subcommand is a few lines over the Python API; heavy modules load inside the commands that need them."""
 
+# The order of the imports of commands is that of the help.
+# ruff: noqa: I001
 from __future__ import annotations
 
 import atexit
@@ -10,10 +12,7 @@ from collections.abc import Mapping
 
 import typer
 
-# isort: off  (the order is that of the help)
 from onnxopt.cli import optimize, quantize, inspect, compare, explain, inline, bench, tune  # noqa: F401
-# isort: on
-
 from onnxopt.cli.app import EXIT_CODES, app
 from onnxopt.cli.options import parse_dims, parse_shapes
 from onnxopt.errors import (

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from onnxopt.cli.app import app
-from onnxopt.cli.options import Dims, Json, Kernels, parse_dims, parse_sizes
+from onnxopt.cli.options import Dims, Json, Kernels, load_kernels, parse_dims, parse_sizes
 from onnxopt.cli.output import make_console, print_json, print_table, progress
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def bench_kernel(
     from onnxopt.kernelbench import bench_kernel as run
     from onnxopt.kernelbench import load_problems
 
-    load(kernels)
+    load_kernels(kernels)
     with progress(f"Measuring {op}") as tick:
         found = run(
             op,
@@ -116,10 +116,3 @@ def _print_kernels(found: KernelBench) -> None:
         f"ceilings: copying {limits.copying / 1e9:.1f} GB/s, reading {limits.reading / 1e9:.1f} GB/s, "
         f"products {limits.float32 / 1e9:.0f} G op/s{bytes_rate}"
     )
-
-
-def load(kernels: list[Path] | None) -> None:
-    from onnxopt.runtime.library import load_kernels
-
-    for path in kernels or []:
-        load_kernels(path)

@@ -7,8 +7,7 @@ from typing import Annotated
 import typer
 
 from onnxopt.cli.app import app
-from onnxopt.cli.bench import load
-from onnxopt.cli.options import Dims, Json, Kernels, Model, TargetName, parse_dims
+from onnxopt.cli.options import Dims, Json, Kernels, Model, TargetName, load_kernels, parse_dims
 from onnxopt.cli.output import make_console, print_json, print_table
 
 
@@ -55,7 +54,7 @@ def ops(kernels: Kernels = None, as_json: Json = False) -> None:
     """List the custom ops, their kernel variants, and which variant this machine runs."""
     from onnxopt.ops import describe_ops
 
-    load(kernels)
+    load_kernels(kernels)
     found = describe_ops()
     if as_json:
         return print_json(found)

@@ -95,3 +95,11 @@ def parse_sizes(text: str) -> tuple[int, ...]:
     if not all(size.isdecimal() for size in text.split("x")):
         raise OptionError(f"--shape {text}: expected SIZExSIZE.")
     return tuple(map(int, text.split("x")))
+
+
+def load_kernels(kernels: list[Path] | None) -> None:
+    """Let the libraries of `--kernels` be known."""
+    from onnxopt.runtime import library
+
+    for path in kernels or []:
+        library.load_kernels(path)
