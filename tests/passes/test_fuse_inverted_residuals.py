@@ -16,7 +16,16 @@ PASSES = (
     "fuse_separable_convs",
 )
 HELD = weights(
-    w=(12, 3, 3, 3), e=(60, 12, 1, 1), d=(60, 1, 3, 3), p=(12, 60, 1, 1), q=(9, 12, 3, 3), b=(12,), c=(60,), o=(9,)
+    w=(12, 3, 3, 3),
+    e=(60, 12, 1, 1),
+    d=(60, 1, 3, 3),
+    p=(12, 60, 1, 1),
+    q=(9, 12, 3, 3),
+    b=(12,),
+    c=(60,),
+    o=(9,),
+    i=(12, 12, 1, 1),
+    k=(12, 1, 3, 3),
 )
 DW = "Conv <kernel_shape=[3,3], pads=[1,1,1,1], group=60>"
 
@@ -76,6 +85,7 @@ APART = {
     "the expansion has no bias": f"s = Conv (a, e)  t = {DW} (s, d, c)  r = Conv (t, p, b)",
     "the expansion is strided": f"s = Conv <strides=[2,2]> (a, e, c)  t = {DW} (s, d, c)  r = Conv (t, p, b)",
     "the expansion adds another tensor": f"s = Conv (a, e, c)  z = Conv (a, e, c)  u = Add (s, z)  t = {DW} (u, d, c)  r = Conv (t, p, b)",
+    "the channels are not expanded": "s = Conv (a, i, b)  t = Conv <group=12> (s, k, b)  r = Conv (t, i, b)",
     "the projection is padded": f"s = Conv (a, e, c)  t = {DW} (s, d, c)  r = Conv <pads=[1,1,1,1]> (t, p, b)",
 }
 

@@ -189,14 +189,18 @@ class Finder:
         return bool(found) and len(found) >= part * len(convolutions)
 
     def _inverted_residual(self, conv: ir.Node) -> tuple[ir.Node, ...]:
-        """A depthwise convolution with the pointwise ones before and after it; nothing where it is not between such ones."""
+        """A depthwise convolution with the pointwise ones that expand channels before it and project them after it; nothing where it is not
+        between such ones."""
         before = self._next_conv(
             conv, lambda node: [maker for value in self.data_of(node) if (maker := value.producer())]
         )
         after = self._next_conv(conv, lambda node: [user for value in node.outputs for user, _ in value.uses()])
         if before is None or after is None or not self._is_depthwise(conv):
             return ()
-        return (before, conv, after) if self._is_pointwise(before) and self._is_pointwise(after) else ()
+        if not self._is_pointwise(before) or not self._is_pointwise(after):
+            return ()
+        wide, channels, _ = self._sizes(before)
+        return (before, conv, after) if wide > max(channels, self._sizes(after)[0]) else ()
 
     def _next_conv(self, node: ir.Node, neighbours: Callable[[ir.Node], list[ir.Node]]) -> ir.Node | None:
         """The convolution that is found along the first neighbours, beyond activations."""

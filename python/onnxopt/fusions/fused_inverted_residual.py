@@ -13,6 +13,9 @@ from onnxopt.rewrite.rules import Match, Refusal, attribute, rule
 SPATIAL_DIMS = 2
 """The kernel takes bands of lines, and a sequence is one line."""
 
+CHANNELS_AXIS = 2
+"""Of packed filters."""
+
 NODES = ("expand", "depthwise", "project")
 
 
@@ -34,6 +37,11 @@ def _is_inverted_residual(m: Match) -> bool | Refusal:
         return Refusal("the kernel takes images alone", culprit=depthwise)
     if len(expand.inputs) != BIASED_INPUTS:
         return Refusal("the expansion reads more than its input", culprit=expand)
+    wide, filters = (attribute(one, "filters") for one in (expand, project))
+    shape = m.ctx.shapes.static_shape(m["matrix"])
+    channels = None if shape is None else shape[CHANNELS_AXIS]
+    if channels is None or wide <= max(channels, filters):
+        return Refusal("{} channels between {} and {} are not expanded", wide, channels, filters, culprit=expand)
     return True
 
 
