@@ -12,10 +12,7 @@ from onnxopt.ir.shapes import Shape, ShapeEnv
 
 Rule = Callable[[ShapeEnv, Node], None]
 
-
 RULES: dict[str, Rule] = {}
-
-
 CONTRIB: dict[str, Rule] = {}
 """Rules of onnxruntime's own ops (`com.microsoft`)."""
 
