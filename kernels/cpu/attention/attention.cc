@@ -1,6 +1,7 @@
 #include "kernels/cpu/attention/attention.h"
 
 #include <algorithm>
+#include <thread>
 
 namespace onnxopt::attention {
 
@@ -24,12 +25,24 @@ namespace {
 
 /// Multiplications of a task: some 50 us of one core.
 constexpr double kTask = 3e6;
-/// The least rows of a task, so that packing the keys does not count.
-constexpr std::int64_t kLeastRows = 192;
+/// Tasks for each processor, so that none waits long for another's last one.
+constexpr std::int64_t kTasksEach = 4;
+/// The least rows of a task, each of which packs the keys for itself, and their floats at most, which stay in the second-level cache.
+constexpr std::int64_t kLeastRows = 96, kMostResults = 1 << 15;
+/// Rows that kernels take at once, or a multiple of it.
+constexpr std::int64_t kBlock = 24;
 /// Multiplications below which a second thread costs more than it saves.
 constexpr double kGrain = 2e5;
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+/// Into how many tasks the rows of a group are divided: as few as keep the processors busy.
+std::int64_t parts_of(std::int64_t groups, std::int64_t rows, std::int64_t width) {
+  static const std::int64_t processors = std::max(1u, std::thread::hardware_concurrency());
+  const std::int64_t wanted = ceil_div(kTasksEach * processors, groups);
+  const std::int64_t least = ceil_div(rows * width, kMostResults), most = std::max<std::int64_t>(rows / kLeastRows, 1);
+  return std::min(std::max(wanted, least), most);
+}
 
 struct Job {
   const Problem* problem;
@@ -63,8 +76,8 @@ void run(const Problem& problem, const Variant& variant, const ParallelFor& para
     const auto most = static_cast<std::int64_t>(kTask / group_work);
     job.task_groups = std::clamp<std::int64_t>(most, 1, std::max<std::int64_t>(groups / 2, 1));
   } else {
-    const auto rows = std::max(static_cast<std::int64_t>(kTask / row_work), kLeastRows);
-    job.task_rows = ceil_div(group_rows, ceil_div(group_rows, rows));
+    const std::int64_t rows = ceil_div(group_rows, parts_of(groups, group_rows, problem.width));
+    job.task_rows = ceil_div(rows, kBlock) * kBlock;
   }
   const std::int64_t tasks = ceil_div(groups, job.task_groups) * ceil_div(group_rows, job.task_rows);
   parallel_for(static_cast<std::size_t>(tasks), run_task, &job);
