@@ -234,6 +234,15 @@ BODIES = {
       c = Conv <kernel_shape=[1,1]> (b, w5)
       y = ReduceMean <axes=[2,3], keepdims=0> (c)
     }""",
+    "a gate of a single element": """g (float[1,6,9,9] x) => (float[1,6,9,9] y) {
+      a = Conv <kernel_shape=[1,1]> (x, w5)
+      b = Conv <kernel_shape=[3,3], pads=[1,1,1,1]> (a, w8)
+      c = GlobalAveragePool (b)
+      d = Conv <kernel_shape=[1,1]> (c, narrow)
+      e = Relu (d)
+      f = Conv <kernel_shape=[1,1]> (e, widen)
+      y = Mul (b, f)
+    }""",
     "a residual that is an output too": """g (float[1,6,9,9] x) => (float[1,6,9,9] y, float[1,6,9,9] b) {
       a = Conv <kernel_shape=[1,1]> (x, w5)
       b = Relu (a)
@@ -248,7 +257,7 @@ BODIES = {
 BODY_WEIGHTS = weights(
     w1=(6, 6, 3), w2=(6, 1, 5), w3=(5, 6, 1), w4=(6, 6, 3, 3), w5=(6, 6, 1, 1), w6=(4, 6, 2, 2), w7=(6, 6, 4, 4), w8=(6, 6, 3, 3), t1=(6, 9, 2, 3), t1b=(9,),
     t2=(9, 1, 2, 2),
-    bn2=(12,), scale=(6, 1, 1), shift=(1, 6, 1, 1),
+    narrow=(1, 6, 1, 1), widen=(6, 1, 1, 1), bn2=(12,), scale=(6, 1, 1), shift=(1, 6, 1, 1),
 ) | {"bn": RNG.uniform(0.5, 2, 12).astype(np.float32), "half": np.array(0.5, np.float32), "scales": np.array([1, 1, 2, 2], np.float32)}  # fmt: skip
 
 

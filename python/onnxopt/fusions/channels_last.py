@@ -124,7 +124,7 @@ class Finder:
             return
         perm = channels_first(rank)
         found = move(self.ctx, node, perm)
-        if found is None or not all(one == perm or is_identity(one) for one in found.outputs):
+        if found is None or not found.data or not all(one == perm or is_identity(one) for one in found.outputs):
             return
         data = [node.inputs[index] for index in found.data]
         if all(_can_take(value) for value in data):
