@@ -332,7 +332,7 @@ class ImageNetwork(Network):
 
     def pad(self, x: str) -> str:
         batch, depth, *sizes = self.shapes[x]
-        mode = self.choose(["constant", "reflect", "edge"])
+        mode = self.choose(["constant", "edge", *(["reflect"] if min(sizes) > 2 else [])])
         y = self.add(
             "Pad", [x, np.array([0, 0, 1, 0, 0, 0, 1, 2])], (batch, depth, sizes[0] + 2, sizes[1] + 2), mode=mode
         )
