@@ -1,6 +1,6 @@
 #include "csrc/ops/convolution.h"
 
-#include <algorithm>
+#include "csrc/ops/window.h"
 
 namespace onnxopt::ops {
 
@@ -29,17 +29,10 @@ Result<bool> attach_inside(const EpilogueProgram& program, const Shape& raw, con
   return attach(program, raw, {}, {&type, 1}, {&nowhere, 1}, convolution, bound);
 }
 
-std::vector<Variant> convolution_variants() {
-  std::vector<Variant> list;
-  for (const conv::Variant& variant : conv::variants()) list.push_back({variant.name, variant.isa});
-  return list;
-}
-
-Result<const conv::Variant*> find_convolution_variant(std::string_view name) {
-  const auto list = conv::variants();
-  const auto found = std::find_if(list.begin(), list.end(), [&](const auto& one) { return name == one.name; });
-  if (found == list.end()) return Result<const conv::Variant*>::failure("There is no variant '" + std::string(name) + "'.");
-  return &*found;
+std::vector<std::optional<InferredType>> infer_filters(const Attributes& attributes, std::span<const InferredType> inputs) {
+  const std::int64_t filters = attributes.integer("filters").value_or(0);
+  if (filters < 1 || inputs.empty()) return {};
+  return infer_windows(attributes, inputs[0].shape, kFloat, filters);
 }
 
 }  // namespace onnxopt::ops

@@ -18,10 +18,7 @@ Result<bool> attach(const EpilogueProgram& program, const Shape& raw, std::span<
 Result<bool> attach_inside(const EpilogueProgram& program, const Shape& raw, conv::Convolution& convolution,
                            std::optional<elementwise::Epilogue>& bound);
 
-/// The variants of the kernels, as an op lists them.
-std::vector<Variant> convolution_variants();
-
-/// The variant of that name, or a sentence.
-Result<const conv::Variant*> find_convolution_variant(std::string_view name);
+/// What is known before the run of the only output of an op with windows and the attribute `filters`.
+std::vector<std::optional<InferredType>> infer_filters(const Attributes& attributes, std::span<const InferredType> inputs);
 
 }  // namespace onnxopt::ops

@@ -1,7 +1,8 @@
 #include "csrc/ops/epilogue.h"
 
-#include <algorithm>
 #include <limits>
+
+#include "csrc/ops/variants.h"
 
 namespace onnxopt::ops {
 
@@ -10,8 +11,6 @@ namespace {
 using elementwise::Instruction;
 using elementwise::Operand;
 using elementwise::Program;
-
-std::string number(std::size_t value) { return std::to_string(value); }
 
 /// The bounds, where the last statement is a Relu or Clip of `operand`.
 std::optional<gemm::Bounds> bounds_of(const Program& program, Operand::Kind kind) {
@@ -117,9 +116,8 @@ Result<EpilogueProgram> EpilogueProgram::read(const Attributes& attributes, std:
     if (program->inputs()[i] != raw_type)
       return Made::failure("Input " + number(i) + " of its epilogue should be " + std::string(elementwise::name_of(raw_type)) +
                            ".");
-  const auto variants = elementwise::variants();
-  const auto found = std::find_if(variants.begin(), variants.end(), [&](const auto& one) { return isa == one.isa; });
-  if (found == variants.end()) return Made::failure("There is no element-wise kernel for " + std::string(isa) + ".");
+  const auto variant = elementwise_beside(isa);
+  if (!variant) return Made::failure(variant.error());
   if (raw == 1) made.gate_ = gate_of(*program);
   if (raw == 1 && program->outputs().size() == 1 && program->instructions().size() <= 2) {
     const std::size_t statements = program->instructions().size();
@@ -131,8 +129,14 @@ Result<EpilogueProgram> EpilogueProgram::read(const Attributes& attributes, std:
     }
   }
   made.program_ = std::move(*program);
-  made.variant_ = &*found;
+  made.variant_ = *variant;
   return made;
+}
+
+Result<EpilogueProgram> EpilogueProgram::read_of_floats(const Attributes& attributes, std::string_view isa, const char* attribute) {
+  Result<EpilogueProgram> made = read(attributes, 1, isa, attribute);
+  if (!made || made->output_types() == std::vector<int>{kFloat}) return made;
+  return Result<EpilogueProgram>::failure("Its attribute '" + std::string(attribute) + "' should have one output, of type f32.");
 }
 
 bool EpilogueProgram::gelu() const {

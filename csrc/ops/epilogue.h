@@ -22,6 +22,10 @@ class EpilogueProgram {
   static Result<EpilogueProgram> read(const Attributes& attributes, std::size_t raw, std::string_view isa,
                                       const char* attribute = "epilogue", bool halves = false);
 
+  /// The same of an op whose only result is float32, as is what the program makes of it.
+  static Result<EpilogueProgram> read_of_floats(const Attributes& attributes, std::string_view isa,
+                                                const char* attribute = "epilogue");
+
   /// Whether there is more to do than to clip.
   bool present() const { return program_ && (added_ || !clip_); }
   /// What the results are clipped to, where that is all.

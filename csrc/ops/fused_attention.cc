@@ -6,6 +6,7 @@
 #include "csrc/ops/device.h"
 #include "csrc/ops/layout.h"
 #include "csrc/ops/two_bytes.h"
+#include "csrc/ops/variants.h"
 #include "kernels/cpu/attention/attention.h"
 #include "kernels/cuda/attention/attention.h"
 
@@ -14,8 +15,6 @@ namespace onnxopt::ops {
 namespace {
 
 enum Axis : std::size_t { kBatch, kHead, kRow, kColumn };
-
-std::string number(std::int64_t value) { return std::to_string(value); }
 
 /// What the attributes say.
 struct Description {
@@ -66,8 +65,7 @@ std::string read_masks(std::string_view text, std::vector<attention::Mask>& made
     at = end + 1;
   }
   if (made.size() > attention::kMostMasks)
-    return "It has " + number(static_cast<std::int64_t>(made.size())) + " masks and can have " +
-           number(static_cast<std::int64_t>(attention::kMostMasks)) + ".";
+    return "It has " + number(made.size()) + " masks and can have " + number(attention::kMostMasks) + ".";
   return "";
 }
 
@@ -137,8 +135,7 @@ class FusedAttention : public Kernel {
   Result<std::vector<TensorType>> outputs(std::span<const Tensor> inputs) const override {
     using Types = Result<std::vector<TensorType>>;
     if (inputs.size() != d_.inputs())
-      return Types::failure("It got " + number(static_cast<std::int64_t>(inputs.size())) + " inputs and needs " +
-                            number(static_cast<std::int64_t>(d_.inputs())) + ".");
+      return Types::failure("It got " + number(inputs.size()) + " inputs and needs " + number(d_.inputs()) + ".");
     const Result<Sizes> sizes = sizes_of(inputs);
     if (!sizes) return Types::failure(sizes.error());
     if (std::string sentence = wrong_mask(inputs, *sizes); !sentence.empty()) return Types::failure(sentence);
@@ -181,10 +178,10 @@ class FusedAttention : public Kernel {
     const int own = is_of_two_bytes(inputs[0].type) ? inputs[0].type : static_cast<int>(kFloat);
     for (std::size_t i = 0; i < 3; ++i) {
       if (inputs[i].type != own)
-        return Made::failure("Input " + number(static_cast<std::int64_t>(i)) + " is of type " + name_of(inputs[i].type) +
-                             " and should be " + name_of(own) + ".");
+        return Made::failure("Input " + number(i) + " is of type " + name_of(inputs[i].type) + " and should be " + name_of(own) +
+                             ".");
       const Result<Axes> axes = layouts[i]->sizes(inputs[i].shape, given[i]);
-      if (!axes) return Made::failure("Input " + number(static_cast<std::int64_t>(i)) + " " + axes.error() + ".");
+      if (!axes) return Made::failure("Input " + number(i) + " " + axes.error() + ".");
       given[i] = *axes;
     }
     const auto& [q, k, v] = given;
@@ -201,7 +198,7 @@ class FusedAttention : public Kernel {
     const Axes scores{sizes.q[kBatch], d_.heads, sizes.q[kRow], sizes.k[kRow]};
     for (std::size_t i = 0; i < d_.masks.size(); ++i) {
       const Tensor& mask = inputs[3 + i];
-      const std::string name = "Mask " + number(static_cast<std::int64_t>(i));
+      const std::string name = "Mask " + number(i);
       const int expected = d_.masks[i].kind == attention::MaskKind::kAdd ? inputs[0].type : static_cast<int>(kBool);
       if (mask.type != expected) return name + " is of type " + name_of(mask.type) + " and should be " + name_of(expected) + ".";
       if (!broadcasts(mask.shape, scores, true))
@@ -354,13 +351,6 @@ Result<std::unique_ptr<Kernel>> create(const Attributes& attributes, std::string
   return make_cuda_kernel(std::move(*description), name);
 }
 
-std::vector<Variant> list_variants() {
-  std::vector<Variant> list;
-  for (const attention::Variant& variant : attention::variants()) list.push_back({variant.name, variant.isa});
-  list.push_back({kCudaVariant, "cuda"});
-  return list;
-}
-
 }  // namespace
 
 std::span<const char* const> attention_attributes() {
@@ -372,11 +362,11 @@ std::span<const char* const> attention_attributes() {
 Result<std::unique_ptr<Kernel>> create_attention(const Attributes& attributes, std::span<const attention::Variant> variants,
                                                  std::string_view name) {
   using Made = Result<std::unique_ptr<Kernel>>;
-  const auto variant = std::find_if(variants.begin(), variants.end(), [&](const auto& one) { return name == one.name; });
-  if (variant == variants.end()) return Made::failure("There is no variant '" + std::string(name) + "'.");
+  const auto variant = find_variant(variants, name);
+  if (!variant) return Made::failure(variant.error());
   Described description = read(attributes);
   if (!description) return Made::failure(description.error());
-  return Made(std::make_unique<CpuAttention>(std::move(*description), *variant));
+  return Made(std::make_unique<CpuAttention>(std::move(*description), **variant));
 }
 
 std::vector<std::optional<InferredType>> infer_attention(const Attributes& attributes, std::span<const InferredType> inputs) {
@@ -400,7 +390,7 @@ std::vector<std::optional<InferredType>> infer_attention(const Attributes& attri
 }
 
 const Op& fused_attention() {
-  static const std::vector<Variant> list = list_variants();
+  static const std::vector<Variant> list = list_variants(attention::variants(), {{kCudaVariant, "cuda"}});
   static const Op op{"FusedAttention", attention_attributes(), list, create, infer_attention};
   return op;
 }

@@ -3,13 +3,12 @@
 #include <algorithm>
 
 #include "csrc/ops/convolution.h"
+#include "csrc/ops/variants.h"
 #include "csrc/ops/window.h"
 
 namespace onnxopt::ops {
 
 namespace {
-
-std::string number(std::int64_t value) { return std::to_string(value); }
 
 /// What a node says besides its windows. Inputs: X, the packed weights, the biases if there are any, the epilogue's further inputs.
 struct Layout {
@@ -46,13 +45,7 @@ class FusedConv final : public Kernel {
 
   Result<std::vector<TensorType>> outputs(std::span<const Tensor> inputs) const override {
     using Types = Result<std::vector<TensorType>>;
-    if (inputs.size() < layout_.epilogue())
-      return Types::failure("It got " + number(static_cast<std::int64_t>(inputs.size())) + " inputs and needs at least " +
-                            number(static_cast<std::int64_t>(layout_.epilogue())) + ".");
-    for (std::size_t i = 0; i < layout_.epilogue(); ++i)
-      if (inputs[i].type != kFloat)
-        return Types::failure("Input " + number(static_cast<std::int64_t>(i)) + " is of type " + name_of(inputs[i].type) +
-                              " and should be float.");
+    if (const std::string sentence = no_floats(inputs, layout_.epilogue()); !sentence.empty()) return Types::failure(sentence);
     const Result<conv::Geometry> geometry = geometry_of(inputs);
     if (!geometry) return Types::failure(geometry.error());
     if (const std::string sentence = wrong_weights(inputs, *geometry); !sentence.empty()) return Types::failure(sentence);
@@ -110,27 +103,22 @@ class FusedConv final : public Kernel {
 
 Result<std::unique_ptr<Kernel>> create(const Attributes& attributes, std::string_view name) {
   using Made = Result<std::unique_ptr<Kernel>>;
-  const Result<const conv::Variant*> variant = find_convolution_variant(name);
+  const auto variant = find_variant(conv::variants(), name);
   if (!variant) return Made::failure(variant.error());
   Result<WindowAttributes> window = WindowAttributes::read(attributes);
   if (!window) return Made::failure(window.error());
   const Result<Layout> layout = read_layout(attributes);
   if (!layout) return Made::failure(layout.error());
-  Result<EpilogueProgram> epilogue = EpilogueProgram::read(attributes, 1, (*variant)->isa);
+  Result<EpilogueProgram> epilogue = EpilogueProgram::read_of_floats(attributes, (*variant)->isa);
   if (!epilogue) return Made::failure(epilogue.error());
-  if (epilogue->output_types() != std::vector<int>{kFloat})
-    return Made::failure("Its epilogue should have one output, of type f32.");
   return Made(std::make_unique<FusedConv>(std::move(*window), *layout, std::move(*epilogue), **variant));
 }
 
 std::vector<std::optional<InferredType>> infer(const Attributes& attributes, std::span<const InferredType> inputs) {
-  const Result<WindowAttributes> window = WindowAttributes::read(attributes);
   const Result<Layout> layout = read_layout(attributes);
-  if (!window || !layout || inputs.empty()) return {};
-  std::optional<std::vector<Dim>> shape =
-      infer_shape(*window, layout->planar ? channels_last(inputs[0].shape) : inputs[0].shape, layout->filters);
-  if (!shape) return {};
-  return {InferredType{kFloat, std::move(*shape)}};
+  if (!layout || inputs.empty()) return {};
+  const std::vector<Dim>& x = inputs[0].shape;
+  return infer_windows(attributes, layout->planar ? channels_last(x) : x, kFloat, layout->filters);
 }
 
 }  // namespace
@@ -138,7 +126,7 @@ std::vector<std::optional<InferredType>> infer(const Attributes& attributes, std
 const Op& fused_conv() {
   static const char* const attributes[] = {"kernel_shape", "strides", "pads",   "dilations", "auto_pad",
                                            "filters",      "group",   "biased", "planar",    "epilogue"};
-  static const std::vector<Variant> list = convolution_variants();
+  static const std::vector<Variant> list = list_variants(conv::variants());
   static const Op op{"FusedConv", attributes, list, create, infer};
   return op;
 }

@@ -1,12 +1,12 @@
 #include "csrc/ops/fused_elementwise.h"
 
-#include <algorithm>
 #include <functional>
 
 #include "csrc/dispatch/gpu.h"
 #include "csrc/dispatch/log.h"
 #include "csrc/ops/device.h"
 #include "csrc/ops/epilogue.h"
+#include "csrc/ops/variants.h"
 #include "kernels/cpu/elementwise/elementwise.h"
 #include "kernels/cuda/elementwise/compiled.h"
 #include "kernels/cuda/elementwise/elementwise.h"
@@ -51,8 +51,6 @@ Result<Programs> parse(const Attributes& attributes) {
   if (!widened) return Result<Programs>::failure(widened.error());
   return Programs{std::move(*exact), std::move(*widened)};
 }
-
-std::string number(std::size_t value) { return std::to_string(value); }
 
 /// A sentence that says which input is missing or has the wrong type; empty when none is.
 std::string wrong_input(const Program& program, std::span<const Tensor> inputs) {
@@ -164,10 +162,9 @@ Result<std::unique_ptr<Kernel>> create(const Attributes& attributes, std::string
     return Made(std::make_unique<FusedElementwise>(std::move(kept), std::move(*run)));
   }
 #endif
-  const auto list = elementwise::variants();
-  const auto found = std::find_if(list.begin(), list.end(), [&](const auto& one) { return variant == one.name; });
-  if (found == list.end()) return Made::failure("There is no variant '" + std::string(variant) + "'.");
-  return Made(std::make_unique<FusedElementwise>(std::move(kept), on_cpu(*found)));
+  const auto found = find_variant(elementwise::variants(), variant);
+  if (!found) return Made::failure(found.error());
+  return Made(std::make_unique<FusedElementwise>(std::move(kept), on_cpu(**found)));
 }
 
 /// The broadcast of two dims. Two different unknown dims make a third one.
@@ -211,18 +208,11 @@ std::vector<std::optional<InferredType>> infer(const Attributes& attributes, std
   return types;
 }
 
-std::vector<Variant> list_variants() {
-  std::vector<Variant> list;
-  for (const elementwise::Variant& variant : elementwise::variants()) list.push_back({variant.name, variant.isa});
-  list.push_back({kCudaVariant, "cuda"});
-  return list;
-}
-
 }  // namespace
 
 const Op& fused_elementwise() {
   static const char* const attributes[] = {"expr"};
-  static const std::vector<Variant> list = list_variants();
+  static const std::vector<Variant> list = list_variants(elementwise::variants(), {{kCudaVariant, "cuda"}});
   static const Op op{"FusedElementwise", attributes, list, create, infer};
   return op;
 }

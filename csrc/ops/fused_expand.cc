@@ -3,12 +3,11 @@
 #include <algorithm>
 
 #include "csrc/ops/convolution.h"
+#include "csrc/ops/variants.h"
 
 namespace onnxopt::ops {
 
 namespace {
-
-std::string number(std::int64_t value) { return std::to_string(value); }
 
 /// How often a pixel [batch, height, width, channels] is repeated; with filters, by a transposed convolution. Inputs: X, and with
 /// filters the packed weights and the biases of each column of the kernel; the epilogue's further inputs.
@@ -37,23 +36,14 @@ class FusedExpand final : public Kernel {
 
   Result<std::vector<TensorType>> outputs(std::span<const Tensor> inputs) const override {
     using Types = Result<std::vector<TensorType>>;
-    if (inputs.size() < layout_.epilogue())
-      return Types::failure("It got " + number(static_cast<std::int64_t>(inputs.size())) + " inputs and needs at least " +
-                            number(static_cast<std::int64_t>(layout_.epilogue())) + ".");
-    for (std::size_t i = 0; i < layout_.epilogue(); ++i)
-      if (inputs[i].type != kFloat)
-        return Types::failure("Input " + number(static_cast<std::int64_t>(i)) + " is of type " + name_of(inputs[i].type) +
-                              " and should be float.");
+    if (const std::string sentence = no_floats(inputs, layout_.epilogue()); !sentence.empty()) return Types::failure(sentence);
     const Shape& x = inputs[0].shape;
     if (x.size() != 4) return Types::failure("Input 0 has the shape " + text_of(x) + " and should have 4 dims.");
     if (layout_.filters > 0) {
       constexpr auto panel = static_cast<std::int64_t>(gemm::kPanel);
       const std::int64_t width = layout_.factors[1] * layout_.filters;
       const Shape expected[] = {{layout_.factors[0], (width + panel - 1) / panel, x.back(), panel}, {width}};
-      for (std::size_t i = 1; i < 3; ++i)
-        if (inputs[i].shape != expected[i - 1])
-          return Types::failure("Input " + number(static_cast<std::int64_t>(i)) + " has the shape " + text_of(inputs[i].shape) +
-                                " and should have " + text_of(expected[i - 1]) + ".");
+      if (const std::string sentence = wrong_shapes(inputs, 1, expected); !sentence.empty()) return Types::failure(sentence);
     }
     return epilogue_.outputs(result_shape(x), inputs.subspan(layout_.epilogue()));
   }
@@ -98,14 +88,12 @@ class FusedExpand final : public Kernel {
 template <bool kTransposed>
 Result<std::unique_ptr<Kernel>> create(const Attributes& attributes, std::string_view name) {
   using Made = Result<std::unique_ptr<Kernel>>;
-  const Result<const conv::Variant*> variant = find_convolution_variant(name);
+  const auto variant = find_variant(conv::variants(), name);
   if (!variant) return Made::failure(variant.error());
   const Result<Layout> layout = read_layout(attributes, kTransposed);
   if (!layout) return Made::failure(layout.error());
-  Result<EpilogueProgram> epilogue = EpilogueProgram::read(attributes, 1, (*variant)->isa);
+  Result<EpilogueProgram> epilogue = EpilogueProgram::read_of_floats(attributes, (*variant)->isa);
   if (!epilogue) return Made::failure(epilogue.error());
-  if (epilogue->output_types() != std::vector<int>{kFloat})
-    return Made::failure("Its epilogue should have one output, of type f32.");
   return Made(std::make_unique<FusedExpand>(*layout, std::move(*epilogue), **variant));
 }
 
@@ -121,8 +109,8 @@ std::vector<std::optional<InferredType>> infer(const Attributes& attributes, std
   return {InferredType{kFloat, std::move(shape)}};
 }
 
-const std::vector<Variant>& list_variants() {
-  static const std::vector<Variant> list = convolution_variants();
+const std::vector<Variant>& variants() {
+  static const std::vector<Variant> list = list_variants(conv::variants());
   return list;
 }
 
@@ -130,13 +118,13 @@ const std::vector<Variant>& list_variants() {
 
 const Op& fused_conv_transpose() {
   static const char* const attributes[] = {"kernel_shape", "filters", "epilogue"};
-  static const Op op{"FusedConvTranspose", attributes, list_variants(), create<true>, infer<true>};
+  static const Op op{"FusedConvTranspose", attributes, variants(), create<true>, infer<true>};
   return op;
 }
 
 const Op& fused_resize() {
   static const char* const attributes[] = {"factors", "epilogue"};
-  static const Op op{"FusedResize", attributes, list_variants(), create<false>, infer<false>};
+  static const Op op{"FusedResize", attributes, variants(), create<false>, infer<false>};
   return op;
 }
 

@@ -1,19 +1,16 @@
 #include "csrc/ops/fused_gemm.h"
 
-#include <algorithm>
-
 #include "csrc/ops/bound_program.h"
 #include "csrc/ops/device.h"
 #include "csrc/ops/epilogue.h"
 #include "csrc/ops/two_bytes.h"
+#include "csrc/ops/variants.h"
 #include "kernels/cpu/gemm/gemm.h"
 #include "kernels/cuda/gemm/gemm.h"
 
 namespace onnxopt::ops {
 
 namespace {
-
-std::string number(std::int64_t value) { return std::to_string(value); }
 
 /// Inputs: X, the packed weights of each product, the scales of each where they are integers (`block`), the biases of each product
 /// where there are any, the epilogue's further inputs.
@@ -70,12 +67,10 @@ class FusedGemm : public Kernel {
 
   /// A sentence that says which input does not fit; empty when all do.
   std::string wrong_input(std::span<const Tensor> inputs) const {
-    if (inputs.size() < layout_.epilogue())
-      return "It got " + number(static_cast<std::int64_t>(inputs.size())) + " inputs and needs at least " +
-             number(static_cast<std::int64_t>(layout_.epilogue())) + ".";
+    if (std::string sentence = too_few(inputs, layout_.epilogue()); !sentence.empty()) return sentence;
     const int own = inputs[0].type;
-    if (!is_of_two_bytes(own) && own != kFloat) return wrong(inputs[0], 0, kFloat, inputs[0].shape);
-    if (layout_.block > 0 && own != kFloat) return wrong(inputs[0], 0, kFloat, inputs[0].shape);
+    if (!is_of_two_bytes(own) && own != kFloat) return wrong(inputs, 0, kFloat, inputs[0].shape);
+    if (layout_.block > 0 && own != kFloat) return wrong(inputs, 0, kFloat, inputs[0].shape);
     if (inputs[0].shape.empty()) return "Input 0 is a scalar and should have rows.";
     if (layout_.block > 0 && inputs[1].type != kInt8 && inputs[1].type != kInt4)
       return "Input 1 is of type " + name_of(inputs[1].type) + " and should be int8 or int4.";
@@ -86,15 +81,8 @@ class FusedGemm : public Kernel {
       const bool is_weights = i < layout_.scales();
       const int type = is_weights && layout_.block > 0 ? inputs[1].type : own;
       const Shape& shape = is_weights ? weights : i < layout_.biases() ? scales : bias;
-      if (std::string sentence = wrong(inputs[i], i, type, shape); !sentence.empty()) return sentence;
+      if (std::string sentence = wrong(inputs, i, type, shape); !sentence.empty()) return sentence;
     }
-    return "";
-  }
-
-  static std::string wrong(const Tensor& tensor, std::size_t index, int type, const Shape& shape) {
-    const std::string name = "Input " + number(static_cast<std::int64_t>(index));
-    if (tensor.type != type) return name + " is of type " + name_of(tensor.type) + " and should be " + name_of(type) + ".";
-    if (tensor.shape != shape) return name + " has the shape " + text_of(tensor.shape) + " and should have " + text_of(shape) + ".";
     return "";
   }
 
@@ -254,17 +242,16 @@ Result<std::unique_ptr<Kernel>> make_cuda_kernel(const Layout& layout, EpilogueP
 
 Result<std::unique_ptr<Kernel>> create(const Attributes& attributes, std::string_view name) {
   using Made = Result<std::unique_ptr<Kernel>>;
-  const auto list = gemm::variants();
-  const auto variant = std::find_if(list.begin(), list.end(), [&](const auto& one) { return name == one.name; });
+  const auto variant = find_variant(gemm::variants(), name);
   const bool for_cuda = name == kCudaVariant || rounds(name) || is_emulated(name);
-  if (variant == list.end() && !for_cuda) return Made::failure("There is no variant '" + std::string(name) + "'.");
+  if (!variant && !for_cuda) return Made::failure(variant.error());
   const Result<Layout> layout = read_layout(attributes);
   if (!layout) return Made::failure(layout.error());
   Result<EpilogueProgram> epilogue =
-      EpilogueProgram::read(attributes, layout->products, for_cuda ? "scalar" : variant->isa, "epilogue", true);
+      EpilogueProgram::read(attributes, layout->products, for_cuda ? "scalar" : (*variant)->isa, "epilogue", true);
   if (!epilogue) return Made::failure(epilogue.error());
   if (for_cuda) return make_cuda_kernel(*layout, std::move(*epilogue), name);
-  return Made(std::make_unique<CpuGemm>(*layout, std::move(*epilogue), *variant));
+  return Made(std::make_unique<CpuGemm>(*layout, std::move(*epilogue), **variant));
 }
 
 std::vector<std::optional<InferredType>> infer(const Attributes& attributes, std::span<const InferredType> inputs) {
@@ -281,19 +268,11 @@ std::vector<std::optional<InferredType>> infer(const Attributes& attributes, std
   return types;
 }
 
-std::vector<Variant> list_variants() {
-  std::vector<Variant> list;
-  for (const gemm::Variant& variant : gemm::variants()) list.push_back({variant.name, variant.isa});
-  list.push_back({kCudaVariant, "cuda"});
-  list.push_back({kTf32Variant, "cuda"});
-  return list;
-}
-
 }  // namespace
 
 const Op& fused_gemm() {
   static const char* const attributes[] = {"products", "columns", "block", "biased", "epilogue"};
-  static const std::vector<Variant> list = list_variants();
+  static const std::vector<Variant> list = list_variants(gemm::variants(), {{kCudaVariant, "cuda"}, {kTf32Variant, "cuda"}});
   static const Op op{"FusedGemm", attributes, list, create, infer};
   return op;
 }

@@ -1,6 +1,7 @@
 #include "csrc/ops/fused_inverted_residual.h"
 
 #include "csrc/ops/convolution.h"
+#include "csrc/ops/variants.h"
 #include "csrc/ops/window.h"
 
 namespace onnxopt::ops {
@@ -10,8 +11,6 @@ namespace {
 /// Inputs: X, the product that expands [1, ceil(E / 16), C, 16] and its biases [E], the depthwise filters [taps, E] and biases [E],
 /// the product that projects [1, ceil(M / 16), E, 16] and its biases [M], the epilogue's further inputs.
 constexpr std::size_t kInputs = 7;
-
-std::string number(std::int64_t value) { return std::to_string(value); }
 
 /// What is computed of the three results.
 struct Programs {
@@ -26,13 +25,7 @@ class FusedInvertedResidual final : public Kernel {
 
   Result<std::vector<TensorType>> outputs(std::span<const Tensor> inputs) const override {
     using Types = Result<std::vector<TensorType>>;
-    if (inputs.size() < kInputs)
-      return Types::failure("It got " + number(static_cast<std::int64_t>(inputs.size())) + " inputs and needs at least " +
-                            number(static_cast<std::int64_t>(kInputs)) + ".");
-    for (std::size_t i = 0; i < kInputs; ++i)
-      if (inputs[i].type != kFloat)
-        return Types::failure("Input " + number(static_cast<std::int64_t>(i)) + " is of type " + name_of(inputs[i].type) +
-                              " and should be float.");
+    if (const std::string sentence = no_floats(inputs, kInputs); !sentence.empty()) return Types::failure(sentence);
     const Result<conv::InvertedResidual> made = convolutions(inputs);
     if (!made) return Types::failure(made.error());
     const conv::Geometry &inner = made->expand.geometry, &g = made->depthwise.geometry;
@@ -42,10 +35,7 @@ class FusedInvertedResidual final : public Kernel {
     };
     const Shape expected[] = {packed(inner.channels, expanded_), {expanded_}, {g.taps(), expanded_}, {expanded_},
                               packed(expanded_, filters_),       {filters_}};
-    for (std::size_t i = 1; i < kInputs; ++i)
-      if (inputs[i].shape != expected[i - 1])
-        return Types::failure("Input " + number(static_cast<std::int64_t>(i)) + " has the shape " + text_of(inputs[i].shape) +
-                              " and should have " + text_of(expected[i - 1]) + ".");
+    if (const std::string sentence = wrong_shapes(inputs, 1, expected); !sentence.empty()) return Types::failure(sentence);
     if (const auto raw = programs_.expanded.outputs(shape_of(inner, window_.rank()), {}); !raw) return raw;
     if (const auto raw = programs_.between.outputs(shape_of(g, window_.rank()), {}); !raw) return raw;
     return programs_.epilogue.outputs(shape_of(made->project.geometry, window_.rank()), inputs.subspan(kInputs));
@@ -97,7 +87,7 @@ class FusedInvertedResidual final : public Kernel {
 
 Result<std::unique_ptr<Kernel>> create(const Attributes& attributes, std::string_view name) {
   using Made = Result<std::unique_ptr<Kernel>>;
-  const Result<const conv::Variant*> variant = find_convolution_variant(name);
+  const auto variant = find_variant(conv::variants(), name);
   if (!variant) return Made::failure(variant.error());
   Result<WindowAttributes> window = WindowAttributes::read(attributes);
   if (!window) return Made::failure(window.error());
@@ -110,10 +100,8 @@ Result<std::unique_ptr<Kernel>> create(const Attributes& attributes, std::string
   EpilogueProgram programs[3];
   const char* const texts[] = {"expansion", "between", "epilogue"};
   for (int i = 0; i < 3; ++i) {
-    Result<EpilogueProgram> program = EpilogueProgram::read(attributes, 1, (*variant)->isa, texts[i]);
+    Result<EpilogueProgram> program = EpilogueProgram::read_of_floats(attributes, (*variant)->isa, texts[i]);
     if (!program) return Made::failure(program.error());
-    if (program->output_types() != std::vector<int>{kFloat})
-      return Made::failure("Its programs should have one output, of type f32.");
     programs[i] = std::move(*program);
   }
   return Made(std::make_unique<FusedInvertedResidual>(
@@ -121,22 +109,13 @@ Result<std::unique_ptr<Kernel>> create(const Attributes& attributes, std::string
       Programs{std::move(programs[0]), std::move(programs[1]), std::move(programs[2])}, **variant));
 }
 
-std::vector<std::optional<InferredType>> infer(const Attributes& attributes, std::span<const InferredType> inputs) {
-  const Result<WindowAttributes> window = WindowAttributes::read(attributes);
-  const std::int64_t filters = attributes.integer("filters").value_or(0);
-  if (!window || filters < 1 || inputs.empty()) return {};
-  std::optional<std::vector<Dim>> shape = infer_shape(*window, inputs[0].shape, filters);
-  if (!shape) return {};
-  return {InferredType{kFloat, std::move(*shape)}};
-}
-
 }  // namespace
 
 const Op& fused_inverted_residual() {
   static const char* const attributes[] = {"kernel_shape", "strides", "pads",      "dilations", "auto_pad",
                                            "expanded",     "filters", "expansion", "between",   "epilogue"};
-  static const std::vector<Variant> list = convolution_variants();
-  static const Op op{"FusedInvertedResidual", attributes, list, create, infer};
+  static const std::vector<Variant> list = list_variants(conv::variants());
+  static const Op op{"FusedInvertedResidual", attributes, list, create, infer_filters};
   return op;
 }
 

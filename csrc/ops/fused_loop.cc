@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "csrc/ops/epilogue.h"
+#include "csrc/ops/variants.h"
 #include "kernels/cpu/gemm/panel.h"
 #include "kernels/cpu/recurrence/loop.h"
 
@@ -11,8 +12,6 @@ namespace onnxopt::ops {
 namespace {
 
 using elementwise::DType;
-
-std::string number(std::size_t value) { return std::to_string(value); }
 
 /// The inputs before the carried values: the limit and the condition.
 constexpr std::size_t kFirst = 2;
@@ -145,17 +144,11 @@ std::vector<std::optional<InferredType>> infer(const Attributes& attributes, std
   return types;
 }
 
-std::vector<Variant> list_variants() {
-  std::vector<Variant> list;
-  for (const recurrence::Variant& variant : recurrence::variants()) list.push_back({variant.name, variant.isa});
-  return list;
-}
-
 }  // namespace
 
 const Op& fused_loop() {
   static const char* const attributes[] = {"carried", "invariants", "columns", "step", "next", "stacked", "keep"};
-  static const std::vector<Variant> list = list_variants();
+  static const std::vector<Variant> list = list_variants(recurrence::variants());
   static const Op op{"FusedLoop", attributes, list, create, infer};
   return op;
 }

@@ -24,23 +24,12 @@ Result<RowsLayout> read_layout(const Attributes& attributes) {
   return layout;
 }
 
-Result<std::unique_ptr<Kernel>> create(const Attributes& attributes, std::string_view variant) {
-  const Result<RowsLayout> layout = read_layout(attributes);
-  if (!layout) return Result<std::unique_ptr<Kernel>>::failure(layout.error());
-  return make_rows_kernel(attributes, *layout, variant);
-}
-
-std::vector<std::optional<InferredType>> infer(const Attributes& attributes, std::span<const InferredType> inputs) {
-  const Result<RowsLayout> layout = read_layout(attributes);
-  return layout ? infer_rows(attributes, *layout, inputs) : std::vector<std::optional<InferredType>>{};
-}
-
 }  // namespace
 
 const Op& fused_norm() {
   static const char* const attributes[] = {"kind",   "axis",   "inner", "groups",   "epsilon",
                                            "scaled", "biased", "kept",  "prologue", "epilogue"};
-  static const Op op{"FusedNorm", attributes, rows_variants(), create, infer};
+  static const Op op{"FusedNorm", attributes, rows_variants(), create_rows<read_layout>, infer_rows<read_layout>};
   return op;
 }
 

@@ -1,6 +1,7 @@
 #include "csrc/ops/fused_pool.h"
 
 #include "csrc/ops/convolution.h"
+#include "csrc/ops/variants.h"
 #include "csrc/ops/window.h"
 
 namespace onnxopt::ops {
@@ -91,7 +92,7 @@ class GlobalPool final : public Kernel {
 
 Result<std::unique_ptr<Kernel>> create(const Attributes& attributes, std::string_view name) {
   using Made = Result<std::unique_ptr<Kernel>>;
-  const Result<const conv::Variant*> variant = find_convolution_variant(name);
+  const auto variant = find_variant(conv::variants(), name);
   if (!variant) return Made::failure(variant.error());
   const Result<Kind> kind = read_kind(attributes);
   if (!kind) return Made::failure(kind.error());
@@ -111,18 +112,14 @@ std::vector<std::optional<InferredType>> infer(const Attributes& attributes, std
     shape.back() = inputs[0].shape.back();
     return {InferredType{kFloat, std::move(shape)}};
   }
-  const Result<WindowAttributes> window = WindowAttributes::read(attributes);
-  if (!window) return {};
-  std::optional<std::vector<Dim>> shape = infer_shape(*window, inputs[0].shape, -1);
-  if (!shape) return {};
-  return {InferredType{inputs[0].type, std::move(*shape)}};
+  return infer_windows(attributes, inputs[0].shape, inputs[0].type, -1);
 }
 
 }  // namespace
 
 const Op& fused_pool() {
   static const char* const attributes[] = {"kind", "kernel_shape", "strides", "pads", "dilations", "auto_pad", "ceil_mode"};
-  static const std::vector<Variant> list = convolution_variants();
+  static const std::vector<Variant> list = list_variants(conv::variants());
   static const Op op{"FusedPool", attributes, list, create, infer};
   return op;
 }

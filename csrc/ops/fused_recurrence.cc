@@ -4,14 +4,13 @@
 #include <functional>
 
 #include "csrc/ops/device.h"
+#include "csrc/ops/variants.h"
 #include "kernels/cpu/gemm/panel.h"
 #include "kernels/cuda/recurrence/recurrence.h"
 
 namespace onnxopt::ops {
 
 namespace {
-
-std::string number(std::size_t value) { return std::to_string(value); }
 
 /// The node's attributes. Inputs: carried values, sequences, invariants, matrices, in this order.
 struct Form {
@@ -250,14 +249,11 @@ Result<Run> run_of(std::string_view name) {
     });
   }
 #endif
-  const auto list = recurrence::variants();
-  const auto variant = std::find_if(list.begin(), list.end(), [&](const auto& one) { return name == one.name; });
-  if (variant == list.end()) return Result<Run>::failure("There is no variant '" + std::string(name) + "'.");
-  const auto others = elementwise::variants();
-  const auto same =
-      std::find_if(others.begin(), others.end(), [&](const auto& one) { return std::string_view(variant->isa) == one.isa; });
-  if (same == others.end()) return Result<Run>::failure("There is no element-wise kernel for " + std::string(variant->isa) + ".");
-  return Run([&variant = *variant, &same = *same](const recurrence::Problem& problem, const Execution& execution) {
+  const auto variant = find_variant(recurrence::variants(), name);
+  if (!variant) return Result<Run>::failure(variant.error());
+  const auto same = elementwise_beside((*variant)->isa);
+  if (!same) return Result<Run>::failure(same.error());
+  return Run([&variant = **variant, &same = **same](const recurrence::Problem& problem, const Execution& execution) {
     return recurrence::run(problem, variant, same, execution.parallel_for);
   });
 }
@@ -287,19 +283,12 @@ std::vector<std::optional<InferredType>> infer(const Attributes& attributes, std
   return types;
 }
 
-std::vector<Variant> list_variants() {
-  std::vector<Variant> list;
-  for (const recurrence::Variant& variant : recurrence::variants()) list.push_back({variant.name, variant.isa});
-  list.push_back({kCudaVariant, "cuda"});
-  return list;
-}
-
 }  // namespace
 
 const Op& fused_recurrence() {
   static const char* const attributes[] = {"carried", "sequences", "invariants", "matrices", "step",
                                            "next",    "stacked",   "summed",     "reverse",  "reverse_stacked"};
-  static const std::vector<Variant> list = list_variants();
+  static const std::vector<Variant> list = list_variants(recurrence::variants(), {{kCudaVariant, "cuda"}});
   static const Op op{"FusedRecurrence", attributes, list, create, infer};
   return op;
 }

@@ -1,6 +1,7 @@
 #include "csrc/ops/fused_separable_conv.h"
 
 #include "csrc/ops/convolution.h"
+#include "csrc/ops/variants.h"
 #include "csrc/ops/window.h"
 
 namespace onnxopt::ops {
@@ -10,8 +11,6 @@ namespace {
 /// Inputs: X, the depthwise filters [taps, C] and biases [C], the packed product [1, ceil(M / 16), C, 16] and its biases [M], the
 /// epilogue's further inputs.
 constexpr std::size_t kInputs = 5;
-
-std::string number(std::int64_t value) { return std::to_string(value); }
 
 class FusedSeparableConv final : public Kernel {
  public:
@@ -25,23 +24,14 @@ class FusedSeparableConv final : public Kernel {
 
   Result<std::vector<TensorType>> outputs(std::span<const Tensor> inputs) const override {
     using Types = Result<std::vector<TensorType>>;
-    if (inputs.size() < kInputs)
-      return Types::failure("It got " + number(static_cast<std::int64_t>(inputs.size())) + " inputs and needs at least " +
-                            number(static_cast<std::int64_t>(kInputs)) + ".");
-    for (std::size_t i = 0; i < kInputs; ++i)
-      if (inputs[i].type != kFloat)
-        return Types::failure("Input " + number(static_cast<std::int64_t>(i)) + " is of type " + name_of(inputs[i].type) +
-                              " and should be float.");
+    if (const std::string sentence = no_floats(inputs, kInputs); !sentence.empty()) return Types::failure(sentence);
     const Result<conv::Separable> made = convolutions(inputs);
     if (!made) return Types::failure(made.error());
     const conv::Geometry& g = made->depthwise.geometry;
     constexpr auto panel = static_cast<std::int64_t>(gemm::kPanel);
     const Shape expected[] = {
         {g.taps(), g.channels}, {g.channels}, {1, (filters_ + panel - 1) / panel, g.channels, panel}, {filters_}};
-    for (std::size_t i = 1; i < kInputs; ++i)
-      if (inputs[i].shape != expected[i - 1])
-        return Types::failure("Input " + number(static_cast<std::int64_t>(i)) + " has the shape " + text_of(inputs[i].shape) +
-                              " and should have " + text_of(expected[i - 1]) + ".");
+    if (const std::string sentence = wrong_shapes(inputs, 1, expected); !sentence.empty()) return Types::failure(sentence);
     if (const auto middle = between_.outputs(shape_of(g, window_.rank()), {}); !middle) return middle;
     return epilogue_.outputs(shape_of(made->pointwise.geometry, window_.rank()), inputs.subspan(kInputs));
   }
@@ -85,30 +75,18 @@ class FusedSeparableConv final : public Kernel {
 
 Result<std::unique_ptr<Kernel>> create(const Attributes& attributes, std::string_view name) {
   using Made = Result<std::unique_ptr<Kernel>>;
-  const Result<const conv::Variant*> variant = find_convolution_variant(name);
+  const auto variant = find_variant(conv::variants(), name);
   if (!variant) return Made::failure(variant.error());
   Result<WindowAttributes> window = WindowAttributes::read(attributes);
   if (!window) return Made::failure(window.error());
   const std::int64_t filters = attributes.integer("filters").value_or(0);
   if (filters < 1) return Made::failure("It needs a positive attribute 'filters'.");
-  Result<EpilogueProgram> between = EpilogueProgram::read(attributes, 1, (*variant)->isa, "between");
+  Result<EpilogueProgram> between = EpilogueProgram::read_of_floats(attributes, (*variant)->isa, "between");
   if (!between) return Made::failure(between.error());
-  Result<EpilogueProgram> epilogue = EpilogueProgram::read(attributes, 1, (*variant)->isa);
+  Result<EpilogueProgram> epilogue = EpilogueProgram::read_of_floats(attributes, (*variant)->isa);
   if (!epilogue) return Made::failure(epilogue.error());
-  for (const EpilogueProgram& program : {*between, *epilogue})
-    if (program.output_types() != std::vector<int>{kFloat})
-      return Made::failure("Its programs should have one output, of type f32.");
   return Made(
       std::make_unique<FusedSeparableConv>(std::move(*window), filters, std::move(*between), std::move(*epilogue), **variant));
-}
-
-std::vector<std::optional<InferredType>> infer(const Attributes& attributes, std::span<const InferredType> inputs) {
-  const Result<WindowAttributes> window = WindowAttributes::read(attributes);
-  const std::int64_t filters = attributes.integer("filters").value_or(0);
-  if (!window || filters < 1 || inputs.empty()) return {};
-  std::optional<std::vector<Dim>> shape = infer_shape(*window, inputs[0].shape, filters);
-  if (!shape) return {};
-  return {InferredType{kFloat, std::move(*shape)}};
 }
 
 }  // namespace
@@ -116,8 +94,8 @@ std::vector<std::optional<InferredType>> infer(const Attributes& attributes, std
 const Op& fused_separable_conv() {
   static const char* const attributes[] = {"kernel_shape", "strides", "pads",    "dilations",
                                            "auto_pad",     "filters", "between", "epilogue"};
-  static const std::vector<Variant> list = convolution_variants();
-  static const Op op{"FusedSeparableConv", attributes, list, create, infer};
+  static const std::vector<Variant> list = list_variants(conv::variants());
+  static const Op op{"FusedSeparableConv", attributes, list, create, infer_filters};
   return op;
 }
 

@@ -1,6 +1,7 @@
 #include "csrc/ops/fused_squeeze_excite.h"
 
 #include "csrc/ops/convolution.h"
+#include "csrc/ops/variants.h"
 
 namespace onnxopt::ops {
 
@@ -9,8 +10,6 @@ namespace {
 /// Inputs: X, the packed product [1, ceil(R / 16), C, 16] that squeezes C means and its biases [R], the packed product
 /// [1, ceil(C / 16), R, 16] that makes gates and its biases [C], the epilogue's further inputs.
 constexpr std::size_t kInputs = 5;
-
-std::string number(std::size_t value) { return std::to_string(value); }
 
 Shape packed_shape(std::int64_t depth, std::int64_t filters) {
   constexpr auto panel = static_cast<std::int64_t>(gemm::kPanel);
@@ -38,21 +37,14 @@ class FusedSqueezeExcite final : public Kernel {
 
   Result<std::vector<TensorType>> outputs(std::span<const Tensor> inputs) const override {
     using Types = Result<std::vector<TensorType>>;
-    if (inputs.size() < kInputs)
-      return Types::failure("It got " + number(inputs.size()) + " inputs and needs at least " + number(kInputs) + ".");
-    for (std::size_t i = 0; i < kInputs; ++i)
-      if (inputs[i].type != kFloat)
-        return Types::failure("Input " + number(i) + " is of type " + name_of(inputs[i].type) + " and should be float.");
+    if (const std::string sentence = no_floats(inputs, kInputs); !sentence.empty()) return Types::failure(sentence);
     const Shape& x = inputs[0].shape;
     if (x.size() < 3) return Types::failure("Input 0 has the shape " + text_of(x) + " and should have at least 3 dims.");
     if (inputs[2].shape.size() != 1)
       return Types::failure("Input 2 has the shape " + text_of(inputs[2].shape) + " and should have 1 dim.");
     const std::int64_t channels = x.back(), squeezed = inputs[2].shape[0];
     const Shape expected[] = {packed_shape(channels, squeezed), {squeezed}, packed_shape(squeezed, channels), {channels}};
-    for (std::size_t i = 1; i < kInputs; ++i)
-      if (inputs[i].shape != expected[i - 1])
-        return Types::failure("Input " + number(i) + " has the shape " + text_of(inputs[i].shape) + " and should have " +
-                              text_of(expected[i - 1]) + ".");
+    if (const std::string sentence = wrong_shapes(inputs, 1, expected); !sentence.empty()) return Types::failure(sentence);
     if (const auto inner = between_.outputs({x[0], squeezed}, {}); !inner) return inner;
     if (const auto inner = gate_.outputs({x[0], channels}, {}); !inner) return inner;
     return epilogue_.outputs(x, inputs.subspan(kInputs));
@@ -89,14 +81,12 @@ class FusedSqueezeExcite final : public Kernel {
 
 Result<std::unique_ptr<Kernel>> create(const Attributes& attributes, std::string_view name) {
   using Made = Result<std::unique_ptr<Kernel>>;
-  const Result<const conv::Variant*> variant = find_convolution_variant(name);
+  const auto variant = find_variant(conv::variants(), name);
   if (!variant) return Made::failure(variant.error());
   std::vector<EpilogueProgram> programs;
   for (const char* attribute : {"between", "gate", "epilogue"}) {
-    Result<EpilogueProgram> program = EpilogueProgram::read(attributes, 1, (*variant)->isa, attribute);
+    Result<EpilogueProgram> program = EpilogueProgram::read_of_floats(attributes, (*variant)->isa, attribute);
     if (!program) return Made::failure(program.error());
-    if (program->output_types() != std::vector<int>{kFloat})
-      return Made::failure("Its programs should have one output, of type f32.");
     programs.push_back(std::move(*program));
   }
   return Made(
@@ -112,7 +102,7 @@ std::vector<std::optional<InferredType>> infer(const Attributes&, std::span<cons
 
 const Op& fused_squeeze_excite() {
   static const char* const attributes[] = {"between", "gate", "epilogue"};
-  static const std::vector<Variant> list = convolution_variants();
+  static const std::vector<Variant> list = list_variants(conv::variants());
   static const Op op{"FusedSqueezeExcite", attributes, list, create, infer, nullptr, true};
   return op;
 }

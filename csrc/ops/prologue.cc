@@ -4,6 +4,7 @@
 
 #include "csrc/ops/epilogue.h"
 #include "csrc/ops/fused_elementwise.h"
+#include "csrc/ops/variants.h"
 #include "kernels/cpu/elementwise/plan.h"
 
 namespace onnxopt::ops {
@@ -11,8 +12,6 @@ namespace onnxopt::ops {
 namespace {
 
 using elementwise::Program;
-
-std::string number(std::size_t value) { return std::to_string(value); }
 
 std::vector<std::span<const std::int64_t>> shapes_of(std::span<const Tensor> inputs) {
   std::vector<std::span<const std::int64_t>> shapes;
@@ -31,12 +30,11 @@ Result<PrologueProgram> PrologueProgram::read(const Attributes& attributes, std:
   if (!program) return Made::failure("Its prologue: " + program.error());
   if (program->outputs().size() != 1 || program->outputs()[0] != elementwise::DType::f32)
     return Made::failure("Its prologue should have one output, of f32.");
-  const auto variants = elementwise::variants();
-  const auto found = std::find_if(variants.begin(), variants.end(), [&](const auto& one) { return isa == one.isa; });
-  if (found == variants.end()) return Made::failure("There is no element-wise kernel for " + std::string(isa) + ".");
+  const auto variant = elementwise_beside(isa);
+  if (!variant) return Made::failure(variant.error());
   made.sum_ = as_sum(*program);
   made.program_ = std::move(*program);
-  made.variant_ = &*found;
+  made.variant_ = *variant;
   return made;
 }
 

@@ -1,6 +1,7 @@
 #include "csrc/ops/qattention.h"
 
 #include "csrc/ops/fused_attention.h"
+#include "csrc/ops/variants.h"
 #include "kernels/cpu/qattention/qattention.h"
 
 namespace onnxopt::ops {
@@ -11,16 +12,10 @@ Result<std::unique_ptr<Kernel>> create(const Attributes& attributes, std::string
   return create_attention(attributes, onnxopt::qattention::variants(), name);
 }
 
-std::vector<Variant> list_variants() {
-  std::vector<Variant> list;
-  for (const attention::Variant& variant : onnxopt::qattention::variants()) list.push_back({variant.name, variant.isa});
-  return list;
-}
-
 }  // namespace
 
 const Op& qattention() {
-  static const std::vector<Variant> list = list_variants();
+  static const std::vector<Variant> list = list_variants(onnxopt::qattention::variants());
   static const Op op{"QAttention", attention_attributes(), list, create, infer_attention};
   return op;
 }

@@ -1,10 +1,9 @@
 #include "csrc/ops/qconv.h"
 
-#include <algorithm>
-
 #include "csrc/ops/bound_program.h"
 #include "csrc/ops/device.h"
 #include "csrc/ops/epilogue.h"
+#include "csrc/ops/variants.h"
 #include "csrc/ops/window.h"
 #include "kernels/cpu/qconv/qconv.h"
 #include "kernels/cuda/qconv/qconv.h"
@@ -12,8 +11,6 @@
 namespace onnxopt::ops {
 
 namespace {
-
-std::string number(std::int64_t value) { return std::to_string(value); }
 
 /// Inputs: X, the packed weights, their scales and sums, X's scale and zero point, the biases (`biased`), scale and
 /// zero point that the results are rounded to (`rounded`), a tensor that is added
@@ -70,9 +67,7 @@ class QConv : public Kernel {
 
   Result<std::vector<TensorType>> outputs(std::span<const Tensor> inputs) const override {
     using Types = Result<std::vector<TensorType>>;
-    if (inputs.size() < layout_.epilogue())
-      return Types::failure("It got " + number(static_cast<std::int64_t>(inputs.size())) + " inputs and needs at least " +
-                            number(static_cast<std::int64_t>(layout_.epilogue())) + ".");
+    if (const std::string sentence = too_few(inputs, layout_.epilogue()); !sentence.empty()) return Types::failure(sentence);
     const Result<conv::Geometry> geometry = geometry_of(inputs);
     if (!geometry) return Types::failure(geometry.error());
     if (const std::string sentence = wrong_input(inputs, *geometry); !sentence.empty()) return Types::failure(sentence);
@@ -115,8 +110,7 @@ class QConv : public Kernel {
     if (layout_.added) {
       const std::size_t at = layout_.addend();
       if (!is_byte(inputs[at].type))
-        return "Input " + number(static_cast<std::int64_t>(at)) + " is of type " + name_of(inputs[at].type) +
-               " and should be uint8 or int8.";
+        return "Input " + number(at) + " is of type " + name_of(inputs[at].type) + " and should be uint8 or int8.";
       if (std::string s = wrong(inputs, at, inputs[at].type, shape_of(geometry, window_.rank())); !s.empty()) return s;
       if (std::string s = wrong_quantization(inputs, at + 1, inputs[at].type); !s.empty()) return s;
     }
@@ -265,37 +259,23 @@ Result<std::unique_ptr<Kernel>> make_cuda_kernel(WindowAttributes window, const 
 
 Result<std::unique_ptr<Kernel>> create(const Attributes& attributes, std::string_view name) {
   using Made = Result<std::unique_ptr<Kernel>>;
-  const auto list = qconv::variants();
-  const auto variant = std::find_if(list.begin(), list.end(), [&](const auto& one) { return name == one.name; });
+  const auto variant = find_variant(qconv::variants(), name);
   const bool for_cuda = name == kCudaVariant || name == kEmulatedVariant;
-  if (variant == list.end() && !for_cuda) return Made::failure("There is no variant '" + std::string(name) + "'.");
+  if (!variant && !for_cuda) return Made::failure(variant.error());
   Result<WindowAttributes> window = WindowAttributes::read(attributes);
   if (!window) return Made::failure(window.error());
   const Result<Layout> layout = read_layout(attributes);
   if (!layout) return Made::failure(layout.error());
-  const std::string_view isa = for_cuda ? "scalar" : variant->isa;
-  Result<EpilogueProgram> epilogue = EpilogueProgram::read(attributes, 1, isa == "avx512vnni" ? "avx512" : isa);
+  Result<EpilogueProgram> epilogue = EpilogueProgram::read_of_floats(attributes, for_cuda ? "scalar" : (*variant)->isa);
   if (!epilogue) return Made::failure(epilogue.error());
-  if (epilogue->output_types() != std::vector<int>{kFloat})
-    return Made::failure("Its epilogue should have one output, of type f32.");
   if (for_cuda) return make_cuda_kernel(std::move(*window), *layout, std::move(*epilogue), name);
-  return Made(std::make_unique<CpuQConv>(std::move(*window), *layout, std::move(*epilogue), *variant));
+  return Made(std::make_unique<CpuQConv>(std::move(*window), *layout, std::move(*epilogue), **variant));
 }
 
 std::vector<std::optional<InferredType>> infer(const Attributes& attributes, std::span<const InferredType> inputs) {
-  const Result<WindowAttributes> window = WindowAttributes::read(attributes);
   const Result<Layout> layout = read_layout(attributes);
-  if (!window || !layout || inputs.empty()) return {};
-  std::optional<std::vector<Dim>> shape = infer_shape(*window, inputs[0].shape, layout->filters);
-  if (!shape) return {};
-  return {InferredType{layout->type, std::move(*shape)}};
-}
-
-std::vector<Variant> list_variants() {
-  std::vector<Variant> list;
-  for (const qconv::Variant& variant : qconv::variants()) list.push_back({variant.name, variant.isa});
-  list.push_back({kCudaVariant, "cuda"});
-  return list;
+  if (!layout || inputs.empty()) return {};
+  return infer_windows(attributes, inputs[0].shape, layout->type, layout->filters);
 }
 
 }  // namespace
@@ -303,7 +283,7 @@ std::vector<Variant> list_variants() {
 const Op& qconv() {
   static const char* const attributes[] = {"kernel_shape", "strides", "pads",    "dilations", "auto_pad", "filters",
                                            "group",        "biased",  "rounded", "added",     "epilogue", "output_dtype"};
-  static const std::vector<Variant> list = list_variants();
+  static const std::vector<Variant> list = list_variants(qconv::variants(), {{kCudaVariant, "cuda"}});
   static const Op op{"QConv", attributes, list, create, infer};
   return op;
 }

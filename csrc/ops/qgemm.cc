@@ -7,14 +7,13 @@
 #include "csrc/ops/bound_program.h"
 #include "csrc/ops/device.h"
 #include "csrc/ops/epilogue.h"
+#include "csrc/ops/variants.h"
 #include "kernels/cpu/qgemm/qgemm.h"
 #include "kernels/cuda/qgemm/qgemm.h"
 
 namespace onnxopt::ops {
 
 namespace {
-
-std::string number(std::int64_t value) { return std::to_string(value); }
 
 /// Inputs: X, the packed weights, their scales, the sums of their columns, X's scale and zero point (not `by_row`), the biases
 /// (`biased`), the epilogue's further inputs, the result's scale and zero point (`output_dtype`).
@@ -85,10 +84,7 @@ class QGemm : public Kernel {
  private:
   /// A sentence that says which input does not fit; empty when all do.
   std::string wrong_input(std::span<const Tensor> inputs) const {
-    const std::size_t least = layout_.epilogue() + layout_.at_end();
-    if (inputs.size() < least)
-      return "It got " + number(static_cast<std::int64_t>(inputs.size())) + " inputs and needs at least " +
-             number(static_cast<std::int64_t>(least)) + ".";
+    if (std::string s = too_few(inputs, layout_.epilogue() + layout_.at_end()); !s.empty()) return s;
     const Tensor& x = inputs[0];
     if (x.shape.empty()) return "Input 0 is a scalar and should have rows.";
     const bool quantized = x.type == kUint8 || x.type == kInt8;
@@ -246,19 +242,17 @@ Result<std::unique_ptr<Kernel>> make_cuda_kernel(const Layout& layout, EpilogueP
 
 Result<std::unique_ptr<Kernel>> create(const Attributes& attributes, std::string_view name) {
   using Made = Result<std::unique_ptr<Kernel>>;
-  const auto list = qgemm::variants();
-  const auto variant = std::find_if(list.begin(), list.end(), [&](const auto& one) { return name == one.name; });
+  const auto variant = find_variant(qgemm::variants(), name);
   const bool for_cuda = name == kCudaVariant || name == kEmulatedVariant;
-  if (variant == list.end() && !for_cuda) return Made::failure("There is no variant '" + std::string(name) + "'.");
+  if (!variant && !for_cuda) return Made::failure(variant.error());
   const Result<Layout> layout = read_layout(attributes);
   if (!layout) return Made::failure(layout.error());
-  const std::string_view isa = for_cuda ? "scalar" : variant->isa;
-  Result<EpilogueProgram> epilogue = EpilogueProgram::read(attributes, 1, isa == "avx512vnni" ? "avx512" : isa);
+  Result<EpilogueProgram> epilogue = EpilogueProgram::read(attributes, 1, for_cuda ? "scalar" : (*variant)->isa);
   if (!epilogue) return Made::failure(epilogue.error());
   if (layout->requantized() && epilogue->output_types() != std::vector<int>{kFloat})
     return Made::failure("Its epilogue makes other results than one float, which cannot be quantized.");
   if (for_cuda) return make_cuda_kernel(*layout, std::move(*epilogue), name);
-  return Made(std::make_unique<CpuQGemm>(*layout, std::move(*epilogue), *variant));
+  return Made(std::make_unique<CpuQGemm>(*layout, std::move(*epilogue), **variant));
 }
 
 std::vector<std::optional<InferredType>> infer(const Attributes& attributes, std::span<const InferredType> inputs) {
@@ -275,23 +269,15 @@ std::vector<std::optional<InferredType>> infer(const Attributes& attributes, std
 }
 
 std::int64_t occupy(std::string_view name, std::int64_t rounds) {
-  for (const qgemm::Variant& variant : qgemm::variants())
-    if (name == variant.name) return variant.occupy(rounds);
-  return 0;
-}
-
-std::vector<Variant> list_variants() {
-  std::vector<Variant> list;
-  for (const qgemm::Variant& variant : qgemm::variants()) list.push_back({variant.name, variant.isa});
-  list.push_back({kCudaVariant, "cuda"});
-  return list;
+  const auto variant = find_variant(qgemm::variants(), name);
+  return variant ? (*variant)->occupy(rounds) : 0;
 }
 
 }  // namespace
 
 const Op& qgemm() {
   static const char* const attributes[] = {"columns", "by_row", "biased", "epilogue", "output_dtype"};
-  static const std::vector<Variant> list = list_variants();
+  static const std::vector<Variant> list = list_variants(qgemm::variants(), {{kCudaVariant, "cuda"}});
   static const Op op{"QGemm", attributes, list, create, infer, occupy};
   return op;
 }

@@ -7,13 +7,12 @@
 #include "csrc/ops/bound_program.h"
 #include "csrc/ops/device.h"
 #include "csrc/ops/epilogue.h"
+#include "csrc/ops/variants.h"
 #include "kernels/cuda/norm/norm.h"
 
 namespace onnxopt::ops {
 
 namespace {
-
-std::string number(std::int64_t value) { return std::to_string(value); }
 
 /// How a tensor is cut into rows, and what its factors look like.
 struct Cut {
@@ -91,18 +90,15 @@ class Rows : public Kernel {
 
   Result<std::vector<TensorType>> outputs(std::span<const Tensor> inputs) const override {
     using Types = Result<std::vector<TensorType>>;
-    if (inputs.size() < first_of_epilogue())
-      return Types::failure("It got " + number(static_cast<std::int64_t>(inputs.size())) + " inputs and needs at least " +
-                            number(static_cast<std::int64_t>(first_of_epilogue())) + ".");
+    if (const std::string sentence = too_few(inputs, first_of_epilogue()); !sentence.empty()) return Types::failure(sentence);
     const Result<Shape> shape = prologue_.shape(inputs.first(prologue_.inputs()));
     if (!shape) return Types::failure(shape.error());
     const Result<Cut> made = cut(layout_, *shape);
     if (!made) return Types::failure(made.error());
     for (std::size_t i = prologue_.inputs(); i < first_of_epilogue(); ++i)
       if (inputs[i].type != kFloat || inputs[i].shape != made->affine)
-        return Types::failure("Input " + number(static_cast<std::int64_t>(i)) + " is a " + name_of(inputs[i].type) +
-                              " tensor of shape " + text_of(inputs[i].shape) + " and should be float of shape " +
-                              text_of(made->affine) + ".");
+        return Types::failure("Input " + number(i) + " is a " + name_of(inputs[i].type) + " tensor of shape " +
+                              text_of(inputs[i].shape) + " and should be float of shape " + text_of(made->affine) + ".");
     Types types = epilogue_.outputs(*shape, inputs.subspan(first_of_epilogue()));
     if (types && layout_.kept) types->push_back({kFloat, *shape});
     return types;
@@ -274,14 +270,13 @@ Result<std::unique_ptr<Kernel>> make_cuda_kernel(Description description, std::s
 
 Result<std::unique_ptr<Kernel>> make_rows_kernel(const Attributes& attributes, const RowsLayout& layout, std::string_view name) {
   using Made = Result<std::unique_ptr<Kernel>>;
-  const auto list = norm::variants();
-  const auto variant = std::find_if(list.begin(), list.end(), [&](const auto& one) { return name == one.name; });
+  const auto variant = find_variant(norm::variants(), name);
   const bool for_cuda = name == kCudaVariant || name == kEmulatedVariant;
-  if (variant == list.end() && !for_cuda) return Made::failure("There is no variant '" + std::string(name) + "'.");
-  Result<Description> description = read(attributes, layout, for_cuda ? "scalar" : variant->isa);
+  if (!variant && !for_cuda) return Made::failure(variant.error());
+  Result<Description> description = read(attributes, layout, for_cuda ? "scalar" : (*variant)->isa);
   if (!description) return Made::failure(description.error());
   if (for_cuda) return make_cuda_kernel(std::move(*description), name);
-  return Made(std::make_unique<CpuRows>(std::move(*description), *variant));
+  return Made(std::make_unique<CpuRows>(std::move(*description), **variant));
 }
 
 std::vector<std::optional<InferredType>> infer_rows(const Attributes& attributes, const RowsLayout& layout,
@@ -298,12 +293,7 @@ std::vector<std::optional<InferredType>> infer_rows(const Attributes& attributes
 }
 
 std::span<const Variant> rows_variants() {
-  static const std::vector<Variant> list = [] {
-    std::vector<Variant> made;
-    for (const norm::Variant& variant : norm::variants()) made.push_back({variant.name, variant.isa});
-    made.push_back({kCudaVariant, "cuda"});
-    return made;
-  }();
+  static const std::vector<Variant> list = list_variants(norm::variants(), {{kCudaVariant, "cuda"}});
   return list;
 }
 

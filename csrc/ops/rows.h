@@ -27,4 +27,17 @@ std::vector<std::optional<InferredType>> infer_rows(const Attributes& attributes
 
 std::span<const Variant> rows_variants();
 
+/// The two functions of an op whose attributes `Read` makes a layout of.
+template <Result<RowsLayout> (*Read)(const Attributes&)>
+Result<std::unique_ptr<Kernel>> create_rows(const Attributes& attributes, std::string_view variant) {
+  const Result<RowsLayout> layout = Read(attributes);
+  return layout ? make_rows_kernel(attributes, *layout, variant) : Result<std::unique_ptr<Kernel>>::failure(layout.error());
+}
+
+template <Result<RowsLayout> (*Read)(const Attributes&)>
+std::vector<std::optional<InferredType>> infer_rows(const Attributes& attributes, std::span<const InferredType> inputs) {
+  const Result<RowsLayout> layout = Read(attributes);
+  return layout ? infer_rows(attributes, *layout, inputs) : std::vector<std::optional<InferredType>>{};
+}
+
 }  // namespace onnxopt::ops

@@ -42,11 +42,29 @@ std::string fresh_dim() {
   return "onnxopt_dim_" + std::to_string(next++);
 }
 
+std::string too_few(std::span<const Tensor> inputs, std::size_t least) {
+  if (inputs.size() >= least) return "";
+  return "It got " + number(inputs.size()) + " inputs and needs at least " + number(least) + ".";
+}
+
+std::string no_floats(std::span<const Tensor> inputs, std::size_t least) {
+  if (std::string sentence = too_few(inputs, least); !sentence.empty()) return sentence;
+  for (std::size_t i = 0; i < least; ++i)
+    if (inputs[i].type != kFloat) return "Input " + number(i) + " is of type " + name_of(inputs[i].type) + " and should be float.";
+  return "";
+}
+
 std::string wrong(std::span<const Tensor> inputs, std::size_t index, int type, const Shape& shape) {
   const Tensor& tensor = inputs[index];
-  const std::string name = "Input " + std::to_string(index);
-  if (tensor.type != type) return name + " is of type " + name_of(tensor.type) + " and should be " + name_of(type) + ".";
-  if (tensor.shape != shape) return name + " has the shape " + text_of(tensor.shape) + " and should have " + text_of(shape) + ".";
+  if (tensor.type != type)
+    return "Input " + number(index) + " is of type " + name_of(tensor.type) + " and should be " + name_of(type) + ".";
+  return wrong_shapes(inputs, index, {&shape, 1});
+}
+
+std::string wrong_shapes(std::span<const Tensor> inputs, std::size_t first, std::span<const Shape> shapes) {
+  for (std::size_t i = 0; i < shapes.size(); ++i)
+    if (const Shape& shape = inputs[first + i].shape; shape != shapes[i])
+      return "Input " + number(first + i) + " has the shape " + text_of(shape) + " and should have " + text_of(shapes[i]) + ".";
   return "";
 }
 

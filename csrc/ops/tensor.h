@@ -47,8 +47,20 @@ struct Tensor : TensorType {
   const void* data = nullptr;
 };
 
+/// A number as sentences show it.
+std::string number(auto value) { return std::to_string(value); }
+
+/// A sentence where an op that needs `least` inputs got fewer; empty where it did not.
+std::string too_few(std::span<const Tensor> inputs, std::size_t least);
+
+/// The same, and of the first of these inputs that is not float32.
+std::string no_floats(std::span<const Tensor> inputs, std::size_t least);
+
 /// A sentence that says what an input is and should be, where its type or shape is another one; empty where both are right.
 std::string wrong(std::span<const Tensor> inputs, std::size_t index, int type, const Shape& shape);
+
+/// The same for the shapes of neighbouring inputs, from the one of that index on.
+std::string wrong_shapes(std::span<const Tensor> inputs, std::size_t first, std::span<const Shape> shapes);
 
 /// A dim before the run: a size, or -1 with the name that the model gives it (empty where it has none).
 struct Dim {

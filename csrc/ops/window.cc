@@ -107,15 +107,17 @@ Shape shape_of(const conv::Geometry& geometry, std::size_t rank) {
   return shape;
 }
 
-std::optional<std::vector<Dim>> infer_shape(const WindowAttributes& window, const std::vector<Dim>& x, std::int64_t channels) {
-  if (x.size() != window.rank() + 2) return std::nullopt;
+std::vector<std::optional<InferredType>> infer_windows(const Attributes& attributes, const std::vector<Dim>& x, int type,
+                                                       std::int64_t channels) {
+  const Result<WindowAttributes> window = WindowAttributes::read(attributes);
+  if (!window || x.size() != window->rank() + 2) return {};
   std::vector<Dim> shape = x;
   shape.back() = channels < 0 ? x.back() : Dim{channels, ""};
-  for (std::size_t axis = 0; axis < window.rank(); ++axis) {
-    const std::int64_t size = x[axis + 1].size < 0 ? -1 : window.output(axis, x[axis + 1].size);
+  for (std::size_t axis = 0; axis < window->rank(); ++axis) {
+    const std::int64_t size = x[axis + 1].size < 0 ? -1 : window->output(axis, x[axis + 1].size);
     shape[axis + 1] = size < 0 ? Dim{-1, fresh_dim()} : Dim{size, ""};
   }
-  return shape;
+  return {InferredType{type, std::move(shape)}};
 }
 
 }  // namespace onnxopt::ops

@@ -40,7 +40,9 @@ class WindowAttributes {
 /// The shape [batch, (height,) width, channels] of what windows give.
 Shape shape_of(const conv::Geometry& geometry, std::size_t rank);
 
-/// The same before the run; nothing where the input's rank does not fit.
-std::optional<std::vector<Dim>> infer_shape(const WindowAttributes& window, const std::vector<Dim>& x, std::int64_t channels);
+/// The same before the run, of an op whose only output that is; with negative `channels`, those of X. Nothing where the attributes
+/// are wrong or the rank of X does not fit.
+std::vector<std::optional<InferredType>> infer_windows(const Attributes& attributes, const std::vector<Dim>& x, int type,
+                                                       std::int64_t channels);
 
 }  // namespace onnxopt::ops
