@@ -280,38 +280,29 @@ class CpuAttention final : public FusedAttention {
   const attention::Variant& variant_;
 };
 
-/// Run a problem on tensors of a device, or on those of the host that a device's code is given in tests.
-struct Start {
-  Result<bool> (*floats)(const attention::Problem&, void* stream);
-  Result<bool> (*halves)(const attention::cuda::Halves&, void* stream);
-};
-
 class CudaAttention final : public FusedAttention {
  public:
-  CudaAttention(Description description, Start start, bool emulated)
-      : FusedAttention(std::move(description)), start_(start), emulated_(emulated) {}
+  CudaAttention(Description description, Place<attention::Problem> floats, Place<attention::cuda::Halves> halves)
+      : FusedAttention(std::move(description)), floats_(floats), halves_(halves) {}
 
   Result<bool> run(std::span<const Tensor> inputs, std::span<const TensorType> types, std::span<void* const> outputs,
                    const Execution& execution) const override {
     const auto start = [&](std::span<const Tensor> tensors, std::span<void* const> memory, void* stream) -> Result<bool> {
-      if (tensors[0].type == kFloat) return begin(problem_of<float>(tensors, types[0], memory[0]), start_.floats, stream);
+      if (tensors[0].type == kFloat) return begin(problem_of<float>(tensors, types[0], memory[0]), floats_.start, stream);
       const bool brain = tensors[0].type == kBfloat16;
-      return begin(attention::cuda::Halves{problem_of<std::uint16_t>(tensors, types[0], memory[0]), brain}, start_.halves, stream);
+      return begin(attention::cuda::Halves{problem_of<std::uint16_t>(tensors, types[0], memory[0]), brain}, halves_.start, stream);
     };
-#if defined(ONNXOPT_HAVE_CUDA)
-    if (!emulated_) return run_on_device(inputs, types, outputs, execution, start);
-#endif
-    return start(inputs, outputs, execution.stream);
+    return floats_.run(inputs, types, outputs, execution, start);
   }
 
  private:
   template <class Problem>
-  static Result<bool> begin(const Problem& problem, Result<bool> (*start)(const Problem&, void*), void* stream) {
+  static Result<bool> begin(const Problem& problem, Start<Problem> start, void* stream) {
     return problem.batch == 0 || problem.rows == 0 ? true : start(problem, stream);
   }
 
-  Start start_;
-  bool emulated_;
+  Place<attention::Problem> floats_;
+  Place<attention::cuda::Halves> halves_;
 };
 
 constexpr const char* kCudaVariant = "attention__cuda";
@@ -321,18 +312,12 @@ constexpr std::string_view kEmulatedVariant = "attention__cuda_emulated";
 /// A kernel for a CUDA device, or its code on the host.
 Result<std::unique_ptr<Kernel>> make_cuda_kernel(Description description, std::string_view name) {
   using Made = Result<std::unique_ptr<Kernel>>;
-  if (name == kEmulatedVariant) {
-    const Start start{[](const attention::Problem& problem, void*) { return attention::cuda::emulate(problem); },
-                      [](const attention::cuda::Halves& problem, void*) { return attention::cuda::emulate(problem); }};
-    return Made(std::make_unique<CudaAttention>(std::move(description), start, true));
-  }
-#if defined(ONNXOPT_HAVE_CUDA)
-  if (const Result<bool> prepared = attention::cuda::kernels().prepare(); !prepared) return Made::failure(prepared.error());
-  const Start start{attention::cuda::kernels().run, attention::cuda::kernels().run_halves};
-  return Made(std::make_unique<CudaAttention>(std::move(description), start, false));
-#else
-  return Made::failure("This build of onnxopt has no CUDA kernels.");
-#endif
+  const bool emulated = name == kEmulatedVariant;
+  const auto floats = place_of<attention::Problem, attention::cuda::emulate, attention::cuda::kernels>(emulated);
+  if (!floats) return Made::failure(floats.error());
+  const auto halves = place_of<attention::cuda::Halves, attention::cuda::emulate, attention::cuda::half_kernels>(emulated);
+  if (!halves) return Made::failure(halves.error());
+  return Made(std::make_unique<CudaAttention>(std::move(description), *floats, *halves));
 }
 
 /// The dim of Q that holds an axis alone, or a fresh one.

@@ -8,6 +8,7 @@
 
 #include "kernels/cuda/copies.h"
 #include "kernels/cuda/elementwise/pack.h"
+#include "kernels/cuda/launch.h"
 
 namespace onnxopt::cuda {
 
@@ -33,17 +34,15 @@ Result<bool> load(void (*kernel)(Parameter)) {
   return check(cudaFuncGetAttributes(&attributes, kernel), "load the kernels");
 }
 
-/// Starts a kernel that shares its work between as many blocks as there are, at most `blocks`.
+/// Starts a kernel that shares its work between as many blocks as there are, on a device of so many multiprocessors.
 template <class Parameter, class Value>
-Result<bool> start(void (*kernel)(Parameter), const Value& parameter, std::int64_t blocks, unsigned threads,
-                   std::size_t shared_bytes, cudaStream_t stream) {
-  const Result<int> available = processors();
-  if (!available) return Result<bool>::failure(available.error());
-  const Result<bool> granted = grant(reinterpret_cast<const void*>(kernel), shared_bytes);
+Result<bool> start(void (*kernel)(Parameter), const Value& parameter, const Launch& launch, int processors, cudaStream_t stream) {
+  const Result<bool> granted = grant(reinterpret_cast<const void*>(kernel), launch.shared_bytes);
   if (!granted) return granted;
-  const auto count = static_cast<unsigned>(std::min(blocks, *available * kBlocksPerProcessor));
+  const auto blocks = static_cast<unsigned>(std::min(launch.blocks, processors * kBlocksPerProcessor));
   void* parameters[] = {const_cast<Value*>(&parameter)};  // which are only read
-  return check(cudaLaunchKernel(kernel, dim3(count), dim3(threads), parameters, shared_bytes, stream), "start the kernel");
+  return check(cudaLaunchKernel(kernel, dim3(blocks), dim3(launch.threads), parameters, launch.shared_bytes, stream),
+               "start the kernel");
 }
 
 }  // namespace onnxopt::cuda

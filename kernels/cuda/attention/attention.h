@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/cpu/attention/attention.h"
+#include "kernels/cuda/launch.h"
 
 namespace onnxopt::attention::cuda {
 
@@ -10,16 +11,8 @@ struct Halves : ProblemOf<std::uint16_t> {
   bool brain = false;
 };
 
-/// What the library offers to callers that have no CUDA runtime of their own.
-struct Kernels {
-  /// Loads all kernels, which must not happen while a graph is captured.
-  Result<bool> (*prepare)();
-  /// Start the kernel on a stream (a `cudaStream_t`) and return; all addresses are the device's.
-  Result<bool> (*run)(const Problem&, void* stream);
-  Result<bool> (*run_halves)(const Halves&, void* stream);
-};
-
-const Kernels& kernels();
+const onnxopt::cuda::Kernels<Problem>& kernels();
+const onnxopt::cuda::Kernels<Halves>& half_kernels();
 
 /// Run the kernel on the host, a fiber for each thread, on tensors of the host.
 Result<bool> emulate(const Problem& problem);

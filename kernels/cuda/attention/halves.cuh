@@ -4,6 +4,7 @@
 // After T. Dao, "FlashAttention-2: Faster Attention with Better Parallelism and Work Partitioning" (2023).
 #pragma once
 
+#include "kernels/cuda/attention/attention.h"
 #include "kernels/cuda/attention/task.cuh"
 
 namespace onnxopt::attention::cuda {
@@ -262,15 +263,31 @@ __global__ void __launch_bounds__(kHalfThreads, D > 64 ? 3 : 4) attend_halves(co
   }
 }
 
-/// Calls `use.template operator()<D, E>()` with the columns that fit best.
-template <class Use>
-Result<bool> with_halves(const ProblemOf<std::uint16_t>& problem, bool brain, const Use& use) {
+struct HalfFamily {
+  using Problem = Halves;
   using Half = TwoByteElement<Element::kHalf>;
   using Brain = TwoByteElement<Element::kBrain>;
-  const bool narrow = problem.depth <= 64 && problem.width <= 64;
-  if (brain) return narrow ? use.template operator()<64, Brain>() : use.template operator()<128, Brain>();
-  return narrow ? use.template operator()<64, Half>() : use.template operator()<128, Half>();
-}
+
+  template <class Use>
+  static Result<bool> for_each(const Use& use) {
+    Result<bool> done = use(attend_halves<64, Half>);
+    if (done) done = use(attend_halves<128, Half>);
+    if (done) done = use(attend_halves<64, Brain>);
+    return done ? use(attend_halves<128, Brain>) : done;
+  }
+
+  template <class Use>
+  static Result<bool> plan(const Problem& problem, int, const Use& use) {
+    const auto with = [&]<int D, class E>() {
+      const HalfProblem<E>& parameter = problem;
+      return use(attend_halves<D, E>, parameter,
+                 onnxopt::cuda::Launch{count_tiles<D>(problem), kHalfThreads, sizeof(HalfShared<D>)});
+    };
+    const bool narrow = problem.depth <= 64 && problem.width <= 64;
+    if (problem.brain) return narrow ? with.template operator()<64, Brain>() : with.template operator()<128, Brain>();
+    return narrow ? with.template operator()<64, Half>() : with.template operator()<128, Half>();
+  }
+};
 
 }  // namespace
 }  // namespace onnxopt::attention::cuda

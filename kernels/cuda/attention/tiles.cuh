@@ -185,11 +185,24 @@ __global__ void __launch_bounds__(kThreads, 2) attend(const Problem __grid_const
   }
 }
 
-/// Calls `use.template operator()<C>()` with the columns of a thread that fit best.
-template <class Use>
-Result<bool> with_columns(const Problem& problem, const Use& use) {
-  return problem.width <= kColumns<4> ? use.template operator()<4>() : use.template operator()<8>();
-}
+struct Family {
+  using Problem = attention::Problem;
+
+  template <class Use>
+  static Result<bool> for_each(const Use& use) {
+    const Result<bool> done = use(attend<4>);
+    return done ? use(attend<8>) : done;
+  }
+
+  /// The columns of a thread are those that fit best.
+  template <class Use>
+  static Result<bool> plan(const Problem& problem, int, const Use& use) {
+    const auto with = [&]<int C>() {
+      return use(attend<C>, problem, onnxopt::cuda::Launch{tiles_of<C>(problem), kThreads, sizeof(Shared<C>)});
+    };
+    return problem.width <= kColumns<4> ? with.template operator()<4>() : with.template operator()<8>();
+  }
+};
 
 }  // namespace
 }  // namespace onnxopt::attention::cuda

@@ -15,20 +15,23 @@ __global__ void __launch_bounds__(kThreads) interpret(const __grid_constant__ Co
   run_thread(code, Slots<L>{memory, threadIdx.x, blockDim.x}, thread, static_cast<std::int64_t>(gridDim.x) * blockDim.x);
 }
 
-struct Launch {
+struct OnDevice {
+  int processors;
   cudaStream_t stream;
 
   template <class L, class Code>
   Result<bool> operator()(const Code& code, unsigned threads) const {
     if (code.elements == 0) return true;
     const std::int64_t block = static_cast<std::int64_t>(threads) * L::kCount;
-    return onnxopt::cuda::start(interpret<L, Code>, code, (code.elements + block - 1) / block, threads,
-                                code.slot_count * sizeof(L) * threads, stream);
+    const onnxopt::cuda::Launch launch{(code.elements + block - 1) / block, threads, code.slot_count * sizeof(L) * threads};
+    return onnxopt::cuda::start(interpret<L, Code>, code, launch, processors, stream);
   }
 };
 
 Result<bool> run_plan(const Program& program, const Plan& plan, void* stream) {
-  return with_code(program, plan, Launch{static_cast<cudaStream_t>(stream)});
+  const Result<int> processors = onnxopt::cuda::processors();
+  if (!processors) return Result<bool>::failure(processors.error());
+  return with_code(program, plan, OnDevice{*processors, static_cast<cudaStream_t>(stream)});
 }
 
 std::string problem() {

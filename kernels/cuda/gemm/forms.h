@@ -7,10 +7,12 @@
 
 #include "kernels/cuda/elementwise/embedded.h"
 #include "kernels/cuda/gemm/tensor.h"
+#include "kernels/cuda/launch.h"
 
 namespace onnxopt::gemm::cuda {
 
 namespace ew = elementwise::cuda;
+using onnxopt::cuda::Launch;
 
 /// In place of a program.
 struct NoProgram {};
@@ -23,11 +25,6 @@ bool pack_epilogue(const ew::Planned* planned, Code& code) {
   else
     return ew::pack_embedded<L>(planned, code);
 }
-
-struct Launch {
-  std::size_t shared_bytes = 0;
-  std::int64_t tiles = 0;
-};
 
 /// Calls `use.template operator()<T, L, Code>()` for every form until one fails. A large program has small tiles, so that there is
 /// shared memory for its values.

@@ -3,6 +3,7 @@
 
 #include "kernels/cpu/gemm/gemm.h"
 #include "kernels/cuda/elementwise/embedded.h"
+#include "kernels/cuda/launch.h"
 
 namespace onnxopt::gemm::cuda {
 
@@ -29,19 +30,10 @@ struct Problem {
   const elementwise::cuda::Bound* epilogue = nullptr;  // its first inputs are the products, which then have no `c`
 };
 
-/// What the library offers to callers that have no CUDA runtime of their own.
-struct Kernels {
-  /// Loads all kernels, which must not happen while a graph is captured.
-  Result<bool> (*prepare)();
-  /// Starts the kernel on a stream (a `cudaStream_t`) and returns; all addresses are the device's.
-  Result<bool> (*run)(const Problem&, void* stream);
-};
+const onnxopt::cuda::Kernels<Problem>& kernels();
 
-const Kernels& kernels();
-
-/// What `kernels()` calls for tensor cores.
-Result<bool> prepare_tensor();
-Result<bool> run_tensor(const Problem& problem, void* stream);
+/// Those for tensor cores, which `kernels()` calls where floats are not multiplied exactly.
+const onnxopt::cuda::Kernels<Problem>& tensor_kernels();
 
 /// Runs the kernel on the host, a fiber for each thread, on tensors of the host.
 Result<bool> emulate(const Problem& problem);

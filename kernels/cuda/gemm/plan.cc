@@ -35,8 +35,8 @@ bool fill(const Problem& problem, const ew::Planned* epilogue, Products<Code>& p
   }
   const std::size_t bytes_of_thread = ew::slots_of(epilogue) * sizeof(L);
   products.finishing = finishing_threads(bytes_of_thread);
-  launch.shared_bytes = kTileFloats * sizeof(float) + products.finishing * bytes_of_thread;
-  launch.tiles = tiles_along(problem.rows, kTileRows<P>) * tiles_along(problem.columns, kTileColumns);
+  launch = {tiles_along(problem.rows, kTileRows<P>) * tiles_along(problem.columns, kTileColumns), kThreads,
+            kTileFloats * sizeof(float) + products.finishing * bytes_of_thread};
   return true;
 }
 

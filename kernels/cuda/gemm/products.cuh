@@ -155,5 +155,21 @@ __global__ void __launch_bounds__(kThreads, 2) multiply_packed(const Products<Co
   }
 }
 
+struct Family {
+  using Problem = cuda::Problem;
+
+  template <class Use>
+  static Result<bool> for_each(const Use& use) {
+    return for_each_form([&]<int P, class L, class Code>() { return use(multiply_packed<P, L, Code>); });
+  }
+
+  template <class Use>
+  static Result<bool> plan(const Problem& problem, int, const Use& use) {
+    return with_products(problem, [&]<int P, class L, class Code>(const Products<Code>& products, const Launch& launch) {
+      return use(multiply_packed<P, L, Code>, products, launch);
+    });
+  }
+};
+
 }  // namespace
 }  // namespace onnxopt::gemm::cuda

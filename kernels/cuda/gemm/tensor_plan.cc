@@ -12,8 +12,7 @@ bool fill_tensor(const Problem& problem, const ew::Planned* epilogue, TensorProd
   products.vectors = takes_tensor_vectors(problem);
   const Finish finish = finish_of<T, W>(ew::slots_of(epilogue) * sizeof(L));
   products.finishing = finish.threads;
-  launch.shared_bytes = finish.shared_bytes;
-  launch.tiles = tiles_of<T>(problem.rows, problem.columns, products.count);
+  launch = {tiles_of<T>(problem.rows, problem.columns, products.count), kTensorThreads, finish.shared_bytes};
   return true;
 }
 

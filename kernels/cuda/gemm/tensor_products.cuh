@@ -107,5 +107,24 @@ __global__ void __launch_bounds__(kTensorThreads, 2) multiply_tensors(const Tens
   }
 }
 
+struct TensorFamily {
+  using Problem = cuda::Problem;
+
+  template <class Use>
+  static Result<bool> for_each(const Use& use) {
+    const Result<bool> done =
+        for_each_tensor_form([&]<class T, class L, class Code>() { return use(multiply_tensors<2, T, L, Code>); });
+    return done ? for_each_tensor_form([&]<class T, class L, class Code>() { return use(multiply_tensors<4, T, L, Code>); }) : done;
+  }
+
+  template <class Use>
+  static Result<bool> plan(const Problem& problem, int processors, const Use& use) {
+    const auto with = [&]<int W, class T, class L, class Code>(const TensorProducts<Code>& products, const Launch& launch) {
+      return use(multiply_tensors<W, T, L, Code>, products, launch);
+    };
+    return with_tensor_products(problem, processors, with);
+  }
+};
+
 }  // namespace
 }  // namespace onnxopt::gemm::cuda

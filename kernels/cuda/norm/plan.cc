@@ -68,7 +68,7 @@ bool fill(const Problem& problem, const Programs& programs, Rows<Code>& rows, La
   const std::int64_t of_thread = (items + geometry.members() - 1) / geometry.members();
   const std::int64_t room = used < ew::kSharedBytes ? static_cast<std::int64_t>((ew::kSharedBytes - used) / item) : 0;
   rows.held = static_cast<unsigned>(std::min(of_thread, room));
-  launch = {geometry.threads, shared_bytes<L>(rows, geometry.threads), (problem.rows + geometry.rows() - 1) / geometry.rows()};
+  launch = {(problem.rows + geometry.rows() - 1) / geometry.rows(), geometry.threads, shared_bytes<L>(rows, geometry.threads)};
   return true;
 }
 

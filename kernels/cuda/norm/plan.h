@@ -11,6 +11,7 @@
 namespace onnxopt::norm::cuda {
 
 namespace ew = elementwise::cuda;
+using onnxopt::cuda::Launch;
 
 /// In place of programs: what rows are the sum of, where there is no `x`.
 struct Sum {
@@ -36,13 +37,6 @@ struct Rows {
   float *y, *kept;
   std::uint16_t* y_half;
   Code prologue, epilogue;
-};
-
-/// How a kernel of those rows is started.
-struct Launch {
-  unsigned threads = 0;
-  std::size_t shared_bytes = 0;
-  std::int64_t blocks = 0;  // one for each set of rows that a block takes at once
 };
 
 /// Bytes of shared memory: slots, what is kept of rows, and a number for each thread.

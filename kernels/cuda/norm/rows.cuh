@@ -267,5 +267,21 @@ __global__ void __launch_bounds__(kMostThreads, 1) normalize_rows(const Rows<Cod
   }
 }
 
+struct Family {
+  using Problem = cuda::Problem;
+
+  template <class Use>
+  static Result<bool> for_each(const Use& use) {
+    return for_each_form([&]<class L, class Code>() { return use(normalize_rows<L, Code>); });
+  }
+
+  template <class Use>
+  static Result<bool> plan(const Problem& problem, int, const Use& use) {
+    return with_rows(problem, [&]<class L, class Code>(const Rows<Code>& rows, const Launch& launch) {
+      return use(normalize_rows<L, Code>, rows, launch);
+    });
+  }
+};
+
 }  // namespace
 }  // namespace onnxopt::norm::cuda

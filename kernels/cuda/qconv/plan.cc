@@ -69,8 +69,7 @@ bool fill(const Problem& problem, const ew::Planned* epilogue, Products<Code>& p
   const conv::Geometry& g = problem.geometry;
   const gemm::cuda::Finish finish = gemm::cuda::finish_of<T, qgemm::kGroup>(ew::slots_of(epilogue) * sizeof(L));
   products.finishing = finish.threads;
-  launch.shared_bytes = finish.shared_bytes;
-  launch.tiles = g.groups * gemm::cuda::tiles_of<T>(g.pixels(), g.filters / g.groups, 1);
+  launch = {g.groups * gemm::cuda::tiles_of<T>(g.pixels(), g.filters / g.groups, 1), kThreads, finish.shared_bytes};
   return true;
 }
 
@@ -81,9 +80,8 @@ bool fill_depthwise(const Problem& problem, const ew::Planned* epilogue, Product
   const std::size_t bytes = ew::slots_of(epilogue) * sizeof(L);
   products.finishing = static_cast<unsigned>(kThreads);
   while (products.finishing > 32 && products.finishing * bytes > gemm::cuda::kMostSharedBytes) products.finishing /= 2;
-  launch.shared_bytes = products.finishing * bytes;
   const std::int64_t items = g.pixels() * ((g.filters + L::kCount - 1) / L::kCount);
-  launch.tiles = (items + products.finishing - 1) / products.finishing;
+  launch = {(items + products.finishing - 1) / products.finishing, products.finishing, products.finishing * bytes};
   return true;
 }
 

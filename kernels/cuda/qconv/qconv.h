@@ -4,6 +4,7 @@
 
 #include "kernels/cpu/qconv/qconv.h"
 #include "kernels/cuda/elementwise/embedded.h"
+#include "kernels/cuda/launch.h"
 
 namespace onnxopt::qconv::cuda {
 
@@ -32,15 +33,7 @@ struct Problem {
   const elementwise::cuda::Bound* epilogue = nullptr;  // where neither is done; its first input is the result
 };
 
-/// What the library offers to callers that have no CUDA runtime of their own.
-struct Kernels {
-  /// Loads all kernels, which must not happen while a graph is captured.
-  Result<bool> (*prepare)();
-  /// Starts the kernel on a stream (a `cudaStream_t`) and returns; all addresses are the device's.
-  Result<bool> (*run)(const Problem&, void* stream);
-};
-
-const Kernels& kernels();
+const onnxopt::cuda::Kernels<Problem>& kernels();
 
 /// Runs the kernel on the host, a fiber for each thread, on tensors of the host.
 Result<bool> emulate(const Problem& problem);

@@ -180,5 +180,39 @@ __global__ void __launch_bounds__(kThreads, 2) convolve_channels(const Products<
   }
 }
 
+/// Plans call it with tiles for products, and without for depthwise convolutions.
+template <class Use>
+struct Kernel {
+  const Use& use;
+
+  template <class T, class L, class Code>
+  Result<bool> operator()(const Products<Code>& products, const Launch& launch) const {
+    return use(convolve_bytes<T, L, Code>, products, launch);
+  }
+
+  template <class L, class Code>
+  Result<bool> operator()(const Products<Code>& products, const Launch& launch) const {
+    return use(convolve_channels<L, Code>, products, launch);
+  }
+};
+
+struct Family {
+  using Problem = cuda::Problem;
+
+  template <class Use>
+  static Result<bool> for_each(const Use& use) {
+    Result<bool> done = gemm::cuda::for_each_tensor_form<gemm::cuda::Tall>(
+        [&]<class T, class L, class Code>() { return use(convolve_bytes<T, L, Code>); });
+    if (done) done = use(convolve_channels<ew::Usual, NoProgram>);
+    if (done) done = use(convolve_channels<ew::Usual, ew::SmallCode>);
+    return done ? use(convolve_channels<ew::Any, ew::LargeCode>) : done;
+  }
+
+  template <class Use>
+  static Result<bool> plan(const Problem& problem, int processors, const Use& use) {
+    return with_products(problem, processors, Kernel<Use>{use});
+  }
+};
+
 }  // namespace
 }  // namespace onnxopt::qconv::cuda

@@ -13,8 +13,7 @@ bool fill(const Problem& problem, const ew::Planned* epilogue, Products<Code>& p
   products.vectors = takes_vectors(problem);
   const gemm::cuda::Finish finish = gemm::cuda::finish_of<T, kGroup>(ew::slots_of(epilogue) * sizeof(L));
   products.finishing = finish.threads;
-  launch.shared_bytes = sizeof(Rows<T>) + finish.shared_bytes;
-  launch.tiles = gemm::cuda::tiles_of<T>(problem.rows, problem.columns, 1);
+  launch = {gemm::cuda::tiles_of<T>(problem.rows, problem.columns, 1), kThreads, sizeof(Rows<T>) + finish.shared_bytes};
   return true;
 }
 

@@ -10,6 +10,8 @@ namespace ew = elementwise::cuda;
 using gemm::cuda::Launch;
 using gemm::cuda::NoProgram;
 
+constexpr int kThreads = gemm::cuda::kTensorThreads;
+
 /// The kernel's parameter.
 template <class Code>
 struct Products {

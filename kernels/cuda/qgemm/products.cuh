@@ -13,7 +13,7 @@ using gemm::cuda::Stage;
 using gemm::cuda::Tile;
 
 constexpr float kSmallestNormal = 0x1p-126f;
-constexpr int kThreads = gemm::cuda::kTensorThreads, kLevels = 255, kSignedLowest = -128;
+constexpr int kLevels = 255, kSignedLowest = -128;
 
 ONNXOPT_IN_KERNEL std::int32_t zero_of(const Quantization& q) {
   return q.is_signed ? static_cast<std::int32_t>(*static_cast<const std::int8_t*>(q.zero))
@@ -218,6 +218,23 @@ __global__ void __launch_bounds__(kThreads, 2) multiply_bytes(const Products<Cod
     __syncthreads();
   }
 }
+
+struct Family {
+  using Problem = cuda::Problem;
+
+  template <class Use>
+  static Result<bool> for_each(const Use& use) {
+    return gemm::cuda::for_each_tensor_form([&]<class T, class L, class Code>() { return use(multiply_bytes<T, L, Code>); });
+  }
+
+  template <class Use>
+  static Result<bool> plan(const Problem& problem, int processors, const Use& use) {
+    return with_products(problem, processors,
+                         [&]<class T, class L, class Code>(const Products<Code>& products, const Launch& launch) {
+                           return use(multiply_bytes<T, L, Code>, products, launch);
+                         });
+  }
+};
 
 }  // namespace
 }  // namespace onnxopt::qgemm::cuda

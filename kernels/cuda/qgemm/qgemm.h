@@ -4,6 +4,7 @@
 
 #include "kernels/cpu/qgemm/qgemm.h"
 #include "kernels/cuda/elementwise/embedded.h"
+#include "kernels/cuda/launch.h"
 
 namespace onnxopt::qgemm::cuda {
 
@@ -29,15 +30,7 @@ struct Problem {
   const elementwise::cuda::Bound* epilogue = nullptr;  // its first input is the product
 };
 
-/// What the library offers to callers that have no CUDA runtime of their own.
-struct Kernels {
-  /// Loads all kernels, which must not happen while a graph is captured.
-  Result<bool> (*prepare)();
-  /// Starts the kernel on a stream (a `cudaStream_t`) and returns; all addresses are the device's.
-  Result<bool> (*run)(const Problem&, void* stream);
-};
-
-const Kernels& kernels();
+const onnxopt::cuda::Kernels<Problem>& kernels();
 
 /// Runs the kernel on the host, a fiber for each thread, on tensors of the host.
 Result<bool> emulate(const Problem& problem);

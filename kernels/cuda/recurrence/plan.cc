@@ -189,7 +189,7 @@ Result<bool> fill(const Problem& problem, std::size_t word_bytes, Code& code, La
   if (code.elements == 0) {
     if (problem.step->has_sums && code.steps > 0)
       code.empty_rows = std::accumulate(problem.domain.begin(), problem.domain.end() - 1, std::int64_t{1}, std::multiplies<>());
-    launch = {kUsualThreads, 0, code.empty_rows > 0 ? 1 : 0};
+    launch = {code.empty_rows > 0 ? 1 : 0, kUsualThreads, 0};
     return true;
   }
   code.together = problem.step->has_products || problem.step->has_sums;

@@ -8,6 +8,7 @@
 namespace onnxopt::recurrence::cuda {
 
 namespace ew = elementwise::cuda;
+using onnxopt::cuda::Launch;
 
 /// A value of a step: a column of the table, or, with this bit, a source.
 constexpr std::uint16_t kSource = 0x8000;
@@ -61,12 +62,6 @@ struct Code {
   bool together;            // threads read what others wrote
 };
 static_assert(sizeof(Code) <= 32764, "the limit of kernel parameters since CUDA 12.1");
-
-struct Launch {
-  unsigned threads = 0;
-  std::size_t shared_bytes = 0;
-  std::int64_t blocks = 0;  // one for each set of elements that a block takes at once
-};
 
 constexpr unsigned kMostThreads = 256;
 

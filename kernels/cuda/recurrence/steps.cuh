@@ -128,5 +128,20 @@ __global__ void __launch_bounds__(kMostThreads) run_steps(const Code __grid_cons
   }
 }
 
+struct Family {
+  using Problem = recurrence::Problem;
+
+  template <class Use>
+  static Result<bool> for_each(const Use& use) {
+    const Result<bool> done = use(run_steps<Usual>);
+    return done ? use(run_steps<Wide>) : done;
+  }
+
+  template <class Use>
+  static Result<bool> plan(const Problem& problem, int, const Use& use) {
+    return with_code(problem, [&]<class L>(const Code& code, const Launch& launch) { return use(run_steps<L>, code, launch); });
+  }
+};
+
 }  // namespace
 }  // namespace onnxopt::recurrence::cuda
