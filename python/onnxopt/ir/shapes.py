@@ -104,10 +104,24 @@ class ShapeEnv:
         self._shapes: dict[Value, Shape] = {}
         self._elements: dict[Value, Shape] = {}
         self._by_name: dict[str, Dim] = {}
+        self._broadcasts: dict[frozenset[Dim], Dim] = {}
+        self._broadcast_parts: dict[Dim, frozenset[Dim]] = {}
         self._depth = 0
         self._calls = 0
         self._repeated = 0
         self._in_bodies: set[Value] = set()
+
+    def broadcast_of(self, sizes: Iterable[Dim]) -> Dim:
+        """The symbol of the broadcast of dims of which none is known to be another one or 1.
+
+        A broadcast with one of its own dims changes nothing, so a symbol of a broadcast stands for its dims.
+        """
+        parts = frozenset[Dim]().union(*(self._broadcast_parts.get(size, {size}) for size in sizes))
+        made = self._broadcasts.get(parts)
+        if made is None:
+            made = self._broadcasts[parts] = dims.fresh()
+            self._broadcast_parts[made] = parts
+        return made
 
     # --- questions
     def dtype(self, value: Value) -> DataType | None:

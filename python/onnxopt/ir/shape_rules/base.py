@@ -72,7 +72,7 @@ def unknown(rank: int) -> Shape:
 
 
 def broadcast(env: ShapeEnv, shapes: Sequence[Shape]) -> Shape:
-    """The shape of a numpy-style broadcast; a dim that cannot be told is a fresh symbol."""
+    """The shape of a numpy-style broadcast; a dim that cannot be told is a symbol of its own."""
     first = shapes[0]
     if all(shape == first for shape in shapes[1:]):
         return first
@@ -95,4 +95,4 @@ def _broadcast_dim(env: ShapeEnv, sizes: list[Dim]) -> Dim:
         return larger[0]
     # Of a size and the minimum of it and another, either both are the same or the minimum is 1.
     whole = [size for size in different if all(one is size or size in dims.limits(one) for one in different)]
-    return whole[0] if whole else dims.fresh()
+    return whole[0] if whole else env.broadcast_of(different)

@@ -153,7 +153,7 @@ def reshaped(env: ShapeEnv, shape: Shape | None, target: Shape, allowzero: bool)
         elif size == -1:
             rest = index
             result.append(1)
-        elif isinstance(size, int) or _is_copied(shape, index, size) or env.bounds.prove_at_least(size, 1):
+        elif isinstance(size, int) or env.bounds.prove_at_least(size, 1) or _is_0_where_0(env, shape, target, index):
             result.append(size)
         else:
             result.append(dims.fresh())
@@ -162,9 +162,17 @@ def reshaped(env: ShapeEnv, shape: Shape | None, target: Shape, allowzero: bool)
     return tuple(result)
 
 
-def _is_copied(shape: Shape | None, index: int, size: Dim) -> bool:
-    """Whether a target spells the input's dim at the same position: should it be 0, it still means that dim."""
-    return shape is not None and index < len(shape) and shape[index] == size
+def _is_0_where_0(env: ShapeEnv, shape: Shape | None, target: Shape, index: int) -> bool:
+    """Whether a dim of a target that is 0, which copies the input's, means 0: the input's is a multiple of it, or elements would be made of none."""
+    if shape is None:
+        return False
+    size, copied = target[index], shape[index : index + 1]
+    if any(dims.exact_quotient(one, size) is not None for one in copied):
+        return True
+    others = [*target[:index], *target[index + 1 :], *copied]
+    return dims.exact_quotient(dims.product(shape), size) is not None and all(
+        env.bounds.prove_at_least(one, 1) for one in others
+    )
 
 
 def _remaining(shape: Shape | None, others: list[Dim]) -> Dim:
