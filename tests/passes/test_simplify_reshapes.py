@@ -202,3 +202,38 @@ def test_inside_a_loop_body() -> None:
     after, _ = run_passes(before, PASS)
     assert [node.op_type for node in after.graph.node[0].attribute[0].g.node] == ["Identity", "Add"]
     assert_same(before, after, feed(2, 3), rtol=0, atol=0)
+
+
+def stack(
+    axis: int, *, last: str = "c", more: str = "", shape: str = "N, 3, 4", outputs: str = "float[A, B, C, D] y"
+) -> onnx.ModelProto:
+    body = f"a = Neg(x) b = Abs(x) c = Exp(x) u = Unsqueeze(a, k) v = Unsqueeze(b, k) w = Unsqueeze({last}, k)"
+    body += f" y = Concat<axis={axis}>(u, v, w) {more}"
+    return graph(body, shape=shape, outputs=outputs, k=[axis])
+
+
+@pytest.mark.parametrize("shape", ["2, 3, 4", "N, 3, 4", "2, N, 4", "1, N, 1"])
+@pytest.mark.parametrize("axis", [0, 1, 2, -2])
+@pytest.mark.parametrize("size", [0, 1, 5])
+def test_tensors_are_joined_along_an_axis_that_there_is(shape: str, axis: int, size: int) -> None:
+    before = stack(axis, shape=shape)
+    after, _ = run_passes(before, PASS, "eliminate_dead_code")
+    assert op_list(after) == ["Neg", "Abs", "Exp", "Concat", "Reshape"]
+    sizes = [size if dim == "N" else int(dim) for dim in shape.split(", ")]
+    assert_same(before, after, feed(*sizes), rtol=0, atol=0)
+    _, again = run_passes(after, PASS)
+    assert not again.patches
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        pytest.param(stack(3), id="behind the last axis"),
+        pytest.param(stack(1, more="z = Neg(v) q = Neg(w)", outputs="y, z, q"), id="the views are read elsewhere"),
+        pytest.param(stack(0, shape="N, M, 4"), id="two open dims"),
+        pytest.param(graph("a = Neg(x) y = Concat<axis=1>(x, a)"), id="no views"),
+    ],
+)
+def test_other_stacks_stay(before: onnx.ModelProto) -> None:
+    after, _ = run_passes(before, PASS)
+    assert op_list(after) == op_list(before)

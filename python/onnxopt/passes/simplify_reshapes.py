@@ -1,4 +1,4 @@
-"""Reshape, Squeeze, Unsqueeze and Flatten: what changes nothing goes, chains become one node."""
+"""Reshape, Squeeze, Unsqueeze and Flatten: what changes nothing goes, chains become one node, and so does what stacks tensors."""
 
 from __future__ import annotations
 
@@ -70,6 +70,40 @@ def merge_views(b: Builder, m: Match) -> ir.Value | Refusal:
     return b.Reshape(m["x"], b.constant(np.array(target, np.int64), "shape"))
 
 
+def _unstacked(value: ir.Value | None, axis: int, m: Match) -> ir.Value | None:
+    """What a view adds an axis of size 1 to, in front of an axis that there is."""
+    node = None if value is None else value.producer()
+    if value is None or node is None or node.op_type not in VIEWS or node.domain:
+        return None
+    source = node.inputs[0]
+    if source is None:
+        return None
+    before, after = m.ctx.shapes.shape(source), m.ctx.shapes.shape(value)
+    if before is None or after is None or axis >= len(before):
+        return None
+    return source if after == (*before[:axis], 1, *before[axis:]) else None
+
+
+def _only_here(value: ir.Value | None) -> bool:
+    return value is not None and len(value.uses()) == 1 and not value.is_graph_output()
+
+
+@rule(op("Concat"))
+def concat_instead_of_stack(b: Builder, m: Match) -> ir.Value | Refusal | None:
+    """Tensors that each get an axis of size 1 and are joined along it are joined along the next axis, and one Reshape makes the new one."""
+    rank = m.ctx.shapes.rank(m.output)
+    if rank is None or sum(map(_only_here, m.root.inputs)) < 2:
+        return None
+    axis = attribute(m.root, "axis", 0) % rank
+    sources = [_unstacked(value, axis, m) for value in m.root.inputs]
+    if sources[0] is None or None in sources:
+        return None
+    target = target_of(m.output, sources[0], m)
+    if target is None:
+        return Refusal("the shape of '{}' has no constant target", m.output.name, culprit=m.root)
+    return b.Reshape(b.Concat(*sources, axis=axis), b.constant(np.array(target, np.int64), "shape"))
+
+
 def _normal_reshape(m: Match) -> bool:
     """A Reshape whose constant target names a symbolic dim only by -1 next to plain numbers cannot be made simpler."""
     return attribute(m.root, "allowzero", 0) == 1 and ir.integers(m.root.inputs[1]) is not None
@@ -86,7 +120,8 @@ def drop_allowzero(b: Builder, m: Match) -> ir.Value | Refusal | None:
 
 @register_pass
 class SimplifyReshapes(RulePass):
-    """Remove Reshapes, Squeezes, Unsqueezes and Flattens that keep the shape, and merge chains of them into one Reshape.
+    """Remove Reshapes, Squeezes, Unsqueezes and Flattens that keep the shape, and merge chains of them into one Reshape, and those of
+    tensors that are stacked.
 
     Refused: chains whose final shape cannot be written as a constant target with copied dims and one -1.
     """
@@ -98,6 +133,7 @@ class SimplifyReshapes(RulePass):
             Rule("drop_view_to_own_shape", op(*VIEWS), _first_input, _same_shape, benefit=4),
             drop_inverse_views,
             merge_views,
+            concat_instead_of_stack,
             drop_allowzero,
         ]
     )
