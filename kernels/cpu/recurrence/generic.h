@@ -2,6 +2,7 @@
 // set.
 #include "kernels/cpu/gemm/micro.h"
 #include "kernels/cpu/recurrence/recurrence.h"
+#include "kernels/cpu/simd/functions.h"
 
 namespace onnxopt::recurrence {
 namespace {
@@ -103,6 +104,21 @@ void multiply(const float* x, std::int64_t rows, std::int64_t depth, const float
       gemm::multiply(static_cast<int>(some_rows), gemm::Strided{x + i * depth, depth}, 1, static_cast<std::size_t>(depth), b,
                      target);
     }
+}
+
+void powers(const float* x, const float* less, bool only, std::int64_t count, float* y) {
+  using Vector = simd::Pack<1>;
+  constexpr auto kWidth = static_cast<std::int64_t>(simd::V::kWidth);
+  const Vector same = simd::splat<Vector>(only ? *less : 0.0f);
+  std::int64_t i = 0;
+  for (; i + kWidth <= count; i += kWidth) {
+    const Vector other = only ? same : Vector{simd::V::load(less + i)};
+    simd::V::store(y + i, simd::short_exp(Vector{simd::V::load(x + i)} - other).v[0]);
+  }
+  if (i == count) return;
+  const auto rest = static_cast<std::size_t>(count - i);
+  const Vector other = only ? same : Vector{simd::V::load_first(less + i, rest)};
+  simd::V::store_first(y + i, simd::short_exp(Vector{simd::V::load_first(x + i, rest)} - other).v[0], rest);
 }
 
 void spread(const float* from, std::int64_t count, float* to) {

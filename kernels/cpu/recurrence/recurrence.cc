@@ -18,6 +18,7 @@ namespace onnxopt::recurrence {
   namespace name {                                                                                                         \
   void multiply(const float*, std::int64_t, std::int64_t, const float*, const float*, std::int64_t, float*, std::int64_t); \
   void multiply_plain(const float*, std::int64_t, std::int64_t, const float*, std::int64_t, std::int64_t, float*);         \
+  void powers(const float*, const float*, bool, std::int64_t, float*);                                                     \
   void spread(const float*, std::int64_t, float*);                                                                         \
   void sum(const float*, std::int64_t, std::int64_t, bool, float*);                                                        \
   }
@@ -27,7 +28,7 @@ namespace onnxopt::recurrence {
 std::span<const Variant> variants() {
   static constexpr Variant list[] = {
 #define RECURRENCE_VARIANT(name, isa, lanes) \
-  {"recurrence__" #name, isa, lanes, name::multiply, name::multiply_plain, name::spread, name::sum},
+  {"recurrence__" #name, isa, lanes, name::multiply, name::multiply_plain, name::powers, name::spread, name::sum},
 #include "kernels/cpu/recurrence/variants.inc"
 #undef RECURRENCE_VARIANT
   };

@@ -91,6 +91,9 @@ struct Variant {
   /// [rows, depth] times [depth, columns], whose rows lie `distance` apart, as those of the result do; neither is packed.
   void (*multiply_plain)(const float* x, std::int64_t rows, std::int64_t depth, const float* matrix, std::int64_t distance,
                          std::int64_t columns, float* y);
+  /// e to the power of each number of x minus one of `less`, or minus the only one: not above 0. What would be no normal number is
+  /// 0.
+  void (*powers)(const float* x, const float* less, bool only, std::int64_t count, float* y);
   /// Each of `count` numbers as one vector.
   void (*spread)(const float* from, std::int64_t count, float* to);
   /// Adds `count` vectors, and `to` as well where there were `more` before, into `to`.

@@ -14,6 +14,8 @@ using elementwise::Shape;
 
 /// Partial sums of a reduction, the same whatever the vectors.
 constexpr std::size_t kSums = 8;
+/// Powers of a row that are computed together.
+constexpr std::size_t kPowers = 256;
 /// Columns that are reduced together.
 constexpr std::int64_t kColumns = 64;
 
@@ -125,6 +127,11 @@ bool expand(const Shape& from, std::span<const std::int64_t> dims, View& view) {
 
 template <class Of>
 double sum_of(const float* x, std::size_t count, Of of) {
+  if (count < kSums) {
+    double total = 0;
+    for (std::size_t i = 0; i < count; ++i) total += of(static_cast<double>(x[i]));
+    return total;
+  }
   double sums[kSums] = {};
   std::size_t i = 0;
   for (; i + kSums <= count; i += kSums)
@@ -137,6 +144,14 @@ double sum_of(const float* x, std::size_t count, Of of) {
 
 /// The largest element of x, or with `sign` -1 the largest of -x; NaN where one is NaN.
 float largest_of(const float* x, std::size_t count, float sign) {
+  if (count < kSums) {
+    float found = -std::numeric_limits<float>::infinity();
+    for (std::size_t i = 0; i < count; ++i) {
+      const float one = sign * x[i];
+      found = found < one || one != one ? one : found;  // a NaN stays: nothing is larger
+    }
+    return found;
+  }
   float best[kSums];
   std::int32_t odd[kSums] = {};
   std::fill(best, best + kSums, -std::numeric_limits<float>::infinity());
@@ -158,7 +173,7 @@ float log_of_sum(float largest, double sum) {
   return std::isfinite(largest) ? static_cast<float>(static_cast<double>(largest) + std::log(sum)) : largest;
 }
 
-float reduce_row(Reduction kind, const float* x, std::size_t count) {
+float reduce_row(Reduction kind, const float* x, std::size_t count, const Variant& variant) {
   const auto same = [](double v) { return v; };
   const auto squares = [](double v) { return v * v; };
   switch (kind) {
@@ -175,8 +190,14 @@ float reduce_row(Reduction kind, const float* x, std::size_t count) {
     }
     case Reduction::logsumexp: {
       const float largest = largest_of(x, count, 1.0f);
-      return log_of_sum(largest,
-                        sum_of(x, count, [&](double v) { return static_cast<double>(std::exp(static_cast<float>(v) - largest)); }));
+      double sum = 0;
+      float powers[kPowers];
+      for (std::size_t i = 0; i < count; i += kPowers) {
+        const std::size_t some = std::min(kPowers, count - i);
+        variant.powers(x + i, &largest, true, static_cast<std::int64_t>(some), powers);
+        sum += sum_of(powers, some, same);
+      }
+      return log_of_sum(largest, sum);
     }
     default: return static_cast<float>(sum_of(x, count, same));
   }
@@ -199,7 +220,8 @@ void largest_columns(const float* x, std::int64_t rows, std::int64_t step, std::
     }
 }
 
-void reduce_columns(Reduction kind, const float* x, std::int64_t rows, std::int64_t step, std::int64_t columns, float* y) {
+void reduce_columns(Reduction kind, const float* x, std::int64_t rows, std::int64_t step, std::int64_t columns,
+                    const Variant& variant, float* y) {
   double sums[kColumns];
   const auto add = [&](auto of) { sum_columns(x, rows, step, columns, sums, of); };
   const auto write = [&](auto of) {
@@ -225,7 +247,12 @@ void reduce_columns(Reduction kind, const float* x, std::int64_t rows, std::int6
       return write(same);
     case Reduction::logsumexp:
       largest_columns(x, rows, step, columns, 1.0f, y);
-      add([&](float v, std::int64_t j) { return static_cast<double>(std::exp(v - y[j])); });
+      std::fill(sums, sums + columns, 0.0);
+      for (std::int64_t i = 0; i < rows; ++i) {
+        float powers[kColumns];
+        variant.powers(x + i * step, y, false, columns, powers);
+        for (std::int64_t j = 0; j < columns; ++j) sums[j] += static_cast<double>(powers[j]);
+      }
       for (std::int64_t j = 0; j < columns; ++j) y[j] = log_of_sum(y[j], sums[j]);
       return;
     default: return add(plain), write(same);
@@ -311,14 +338,14 @@ bool find_axes(std::span<const std::int64_t> axes, std::size_t rank, std::size_t
   return std::find(marked.begin() + static_cast<std::ptrdiff_t>(end), marked.end(), true) == marked.end();
 }
 
-void reduce(Reduction kind, const float* x, const Along& along, float* y) {
+void reduce(Reduction kind, const float* x, const Along& along, const Variant& variant, float* y) {
   for (std::int64_t i = 0; i < along.outer; ++i, x += along.middle * along.inner, y += along.inner) {
     if (along.inner == 1) {
-      *y = reduce_row(kind, x, static_cast<std::size_t>(along.middle));
+      *y = reduce_row(kind, x, static_cast<std::size_t>(along.middle), variant);
       continue;
     }
     for (std::int64_t j = 0; j < along.inner; j += kColumns)
-      reduce_columns(kind, x + j, along.middle, along.inner, std::min(kColumns, along.inner - j), y + j);
+      reduce_columns(kind, x + j, along.middle, along.inner, std::min(kColumns, along.inner - j), variant, y + j);
   }
 }
 

@@ -8,6 +8,7 @@
 
 #include "kernels/cpu/common.h"
 #include "kernels/cpu/elementwise/elementwise.h"
+#include "kernels/cpu/recurrence/recurrence.h"
 
 namespace onnxopt::recurrence {
 
@@ -44,7 +45,7 @@ Along along(const elementwise::Shape& shape, std::size_t begin, std::size_t end)
 bool find_axes(std::span<const std::int64_t> axes, std::size_t rank, std::size_t& begin, std::size_t& end);
 
 /// Sums are taken in double precision: as exact as a float can tell.
-void reduce(Reduction kind, const float* x, const Along& along, float* y);
+void reduce(Reduction kind, const float* x, const Along& along, const Variant& variant, float* y);
 
 /// The same of integers of 4 or 8 bytes: sums and products wrap around. The largest and least of nothing are the type's limits.
 void reduce_integers(Reduction kind, bool wide, const char* x, const Along& along, char* y);
