@@ -205,9 +205,15 @@ def test_inside_a_loop_body() -> None:
 
 
 def stack(
-    axis: int, *, last: str = "c", more: str = "", shape: str = "N, 3, 4", outputs: str = "float[A, B, C, D] y"
+    axis: int,
+    *,
+    last: str = "c",
+    before: str = "",
+    more: str = "",
+    shape: str = "N, 3, 4",
+    outputs: str = "float[A, B, C, D] y",
 ) -> onnx.ModelProto:
-    body = f"a = Neg(x) b = Abs(x) c = Exp(x) u = Unsqueeze(a, k) v = Unsqueeze(b, k) w = Unsqueeze({last}, k)"
+    body = f"a = Neg(x) b = Abs(x) c = Exp(x) {before} u = Unsqueeze(a, k) v = Unsqueeze(b, k) w = Unsqueeze({last}, k)"
     body += f" y = Concat<axis={axis}>(u, v, w) {more}"
     return graph(body, shape=shape, outputs=outputs, k=[axis])
 
@@ -231,6 +237,15 @@ def test_tensors_are_joined_along_an_axis_that_there_is(shape: str, axis: int, s
         pytest.param(stack(3), id="behind the last axis"),
         pytest.param(stack(1, more="z = Neg(v) q = Neg(w)", outputs="y, z, q"), id="the views are read elsewhere"),
         pytest.param(stack(0, shape="N, M, 4"), id="two open dims"),
+        pytest.param(
+            stack(
+                0,
+                last="If_c",
+                more="",
+                before="t = Size(x) i = Cast<to=9>(t) If_c = If(i) <then_branch = t1 () => (float[N, 3, 4] d) { d = Neg(c) }, else_branch = t2 () => (float[N, 3, 4] e) { e = Exp(c) }>",
+            ),
+            id="an If, which may give views",
+        ),
         pytest.param(graph("a = Neg(x) y = Concat<axis=1>(x, a)"), id="no views"),
     ],
 )

@@ -70,13 +70,22 @@ def merge_views(b: Builder, m: Match) -> ir.Value | Refusal:
     return b.Reshape(m["x"], b.constant(np.array(target, np.int64), "shape"))
 
 
-def _unstacked(value: ir.Value | None, axis: int, m: Match) -> ir.Value | None:
-    """What a view adds an axis of size 1 to, in front of an axis that there is."""
+def _viewed(value: ir.Value | None) -> ir.Value | None:
+    """What a view reads."""
     node = None if value is None else value.producer()
-    if value is None or node is None or node.op_type not in VIEWS or node.domain:
-        return None
-    source = node.inputs[0]
-    if source is None:
+    return node.inputs[0] if node is not None and node.op_type in VIEWS and not node.domain else None
+
+
+def _is_made_by(value: ir.Value, *ops: str) -> bool:
+    node = value.producer()
+    return node is not None and node.op_type in ops
+
+
+def _unstacked(value: ir.Value | None, axis: int, m: Match) -> ir.Value | None:
+    """What a view adds an axis of size 1 to, in front of an axis that there is. A chain of views becomes one first, or none; an If may
+    yet turn out to give a view."""
+    source = _viewed(value)
+    if value is None or source is None or _is_made_by(source, *VIEWS, "If", "Identity"):
         return None
     before, after = m.ctx.shapes.shape(source), m.ctx.shapes.shape(value)
     if before is None or after is None or axis >= len(before):
