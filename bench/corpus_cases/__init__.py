@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 
-FAMILIES = ("activations", "norms", "attention", "convolutions", "layouts")
+FAMILIES = ("activations", "norms", "attention", "transformer_models", "convolutions", "layouts")
 
 
 def load_all() -> None:

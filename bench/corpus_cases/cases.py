@@ -86,3 +86,14 @@ class Function(torch.nn.Module):
 
     def forward(self, *inputs: torch.Tensor) -> Any:
         return self.function(*inputs)
+
+
+class Call(torch.nn.Module):
+    """A model of transformers called with positional tensors as the given keyword arguments; the first output."""
+
+    def __init__(self, model: torch.nn.Module, names: str, **fixed: Any) -> None:
+        super().__init__()
+        self.model, self.names, self.fixed = model, names.split(), fixed
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        return self.model(**dict(zip(self.names, inputs)), **self.fixed)[0]

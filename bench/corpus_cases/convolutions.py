@@ -9,8 +9,7 @@ import torch.nn.functional as F
 import transformers as hf
 from torch import nn
 
-from corpus_cases.attention import Call
-from corpus_cases.cases import Function, case, floats
+from corpus_cases.cases import Call, Function, case, floats
 
 IMAGE = "N 8 H W"
 
