@@ -15,11 +15,19 @@ namespace {
 
 using namespace onnxopt;
 
-/// Keeps onnxruntime's table of functions, or makes a status that says why it cannot be used.
+/// The table of a later version of the ABI; null where the runtime is older, which is asked first, as it would complain on stderr.
+const void* later_table(const OrtApiBase* base) {
+  unsigned major = 0, minor = 0;
+  const char* version = base->GetVersionString();
+  const bool has = version && std::sscanf(version, "%u.%u", &major, &minor) == 2 && (major > 1 || minor >= ort::kLaterApiVersion);
+  return has ? base->GetApi(ort::kLaterApiVersion) : nullptr;
+}
+
+/// Keeps onnxruntime's tables of functions, or makes a status that says why it cannot be used.
 OrtStatus* use_runtime(const OrtApiBase* base) {
   const void* table = base->GetApi(ort::kApiVersion);
   if (table != nullptr) {
-    ort::set_api(table);
+    ort::set_api(table, later_table(base));
     return nullptr;
   }
   // Nothing of this ABI version can be called, so the sentence goes through the first version, whose error functions are the

@@ -79,6 +79,7 @@ std::optional<gemm::Gate> gate_of(const Program& program) {
 
 std::vector<elementwise::Shape> shapes_of(std::span<const TensorType> types) {
   std::vector<elementwise::Shape> shapes;
+  shapes.reserve(types.size());
   for (const TensorType& type : types) shapes.push_back(type.shape);
   return shapes;
 }
@@ -171,6 +172,7 @@ Result<std::vector<TensorType>> EpilogueProgram::outputs(const Shape& raw, std::
     if (inputs[i].type != element_type(program_->inputs()[raw_ + i]))
       return Types::failure("Input " + number(raw_ + i) + " of its epilogue is of type " + name_of(inputs[i].type) +
                             " and should be " + std::string(elementwise::name_of(program_->inputs()[raw_ + i])) + ".");
+  if (clip()) return std::vector<TensorType>(1, TensorType{raw_type, raw});
   Result<std::vector<elementwise::Shape>> made = elementwise::output_shapes(*program_, shapes(raw, inputs));
   if (!made) return Types::failure("Its epilogue: " + made.error());
   std::vector<TensorType> types;

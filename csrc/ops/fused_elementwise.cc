@@ -65,11 +65,18 @@ std::string wrong_input(const Program& program, std::span<const Tensor> inputs) 
   return "";
 }
 
-std::vector<std::span<const std::int64_t>> shapes_of(std::span<const Tensor> inputs) {
-  std::vector<std::span<const std::int64_t>> shapes;
-  for (const Tensor& tensor : inputs) shapes.emplace_back(tensor.shape);
-  return shapes;
-}
+/// The shapes of as many inputs as a program may have.
+class InputShapes {
+ public:
+  explicit InputShapes(std::span<const Tensor> inputs) : count_(inputs.size()) {
+    for (std::size_t i = 0; i < count_; ++i) shapes_[i] = inputs[i].shape;
+  }
+  operator std::span<const std::span<const std::int64_t>>() const { return {shapes_, count_}; }  // NOLINT: it is no more than that
+
+ private:
+  std::span<const std::int64_t> shapes_[Program::kMaxInputs];
+  std::size_t count_;
+};
 
 /// The tensors of one run, as programs take them.
 struct Tensors {
@@ -79,11 +86,12 @@ struct Tensors {
 
   template <class Use>
   Result<bool> use(const Use& use) const {
-    std::vector<const void*> data;
-    for (const Tensor& tensor : inputs) data.push_back(tensor.data);
+    const void* data[Program::kMaxInputs];
+    for (std::size_t i = 0; i < inputs.size(); ++i) data[i] = inputs[i].data;
     std::vector<Shape> output_shapes;
+    output_shapes.reserve(types.size());
     for (const TensorType& type : types) output_shapes.push_back(type.shape);
-    return use(elementwise::Arguments{data, shapes_of(inputs), outputs, output_shapes});
+    return use(elementwise::Arguments{{data, inputs.size()}, InputShapes(inputs), outputs, output_shapes});
   }
 };
 
@@ -132,9 +140,10 @@ class FusedElementwise final : public Kernel {
     using Types = std::vector<TensorType>;
     const Program& program = programs_->choose(inputs);
     if (const std::string sentence = wrong_input(program, inputs); !sentence.empty()) return Result<Types>::failure(sentence);
-    Result<std::vector<Shape>> shapes = elementwise::output_shapes(program, shapes_of(inputs));
+    Result<std::vector<Shape>> shapes = elementwise::output_shapes(program, InputShapes(inputs));
     if (!shapes) return Result<Types>::failure(shapes.error());
     Types types;
+    types.reserve(shapes->size());
     for (std::size_t i = 0; i < shapes->size(); ++i) types.push_back({element_type(program.outputs()[i]), std::move((*shapes)[i])});
     return types;
   }

@@ -116,14 +116,14 @@ class CpuGemm final : public FusedGemm {
     problem.clip = epilogue_.clip();
     // A single result that a single output is made of lies where that output goes.
     const bool in_place = !epilogue_.present() || (layout_.products == 1 && types.size() == 1 && types[0].type == kFloat);
-    std::vector<gemm::Product> products;
-    for (std::size_t i = 0; i < layout_.products; ++i) products.push_back(product(inputs, i, in_place ? outputs[i] : nullptr));
+    gemm::Product products[gemm::kMostProducts];
+    for (std::size_t i = 0; i < layout_.products; ++i) products[i] = product(inputs, i, in_place ? outputs[i] : nullptr);
     if (layout_.block > 0) {
       problem.kind = inputs[1].type == kInt4 ? gemm::Weights::kInt4 : gemm::Weights::kInt8;
       problem.block = layout_.block;
     }
-    problem.products = products.data();
-    problem.product_count = products.size();
+    problem.products = products;
+    problem.product_count = layout_.products;
     std::optional<elementwise::Epilogue> epilogue;
     const std::span<const Tensor> further = inputs.subspan(layout_.epilogue());
     if (const auto sum = epilogue_.sum(result_shape(inputs), further)) {

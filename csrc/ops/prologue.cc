@@ -91,7 +91,8 @@ std::optional<norm::Terms> PrologueProgram::terms(const Shape& shape, std::span<
   norm::Terms made;
   made.factor = sum_->factor;
   made.count = sum_->inputs.size();
-  std::vector<std::vector<std::int64_t>> steps;
+  std::vector<elementwise::Strides> steps;
+  steps.reserve(sum_->inputs.size());
   for (const std::size_t input : sum_->inputs) steps.push_back(elementwise::strides_in(inputs[input].shape, shape));
   for (std::size_t axis = 0; axis + 1 < shape.size(); ++axis) {
     if (shape[axis] == 1) continue;

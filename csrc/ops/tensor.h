@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "kernels/cpu/shape.h"
+
 namespace onnxopt::ops {
 
 /// Element types of tensors, numbered as in ONNX.
@@ -32,7 +34,7 @@ bool is_of_two_bytes(int type);
 /// What ONNX calls an element type.
 std::string name_of(int type);
 
-using Shape = std::vector<std::int64_t>;
+using onnxopt::Shape;
 
 /// A shape as sentences show it: [2,3].
 std::string text_of(const Shape& shape);

@@ -5,7 +5,7 @@
 namespace onnxopt::ort {
 
 namespace {
-const void* g_table = nullptr;
+const void *g_table = nullptr, *g_later_table = nullptr;
 
 enum AttributeKind : int { kInteger = 1, kIntegers = 2, kReal = 3, kString = 5 };
 
@@ -18,11 +18,24 @@ std::optional<ops::Tensor> type_and_shape(const OrtTensorTypeAndShapeInfo* info)
   return ok ? std::optional(std::move(tensor)) : std::nullopt;
 }
 
-std::optional<ops::Tensor> tensor_of(const OrtValue* value) {
+std::optional<ops::Tensor> type_and_shape(const OrtValue* value) {
+  if (const LaterApi& later = later_api()) {
+    ops::Tensor tensor;
+    const std::int64_t* shape = nullptr;
+    std::size_t rank = 0;
+    if (!succeeded(later.GetTensorElementTypeAndShapeDataReference(value, &tensor.type, &shape, &rank))) return std::nullopt;
+    tensor.shape.assign(shape, shape + rank);
+    return tensor;
+  }
   OrtTensorTypeAndShapeInfo* info = nullptr;
   if (!succeeded(api().GetTensorTypeAndShape(value, &info))) return std::nullopt;
   std::optional<ops::Tensor> tensor = type_and_shape(info);
   api().ReleaseTensorTypeAndShapeInfo(info);
+  return tensor;
+}
+
+std::optional<ops::Tensor> tensor_of(const OrtValue* value) {
+  std::optional<ops::Tensor> tensor = type_and_shape(value);
   void* data = nullptr;
   // Inputs are only read; the ABI has one function for both purposes.
   if (!tensor || !succeeded(api().GetTensorMutableData(const_cast<OrtValue*>(value), &data))) return std::nullopt;
@@ -89,9 +102,16 @@ const Api& api() {
   return instance;
 }
 
-void set_api(const void* table) {
+const LaterApi& later_api() {
+  static const LaterApi instance(g_later_table);
+  return instance;
+}
+
+void set_api(const void* table, const void* later) {
   g_table = table;
+  g_later_table = later;
   api();
+  later_api();
 }
 
 OrtStatus* failure(std::string_view op, std::string_view sentence, ErrorCode code) {
@@ -185,6 +205,7 @@ Result<std::vector<void*>> outputs(OrtKernelContext* context, const std::vector<
     return Result<Memory>::failure("The node has " + std::to_string(count) + " outputs and its kernel makes " +
                                    std::to_string(types.size()) + ".");
   Memory memory;
+  memory.reserve(count);
   for (std::size_t i = 0; i < count; ++i) {
     const Result<void*> one = output(context, i, types[i].shape);
     if (!one)
@@ -233,6 +254,7 @@ std::optional<void*> gpu_stream(const OrtKernelContext* context) {
 
 ParallelFor thread_pool(const OrtKernelContext* context) {
   return {[](void* pool, std::size_t total, ParallelFor::Task task, void* user) {
+            if (total == 1) return task(user, 0);
             if (!succeeded(api().KernelContext_ParallelFor(static_cast<const OrtKernelContext*>(pool), task, total, 0, user)))
               for (std::size_t i = 0; i < total; ++i) task(user, i);
           },

@@ -12,9 +12,11 @@
 
 namespace onnxopt::ort {
 
-/// The table of functions of the runtime that loaded the library; set once by `RegisterCustomOps`.
+/// The tables of functions of the runtime that loaded the library, the second one null where that is too old; set once by
+/// `RegisterCustomOps`.
 const Api& api();
-void set_api(const void* table);
+const LaterApi& later_api();
+void set_api(const void* table, const void* later);
 
 /// A status with a sentence that starts with the op's name.
 OrtStatus* failure(std::string_view op, std::string_view sentence, ErrorCode code = kInvalidArgument);

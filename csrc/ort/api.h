@@ -61,6 +61,20 @@ struct Api {
 #undef ONNXOPT_ORT_FUNCTION
 };
 
+/// A version that not every onnxruntime has (from 1.24 on), and what is called where it is there.
+constexpr std::uint32_t kLaterApiVersion = 24;
+
+struct LaterApi {
+  explicit LaterApi(const void* api) : table(static_cast<const void* const*>(api)) {}
+  const void* const* table;  // null in an older onnxruntime
+
+  explicit operator bool() const { return table != nullptr; }
+
+  /// The shape lies in the value: nothing is allocated.
+  Entry<414, OrtStatus*(const OrtValue*, int* type, const std::int64_t** shape, std::size_t* rank)>
+      GetTensorElementTypeAndShapeDataReference{table};
+};
+
 /// The description of a custom op, field by field up to version 18 of the ABI.
 struct CustomOp {
   std::uint32_t version;

@@ -308,12 +308,13 @@ ops::Tensor device_tensor(const py::handle& object, bool written, const std::str
   const py::dtype type(interface["typestr"].cast<std::string>());
   ops::Tensor tensor;
   tensor.type = element_type(type);
-  tensor.shape = interface["shape"].cast<ops::Shape>();
+  const auto shape = interface["shape"].cast<std::vector<std::int64_t>>();
+  tensor.shape.assign(shape.begin(), shape.end());
   const auto [address, read_only] = interface["data"].cast<std::pair<std::uintptr_t, bool>>();
   tensor.data = reinterpret_cast<void*>(address);
   if (written && read_only) throw py::value_error(name + " cannot be written.");
   if (!interface.contains("strides") || interface["strides"].is_none()) return tensor;
-  const auto strides = interface["strides"].cast<ops::Shape>();
+  const auto strides = interface["strides"].cast<std::vector<std::int64_t>>();
   auto step = static_cast<std::int64_t>(type.itemsize());
   for (std::size_t axis = tensor.shape.size(); axis-- > 0; step *= tensor.shape[axis])
     if (tensor.shape[axis] != 1 && strides[axis] != step) throw py::value_error(name + " is not contiguous.");

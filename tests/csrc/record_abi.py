@@ -30,14 +30,27 @@ def declared() -> dict[str, int]:
     return {name: int(place) for name, place in re.findall(r"ONNXOPT_ORT_FUNCTION\((\w+), (\d+)", text)}
 
 
+def declared_later() -> dict[str, int]:
+    """Those that we call where onnxruntime is new enough to have them."""
+    text = (ROOT / "csrc/ort/api.h").read_text()
+    return {
+        name: int(place) for place, name in re.findall(r"Entry<(\d+), OrtStatus.*?>\s*(\w+)\{table\}", text, re.DOTALL)
+    }
+
+
 def declared_fields() -> list[str]:
     """The functions of a custom op that we declare, in their order."""
     return re.findall(r"\(\*(\w+)\)\(", body((ROOT / "csrc/ort/api.h").read_text(), "CustomOp"))
 
 
+def functions_of(header: str) -> list[str]:
+    """The functions of onnxruntime's table in order."""
+    return [m[1] or (m[2] and f"Release{m[2]}") or m[3] for m in FUNCTION.finditer(body(header, "OrtApi"))]
+
+
 def order_of(header: str) -> Order:
     """The members of onnxruntime's tables in order, as far as ours go."""
-    functions = [m[1] or (m[2] and f"Release{m[2]}") or m[3] for m in FUNCTION.finditer(body(header, "OrtApi"))]
+    functions = functions_of(header)
     fields = [first or second for first, second in FIELD.findall(body(header, "OrtCustomOp"))]
     return {"OrtApi": functions[: max(declared().values()) + 1], "OrtCustomOp": fields[: len(declared_fields())]}
 

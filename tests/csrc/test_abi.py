@@ -44,4 +44,10 @@ def test_record_is_what_the_header_says() -> None:
     found = next((path for folder in FOLDERS if folder and (path := Path(folder) / HEADER).exists()), None)
     if found is None:
         pytest.skip(f"no {HEADER} on this machine; ONNXRUNTIME_INCLUDE may name its folder")
-    assert abi.order_of(found.read_text()) == RECORD
+    header = found.read_text()
+    assert abi.order_of(header) == RECORD
+    functions, later = abi.functions_of(header), abi.declared_later()
+    assert later
+    assert {name: functions[place : place + 1] or [name] for name, place in later.items()} == {
+        name: [name] for name in later
+    }

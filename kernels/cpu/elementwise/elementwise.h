@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "kernels/cpu/common.h"
+#include "kernels/cpu/shape.h"
 
 namespace onnxopt::elementwise {
 
@@ -46,7 +47,7 @@ struct OpInfo {
 /// All operations, in the order of `Op`.
 std::span<const OpInfo> op_table();
 
-using Shape = std::vector<std::int64_t>;
+using onnxopt::Shape;
 
 /// Where a value of a program comes from.
 struct Operand {

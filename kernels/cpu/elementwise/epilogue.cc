@@ -9,8 +9,6 @@ namespace onnxopt::elementwise {
 
 namespace {
 
-using Strides = std::vector<std::int64_t>;
-
 /// From which of the leading axes on every input walks through rows as if those axes were one.
 std::size_t first_together(const Shape& shape, const std::vector<std::size_t>& leading, const std::vector<Strides>& strides) {
   std::size_t first = leading.size();
@@ -19,6 +17,17 @@ std::size_t first_together(const Shape& shape, const std::vector<std::size_t>& l
   };
   while (first > 1 && std::all_of(strides.begin(), strides.end(), joins)) --first;
   return first == 0 ? 0 : first - 1;
+}
+
+/// A plan has room for many more inputs than most programs have: only those that are there are copied.
+void copy_plan(const Plan& from, Plan& to) {
+  to.schedule = from.schedule;
+  to.literals = from.literals;
+  to.literal_count = from.literal_count;
+  to.input_count = from.input_count;
+  to.output_count = from.output_count;
+  std::copy_n(from.inputs, from.input_count, to.inputs);
+  std::copy_n(from.outputs, from.output_count, to.outputs);
 }
 
 }  // namespace
@@ -38,11 +47,12 @@ Result<Epilogue> Epilogue::make(const Program& program, const Variant& variant, 
   made.variant_ = &variant;
   made.raw_ = raw;
   made.width_ = shape.empty() ? 1 : shape.back();
-  std::vector<std::size_t> members(arguments.outputs.size());
-  std::iota(members.begin(), members.end(), std::size_t{0});
-  const std::shared_ptr<Plan> plan(new Plan);
-  describe(*plan, program, program.schedule(), arguments, members);
+  std::size_t members[Program::kMaxOutputs];
+  std::iota(std::begin(members), std::end(members), std::size_t{0});
+  const std::shared_ptr<Plan> plan = std::make_shared_for_overwrite<Plan>();
+  describe(*plan, program, program.schedule(), arguments, {members, arguments.outputs.size()});
   std::vector<Strides> strides;
+  strides.reserve(plan->input_count);
   for (std::size_t i = 0; i < plan->input_count; ++i)
     strides.push_back(plan->inputs[i].used ? strides_in(arguments.input_shapes[i], shape) : Strides(shape.size(), 0));
   std::vector<std::size_t> leading;  // axes before the last one; those of size 1 say nothing
@@ -51,6 +61,7 @@ Result<Epilogue> Epilogue::make(const Program& program, const Variant& variant, 
   const std::size_t first = first_together(shape, leading, strides);
   for (std::size_t i = 0; i < first; ++i) made.outer_dims_.push_back(shape[leading[i]]);
   for (std::size_t i = first; i < leading.size(); ++i) made.rows_together_ *= shape[leading[i]];
+  made.walks_.reserve(strides.size());
   for (const Strides& one : strides) {
     Walk walk;
     for (std::size_t i = 0; i < first; ++i) walk.outer.push_back(one[leading[i]]);
@@ -65,7 +76,8 @@ Result<Epilogue> Epilogue::make(const Program& program, const Variant& variant, 
 void Epilogue::apply(std::int64_t row, std::int64_t rows, std::int64_t column, std::int64_t columns,
                      std::span<const RawBlock> blocks, void* into) const {
   if (rows == 0 || columns == 0) return;
-  Plan plan(*static_cast<const Plan*>(plan_.get()));
+  Plan plan;
+  copy_plan(*static_cast<const Plan*>(plan_.get()), plan);
   // Rows that are neighbours everywhere are one long row.
   bool one_row = columns == width_;
   for (std::size_t i = 0; i < plan.input_count; ++i) {

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <functional>
-#include <memory>
+#include <optional>
 
 namespace onnxopt::elementwise {
 
@@ -155,18 +155,31 @@ class Scheduler {
   Schedule schedule_;
 };
 
-/// Merges neighbouring dims that every input walks through as if they were one. False when too many are left.
-bool collapse_dims(Plan& plan, const Shape& shape, const std::vector<std::vector<std::int64_t>>& strides) {
+/// Fills in the strides of an input along each dim of the domain.
+void set_strides(std::span<const std::int64_t> shape, const Shape& domain, std::int64_t* strides) {
+  std::fill_n(strides, domain.size(), 0);
+  std::int64_t step = 1;
+  for (std::size_t i = 0; i < shape.size() && i < domain.size(); ++i) {
+    const std::int64_t size = shape[shape.size() - 1 - i];
+    strides[domain.size() - 1 - i] = size == 1 ? 0 : step;
+    step *= size;
+  }
+}
+
+/// Merges neighbouring dims that every input walks through as if they were one. `strides` has those of one input after the other.
+/// False when too many dims are left.
+bool collapse_dims(Plan& plan, const Shape& shape, const std::int64_t* strides) {
+  const auto stride = [&](std::size_t input, std::size_t axis) { return strides[input * shape.size() + axis]; };
   plan.rank = 0;
   for (std::size_t axis = 0; axis < shape.size(); ++axis) {
     if (shape[axis] == 1) continue;
     bool merge = plan.rank > 0;
     for (std::size_t i = 0; merge && i < plan.input_count; ++i)
-      merge = plan.inputs[i].strides[plan.rank - 1] == strides[i][axis] * shape[axis];
+      merge = plan.inputs[i].strides[plan.rank - 1] == stride(i, axis) * shape[axis];
     if (!merge && plan.rank == kMaxRank) return false;
     if (!merge) plan.dims[plan.rank++] = 1;
     plan.dims[plan.rank - 1] *= shape[axis];
-    for (std::size_t i = 0; i < plan.input_count; ++i) plan.inputs[i].strides[plan.rank - 1] = strides[i][axis];
+    for (std::size_t i = 0; i < plan.input_count; ++i) plan.inputs[i].strides[plan.rank - 1] = stride(i, axis);
   }
   if (plan.rank == 0) {
     plan.dims[plan.rank++] = 1;
@@ -179,20 +192,26 @@ bool collapse_dims(Plan& plan, const Shape& shape, const std::vector<std::vector
   return true;
 }
 
-std::unique_ptr<Plan> make_plan(const Program& program, const Schedule& schedule, const Arguments& arguments,
-                                std::span<const std::size_t> members) {
-  std::unique_ptr<Plan> plan(new Plan);  // not zeroed: what is read of it is set here
+bool make_plan(Plan& plan, const Program& program, const Schedule& schedule, const Arguments& arguments,
+               std::span<const std::size_t> members) {
   const Shape& shape = arguments.output_shapes[members[0]];
-  describe(*plan, program, schedule, arguments, members);
-  std::vector<std::vector<std::int64_t>> strides;
-  for (std::size_t i = 0; i < plan->input_count; ++i)
-    strides.push_back(plan->inputs[i].used ? strides_in(arguments.input_shapes[i], shape)
-                                           : std::vector<std::int64_t>(shape.size(), 0));
-  if (!collapse_dims(*plan, shape, strides)) return nullptr;
-  plan->row = plan->dims[plan->rank - 1];
-  plan->elements = 1;
-  for (std::size_t axis = 0; axis < plan->rank; ++axis) plan->elements *= plan->dims[axis];
-  return plan;
+  describe(plan, program, schedule, arguments, members);
+  constexpr std::size_t kFew = 8 * kMaxRank;  // of strides, which most programs have no more of: they need no memory
+  std::int64_t few[kFew];
+  std::vector<std::int64_t> many;
+  std::int64_t* strides = few;
+  if (plan.input_count * shape.size() > kFew) {
+    many.resize(plan.input_count * shape.size());
+    strides = many.data();
+  }
+  for (std::size_t i = 0; i < plan.input_count; ++i)
+    set_strides(plan.inputs[i].used ? arguments.input_shapes[i] : std::span<const std::int64_t>(), shape,
+                strides + i * shape.size());
+  if (!collapse_dims(plan, shape, strides)) return false;
+  plan.row = plan.dims[plan.rank - 1];
+  plan.elements = 1;
+  for (std::size_t axis = 0; axis < plan.rank; ++axis) plan.elements *= plan.dims[axis];
+  return true;
 }
 
 struct Job {
@@ -226,14 +245,9 @@ void run_plan(const Plan& plan, const Variant& variant, const ParallelFor& paral
   parallel_for(static_cast<std::size_t>((plan.elements + chunk - 1) / chunk), run_chunk, &job);
 }
 
-std::vector<std::int64_t> strides_in(std::span<const std::int64_t> shape, const Shape& domain) {
-  std::vector<std::int64_t> strides(domain.size(), 0);
-  std::int64_t step = 1;
-  for (std::size_t i = 0; i < shape.size() && i < domain.size(); ++i) {
-    const std::int64_t size = shape[shape.size() - 1 - i];
-    strides[domain.size() - 1 - i] = size == 1 ? 0 : step;
-    step *= size;
-  }
+Strides strides_in(std::span<const std::int64_t> shape, const Shape& domain) {
+  Strides strides(domain.size());
+  set_strides(shape, domain, strides.data());
   return strides;
 }
 
@@ -267,20 +281,23 @@ Schedule make_schedule(const Program& program, std::span<const std::size_t> outp
 
 Result<bool> for_each_plan(const Program& program, const Arguments& arguments,
                            const std::function<Result<bool>(const Plan&)>& use) {
-  std::vector<bool> done(arguments.output_shapes.size(), false);
-  for (std::size_t first = 0; first < done.size(); ++first) {
+  const std::span<const Shape> shapes = arguments.output_shapes;
+  bool done[Program::kMaxOutputs] = {};
+  for (std::size_t first = 0; first < shapes.size(); ++first) {
     if (done[first]) continue;
-    std::vector<std::size_t> members;
-    for (std::size_t other = first; other < done.size(); ++other)
-      if (!done[other] && arguments.output_shapes[other] == arguments.output_shapes[first]) {
-        members.push_back(other);
+    std::size_t members[Program::kMaxOutputs], count = 0;
+    for (std::size_t other = first; other < shapes.size(); ++other)
+      if (!done[other] && shapes[other] == shapes[first]) {
+        members[count++] = other;
         done[other] = true;
       }
-    const bool whole = members.size() == done.size();
-    const Schedule part = whole ? Schedule{} : make_schedule(program, members);
-    const std::unique_ptr<Plan> plan = make_plan(program, whole ? program.schedule() : part, arguments, members);
-    if (!plan) return Result<bool>::failure("The operands are broadcast along more than 16 separate dims.");
-    if (Result<bool> used = use(*plan); !used) return used;
+    const std::span<const std::size_t> together(members, count);
+    std::optional<Schedule> part;
+    if (count < shapes.size()) part = make_schedule(program, together);
+    Plan plan;
+    if (!make_plan(plan, program, part ? *part : program.schedule(), arguments, together))
+      return Result<bool>::failure("The operands are broadcast along more than 16 separate dims.");
+    if (Result<bool> used = use(plan); !used) return used;
   }
   return true;
 }

@@ -89,8 +89,11 @@ struct Plan {
   PlanOutput outputs[Program::kMaxOutputs];
 };
 
+/// A step in elements for each dim.
+using Strides = Shape;
+
 /// The strides of a contiguous tensor along each dim of the domain; a dim of size 1 is broadcast.
-std::vector<std::int64_t> strides_in(std::span<const std::int64_t> shape, const Shape& domain);
+Strides strides_in(std::span<const std::int64_t> shape, const Shape& domain);
 
 /// Fills in what a plan has of a set of outputs: everything but dims, strides and the outputs' row steps.
 void describe(Plan& plan, const Program& program, const Schedule& schedule, const Arguments& arguments,

@@ -40,7 +40,7 @@ struct Rows {
   Rows(const elementwise::Shape& shape, const elementwise::Shape& domain, std::int64_t rows, std::int64_t blocks,
        std::int64_t lanes)
       : offsets(static_cast<std::size_t>(blocks * lanes)), walks(static_cast<std::size_t>(blocks)) {
-    const std::vector<std::int64_t> strides = elementwise::strides_in(shape, domain);
+    const elementwise::Strides strides = elementwise::strides_in(shape, domain);
     differ = strides.back() != 0;
     for (std::int64_t row = 0; row < blocks * lanes; ++row) {
       std::int64_t left = std::min(row, rows - 1), offset = 0;
