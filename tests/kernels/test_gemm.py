@@ -100,7 +100,7 @@ def assert_same_bits(actual: list[Array], expected: list[Array]) -> None:
 
 
 # --- products ---
-ROWS = (0, 1, 5, 11, 12, 13, 25, 130)
+ROWS = (0, 1, 2, 3, 5, 11, 12, 13, 25, 130)
 DEPTHS = (0, 1, 7, 16, 1023, 1024, 1500, 3000)
 COLUMNS = (1, 8, 15, 16, 17, 31, 32, 33, 48, 70, 300)
 

@@ -11,6 +11,12 @@ namespace {
 /// least.
 constexpr std::int64_t kFinished = 6 << 10, kLeastFinished = 2 * kRows;
 
+/// Panels that few rows are multiplied with together: enough sums that none waits for the one before, so that weights stream as
+/// fast as they are read. `kFewRows` rows of them need no more registers than a block.
+constexpr int kWidePanels = 4, kWideVectors = kWidePanels * kVectorsOfPanel, kBlockSums = kRows * kPanels * kVectorsOfPanel;
+constexpr int kFewRows = kBlockSums / kWideVectors < 2 ? kBlockSums / kWideVectors : 2;
+constexpr std::size_t kWideColumns = kWidePanels * kPanel;
+
 std::int64_t least(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 
 /// A block of C, and the rows and columns of it.
@@ -60,26 +66,40 @@ Columns columns_of(const Problem& problem, const Product& product, std::int64_t 
   return {floats, kWidth, depth * kWidth};
 }
 
+/// Computes `rows` (1 to kFewRows) rows of C by kWideColumns columns.
+template <int R = kFewRows>
+inline void multiply_few(std::int64_t rows, Strided a, std::size_t depth, Columns b, const Target& target) {
+  if constexpr (R > 1)
+    if (rows < R) return multiply_few<R - 1>(rows, a, depth, b, target);
+  if constexpr (R > 0) run_block<R, kWideVectors, false>(a, 1, depth, b, target);
+}
+
 /// One product of a block, into memory whose rows are `ld` apart.
 void multiply_block(const Problem& problem, const Product& product, const Blocking& blocking, const Block& block, float* c,
                     std::int64_t ld) {
   if (blocking.streamed) return stream_block(problem, product, block, c, ld);
+  const bool few = block.rows <= kFewRows && problem.kind == Weights::kFloat;
   std::int64_t begin = 0;
   do {
     const std::int64_t depth = least(blocking.depth, problem.depth - begin);
     const bool last = begin + depth == problem.depth;
-    for (std::int64_t j = 0; j < block.columns; j += static_cast<std::int64_t>(kColumns)) {
-      const std::int64_t column = block.column + j;
-      const Columns b = columns_of(problem, product, begin, depth, column, block.columns - j);
+    for (std::int64_t j = 0, step = 0; j < block.columns; j += step) {
+      const std::int64_t column = block.column + j, left = block.columns - j;
+      const bool wide = few && left >= static_cast<std::int64_t>(kWideColumns);
+      step = static_cast<std::int64_t>(wide ? kWideColumns : kColumns);
+      const Columns b = columns_of(problem, product, begin, depth, column, left);
       for (std::int64_t i = 0; i < block.rows; i += kRows) {
         const Strided a{problem.a + (block.row + i) * problem.row_step + begin, problem.row_step};
-        Target target{c + i * ld + j, ld, static_cast<std::size_t>(least(block.columns - j, static_cast<std::int64_t>(kColumns)))};
+        Target target{c + i * ld + j, ld, static_cast<std::size_t>(least(left, step))};
         target.bias = product.bias && begin == 0 ? product.bias + column : nullptr;
         target.accumulate = begin > 0;
         target.clip = last && product.c ? problem.clip : nullptr;
         target.added = last && problem.added ? problem.added + (block.row + i) * problem.columns + column : nullptr;
         target.added_ld = problem.columns;
-        multiply(static_cast<int>(least(kRows, block.rows - i)), a, 1, static_cast<std::size_t>(depth), b, target);
+        if (wide)
+          multiply_few(block.rows, a, static_cast<std::size_t>(depth), b, target);
+        else
+          multiply(static_cast<int>(least(kRows, block.rows - i)), a, 1, static_cast<std::size_t>(depth), b, target);
       }
     }
     begin += depth;
