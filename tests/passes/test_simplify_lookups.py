@@ -118,6 +118,32 @@ def test_refuses_what_differs_from_row_to_row(body: str, constants: dict[str, np
 
 
 @pytest.mark.parametrize(
+    ("table", "constants"),
+    [
+        (TABLE[0], {"c": ROW}),
+        (TABLE[0], {"c": ROW[:1]}),
+        (TABLE[:, :1], {"c": ROW[:1]}),
+        (TABLE[:5], {"u": TABLE[0]}),
+        (TABLE[:5], {"u": TABLE}),
+        (TABLE[:5], {"u": TABLE[:1]}),
+    ],
+    ids=["numbers by index", "one number", "rows of one", "numbers and rows", "other rows", "one row"],
+)
+@pytest.mark.parametrize("index", [[0, 1, 3, 4, 2], [-1, 0, 0, -1, 0]])
+def test_tables_of_other_shapes_keep_their_values(
+    table: np.ndarray, constants: dict[str, np.ndarray], index: list[int]
+) -> None:
+    other = "h = Gather(u, i)\n" if "u" in constants else ""
+    body = f"g = Gather(t, i)\n {other} y = Add(g, {'h' if other else 'c'})"
+    before = model(f"g (int64[5] i) => (y) {{ {body} }}", t=table.copy(), **constants)
+    indices = np.array(index)
+    if constants.get("u") is not None and len(constants["u"]) == 1:
+        indices = np.minimum(indices, 0)
+    after, _ = run_passes(before, PASS, "fold_constants", "eliminate_dead_code")
+    assert_same(before, after, {"i": indices}, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
     "body", ["p = Mul(g, g)\n y = Add(p, x)\n z = Add(g, x)", "p = Exp(g)\n y = Add(p, g)\n z = Neg(p)"]
 )
 def test_rows_that_others_read_too_stay(body: str) -> None:

@@ -119,6 +119,9 @@ def compute_on_table(b: Builder, m: Match) -> ir.Value | Refusal | None:
         return None
     if not region.is_closed(m.root):
         return Refusal("others read the rows as they are", culprit=m.root)
+    kinds = {_rank_and_rows(gather, m.ctx) for gather in region.gathers}
+    if len(kinds) > 1 or None in kinds:
+        return Refusal("the tables differ in rank or rows", culprit=m.root)
     first = next(iter(region.gathers))
     made: dict[ir.Value, ir.Value] = {gather.outputs[0]: gather.inputs[0] for gather in region.gathers}  # type: ignore[misc]
     for node in region.nodes:
@@ -151,10 +154,19 @@ def _gather_of(value: ir.Value | None, ctx: Context) -> ir.Node | None:
     return node
 
 
+def _rank_and_rows(gather: ir.Node, ctx: Context) -> tuple[int, int] | None:
+    table = gather.inputs[0]
+    shape = None if table is None else ctx.shapes.static_shape(table)
+    return (len(shape), shape[0]) if shape else None
+
+
 def _same_for_all_rows(b: Builder, m: Match, value: ir.Value, gather: ir.Node) -> ir.Value | None:
     """A constant that broadcasts to the rows of a table as it does to rows looked up there."""
-    array, rank = ir.small_array(value), m.ctx.shapes.rank(gather.outputs[0])
-    if array is None or rank is None or array.ndim > rank or array.size not in (1, *array.shape[-1:]):
+    array, rank, kind = ir.small_array(value), m.ctx.shapes.rank(gather.outputs[0]), _rank_and_rows(gather, m.ctx)
+    if array is None or rank is None or kind is None or array.ndim > rank:
+        return None
+    # The last axis of numbers that are looked up one by one is that of the indices, and no part of a row.
+    if array.size != 1 and (kind[0] < 2 or array.size != array.shape[-1]):
         return None
     # A dim that the lookup does not have must not appear, and one that it has must not go.
     return value if array.ndim <= 1 else b.constant(array.reshape(-1), value.name or "row")
