@@ -169,6 +169,20 @@ def test_optional_outputs_that_only_one_node_has(first: str, second: str) -> Non
     assert_same(before, after, {"x": RNG.standard_normal((3, 1, 5)).astype(np.float32)}, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("counts", [(3, 2), (2, 3)])
+def test_splits_into_other_numbers_of_parts_are_two(counts: tuple[int, int]) -> None:
+    first, second = (
+        ", ".join(f"{name}{index}" for index in range(count)) for name, count in zip("pq", counts, strict=True)
+    )
+    before = graph(
+        f"{first} = Split(x)\n {second} = Split(x)\n y = Neg(p0)\n z = Abs(q0)",
+        outputs="float[A, 5] y, float[B, 5] z",
+        inputs="float[N, 5] x",
+    )
+    after, _ = run_passes(before, PASS)
+    assert_same(before, after, {"x": RNG.standard_normal((6, 5)).astype(np.float32)}, rtol=0, atol=0)
+
+
 def test_an_output_of_a_branch_is_made_inside_of_it() -> None:
     before = graph(f"a = Exp(x)\n b = {choice('t = Exp(x)', 'e = Abs(x)')}\n y = Add(a, b)")
     after, _ = run_passes(before, PASS)

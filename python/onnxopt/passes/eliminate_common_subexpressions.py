@@ -12,6 +12,9 @@ from onnxopt.rewrite.patch import Patch
 
 Scope = list[dict[Hashable, ir.Node]]
 
+_COUNTED = frozenset({"BatchNormalization", "Split"})
+"""Ops that compute something else when they have more outputs: parts of other sizes, or, before opset 14, statistics of the batch."""
+
 
 @register_pass
 class EliminateCommonSubexpressions(Pass):
@@ -67,7 +70,10 @@ def expression_key(node: ir.Node, *, inputs: bool = True) -> Hashable | None:
         return None
     read = tuple(map(id, node.inputs)) if inputs else ()
     attributes = _attributes_key(node, {})
-    return None if attributes is None else (node.domain, node.op_type, node.overload, read, attributes)
+    if attributes is None:
+        return None
+    count = len(node.outputs) if node.op_type in _COUNTED else 0
+    return (node.domain, node.op_type, node.overload, read, attributes, count)
 
 
 def _attributes_key(node: ir.Node, numbers: dict[ir.Value, int]) -> Hashable | None:
