@@ -112,7 +112,7 @@ def _unsqueeze(env: ShapeEnv, node: Node) -> None:
 def _squeeze(env: ShapeEnv, node: Node) -> None:
     shape, axes = shape_at(env, node, 0), known_integers(env, node, "axes", 1)
     elements = env.elements(node.inputs[0])
-    if shape is None or (axes is None and is_given(node, "axes", 1)):
+    if shape is None or (not axes and is_given(node, "axes", 1)):  # no axes at all are read as none, and as all
         return env.set(node.outputs[0], dtype_at(env, node), None, elements)
     if axes is None:
         if not all(isinstance(dim, int) or env.bounds.prove_at_least(dim, 2) for dim in shape):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 from onnx_ir import DataType, Node
 
 from onnxopt.ir import constants, dims, schema_inference
@@ -216,7 +217,7 @@ def _resize(env: ShapeEnv, node: Node) -> None:
 
 def _scaled(dim: Dim, factor: float) -> Dim:
     if isinstance(dim, int):
-        return math.floor(dim * factor)
+        return math.floor(np.float32(dim) * np.float32(factor))  # as runtimes do: 10 times 0.7 is 7
     return dim * int(factor) if factor == int(factor) else dims.fresh()
 
 

@@ -1,0 +1,40 @@
+"""Shapes that rules infer, against those of onnxruntime's results."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+import helpers
+from onnxopt import ir
+
+NONE = np.zeros(0, np.int64)
+
+
+def check(before: onnx.ModelProto, *shape: int) -> None:
+    """What is inferred of the first output is what onnxruntime makes, or nothing."""
+    loaded = ir.load(before)
+    env = ir.ShapeEnv(loaded)
+    env.infer_model()
+    inferred = env.static_shape(loaded.graph.outputs[0])
+    (found,) = helpers.evaluate(before, {"x": np.zeros(shape, np.float32)})
+    assert inferred in (None, found.shape)
+
+
+@pytest.mark.parametrize("scale", [0.1, 0.3, 0.7, 0.9, 1.1, 1.3, 2.1, 1 / 3])
+@pytest.mark.parametrize("op", ["Resize", "Upsample"])
+def test_scaled_sizes_are_rounded_as_float32(op: str, scale: float) -> None:
+    scales = np.array([1, 1, max(scale, 1 / scale) if op == "Upsample" else scale, 1], np.float32)
+    call, opset = ("Resize(x, , s)", 17) if op == "Resize" else ("Upsample(x, s)", 9)
+    for size in (3, 7, 10, 20, 30, 70):
+        before = helpers.model(f"g (float[1, 1, {size}, 2] x) => (y) {{ y = {call} }}", opset=opset, s=scales)
+        check(before, 1, 1, size, 2)
+
+
+@pytest.mark.parametrize(
+    "call",
+    ["Squeeze(x, none)", "Unsqueeze(x, none)", "ReduceSum(x, none)", "ReduceSum<noop_with_empty_axes=1>(x, none)"],
+)
+def test_no_axes_at_all(call: str) -> None:
+    check(helpers.model(f"g (float[1, 3, 1] x) => (y) {{ y = {call} }}", none=NONE), 1, 3, 1)
