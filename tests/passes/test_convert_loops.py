@@ -166,7 +166,15 @@ def test_trips_that_a_dim_gives() -> None:
     assert op_list(onnx.ModelProto(graph=body)) == ["Add"]
 
 
+def with_number_of_one_dim(before: onnx.ModelProto) -> onnx.ModelProto:
+    before.graph.node[0].attribute[0].g.input[0].type.tensor_type.shape.dim.add().dim_value = 1
+    return before
+
+
 REFUSED = {
+    "the number of its iteration or its condition is no scalar": with_number_of_one_dim(
+        loop("k2 = Identity(k) f = Cast<to = 1>(i) s2 = Add(s, f)")
+    ),
     "its condition may end it": loop(
         "m = ReduceMax<keepdims = 0>(s) k2 = Less(m, h1) s2 = Add(s, h)", h1=np.array(2.5, np.float32)
     ),

@@ -300,6 +300,13 @@ def test_refuses(name: str) -> None:
     assert any(reason in str(miss.refusal) for miss in report.near_misses)
 
 
+def test_refuses_a_number_of_one_dim() -> None:
+    before = loop("f = Cast<to = 1>(i) s2 = Add(s, f) z = Neg(s) d = Less(f, half)")
+    before.graph.node[0].attribute[0].g.input[0].type.tensor_type.shape.dim.add().dim_value = 1
+    report = PassManager("cpu", [PASS], explain=True).run(ir.load(before))
+    assert "number of its iteration is no scalar" in str(report.near_misses[0].refusal)
+
+
 def test_devices_have_no_kernel() -> None:
     before = loop(NEWTON + DIFFERENCE["largest"])
     after, report = run_passes(before, PASS, target="cuda", explain=True)

@@ -46,6 +46,16 @@ def test_one_trip(condition: bool | None, opset: int) -> None:
     assert_same(before, after, FEED, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("trips", [0, 1])
+def test_number_of_one_dim(trips: int) -> None:
+    body = "k2 = Identity(k) f = Cast<to = 1>(i) s2 = Add(s, f) c2 = Identity(f)"
+    before = loop(trips, body=body, results="bool k2, float[2,3] s2, float[1] c2", outputs="float[2,3] y, float[n,1] z")
+    before.graph.node[0].attribute[0].g.input[0].type.tensor_type.shape.dim.add().dim_value = 1
+    after, _ = run_passes(before, PASS, "eliminate_dead_code")
+    assert "Loop" not in ops(after)
+    assert_same(before, after, FEED, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(("trips", "condition"), [(0, None), (0, True), (-3, None), (5, False), (None, False)])
 def test_no_trip(trips: int | None, condition: bool | None) -> None:
     before = loop(trips, condition)

@@ -78,6 +78,8 @@ class _Analysis:
                 return Refusal("the shape of '{}' may change", carry.inside.name, culprit=carry.inside)
         if loop.condition_inside is None:
             return self._refuse_sequences()
+        if loop.iteration is not None and shapes.shape(loop.iteration) != ():
+            return Refusal("the number of its iteration is no scalar", culprit=loop.iteration)
         if ir.use_count(loop.condition_inside) or any(value is loop.condition_inside for value in self._named()):
             return Refusal("it reads its condition", culprit=loop.condition_inside)
         if loop.condition is not None and shapes.shape(loop.condition) not in ((), (1,)):

@@ -11,6 +11,8 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, MutableSequence, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from onnxopt import ir
 from onnxopt.rewrite.patch import Builder, Patch
 from onnxopt.rewrite.rules import attribute
@@ -236,6 +238,21 @@ def loops_of(ctx: Context) -> Iterator[Loop]:
         seen = view(node) if node.graph is not None else None
         if seen is not None:
             yield seen
+
+
+def state_of(formal: Sequence[ir.Value], number: int, node: ir.Node, ctx: Context) -> tuple[ir.Value, ir.Value]:
+    """Constants for the first two inputs of a Loop's body: the number of the iteration, and that the condition holds.
+
+    They are scalars, but for bodies that declare one dim: onnxruntime gives both the rank that the body declares.
+    """
+    arrays = np.array(number, np.int64), np.array(True)
+    shaped = (
+        array.reshape(1) if ctx.shapes.rank(value) == 1 else array for value, array in zip(formal, arrays, strict=False)
+    )
+    first, second = (
+        ctx.constant(array, name, node) for array, name in zip(shaped, ("number", "condition"), strict=True)
+    )
+    return first, second
 
 
 def view(node: ir.Node) -> Loop | None:

@@ -55,6 +55,8 @@ def _refusal(loop: Loop, ctx: Context) -> Refusal | None:
         return Refusal("it may not run at all, which onnxruntime's Scan cannot do")
     if ctx.shapes.shape(loop.limit) not in ((), (1,)):
         return Refusal("the shape {} of its limit is not that of one number", ctx.shapes.shape(loop.limit))
+    if any(ctx.shapes.rank(value) == 1 for value in (loop.iteration, loop.condition_inside) if value is not None):
+        return Refusal("the number of its iteration or its condition is no scalar")
     if not (loop.carries or loop.scan_outputs):
         return Refusal("it has no results")
     for carry in loop.carries:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from onnxopt import ir
+from onnxopt.loops.view import state_of
 from onnxopt.passes.base import Context, Pass, PassResult, register_pass
 from onnxopt.rewrite.driver import walk
 from onnxopt.rewrite.patch import Builder
@@ -41,11 +42,10 @@ class InlineLoops(Pass):
     def _inline_once(self, node: ir.Node, ctx: Context) -> bool:
         body = node.attributes["body"].as_graph()
         carried = len(node.inputs) - 2
-        first = ctx.constant(np.array(0, np.int64), "iteration", node)
-        proceed = ctx.constant(np.array(True), "condition", node)
-        arguments = [first, proceed, *(value for value in node.inputs[2:] if value is not None)]
-        if len(arguments) != len(body.inputs) or len(arguments) != len(node.inputs):
+        given = [value for value in node.inputs[2:] if value is not None]
+        if len(given) != carried or len(body.inputs) != len(node.inputs):
             return False
+        arguments = [*state_of(body.inputs, 0, node, ctx), *given]
         results = list(body.outputs)[1:]
         scanned = list(zip(node.outputs[carried:], results[carried:], strict=True))
         builder = Builder(ctx, node)

@@ -8,7 +8,7 @@ from onnxopt import ir
 from onnxopt.loops import Loop, loops_of, trip_count
 from onnxopt.loops.copies import copy_nodes
 from onnxopt.loops.trips import condition_is_true
-from onnxopt.loops.view import ScanOutput
+from onnxopt.loops.view import ScanOutput, state_of
 from onnxopt.passes.base import Context, Pass, PassResult, register_pass
 from onnxopt.rewrite.patch import Builder, Patch
 from onnxopt.rewrite.rules import Refusal
@@ -148,10 +148,8 @@ def _inputs(loop: Loop, number: int, trips: int, carried: list[ir.Value], ctx: C
     """What stands for the body's inputs in one iteration."""
     stands_for = {carry.inside: value for carry, value in zip(loop.carries, carried, strict=True)}
     if loop.iteration is not None and loop.condition_inside is not None:
-        # onnxruntime gives both the rank that the body declares.
-        for value, array in ((loop.iteration, np.array(number, np.int64)), (loop.condition_inside, np.array(True))):
-            shaped = array.reshape(1) if ctx.shapes.rank(value) == 1 else array
-            stands_for[value] = ctx.constant(shaped, value.name or "number", loop.node)
+        state = (loop.iteration, loop.condition_inside)
+        stands_for.update(zip(state, state_of(state, number, loop.node, ctx), strict=True))
     builder = Builder(ctx, loop.node)
     for one in loop.scan_inputs:
         place = builder.constant(np.array(trips - 1 - number if one.reverse else number, np.int64), "number")

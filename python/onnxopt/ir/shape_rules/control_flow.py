@@ -82,7 +82,8 @@ def _loop(env: ShapeEnv, node: Node) -> None:
     body = node.attributes["body"].as_graph()
     carried = len(node.inputs) - 2
     for formal, kind in zip(body.inputs[:2], (DataType.INT64, DataType.BOOL), strict=False):
-        env.set(formal, kind, ())
+        # onnxruntime gives both the rank that the body declares.
+        env.set(formal, kind, (1,) if formal.shape is not None and len(formal.shape) == 1 else ())
     _infer_carried(env, node, list(zip(body.inputs[2:], node.inputs[2:], body.outputs[1 : carried + 1], strict=False)))
     for index, value in enumerate(node.outputs):
         inner = body.outputs[index + 1] if index + 1 < len(body.outputs) else None
