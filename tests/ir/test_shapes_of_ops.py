@@ -32,6 +32,18 @@ def test_scaled_sizes_are_rounded_as_float32(op: str, scale: float) -> None:
         check(before, 1, 1, size, 2)
 
 
+@pytest.mark.parametrize("op", ["MaxPool", "AveragePool", "LpPool"])
+@pytest.mark.parametrize("dilation", [1, 2])
+@pytest.mark.parametrize("mode", ["SAME_UPPER", "SAME_LOWER", "VALID"])
+def test_pools_that_pad_by_themselves(op: str, dilation: int, mode: str) -> None:
+    for stride, ceil in ((1, 0), (2, 0), (2, 1)):
+        windows = f"kernel_shape = [3], strides = [{stride}], dilations = [{dilation}], ceil_mode = {ceil}"
+        before = helpers.model(
+            f'g (float[1, 2, 7] x) => (y) {{ y = {op} <auto_pad = "{mode}", {windows}> (x) }}', opset=22
+        )
+        check(before, 1, 2, 7)
+
+
 @pytest.mark.parametrize(
     "call",
     ["Squeeze(x, none)", "Unsqueeze(x, none)", "ReduceSum(x, none)", "ReduceSum<noop_with_empty_axes=1>(x, none)"],

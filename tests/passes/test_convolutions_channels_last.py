@@ -165,6 +165,27 @@ def test_refuses(name: str) -> None:
     assert op_list(convert(REFUSED[name])) == ["Conv"] * 3
 
 
+@pytest.mark.parametrize(
+    "op",
+    [
+        'Resize <mode="linear", coordinate_transformation_mode="pytorch_half_pixel"> (b, , , sizes)',
+        'MaxPool <kernel_shape=[3,3], dilations=[2,2], auto_pad="SAME_UPPER"> (b)',
+    ],
+    ids=["resized channels", "pools with gaps that pad by themselves"],
+)
+def test_leaves_what_runtimes_compute_in_one_layout_only(monkeypatch: pytest.MonkeyPatch, op: str) -> None:
+    set_costs(monkeypatch, border_cost=0)
+    body = f"a = Conv (x, w5)  b = Conv (a, w8)  c = {op}  d = Transpose <perm=[0,2,3,1]> (c)  y = Neg (d)"
+    before = model(
+        f"g (float[1,6,9,9] x) => (float[1,H,W,C] y) {{ {body} }}",
+        **weights(w5=(6, 6, 1, 1), w8=(6, 6, 3, 3)),
+        sizes=np.array([1, 3, 14, 7]),
+    )
+    after = convert(before)
+    assert "FusedConv" in op_list(after)
+    assert_equal(before, after, {"x": RNG.standard_normal((1, 6, 9, 9)).astype(np.float32)})
+
+
 def test_other_targets_have_no_custom_ops() -> None:
     after, _ = run_passes(block(), *PASSES, target="cuda")
     assert not any(node.domain for node in after.graph.node)

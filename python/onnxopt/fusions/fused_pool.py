@@ -14,6 +14,9 @@ from onnxopt.rewrite.pattern import op as single
 from onnxopt.rewrite.permutations import constant_axes
 from onnxopt.rewrite.rules import Match, Refusal, attribute, rule
 
+EXPLICIT = ("NOTSET", "VALID")
+"""Values of `auto_pad` that say how much is padded."""
+
 
 def refuse(node: ir.Node, shapes: ir.ShapeEnv) -> Refusal | None:
     """Why a pooling, or a ReduceMean of all spatial dims, is none for the kernel; None where it is."""
@@ -34,6 +37,8 @@ def refuse(node: ir.Node, shapes: ir.ShapeEnv) -> Refusal | None:
         )
     if node.op_type == "AveragePool" and attribute(node, "count_include_pad", 0) and attribute(node, "ceil_mode", 0):
         return Refusal("runtimes differ in what they count beyond the padding", culprit=node)
+    if set(attribute(node, "dilations", ()) or ()) - {1} and attribute(node, "auto_pad", "NOTSET") not in EXPLICIT:
+        return Refusal("runtimes differ in how they pad windows with gaps to the same size", culprit=node)
     return None
 
 

@@ -28,6 +28,9 @@ def refuse(node: ir.Node, shapes: ir.ShapeEnv) -> Refusal | None:
         return Refusal("the runtime has no kernel of its mode in the other layout", culprit=node)
     if attribute(node, "coordinate_transformation_mode") == "tf_crop_and_resize":
         return Refusal("it crops", culprit=node)
+    result = shapes.shape(node.outputs[0])
+    if result is None or shapes.equal(result[1], shapes.shape(x)[1]) is not True:  # type: ignore[index]
+        return Refusal("it resizes channels", culprit=node)
     numbers = [ir.small_array(value) for value in node.inputs[1:] if value is not None]
     if not any(one is not None and one.size == RANK for one in numbers):
         return Refusal("its scales are not constant", culprit=node)

@@ -160,7 +160,13 @@ def _pool(env: ShapeEnv, node: Node) -> None:
     data, kernel = shape_at(env, node, 0), integers(node, "kernel_shape")
     if data is None or kernel is None or len(kernel) != len(data) - 2:
         return env.set(node.outputs[0], dtype_at(env, node), None)
-    sizes = _windows(node, data[2:], kernel)
+    spread = any(step != 1 for step in integers(node, "dilations") or ())
+    if spread and str(attribute(node, "auto_pad", "")).startswith("SAME"):
+        sizes = list(
+            unknown(len(kernel))
+        )  # onnxruntime pads as if there were no gaps, and makes less than the standard says
+    else:
+        sizes = _windows(node, data[2:], kernel)
     env.set(node.outputs[0], dtype_at(env, node), (*data[:2], *sizes))
     if len(node.outputs) > 1:
         env.set(node.outputs[1], DataType.INT64, (*data[:2], *sizes))
