@@ -8,7 +8,7 @@ Result<bool> attach(const EpilogueProgram& program, const Shape& raw, std::span<
                     std::span<const TensorType> types, std::span<void* const> outputs, conv::Convolution& convolution,
                     std::optional<elementwise::Epilogue>& bound) {
   convolution.clip = program.clip();
-  if (const auto sum = program.sum(raw, further); sum && !convolution.geometry.is_depthwise()) {
+  if (const auto sum = program.sum(raw, further); sum && !convolution.geometry.is_lanewise()) {
     convolution.added = sum->added;
     convolution.clip = sum->clip;
   } else if (program.gate()) {

@@ -84,8 +84,8 @@ class FusedConv final : public Kernel {
       return "Input 0 has " + number(geometry.channels) + " channels, which " + number(geometry.groups) + " groups cannot share.";
     constexpr auto panel = static_cast<std::int64_t>(gemm::kPanel);
     const std::int64_t panels = (geometry.filters / geometry.groups + panel - 1) / panel;
-    const Shape packed = geometry.is_depthwise()
-                             ? Shape{geometry.taps(), geometry.channels}
+    const Shape packed = geometry.is_lanewise()
+                             ? Shape{geometry.taps() * (geometry.channels / geometry.groups), geometry.filters}
                              : Shape{geometry.groups, panels, geometry.taps() * (geometry.channels / geometry.groups), panel};
     if (inputs[1].shape != packed)
       return "Input 1 has the shape " + text_of(inputs[1].shape) + " and should have " + text_of(packed) + ".";

@@ -159,8 +159,9 @@ def test_saved_model_holds_the_same_bytes(external: str, tmp_path: Path) -> None
 # --- filters ---
 def packed_filter_by_filter(filters: Array, groups: int) -> Array:
     """Element by element, as `ir.pack_filters` says."""
-    if ir.is_depthwise(filters.shape, groups):
-        return np.ascontiguousarray(filters.reshape(len(filters), -1).T)
+    if ir.is_lanewise(filters.shape, groups):
+        rows = filters.reshape(*filters.shape[:2], -1).transpose(2, 1, 0)
+        return np.ascontiguousarray(rows.reshape(-1, len(filters)))
     count, depth = len(filters) // groups, filters.shape[1]
     taps = int(np.prod(filters.shape[2:]))
     expected = np.zeros((groups, -(-count // 16), taps, depth, 16), filters.dtype)
@@ -178,6 +179,8 @@ FILTERS = [
     ((12, 3, 2, 2), 3),
     ((19, 1, 3, 3), 19),
     ((40, 1, 5, 5), 40),
+    ((24, 4, 3, 3), 6),
+    ((48, 16, 2), 3),
 ]
 
 

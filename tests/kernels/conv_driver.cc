@@ -21,14 +21,16 @@ void fill(Floats& floats, Random& random) {
   for (std::int64_t i = 0; i < floats.count; ++i) floats[i] = std::uniform_real_distribution<float>(-1.0f, 1.0f)(random.engine);
 }
 
-/// Half of them as Winograd's filtering takes them, a quarter depthwise.
+/// Half of them as Winograd's filtering takes them, a quarter depthwise or with groups that are lanes of a vector.
 conv::Geometry random_geometry(Random& random) {
   conv::Geometry g;
   const std::int64_t side = random.sometimes(3) ? 5 : 3;  // of a square kernel, or of a sequence's
   const bool square = random.sometimes(2), sequence = square && random.sometimes(3), large = random.sometimes(6);
   g.batch = random.between(1, 2);
   if (!square && random.sometimes(2)) {
-    g.channels = g.filters = g.groups = random.between(2, large ? 200 : 50);
+    g.groups = random.between(2, large ? 200 : 50);
+    const std::int64_t depth = random.sometimes(2) ? std::int64_t{1} << random.between(1, 4) : 1;
+    g.channels = g.filters = g.groups * depth;
   } else {
     g.groups = random.sometimes(4) ? random.between(2, 4) : 1;
     g.channels = g.groups * random.between(1, large ? 150 : 40);
@@ -71,11 +73,11 @@ struct Filters {
   }
 
   static std::int64_t packed_size(const conv::Geometry& g) {
-    if (g.is_depthwise()) return g.taps() * g.channels;
+    if (g.is_lanewise()) return g.taps() * (g.channels / g.groups) * g.filters;
     return g.groups * ceil_div(g.filters / g.groups, kPanel) * g.taps() * (g.channels / g.groups) * kPanel;
   }
   std::int64_t packed_at(const conv::Geometry& g, std::int64_t f, std::int64_t row) const {
-    if (g.is_depthwise()) return row * g.channels + f;
+    if (g.is_lanewise()) return row * g.filters + f;
     const std::int64_t filters = g.filters / g.groups, own = f % filters;
     return ((f / filters * ceil_div(filters, kPanel) + own / kPanel) * taps * depth + row) * kPanel + own % kPanel;
   }
@@ -143,7 +145,7 @@ bool run_convolution(const conv::Geometry& g, const conv::Variant& variant, Floa
   }
   const gemm::Bounds bounds{-1.0f, 2.0f};
   one.clip = &bounds;
-  if (!g.is_depthwise()) one.added = wanted.get();
+  if (!g.is_lanewise()) one.added = wanted.get();
   on_own_thread([&] { conv::run(one, variant, ParallelFor::inline_loop()); });
   Floats finished(wanted.count);
   for (std::int64_t i = 0; i < wanted.count; ++i)

@@ -28,17 +28,23 @@ struct Geometry {
   std::int64_t taps() const { return kernel[0] * kernel[1]; }
   std::int64_t pixels() const { return batch * output[0] * output[1]; }
   bool is_depthwise() const { return groups > 1 && groups == channels && filters == groups; }
+  /// Whether groups have as many filters as channels, and whole ones fill a vector of 16: depthwise, or nearly so.
+  bool is_lanewise() const {
+    const std::int64_t depth = channels / groups;
+    return groups > 1 && filters == channels && depth > 0 && static_cast<std::int64_t>(gemm::kPanel) % depth == 0;
+  }
 };
 
 /// One convolution over contiguous tensors.
 struct Convolution {
   Geometry geometry;
   const float* x;
-  /// [groups, ceil(filters / groups / 16), taps * channels / groups, 16], missing filters being 0; depthwise [taps, channels].
+  /// [groups, ceil(filters / groups / 16), taps * channels / groups, 16], missing filters being 0; where groups are
+  /// lanes of a vector [taps * channels / groups, filters].
   const float* weights;
   const float* bias;  // [filters], or null
   float* y;
-  const float* added = nullptr;                     // of the shape of y, added to it; not by depthwise convolutions
+  const float* added = nullptr;                     // of the shape of y, added to it; not where groups are lanes
   const gemm::Bounds* clip = nullptr;               // what the results are clipped to then
   bool planar = false;                              // x is [batch, channels, height, width]; one group, not dilated along lines
   const gemm::Gate* gate = nullptr;                 // where neither is clipped nor added

@@ -1,7 +1,9 @@
-// Depthwise convolutions and pooling: vectors of channels, a few neighbouring pixels of the output at a time.
+// Depthwise convolutions, those whose groups are lanes of a vector, and pooling: vectors of channels, a few neighbouring pixels of
+// the output at a time.
 #pragma once
 
 #include <limits>
+#include <type_traits>
 
 #include "kernels/cpu/conv/dense.h"
 
@@ -37,7 +39,7 @@ struct Window {
   const float* first;
   const float* weights;  // of that tap
   Range ky, kx, channels;
-  std::int64_t line_step, tap_step, pixel_step, weight_line, weight_tap, result_step, new_lines;
+  std::int64_t line_step, tap_step, pixel_step, weight_line, weight_tap, weight_channel, result_step, new_lines;
 };
 
 template <bool Whole>
@@ -52,8 +54,21 @@ inline void store_channels(float* p, F x, std::size_t count) {
   V::store_first(p, x, count);
 }
 
+/// Each channel reads itself alone.
+struct OwnChannel {
+  static constexpr std::int64_t depth() { return 1; }
+  static constexpr std::int64_t offset(std::int64_t, std::int64_t) { return 0; }
+
+  template <bool Whole>
+  static F read(const float* p, std::int64_t, std::size_t count) {
+    return load_channels<Whole>(p, count);
+  }
+};
+
 /// Multiplies and adds; what pooling does instead is below.
-struct Products {
+struct Products : OwnChannel {
+  Products(const float* biases, const gemm::Bounds* bounds, const gemm::Gate* gating) : bias(biases), clip(bounds), gate(gating) {}
+
   const float* bias;
   const gemm::Bounds* clip;
   const gemm::Gate* gate;
@@ -73,7 +88,47 @@ struct Products {
   }
 };
 
-struct Maxima {
+/// Where lane i of a lane's group lies, for all lanes of a vector: a table for groups of 2, 4 ... lanes each, up to a whole vector.
+struct LaneTables {
+  static constexpr int kCount = V::kWidth == 16 ? 4 : V::kWidth == 8 ? 3 : 2;
+
+  constexpr LaneTables() : lanes() {
+    for (int table = 0; table < kCount; ++table)
+      for (int i = 0; i < static_cast<int>(V::kWidth); ++i)
+        for (int lane = 0; lane < static_cast<int>(V::kWidth); ++lane) {
+          const int group = 2 << table;
+          lanes[table][i][lane] = lane / group * group + i % group;
+        }
+  }
+
+  std::int32_t lanes[kCount][V::kWidth][V::kWidth];
+};
+constexpr LaneTables kLaneTables;
+
+/// The same where a channel reads all `channels` of its group, a power of two.
+struct LaneProducts : Products {
+  LaneProducts(const Products& products, std::int64_t channels) : Products(products), channels_(channels) {
+    int table = 0;
+    while (table + 1 < LaneTables::kCount && (2 << table) < channels) ++table;
+    lanes_ = kLaneTables.lanes[table];
+  }
+
+  std::int64_t depth() const { return channels_; }
+  /// From a vector to the one that has channel i of its group.
+  std::int64_t offset(std::int64_t channel, std::int64_t i) const {
+    return channels_ > kWidth ? i / kWidth * kWidth - channel % channels_ : 0;
+  }
+  template <bool Whole>
+  F read(const float* p, std::int64_t i, std::size_t count) const {
+    return V::permute(load_channels<Whole>(p, count), lanes_[i % kWidth]);
+  }
+
+ private:
+  std::int64_t channels_;
+  const std::int32_t (*lanes_)[V::kWidth];
+};
+
+struct Maxima : OwnChannel {
   template <bool Whole>
   static F start(std::int64_t, std::size_t) {
     return V::set1(-std::numeric_limits<float>::infinity());
@@ -87,7 +142,8 @@ struct Maxima {
   static F end(F most) { return most; }
 };
 
-struct Sums {
+struct Sums : OwnChannel {
+  explicit Sums(F one) : scale(one) {}
   F scale;
 
   template <bool Whole>
@@ -135,15 +191,17 @@ inline void run_vectors(const Window& w, const Body& body, std::int64_t channel,
   for (std::int64_t ky = w.ky.begin; ky < w.ky.end; ++ky, line += w.line_step, weight_line += w.weight_line) {
     const float* tap = line;
     const float* weights = weight_line;
-    for (std::int64_t kx = w.kx.begin; kx < w.kx.end; ++kx, tap += w.tap_step, weights += w.weight_tap) {
+    for (std::int64_t kx = w.kx.begin; kx < w.kx.end; ++kx, tap += w.tap_step, weights += w.weight_tap)
+      for (std::int64_t i = 0; i < body.depth(); ++i) {
 #pragma GCC unroll 4
-      for (int v = 0; v < N; ++v) {
-        const F weight = body.template weight<Whole>(weights + v * kWidth, count);
-        const float* x = tap + v * kWidth;
+        for (int v = 0; v < N; ++v) {
+          const F weight = body.template weight<Whole>(weights + i * w.weight_channel + v * kWidth, count);
+          const float* x = tap + v * kWidth + body.offset(channel + v * kWidth, i);
 #pragma GCC unroll 8
-        for (int p = 0; p < P; ++p, x += w.pixel_step) sums[p][v] = Body::join(sums[p][v], load_channels<Whole>(x, count), weight);
+          for (int p = 0; p < P; ++p, x += w.pixel_step)
+            sums[p][v] = Body::join(sums[p][v], body.template read<Whole>(x, i, count), weight);
+        }
       }
-    }
   }
 #pragma GCC unroll 8
   for (int p = 0; p < P; ++p)
@@ -164,23 +222,24 @@ inline void run_shared(const Window& w, Range inside, const Body& body, std::int
   fetch_next_line<P>(w, channel);
   const float* line = w.first + channel;
   const float* weights = w.weights + channel;
-  for (std::int64_t ky = w.ky.begin; ky < w.ky.end; ++ky, line += w.line_step, weights += w.weight_line) {
-    F taps[K];
+  for (std::int64_t ky = w.ky.begin; ky < w.ky.end; ++ky, line += w.line_step, weights += w.weight_line)
+    for (std::int64_t i = 0; i < body.depth(); ++i) {
+      F taps[K];
 #pragma GCC unroll 8
-    for (int kx = 0; kx < K; ++kx) {
-      taps[kx] = body.template weight<Whole>(weights + kx * w.weight_tap, count);
-      hold(taps[kx]);
-    }
-    const float* column = line;
+      for (int kx = 0; kx < K; ++kx) {
+        taps[kx] = body.template weight<Whole>(weights + kx * w.weight_tap + i * w.weight_channel, count);
+        hold(taps[kx]);
+      }
+      const float* column = line + body.offset(channel, i);
 #pragma GCC unroll 32
-    for (int c = 0; c < (P - 1) * S + K; ++c, column += w.tap_step) {
-      F x = load_channels<Whole>(!Border || (c >= inside.begin && c < inside.end) ? column : kZeros, count);
-      hold(x);
+      for (int c = 0; c < (P - 1) * S + K; ++c, column += w.tap_step) {
+        F x = body.template read<Whole>(!Border || (c >= inside.begin && c < inside.end) ? column : kZeros, i, count);
+        hold(x);
 #pragma GCC unroll 8
-      for (int kx = 0; kx < K; ++kx)
-        if (c >= kx && (c - kx) % S == 0 && c - kx < P * S) sums[(c - kx) / S] = Body::join(sums[(c - kx) / S], x, taps[kx]);
+        for (int kx = 0; kx < K; ++kx)
+          if (c >= kx && (c - kx) % S == 0 && c - kx < P * S) sums[(c - kx) / S] = Body::join(sums[(c - kx) / S], x, taps[kx]);
+      }
     }
-  }
 #pragma GCC unroll 8
   for (int p = 0; p < P; ++p) store_channels<Whole>(y + p * w.result_step + channel, body.end(sums[p]), count);
 }
@@ -220,10 +279,11 @@ inline void run_neighbours(std::int64_t pixels, const Window& w, Range inside, c
   run.template operator()<true>();
 }
 
-/// Weights of depthwise windows: those of a tap lie `tap` floats before the next one's. Pooling has none.
+/// Weights of such windows: those of a tap lie `tap` floats before the next one's, those of a channel of a group `channel` floats.
+/// Pooling has none.
 struct Taps {
   const float* data;
-  std::int64_t tap;
+  std::int64_t tap, channel = 0;
 };
 
 /// One line of windows over an image.
@@ -264,13 +324,16 @@ class Line {
   }
 
   /// Windows of products, where what lies outside of the image adds nothing.
-  void multiply(Range pixels, float* y, const Products& products) const {
+  template <class Body>
+  void multiply(Range pixels, float* y, const Body& products) const {
     const std::int64_t kernel = g_.kernel[1], step = g_.dilations[1] == 1 ? g_.strides[1] : 0;
     if (step == 1 && kernel == 3) return run_shared_columns<3, 1>(pixels, y, products);
     if (step == 2 && kernel == 3) return run_shared_columns<3, 2>(pixels, y, products);
-    if (step == 1 && kernel == 5) return run_shared_columns<5, 1>(pixels, y, products);
-    if (step == 2 && kernel == 5) return run_shared_columns<5, 2>(pixels, y, products);
-    if (step == 1 && kernel == 7) return run_shared_columns<7, 1>(pixels, y, products);
+    if constexpr (std::is_same_v<Body, Products>) {
+      if (step == 1 && kernel == 5) return run_shared_columns<5, 1>(pixels, y, products);
+      if (step == 2 && kernel == 5) return run_shared_columns<5, 2>(pixels, y, products);
+      if (step == 1 && kernel == 7) return run_shared_columns<7, 1>(pixels, y, products);
+    }
     run(pixels, y, [&](Range, Range) { return products; });
   }
 
@@ -296,6 +359,7 @@ class Line {
             g_.strides[1] * g_.channels,
             g_.kernel[1] * weights_.tap,
             weights_.tap,
+            weights_.channel,
             g_.channels,
             new_lines_};
   }
@@ -308,17 +372,25 @@ class Line {
 };
 
 /// Some channels of lines of results, the first of which goes to `y`, strip by strip.
-inline void depthwise_lines(const Plan& plan, Range lines, Range channels, float* y) {
+template <class Body>
+inline void lines_of_strips(const Plan& plan, Range lines, Range channels, float* y, const Body& products) {
   const Convolution& convolution = *plan.convolution;
   const Geometry& g = convolution.geometry;
-  const Products products{convolution.bias, convolution.clip, convolution.gate};
+  const Taps weights{convolution.weights, products.depth() * g.channels, g.channels};
   in_even_parts(g.output[1], plan.strip_pixels, [&](std::int64_t begin, std::int64_t count) {
     const Range pixels{begin, begin + count};
     for (std::int64_t number = lines.begin; number < lines.end; ++number) {
-      const Line line(g, convolution.x, {convolution.weights, g.channels}, number, channels);
+      const Line line(g, convolution.x, weights, number, channels);
       line.multiply(pixels, y + (number - lines.begin) * g.output[1] * g.channels, products);
     }
   });
+}
+
+inline void depthwise_lines(const Plan& plan, Range lines, Range channels, float* y) {
+  const Convolution& convolution = *plan.convolution;
+  const Products products{convolution.bias, convolution.clip, convolution.gate};
+  if (plan.group_channels == 1) return lines_of_strips(plan, lines, channels, y, products);
+  lines_of_strips(plan, lines, channels, y, LaneProducts(products, plan.group_channels));
 }
 
 inline void run_depthwise(const Plan& plan, std::int64_t task) {

@@ -216,15 +216,18 @@ Plan plan_lines(const Convolution& convolution, std::int64_t lines, std::int64_t
 Plan plan_depthwise(const Convolution& convolution) {
   const Geometry& g = convolution.geometry;
   const auto columns = [&](std::int64_t pixels) { return g.kernel[0] * ((pixels - 1) * g.strides[1] + g.kernel[1]); };
-  const std::int64_t fitting = std::max(kStripFloats / columns(kStripPixels) / kPanel, std::int64_t{1}) * kPanel;
+  const std::int64_t depth = g.channels / g.groups;
+  // The weights of several channels are as many as what a strip reads.
+  const std::int64_t weights = (depth - 1) * g.taps();
+  const std::int64_t fitting = std::max(kStripFloats / (columns(kStripPixels) + weights) / kPanel, std::int64_t{1}) * kPanel;
   const std::int64_t channels = round_up(ceil_div(g.channels, ceil_div(g.channels, fitting)), kPanel);
   const std::int64_t lines = g.batch * g.output[0];
-  Plan plan = plan_lines(convolution, lines, g.output[1] * ceil_div(channels, kPanel) * (g.taps() + 4));
+  Plan plan = plan_lines(convolution, lines, g.output[1] * ceil_div(channels, kPanel) * (g.taps() * depth + 4));
   // Few lines would share little of what they read.
   plan.task_lines = std::min(std::max(plan.task_lines, 2 * g.kernel[0]), lines);
   plan.strip_channels = channels;
   plan.strip_pixels = kStripPixels;
-  while (plan.strip_pixels < g.output[1] && columns(plan.strip_pixels + kStripPixels) * channels <= kStripFloats)
+  while (plan.strip_pixels < g.output[1] && (columns(plan.strip_pixels + kStripPixels) + weights) * channels <= kStripFloats)
     plan.strip_pixels += kStripPixels;
   return plan;
 }
@@ -281,7 +284,7 @@ Convolution along_the_width(Convolution convolution) {
 
 void run_lines(const Convolution& convolution, const Variant& variant, const ParallelFor& parallel_for) {
   const Geometry& g = convolution.geometry;
-  if (g.is_depthwise()) {
+  if (g.is_lanewise()) {
     const Plan plan = plan_depthwise(convolution);
     const std::int64_t line_tasks = ceil_div(g.batch * g.output[0], plan.task_lines);
     return run_tasks(plan, variant.depthwise, line_tasks * ceil_div(g.channels, plan.strip_channels), parallel_for);

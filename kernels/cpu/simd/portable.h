@@ -66,6 +66,8 @@ struct V {
   static F fms(F a, F b, F c) { return fma(a, b, -c); }
   static F fnma(F a, F b, F c) { return fma(-a, b, c); }
   static F sqrt(F x) { return F{std::sqrt(x[0]), std::sqrt(x[1]), std::sqrt(x[2]), std::sqrt(x[3])}; }
+  /// Element lanes[i] of x for each i.
+  static F permute(F x, const std::int32_t* lanes) { return F{x[lanes[0]], x[lanes[1]], x[lanes[2]], x[lanes[3]]}; }
   static F min(F a, F b) { return select(a < b, a, b); }
   static F max(F a, F b) { return select(a > b, a, b); }
   static F abs(F x) { return number(bits(x) & 0x7fffffff); }

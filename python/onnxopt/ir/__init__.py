@@ -36,7 +36,7 @@ from onnxopt.ir.load import load, load_copy, without_collector
 from onnxopt.ir.mapped import MappedTensor
 from onnxopt.ir.nodes import drop_inputs, make_node, set_input, take_out
 from onnxopt.ir.packed import PANEL, PackedTensor, int4, pack, packed
-from onnxopt.ir.packed_filters import PackedFilters, is_depthwise, pack_filters, packed_filters
+from onnxopt.ir.packed_filters import PackedFilters, is_depthwise, is_lanewise, pack_filters, packed_filters
 from onnxopt.ir.protos import (
     captures,
     function_to_proto,
@@ -105,6 +105,7 @@ __all__ = [
     "int4",
     "integers",
     "is_depthwise",
+    "is_lanewise",
     "is_open",
     "is_streamed",
     "load",

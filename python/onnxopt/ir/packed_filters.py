@@ -18,17 +18,23 @@ def is_depthwise(shape: tuple[int, ...], groups: int) -> bool:
     return groups > 1 and shape[0] == groups and shape[1] == 1
 
 
+def is_lanewise(shape: tuple[int, ...], groups: int) -> bool:
+    """Whether groups of filters [M, C / groups, ...] have as many filters as channels, and whole ones fill a panel: they are depthwise,
+    or nearly so."""
+    return groups > 1 and shape[0] == groups * shape[1] > 0 and PANEL % shape[1] == 0
+
+
 def packed_shape(shape: tuple[int, ...], groups: int) -> tuple[int, ...]:
     """The shape of packed filters, see `pack_filters`."""
     taps = math.prod(shape[2:])
-    if is_depthwise(shape, groups):
-        return (taps, shape[0])
+    if is_lanewise(shape, groups):
+        return (taps * shape[1], shape[0])
     return (groups, -(-(shape[0] // groups) // PANEL), taps * shape[1], PANEL)
 
 
 def pack_filters(filters: np.ndarray, groups: int) -> np.ndarray:
     """Filters [M, C / groups, ...] as panels of 16: [groups, ceil(M / groups / 16), taps * C / groups, 16], missing ones being zero;
-    depthwise ones as [taps, C]."""
+    where groups are lanes of a panel [taps * C / groups, M]."""
     shape = packed_shape(filters.shape, groups)
     if filters.size == 0:
         return np.zeros(shape, filters.dtype)
@@ -39,8 +45,8 @@ def pack_filters(filters: np.ndarray, groups: int) -> np.ndarray:
 def _by_column(filters: np.ndarray, groups: int) -> list[tuple[np.ndarray, int]]:
     """What is made into panels, part by part, and how wide they are."""
     count, depth = filters.shape[:2]
-    if is_depthwise(filters.shape, groups):
-        return [(filters.reshape(count, -1, 1), count)]
+    if is_lanewise(filters.shape, groups):
+        return [(filters.reshape(count, depth, -1), count)]
     return [(group, PANEL) for group in filters.reshape(groups, count // groups, depth, -1)]
 
 

@@ -1,7 +1,7 @@
 """FusedConv: a convolution of channels-last tensors, and what is computed of it element by element.
 
-Inputs: X [N, H, W, C] or [N, L, C]; the packed filters [group, ceil(M / group / 16), taps * C / group, 16], depthwise [taps, C]; with `biased`
-the biases [M]; what else the epilogue reads. Attributes: those of Conv, `filters` (M), `biased`, `planar` (X is [N, C, H, W] or [N, C, L]), `epilogue` (an expression, see
+Inputs: X [N, H, W, C] or [N, L, C]; the packed filters [group, ceil(M / group / 16), taps * C / group, 16], where groups are lanes of a panel (`ir.is_lanewise`)
+[taps * C / group, M]; with `biased` the biases [M]; what else the epilogue reads. Attributes: those of Conv, `filters` (M), `biased`, `planar` (X is [N, C, H, W] or [N, C, L]), `epilogue` (an expression, see
 fused_elementwise, whose first input is the result [N, H', W', M]). All float32.
 """
 
@@ -50,8 +50,11 @@ def channels_first(rank: int) -> tuple[int, ...]:
 def unpack(builder: BodyBuilder, packed: ir.Value, shape: Sequence[int], group: int) -> ir.Value:
     """The filters of `shape` [M, C / group, ...] out of packed ones."""
     count, depth, taps = shape[0], shape[1], math.prod(shape[2:])
-    if ir.is_depthwise(tuple(shape), group):
+    if ir.is_lanewise(tuple(shape), group):
         columns = builder.op("Transpose", [packed], {"perm": [1, 0]})
+        if depth > 1:
+            columns = builder.op("Reshape", [columns, builder.integers(count, taps, depth)])
+            columns = builder.op("Transpose", [columns], {"perm": [0, 2, 1]})
         return builder.op("Reshape", [columns, builder.integers(*shape)])
     per_group = count // group
     rows = builder.op("Transpose", [packed], {"perm": [0, 1, 3, 2]})
