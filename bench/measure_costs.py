@@ -129,6 +129,27 @@ def inverted_residuals(blocks: int, most: int = 6, channels: int = 32, side: int
     return model(text, w=(wide, 1, 3, 3), b=(channels,), c=(wide,), **filters)
 
 
+def leaving_blocks(count: int, most: int = 16, channels: int = 64, side: int = 28) -> onnx.ModelProto:
+    """Pointwise convolutions, and so many nodes between them that onnxruntime does not compute in blocks."""
+    lines = " ".join(f"e{k} = {'Elu' if k < count else 'Relu'} (v{k}) v{k + 1} = Conv (e{k}, w)" for k in range(most))
+    tensor = f"float[1, {channels}, {side}, {side}]"
+    return model(f"({tensor} x) => ({tensor} v{most}) {{ v0 = Conv (x, w) {lines} }}", w=(channels, channels, 1, 1))
+
+
+def minimal_filtering(count: int, most: int = 6, channels: int = 48, side: int = 28) -> onnx.ModelProto:
+    """So many of the convolutions are computed by minimal filtering; the others are dilated."""
+    dilations = [1 if k < count else 2 for k in range(most)]
+    lines = " ".join(
+        f"v{k + 1} = Conv <pads = [{d}, {d}, {d}, {d}], dilations = [{d}, {d}]> (v{k}, w{k})"
+        for k, d in enumerate(dilations)
+    )
+    tensor = f"float[1, {channels}, {side}, {side}]"
+    return model(
+        f"({tensor} v0) => ({tensor} v{most}) {{ {lines} }}",
+        **{f"w{k}": (channels, channels, 3, 3) for k in range(most)},
+    )
+
+
 def image(channels: int, side: int = 112) -> onnx.ModelProto:
     text = f"""(float[1, {channels}, {side}, {side}] x) => (float[1, 32, {side}, {side}] y) {{
         a = Conv <pads = [1, 1, 1, 1]> (x, w) y = Conv <pads = [1, 1, 1, 1]> (a, v) }}"""
@@ -191,6 +212,12 @@ PROBES: Mapping[str, Probe] = {
     "inverted_part": Probe(
         range(1, 7), inverted_residuals, {"inverted_part": 0, "border_cost": 0}, {"inverted_part": NEVER},
         lambda blocks, before: round(3 * blocks / (7 + 2 * blocks), 2),
+    ),
+    "leaving_part": Probe(
+        range(1, 9), leaving_blocks, {"leaving_part": 0, "border_cost": 0}, {"leaving_part": 2}, lambda count, before: round(count / 17, 2),
+    ),
+    "minimal_part": Probe(
+        range(1, 7), minimal_filtering, {"minimal_part": 0, "border_cost": 0}, {"minimal_part": 2}, lambda count, before: round(count / 6, 2),
     ),
     "planar_channels": Probe(
         [1, 3, 4, 5, 6, 7, 8, 12], image, {"planar_channels": NEVER, "border_cost": 0}, {"planar_channels": 0, "border_cost": 0},

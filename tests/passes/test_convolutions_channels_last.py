@@ -224,6 +224,13 @@ BODIES = {
       j = LeakyRelu <alpha=0.1> (i)
       y = Conv <kernel_shape=[2,2], dilations=[2,1], group=2> (j, w6)
     }""",
+    "groups that are lanes of a vector": """g (float[2,24,7,9] x) => (float[2,24,H,W] y) {
+      a = Conv <kernel_shape=[3,3], pads=[1,1,1,1], group=6> (x, g4)
+      b = Relu (a)
+      c = Conv <kernel_shape=[3,3], pads=[1,1,1,1], group=12> (b, g2)
+      d = Add (c, a)
+      y = Conv <kernel_shape=[1,1], group=3> (d, g8)
+    }""",
     "a head of transposed convolutions": """g (float[2,6,5,7] x) => (float[2,1,20,42] y) {
       a = Conv <kernel_shape=[1,1]> (x, w5)
       b = ConvTranspose <kernel_shape=[2,3], strides=[2,3]> (a, t1, t1b)
@@ -277,7 +284,7 @@ BODIES = {
 }
 BODY_WEIGHTS = weights(
     w1=(6, 6, 3), w2=(6, 1, 5), w3=(5, 6, 1), w4=(6, 6, 3, 3), w5=(6, 6, 1, 1), w6=(4, 6, 2, 2), w7=(6, 6, 4, 4), w8=(6, 6, 3, 3), t1=(6, 9, 2, 3), t1b=(9,),
-    t2=(9, 1, 2, 2),
+    t2=(9, 1, 2, 2), g2=(24, 2, 3, 3), g4=(24, 4, 3, 3), g8=(24, 8, 1, 1),
     narrow=(1, 6, 1, 1), widen=(6, 1, 1, 1), bn2=(12,), scale=(6, 1, 1), shift=(1, 6, 1, 1),
 ) | {"bn": RNG.uniform(0.5, 2, 12).astype(np.float32), "half": np.array(0.5, np.float32), "scales": np.array([1, 1, 2, 2], np.float32)}  # fmt: skip
 
@@ -296,17 +303,24 @@ def test_computes_the_same(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kernel", "activation", "converted"),
-    [("1,1", "Relu", False), ("1,1", "HardSwish", True), ("3,3", "Relu", True)],
-    ids=["all in blocks", "an activation outside", "fewer multiplications"],
+    ("kernel", "group", "activation", "converted"),
+    [
+        ("1,1", 1, "Relu", False),
+        ("1,1", 1, "HardSwish", True),
+        ("3,3", 1, "Relu", True),
+        ("1,1", 2, "Relu", False),
+        ("1,1", 4, "Relu", True),
+    ],
+    ids=["all in blocks", "an activation outside", "fewer multiplications", "groups of blocks", "groups inside blocks"],
 )
 def test_leaves_what_onnxruntime_computes_in_blocks(
-    monkeypatch: pytest.MonkeyPatch, kernel: str, activation: str, converted: bool
+    monkeypatch: pytest.MonkeyPatch, kernel: str, group: int, activation: str, converted: bool
 ) -> None:
     monkeypatch.undo()
     size = int(kernel[0])
-    w = np.random.default_rng(0).standard_normal((32, 32, size, size)).astype(np.float32)
-    body = f"a = Conv(x, w)\n b = {activation}(a)\n c = Conv(b, w)\n d = {activation}(c)\n y = Conv(d, w)"
+    w = np.random.default_rng(0).standard_normal((32, 32 // group, size, size)).astype(np.float32)
+    conv = f"Conv<group={group}>"
+    body = f"a = {conv}(x, w)\n b = {activation}(a)\n c = {conv}(b, w)\n d = {activation}(c)\n y = {conv}(d, w)"
     before = model(f"g (float[1,32,40,40] x) => (y) {{ {body} }}", opset=18, w=w)
     after, _ = run_passes(before, *PASSES, target="cpu")
     assert ("FusedConv" in op_list(after)) is converted

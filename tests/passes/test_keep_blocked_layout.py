@@ -12,7 +12,7 @@ import pytest
 
 from helpers import assert_same, model, op_list, ops, run_passes
 from onnxopt import ir
-from onnxopt.fusions.blocked_layout import BlockedLayout
+from onnxopt.fusions.blocked_layout import BlockedLayout, resizes_in_blocks
 from onnxopt.passes.base import Context
 from onnxopt.pipeline import PassManager
 from onnxopt.runtime.target import Target
@@ -129,6 +129,41 @@ def test_others_that_onnxruntime_blocks(op: str, channels: int) -> None:
         w=randoms(channels, 16, 1, 1),
     )
     assert ("Relu" in blocked(proto)) is (by_onnxruntime(proto)[-1] == "ReorderOutput")
+
+
+@pytest.mark.parametrize("factors", [(2.0, 2.0), (1.0, 3.0), (2.5, 2.0), (0.5, 0.5)], ids=str)
+@pytest.mark.parametrize("given", ["scales", "sizes"])
+@pytest.mark.parametrize(
+    ("mode", "coordinates", "rounding"),
+    [
+        ("nearest", "asymmetric", "floor"),
+        ("nearest", "half_pixel", "floor"),
+        ("nearest", "asymmetric", "ceil"),
+        ("linear", "asymmetric", "floor"),
+        ("linear", "half_pixel", "floor"),
+        ("linear", "align_corners", "floor"),
+        ("linear", "pytorch_half_pixel", "floor"),
+        ("cubic", "half_pixel", "floor"),
+    ],
+)
+def test_resizes_that_onnxruntime_blocks(
+    mode: str, coordinates: str, rounding: str, given: str, factors: tuple[float, float]
+) -> None:
+    numbers = {
+        "scales": np.array([1, 1, *factors], np.float32),
+        "sizes": np.array([1, 16, *(int(8 * factor) for factor in factors)], np.int64),
+    }
+    windows = f'mode="{mode}", coordinate_transformation_mode="{coordinates}", nearest_mode="{rounding}"'
+    inputs = "a, , n" if given == "scales" else "a, , , n"
+    proto = model(
+        f"g (float[1,16,8,8] x) => (float[1,16,h,k] z) {{ a = Conv(x, w) y = Resize<{windows}>({inputs}) z = Conv(y, w) }}",
+        w=randoms(16, 16, 1, 1),
+        n=numbers[given],
+    )
+    loaded = ir.load(proto)
+    (resize,) = (node for node in loaded.graph if node.op_type == "Resize")
+    found = resizes_in_blocks(resize, Context(loaded, target=Target.named("cpu")))
+    assert found is ("Upsample" in by_onnxruntime(proto))
 
 
 def by_onnxruntime(proto: onnx.ModelProto) -> list[str]:

@@ -105,6 +105,25 @@ def inverted_residuals(blocks: int, pointwise: int) -> onnx.ModelProto:
     return helpers.model(text, w=normal(24, 1, 3, 3), b=normal(16), c=normal(24), **filters)
 
 
+def leaving_blocks(nodes: int, convolutions: int) -> onnx.ModelProto:
+    """Convolutions in a row, and so many nodes between them that onnxruntime does not compute in blocks."""
+    lines = [
+        f"e{k} = Elu (v{k}) v{k + 1} = Conv (e{k}, w)" if k < nodes else f"v{k + 1} = Conv (v{k}, w)"
+        for k in range(convolutions)
+    ]
+    lines[0] = lines[0].replace("v0", "x0")
+    text = f"g (float[1, 16, 9, 9] x) => (float[1, 16, 9, 9] v{convolutions}) {{ x0 = Conv (x, w) {' '.join(lines)} }}"
+    return helpers.model(text, w=normal(16, 16, 1, 1))
+
+
+def minimal_filtering(dilation: int) -> onnx.ModelProto:
+    """Two convolutions, of which the second is computed with fewer multiplications, as the first one is unless it is dilated."""
+    pads = ", ".join([str(dilation)] * 4)
+    text = f"""g (float[1, 16, 9, 9] x) => (float[1, 16, 9, 9] y) {{
+        a = Conv <pads = [{pads}], dilations = [{dilation}, {dilation}]> (x, w) y = Conv <pads = [1, 1, 1, 1]> (a, w) }}"""
+    return helpers.model(text, w=normal(16, 16, 3, 3))
+
+
 def recurrent(op: str, gates: int, hidden: int = 4, steps: int = 9) -> onnx.ModelProto:
     text = f"g (float[{steps}, 1, 4] x) => (float[{steps}, 1, 1, {hidden}] y) {{ y = {op} <hidden_size = {hidden}> (x, w, r) }}"
     return helpers.model(text, w=normal(1, gates * hidden, 4), r=normal(1, gates * hidden, hidden))
@@ -123,6 +142,8 @@ def recurrent(op: str, gates: int, hidden: int = 4, steps: int = 9) -> onnx.Mode
         ("unfold_recurrent_ops", recurrent("GRU", 3, 6), "gru_hidden", 6, 7),
         ("convolutions_channels_last", image(32, 3), "border_cost", 1, 2),
         ("convolutions_channels_last", inverted_residuals(1, 1), "inverted_part", 0.6, 0.61),
+        ("convolutions_channels_last", leaving_blocks(2, 3), "leaving_part", 0.5, 0.51),
+        ("convolutions_channels_last", minimal_filtering(2), "minimal_part", 0.5, 0.51),
         ("convolutions_channels_last fuse_separable_convs", separable(4), "separable_pixels", 16, 17),
     ],
 )

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from onnxopt import ir
+from onnxopt.fusions.fused_resize import COORDINATES_OPSET
 from onnxopt.passes.base import Context
 from onnxopt.rewrite.rules import attribute
 
@@ -136,6 +139,25 @@ def _hard_swish(users: list[ir.Node]) -> list[ir.Node]:
 def is_hard_swish_gate(node: ir.Node) -> bool:
     """Whether a HardSigmoid is clip(x / 6 + 1/2, 0, 1)."""
     return math.isclose(attribute(node, "alpha", 0.2), 1 / 6, rel_tol=1e-5) and attribute(node, "beta", 0.5) == 0.5
+
+
+def resizes_in_blocks(node: ir.Node, ctx: Context) -> bool:
+    """Whether onnxruntime resizes an image in the layout: by whole numbers, repeating pixels or between them."""
+    x, opset11 = node.inputs[0], ctx.opset >= COORDINATES_OPSET
+    scales = [ir.small_array(value) for value in node.inputs[1:3] if value is not None]
+    factors = next((one for one in scales if one is not None and one.shape == (RANK,) and one.dtype.kind == "f"), None)
+    if factors is None:
+        before, after = (None if one is None else ctx.shapes.static_shape(one) for one in (x, node.outputs[0]))
+        if before is None or after is None or len(before) != RANK or 0 in before:
+            return False
+        factors = np.divide(after, before)
+    if (factors[:2] != 1).any() or (factors < 1).any() or (factors % 1 != 0).any():
+        return False
+    coordinates = attribute(node, "coordinate_transformation_mode", "half_pixel") if opset11 else "asymmetric"
+    if attribute(node, "mode", "nearest") == "linear":
+        return coordinates in ("align_corners", "asymmetric", "half_pixel")
+    rounding = attribute(node, "nearest_mode", "round_prefer_floor") if opset11 else "floor"
+    return attribute(node, "mode", "nearest") == "nearest" and (coordinates, rounding) == ("asymmetric", "floor")
 
 
 def is_convolution(node: ir.Node) -> bool:

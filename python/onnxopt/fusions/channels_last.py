@@ -7,12 +7,14 @@ runs in any layout. It is converted as a whole: Transposes stand at its border a
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from onnxopt import ir
 from onnxopt.fusions import fused_conv, fused_conv_transpose, fused_pool, fused_resize
+from onnxopt.fusions.blocked_layout import BLOCK, resizes_in_blocks
 from onnxopt.ops.fused_conv import channels_first, channels_last
 from onnxopt.ops.fused_elementwise import LOWERINGS
 from onnxopt.passes.base import Context
@@ -96,10 +98,20 @@ class Finder:
 
     def regions(self) -> list[list[ir.Node]]:
         """Nodes in topological order, region by region."""
+        self._inside -= {node for node in self._joined if self._enlarges_at_the_end(node)}
         grouped: dict[ir.Node, list[ir.Node]] = {}
         for node in self._joined:
-            grouped.setdefault(self._root(node), []).append(node)
+            if node in self._inside:
+                grouped.setdefault(self._root(node), []).append(node)
         return [nodes for nodes in grouped.values() if self._is_worthwhile(nodes)]
+
+    def _enlarges_at_the_end(self, node: ir.Node) -> bool:
+        """Whether nothing of a region reads a resized image: the Transpose at the border moves less before than behind it."""
+        if node.op_type != "Resize" or fused_resize.repeats(node, self.ctx.opset):
+            return False
+        if any(user in self._inside for user, _ in node.outputs[0].uses()):
+            return False
+        return resizes_in_blocks(node, self.ctx)
 
     def _visit(self, node: ir.Node) -> None:
         if node.domain or not node.outputs:
@@ -161,8 +173,9 @@ class Finder:
         gain = sum(self._gain(node) for node in nodes if node.op_type in KERNELS and node not in self.moves)
         freed = self._freed(nodes)
         cost = self.ctx.target.costs.border_cost * (self._borders(nodes) - freed)
-        if not freed and not any(map(self._is_slow_in_blocks, nodes)) and not self._is_of_inverted_residuals(nodes):
-            refusal = Refusal("onnxruntime computes all of it in its blocked layout", culprit=nodes[0])
+        reasons = (self._leaves_blocks, self._saves_multiplications, self._is_of_inverted_residuals)
+        if not freed and not any(reason(nodes) for reason in reasons):
+            refusal = Refusal("onnxruntime computes nearly all of it in its blocked layout as fast", culprit=nodes[0])
             self.ctx.log.refused(RULE, nodes[0], refusal, len(nodes))
             return False
         if gain > cost or (freed and gain == cost):
@@ -171,15 +184,49 @@ class Finder:
         self.ctx.log.refused(RULE, nodes[0], refusal, len(nodes))
         return False
 
+    def _leaves_blocks(self, nodes: list[ir.Node]) -> bool:
+        """Whether onnxruntime leaves its blocked layout for enough of the nodes."""
+        convolutions = sum(node.op_type == "Conv" and node not in self.moves for node in nodes)
+        count = sum(map(self._is_slow_in_blocks, nodes))
+        return count > 0 and count >= self.ctx.target.costs.leaving_part * convolutions
+
     def _is_slow_in_blocks(self, node: ir.Node) -> bool:
-        """Whether onnxruntime leaves its blocked layout for the node or around it, or multiplies more than our kernel."""
+        """Whether onnxruntime leaves its blocked layout for the node or around it."""
         if any(user.op_type == "Transpose" for value in node.outputs for user, _ in value.uses()):
             return True
         if node in self.moves:
-            return node.op_type not in IN_BLOCKS
-        if node.op_type != "Conv":
-            return node.op_type in ("ConvTranspose", "Resize")
-        return self._multiplies_less(node)
+            read = any(user in self._inside for value in node.outputs for user, _ in value.uses())
+            return read and node.op_type not in IN_BLOCKS
+        if node.op_type == "Resize":
+            return not resizes_in_blocks(node, self.ctx)
+        return node.op_type == "ConvTranspose" or (node.op_type == "Conv" and self._is_of_lanes(node))
+
+    def _is_of_lanes(self, conv: ir.Node) -> bool:
+        """Whether the groups of a convolution are parts of our kernel's vectors, and of onnxruntime's blocks."""
+        weights = None if conv.inputs[1] is None else self.ctx.shapes.static_shape(conv.inputs[1])
+        return weights is not None and 1 < weights[1] < BLOCK and ir.is_lanewise(weights, attribute(conv, "group", 1))
+
+    def _saves_multiplications(self, nodes: list[ir.Node]) -> bool:
+        """Whether enough of the multiplications are in convolutions by minimal filtering; any such one where sizes are not known, and of
+        sequences, which onnxruntime does not compute in blocks."""
+        convolutions = [node for node in nodes if node.op_type == "Conv" and node not in self.moves]
+        less = [node for node in convolutions if self._multiplies_less(node)]
+        if not less:
+            return False
+        work = {node: self._multiplications(node) for node in convolutions}
+        known = [count for count in work.values() if count is not None]
+        if len(known) < len(work):
+            return True
+        return sum(work[node] or 0 for node in less) >= self.ctx.target.costs.minimal_part * sum(known)
+
+    def _multiplications(self, conv: ir.Node) -> int | None:
+        """The multiplications per image; None where its sizes are not known, and for sequences."""
+        weights = None if conv.inputs[1] is None else self.ctx.shapes.static_shape(conv.inputs[1])
+        shape = self.ctx.shapes.shape(conv.outputs[0])
+        if weights is None or shape is None or len(shape) != IMAGE_RANK:
+            return None
+        sides = [side for side in shape[2:] if isinstance(side, int)]
+        return math.prod((*weights, *sides)) if len(sides) == len(shape) - 2 else None
 
     def _is_of_inverted_residuals(self, nodes: list[ir.Node]) -> bool:
         """Whether enough of the convolutions will be parts of FusedInvertedResidual, which writes no expanded tensor."""

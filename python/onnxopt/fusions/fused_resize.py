@@ -55,6 +55,11 @@ def build(b: Builder, node: ir.Node, x: ir.Value) -> ir.Value:
     )[0]
 
 
+def repeats(node: ir.Node, opset: int) -> bool:
+    """Whether a Resize only repeats pixels, for which there is a kernel."""
+    return _factors(node, opset) is not None
+
+
 def _factors(node: ir.Node, opset: int) -> tuple[int, int] | None:
     """How often pixels are repeated, where that is all."""
     if attribute(node, "mode", "nearest") != "nearest":

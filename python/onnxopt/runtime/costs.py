@@ -29,6 +29,8 @@ class Costs:
     sequence_channels: int
     separable_pixels: int
     inverted_part: float
+    leaving_part: float
+    minimal_part: float
     planar_channels: int
     recurrent_steps: int
     lstm_hidden: int
