@@ -43,7 +43,7 @@ def report_json(report: Report) -> dict[str, Any]:
             {"pass": pass_name, "rule": rule, "attempts": stats.attempts, "applied": stats.applied}
             for (pass_name, rule), stats in report.rules.items()
         ],
-        "rewrites": [dataclasses.asdict(patch) for patch in report.patches],
+        "rewrites": [patch._asdict() for patch in report.patches],
         "near_misses": [dataclasses.asdict(reason) for reason in group_near_misses(report.near_misses)],
         "warnings": report.warnings,
         "defects": [str(defect) for defect in report.defects],

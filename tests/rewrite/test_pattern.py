@@ -18,7 +18,9 @@ def match(one: Pattern, body: str, root: str, *, outputs: str = "y", **weights: 
     node = node_of(ctx, root)
     found = one.match(node, ctx, trace)
     # What the rule set asks first must never leave a match out.
-    candidates = one.candidates(node.domain, node.op_type, [kind_of(value) for value in node.inputs])
+    kinds = [kind_of(value) for value in node.inputs]
+    possible = one.alternatives_of(node.domain, node.op_type)
+    candidates = [number for number, alternative in possible if alternative.may_match_inputs(node.op_type, kinds)]
     assert found is None or one.match(node, ctx, None, candidates) is not None
     return found, "" if found is not None or trace.refusal is None else str(trace.refusal)
 

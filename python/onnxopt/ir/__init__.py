@@ -34,7 +34,7 @@ from onnxopt.ir.graphsurgeon import apply_graphsurgeon, from_graphsurgeon, to_gr
 from onnxopt.ir.lazy import ScaledTensor, StreamedTensor, TransposedTensor, can_stream_transpose, is_streamed
 from onnxopt.ir.load import load, load_copy, without_collector
 from onnxopt.ir.mapped import MappedTensor
-from onnxopt.ir.nodes import drop_inputs, make_node, set_input, take_out
+from onnxopt.ir.nodes import PlainAttr, PlainGraph, PlainValue, drop_inputs, make_node, set_input, take_out
 from onnxopt.ir.packed import PANEL, PackedTensor, int4, pack, packed
 from onnxopt.ir.packed_filters import PackedFilters, is_depthwise, is_lanewise, pack_filters, packed_filters
 from onnxopt.ir.protos import (
@@ -75,6 +75,9 @@ __all__ = [
     "Node",
     "PackedFilters",
     "PackedTensor",
+    "PlainAttr",
+    "PlainGraph",
+    "PlainValue",
     "RefAttr",
     "ScaledTensor",
     "Shape",

@@ -25,7 +25,7 @@ from onnx_ir import (
 )
 
 from onnxopt.errors import ModelError
-from onnxopt.ir.nodes import make_node
+from onnxopt.ir.nodes import PlainAttr, PlainGraph, PlainValue, make_node
 from onnxopt.ir.protos import ProtoTensor
 
 Resolve = Callable[[ExternalTensor], TensorProtocol]
@@ -94,7 +94,7 @@ class _Reader:
 
     def graph(self, proto: onnx.GraphProto) -> Graph:
         facts = _Facts(proto.value_info, proto.quantization_annotation)
-        inputs = [facts.annotate(_describe(Value(name=info.name), info)) for info in proto.input]
+        inputs = [facts.annotate(_describe(PlainValue(name=info.name), info)) for info in proto.input]
         scope: Scope = {value._name: value for value in inputs}  # type: ignore[misc]
         initializers = [
             self._initializer(one, tensor, scope, facts)
@@ -102,9 +102,9 @@ class _Reader:
             if (tensor := self._tensor(one)).name
         ]
         nodes = self._nodes(proto.node, scope, facts)
-        return Graph(
+        return PlainGraph(
             inputs,
-            [_describe(scope.get(info.name) or Value(name=info.name), info) for info in proto.output],
+            [_describe(scope.get(info.name) or PlainValue(name=info.name), info) for info in proto.output],
             nodes=nodes,
             initializers=initializers,
             doc_string=_given(proto, "doc_string"),
@@ -113,10 +113,10 @@ class _Reader:
         )
 
     def function(self, proto: onnx.FunctionProto) -> Function:
-        inputs = [Value(name=name) for name in proto.input]
+        inputs = [PlainValue(name=name) for name in proto.input]
         scope: Scope = {value._name: value for value in inputs}  # type: ignore[misc]
         nodes = self._nodes(proto.node, scope, _Facts(proto.value_info))
-        graph = Graph(
+        graph = PlainGraph(
             inputs,
             [scope[name] for name in proto.output],
             nodes=nodes,
@@ -134,7 +134,7 @@ class _Reader:
         if value is not None:  # the default of an input
             value._const_value = tensor
             return value
-        value = scope[proto.name] = Value(
+        value = scope[proto.name] = PlainValue(
             name=proto.name,
             type=TensorType(tensor.dtype),
             shape=tensor.shape,  # type: ignore[arg-type]
@@ -149,7 +149,7 @@ class _Reader:
                 if name in scope:
                     raise ModelError(f"The value '{name}' is redeclared by the {proto.op_type} node '{proto.name}'.")
                 if name:
-                    scope[name] = facts.tell(Value(name=name))
+                    scope[name] = facts.tell(PlainValue(name=name))
         self._scopes.append(scope)
         nodes = [self._node(proto, scope, facts) for proto in protos]
         self._scopes.pop()
@@ -161,7 +161,7 @@ class _Reader:
             proto.op_type,
             [(scope.get(name) or self._outer(name, scope, facts)) if name else None for name in proto.input],
             [self._attribute(one) for one in proto.attribute],
-            outputs=[scope[name] if name else Value(name="") for name in proto.output],
+            outputs=[scope[name] if name else PlainValue(name="") for name in proto.output],
             overload=proto.overload,
             name=proto.name,
         )
@@ -181,14 +181,14 @@ class _Reader:
         for outer in reversed(self._scopes[:-1]):
             if name in outer:
                 return outer[name]
-        return scope.setdefault(name, facts.tell(Value(name=name)))
+        return scope.setdefault(name, facts.tell(PlainValue(name=name)))
 
     def _attribute(self, proto: onnx.AttributeProto) -> Attr:
         read = _READ.get(proto.type)
         if read is None or proto.ref_attr_name:
             return serde.deserialize_attribute(proto)
         kind, value = read(self, proto)
-        return Attr(proto.name, kind, value, doc_string=proto.doc_string or None)
+        return PlainAttr(proto.name, kind, value, proto.doc_string or None)
 
     def _tensor(self, proto: onnx.TensorProto) -> TensorProtocol:
         if proto.data_location == onnx.TensorProto.EXTERNAL:
@@ -204,13 +204,13 @@ class _Reader:
 _READ: Mapping[int, Callable[[_Reader, onnx.AttributeProto], tuple[AttributeType, Any]]] = {
     onnx.AttributeProto.INT: lambda _, proto: (AttributeType.INT, proto.i),
     onnx.AttributeProto.FLOAT: lambda _, proto: (AttributeType.FLOAT, proto.f),
-    onnx.AttributeProto.INTS: lambda _, proto: (AttributeType.INTS, proto.ints),
-    onnx.AttributeProto.FLOATS: lambda _, proto: (AttributeType.FLOATS, proto.floats),
+    onnx.AttributeProto.INTS: lambda _, proto: (AttributeType.INTS, tuple(proto.ints)),
+    onnx.AttributeProto.FLOATS: lambda _, proto: (AttributeType.FLOATS, tuple(proto.floats)),
     onnx.AttributeProto.TENSOR: lambda reader, proto: (AttributeType.TENSOR, reader._tensor(proto.t)),
     onnx.AttributeProto.GRAPH: lambda reader, proto: (AttributeType.GRAPH, reader.graph(proto.g)),
     onnx.AttributeProto.GRAPHS: lambda reader, proto: (
         AttributeType.GRAPHS,
-        [reader.graph(one) for one in proto.graphs],
+        tuple(reader.graph(one) for one in proto.graphs),
     ),
 }
 """How attributes of the common types are read."""

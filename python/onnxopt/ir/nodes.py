@@ -1,24 +1,128 @@
-"""Making nodes of what onnxopt knows to fit: the same objects that onnx-ir makes, without the checks that it owes to everybody."""
+"""Making graphs of what onnxopt knows to fit: the same objects that onnx-ir makes, without the checks that it owes to everybody.
+
+Passes ask each node for its type a hundred times, and a property is a call: the plain kinds of nodes, values and attributes are read
+where their fields lie.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import ItemsView, Iterable, Iterator, KeysView, Sequence, ValuesView
+from typing import Any
 
-from onnx_ir import Attr, Node, Value
+from onnx_ir import Attr, AttributeType, Graph, Node, Value
 from onnx_ir._core import Usage
 from onnx_ir._graph_containers import Attributes
+from onnx_ir._linked_list import DoublyLinkedSet, _LinkBox
+
+
+class PlainValue(Value):
+    """A value whose fields are read where they lie."""
+
+    __slots__ = ()
+    type = Value._type  # type: ignore[assignment, misc]
+    const_value = Value._const_value  # type: ignore[assignment, misc]
+
+
+class PlainAttr(Attr):
+    """An attribute whose fields are read where they lie. Its value is of the very type that `kind` says, lists being tuples."""
+
+    __slots__ = ()
+    name = Attr._name  # type: ignore[assignment, misc]
+    type = Attr._type  # type: ignore[assignment, misc]
+    value = Attr._value  # type: ignore[assignment, misc]
+    ref_attr_name = Attr._ref_attr_name  # type: ignore[assignment, misc]
+
+    def __init__(self, name: str, kind: AttributeType, value: Any, doc_string: str | None = None) -> None:
+        self._name = name
+        self._type = kind
+        self._value = value
+        self._ref_attr_name = self._metadata = None
+        self.doc_string = doc_string
+
+
+class PlainAttributes(Attributes):
+    """Attributes of a node that are looked up as a dict's items are."""
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self.data.get(key, default)
+
+    def keys(self) -> KeysView[str]:
+        return self.data.keys()
+
+    def values(self) -> ValuesView[Attr]:
+        return self.data.values()
+
+    def items(self) -> ItemsView[str, Attr]:
+        return self.data.items()
 
 
 class PlainNode(Node):
-    """A node whose fields are read where they lie: passes ask each node for its type a hundred times, and a property is a call."""
+    """A node whose fields are read where they lie."""
 
     __slots__ = ()
+    name = Node._name  # type: ignore[assignment, misc]
     domain = Node._domain  # type: ignore[assignment, misc]
     op_type = Node._op_type  # type: ignore[assignment, misc]
+    overload = Node._overload  # type: ignore[assignment, misc]
     inputs = Node._inputs  # type: ignore[assignment, misc]
     outputs = Node._outputs  # type: ignore[assignment, misc]
     attributes = Node._attributes  # type: ignore[assignment, misc]
     graph = Node._graph  # type: ignore[assignment, misc]
+
+
+class _NodeList(DoublyLinkedSet[Node]):
+    """The nodes of a graph, in order: all passes follow it."""
+
+    __slots__ = ()
+
+    def __iter__(self) -> Iterator[Node]:
+        root = self._root
+        box = root.next
+        while box is not root:
+            node = box.value
+            if node is not None:  # it may have been removed meanwhile
+                yield node
+            box = box.next
+
+    def _insert_one_after(self, box: _LinkBox[Node], new_value: Node) -> _LinkBox[Node]:
+        known = self._value_ids_to_boxes
+        if id(new_value) in known:
+            return super()._insert_one_after(box, new_value)
+        made = known[id(new_value)] = _LinkBox(self, new_value)
+        after = box.next
+        made.prev, made.next = box, after
+        box.next = after.prev = made
+        self._length += 1
+        return made
+
+
+class PlainGraph(Graph):
+    """A graph that takes nodes without looking for names where they have them."""
+
+    __slots__ = ()
+
+    def __init__(
+        self, inputs: Sequence[Value], outputs: Sequence[Value], *, nodes: Iterable[Node], **options: Any
+    ) -> None:
+        super().__init__(inputs, outputs, nodes=(), **options)
+        self._nodes = _NodeList()
+        self.extend(nodes)
+
+    def __iter__(self) -> Iterator[Node]:
+        return self._nodes.__iter__()
+
+    def _set_node_graph_to_self_and_assign_names(self, node: Node) -> Node:
+        names = self._name_authority
+        if node._graph is not None or node._name is None:
+            return super()._set_node_graph_to_self_and_assign_names(node)
+        names._node_names.add(node._name)
+        for value in node._outputs:
+            if value._name is None:
+                names.register_or_name_value(value)
+            else:
+                names._value_names.add(value._name)
+        node._graph = self
+        return node
 
 
 def make_node(
@@ -43,8 +147,11 @@ def make_node(
     node._overload = overload
     node._name = name
     node._inputs = tuple(inputs)
-    node._outputs = _owned(node, outputs)
-    node._attributes = _attributes(node, attributes)
+    node._outputs = (PlainValue(node, index=0),) if outputs == 1 else _owned(node, outputs)
+    found: Attributes = PlainAttributes.__new__(PlainAttributes)
+    found._owner = node
+    found.data = {one._name: one for one in attributes}
+    node._attributes = found
     node._version = node._metadata = node._metadata_props = node._graph = node.doc_string = None
     node.device_configurations = ()
     for index, value in enumerate(node._inputs):
@@ -59,17 +166,10 @@ _usage = tuple.__new__
 
 def _owned(node: Node, outputs: int | Sequence[Value]) -> tuple[Value, ...]:
     if isinstance(outputs, int):
-        return (Value(node, index=0),) if outputs == 1 else tuple(Value(node, index=i) for i in range(outputs))
+        return tuple(PlainValue(node, index=index) for index in range(outputs))
     for index, value in enumerate(outputs):
         value._producer, value._index = node, index
     return tuple(outputs)
-
-
-def _attributes(node: Node, attributes: Iterable[Attr]) -> Attributes:
-    found: Attributes = Attributes.__new__(Attributes)
-    found._owner = node
-    found.data = {one._name: one for one in attributes}
-    return found
 
 
 def set_input(node: Node, index: int, value: Value | None) -> None:

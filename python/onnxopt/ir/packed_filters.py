@@ -11,6 +11,7 @@ from onnx_ir import Shape, Tensor, TensorProtocol
 from onnxopt.ir.lazy import StreamedTensor, make_panels, write_panels
 from onnxopt.ir.mapped import MappedTensor
 from onnxopt.ir.packed import PANEL
+from onnxopt.ir.protos import array_tensor
 
 
 def is_depthwise(shape: tuple[int, ...], groups: int) -> bool:
@@ -78,4 +79,4 @@ def packed_filters(tensor: TensorProtocol, name: str, groups: int) -> TensorProt
     """Constant filters, packed: while they are written where they are mapped, else now."""
     if isinstance(tensor, (MappedTensor, StreamedTensor)):
         return PackedFilters(tensor, name, groups)
-    return Tensor(pack_filters(tensor.numpy(), groups), dtype=tensor.dtype, name=name)
+    return array_tensor(pack_filters(tensor.numpy(), groups), name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,8 @@ import onnx
 import onnx_ir
 from onnx_ir import Attr, AttributeType, DataType, Function, Graph, Node, Shape, TensorProtocol, Value, serde
 from onnx_ir.convenience import convert_attribute
+
+from onnxopt.ir.nodes import PlainAttr
 
 _GRAPH_TYPES = frozenset({AttributeType.GRAPH, AttributeType.GRAPHS})
 
@@ -87,6 +90,39 @@ class ProtoTensor(serde.TensorProtoTensor):
         return bytes(self.raw.raw_data) if self.raw.HasField("raw_data") else self.numpy().tobytes()
 
 
+class ArrayTensor(onnx_ir.Tensor[np.ndarray]):
+    """A tensor of an array of a type of numpy's own, whose sizes are computed once."""
+
+    __slots__ = ("nbytes", "size")
+    dtype = onnx_ir.Tensor._dtype  # type: ignore[assignment, misc]
+    shape = onnx_ir.Tensor._shape  # type: ignore[assignment, misc]
+    nbytes: int  # type: ignore[assignment]
+    size: int  # type: ignore[assignment]
+
+    def __init__(self, array: np.ndarray, dtype: DataType, name: str | None = None) -> None:
+        self._raw = array
+        self._dtype = dtype
+        self._shape = _frozen(array.shape)
+        self.size, self.nbytes = array.size, array.nbytes
+        self._name = name
+        self._metadata = self._metadata_props = self._doc_string = None
+
+    def tobytes(self) -> bytes:
+        return self._raw.tobytes() if sys.byteorder == "little" else super().tobytes()
+
+
+_ARRAY_TYPES = {
+    dtype.numpy(): dtype
+    for dtype in (*_LITTLE_ENDIAN, DataType.INT16, DataType.UINT16, DataType.UINT32, DataType.UINT64)
+}
+
+
+def array_tensor(array: np.ndarray, name: str | None = None) -> TensorProtocol:
+    """The tensor of an array, of the type that the array has."""
+    dtype = _ARRAY_TYPES.get(array.dtype)
+    return onnx_ir.Tensor(array, name=name) if dtype is None else ArrayTensor(array, dtype, name)
+
+
 _PLAIN = {int: AttributeType.INT, float: AttributeType.FLOAT, str: AttributeType.STRING}
 _LISTS = {int: AttributeType.INTS, float: AttributeType.FLOATS, str: AttributeType.STRINGS}
 
@@ -95,11 +131,11 @@ def make_attribute(name: str, value: Any) -> Attr:
     """An attribute of a Python value; plain ones and lists of them without the checks that tensors and graphs need."""
     kind = _PLAIN.get(type(value))
     if kind is not None:
-        return Attr(name, kind, value)
+        return PlainAttr(name, kind, value)
     if isinstance(value, (list, tuple)) and value:
         kind = _LISTS.get(type(value[0]))
         if kind is not None and len(set(map(type, value))) == 1:
-            return Attr(name, kind, tuple(value))
+            return PlainAttr(name, kind, tuple(value))
     return convert_attribute(name, value)
 
 
@@ -128,7 +164,7 @@ def tensor_of(array: np.ndarray, dtype: DataType | None = None) -> TensorProtoco
         return onnx_ir.StringTensor(array, shape=onnx_ir.Shape(array.shape))
     if dtype is not None and dtype.numpy() != array.dtype and dtype.numpy().itemsize == array.dtype.itemsize:
         return onnx_ir.Tensor(array.view(dtype.numpy()), dtype=dtype)
-    return onnx_ir.Tensor(np.ascontiguousarray(array).reshape(array.shape))
+    return array_tensor(np.ascontiguousarray(array).reshape(array.shape))
 
 
 def inputs_with_captures(node: Node) -> Iterator[Value]:

@@ -19,6 +19,7 @@ from onnxopt.ir import unsupported, wire
 from onnxopt.ir.lazy import is_streamed
 from onnxopt.ir.load import SOURCE_KEY, TRAINING_KEY, without_collector
 from onnxopt.ir.mapped import MappedTensor, is_external
+from onnxopt.ir.protos import ArrayTensor
 from onnxopt.ir.serialize import serialize
 from onnxopt.ir.statistics import walk_graphs
 
@@ -160,8 +161,12 @@ def _elsewhere(model: Model, mode: str, target: Path | None) -> tuple[dict[str, 
             entries[name] = _reference(tensor, target)  # type: ignore[arg-type]
         else:
             large[name] = tensor
-            entries[name] = wire.external_entries(wire.INSIDE, 0, 0)
+            entries[name] = _NOT_YET
     return large, entries
+
+
+_NOT_YET = wire.external_entries(wire.INSIDE, 0, 0)
+"""What says that a tensor's bytes lie elsewhere, until it is known where."""
 
 
 def _reference(tensor: ExternalTensor, target: Path | None) -> bytes:
@@ -248,16 +253,14 @@ class _Writer:
         headers = self._take_large()
         graph = self.proto.graph.SerializeToString(deterministic=True)
         self.proto.ClearField("graph")
-        length = len(graph)
-        for header, tensor in headers:
-            length += len(_tensor_prefix(header, tensor)) + tensor.nbytes
+        length = len(graph) + sum(len(prefix) + tensor.nbytes for prefix, tensor in headers)
         _write_all(file, self.proto.SerializeToString(deterministic=True) + wire.field(7, length) + graph)
-        for header, tensor in headers:
-            _write_all(file, _tensor_prefix(header, tensor))
+        for prefix, tensor in headers:
+            _write_all(file, prefix)
             _write_tensor(file, tensor)
 
     def _take_large(self) -> list[tuple[bytes, TensorProtocol]]:
-        """Remove the large initializers from the protobuf; their headers (name, type, shape) in the order of the file."""
+        """Remove the large initializers from the protobuf; what stands before their bytes, in the order of the file."""
         taken: list[tuple[bytes, TensorProtocol]] = []
         kept: list[onnx.TensorProto] = []
         for initializer in self.proto.graph.initializer:
@@ -266,7 +269,7 @@ class _Writer:
                 kept.append(initializer)
                 continue
             _clear_location(initializer)
-            taken.append((initializer.SerializeToString(deterministic=True), tensor))
+            taken.append((_tensor_prefix(initializer.SerializeToString(deterministic=True), tensor), tensor))
         copies = [onnx.TensorProto.FromString(one.SerializeToString()) for one in kept]
         self.proto.graph.ClearField("initializer")
         self.proto.graph.initializer.extend(copies)
@@ -291,7 +294,7 @@ def _write_tensor(file: BinaryIO, tensor: TensorProtocol) -> None:
 
 def _bytes_of(tensor: TensorProtocol) -> bytes | memoryview:
     """The bytes of a tensor, where they lie if they are in memory as they have to be written."""
-    if type(tensor) is not onnx_ir.Tensor or tensor.dtype.bitwidth < BYTE or sys.byteorder != "little":
+    if type(tensor) not in (ArrayTensor, onnx_ir.Tensor) or tensor.dtype.bitwidth < BYTE or sys.byteorder != "little":
         return tensor.tobytes()
     return np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8).data
 

@@ -22,7 +22,7 @@ from onnx_ir import (
 )
 
 from onnxopt.ir.mapped import is_external
-from onnxopt.ir.protos import ProtoTensor
+from onnxopt.ir.protos import ArrayTensor, ProtoTensor
 
 
 def serialize(model: Model, elsewhere: Mapping[str, bytes] | None = None) -> onnx.ModelProto:
@@ -168,7 +168,7 @@ class _Writer:
         else:
             serde.serialize_attribute_into(proto, attr)
             return
-        proto.name, proto.type = attr.name, kind.value  # type: ignore[assignment]
+        proto.name, proto.type = attr.name, kind  # type: ignore[assignment]
         if attr.doc_string:
             proto.doc_string = attr.doc_string
 
@@ -186,7 +186,7 @@ class _Writer:
         assert value.name is not None
         proto.name = value.name
         tensor = proto.type.tensor_type
-        tensor.elem_type = kind.dtype.value
+        tensor.elem_type = kind.dtype
         if shape is not None:
             tensor.shape.SetInParent()
             for dim in shape._dims:
@@ -217,8 +217,8 @@ def _in_memory(tensor: TensorProtocol) -> TensorProtocol:
 
 def _write_header(proto: onnx.TensorProto, tensor: TensorProtocol) -> None:
     """Everything but name and bytes."""
-    proto.data_type = tensor.dtype.value
-    proto.dims.extend(tensor.shape.numpy())
+    proto.data_type = tensor.dtype
+    proto.dims.extend(tensor.shape)
     if tensor.doc_string:
         proto.doc_string = tensor.doc_string
     if tensor.metadata_props:
@@ -226,7 +226,7 @@ def _write_header(proto: onnx.TensorProto, tensor: TensorProtocol) -> None:
 
 
 def _write_tensor(proto: onnx.TensorProto, tensor: TensorProtocol) -> None:
-    if type(tensor) is Tensor:
+    if type(tensor) is ArrayTensor or type(tensor) is Tensor:
         _write_header(proto, tensor)
         proto.raw_data = tensor.tobytes()
         if tensor.name:

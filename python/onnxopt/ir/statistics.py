@@ -56,7 +56,13 @@ def op_name(node: Node) -> str:
 
 def node_name(node: Node) -> str:
     """How people find a node: by its name, or by its first output where it has none."""
-    return node.name or next((value.name for value in node.outputs if value.name), "")
+    name = node.name
+    if not name:
+        for value in node.outputs:
+            name = value.name
+            if name:
+                break
+    return name or ""
 
 
 def count_ops(model: Model) -> dict[str, int]:

@@ -49,7 +49,7 @@ class BodyBuilder:
     def __init__(self, inputs: int, opset: int, prefix: str = "") -> None:
         self.opset = opset
         self._prefix = prefix
-        self.inputs = [ir.Value(name=f"i{index}") for index in range(inputs)]
+        self.inputs: list[ir.Value] = [ir.PlainValue(name=f"i{index}") for index in range(inputs)]
         self._nodes: list[ir.Node] = []
 
     def op(
@@ -63,7 +63,8 @@ class BodyBuilder:
     ) -> Sequence[ir.Value]:
         """The outputs of a node of the default domain."""
         attrs = [
-            value if type(value) is ir.Attr else ir.make_attribute(name, value) for name, value in attributes.items()
+            value if isinstance(value, ir.Attr) else ir.make_attribute(name, value)
+            for name, value in attributes.items()
         ]
         return self._add(ir.make_node("", op_type, inputs, attrs, outputs=outputs))
 
@@ -73,7 +74,7 @@ class BodyBuilder:
         dtype = ir.DataType.from_numpy(held.dtype) if isinstance(array, np.ndarray) else array.dtype
         if self.opset < TYPED_CONSTANTS_OPSET and held.dtype.kind in "iub":
             return self.op("Cast", [self.constant(held.astype(np.float64))], {"to": int(dtype.value)})
-        attr = ir.Attr("value", ir.AttributeType.TENSOR, ir.Tensor(held, dtype=dtype))
+        attr = ir.PlainAttr("value", ir.AttributeType.TENSOR, ir.tensor_of(held, dtype))
         return self._add(ir.make_node("", "Constant", [], [attr]))[0]
 
     def integers(self, *numbers: int) -> ir.Value:
@@ -106,22 +107,22 @@ class BodyBuilder:
     def _add(self, node: ir.Node) -> Sequence[ir.Value]:
         number = len(self._nodes)
         node.name = f"{self._prefix}n{number}"
+        stem = f"{self._prefix}v{number}"
         for index, output in enumerate(node.outputs):
-            own = f"v{number}" if len(node.outputs) == 1 else f"v{number}_{index}"
-            output.name = f"{self._prefix}{own}"
+            output._name = stem if len(node.outputs) == 1 else f"{stem}_{index}"  # it had none
         self._nodes.append(node)
         return node.outputs
 
     def function(self, spec: OpSpec, overload: str, outputs: Sequence[ir.Value]) -> ir.Function:
         imports = {"": self.opset}
-        graph = ir.Graph(self.inputs, outputs, nodes=self._nodes, opset_imports=imports, name=spec.name)
+        graph = ir.PlainGraph(self.inputs, outputs, nodes=self._nodes, opset_imports=imports, name=spec.name)
         return ir.Function(spec.domain, spec.name, overload, graph=graph, attributes=[])
 
 
 @functools.cache
 def _held(numbers: tuple[int, ...]) -> ir.Attr:
     """What a Constant of these integers holds: bodies have the same few over and over."""
-    return ir.Attr("value", ir.AttributeType.TENSOR, ir.Tensor(np.array(numbers, np.int64)))
+    return ir.PlainAttr("value", ir.AttributeType.TENSOR, ir.tensor_of(np.array(numbers, np.int64)))
 
 
 def overload_of(text: str) -> str:

@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, ClassVar, TypeVar, cast
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeVar, cast
 
 import numpy as np
 
@@ -37,12 +37,15 @@ class Names:
         self._collect(model.graph)
 
     def _collect(self, graph: ir.Graph) -> None:
-        self._values.update(value.name for value in graph.inputs if value.name)
-        self._values.update(graph.initializers)
+        values, nodes = self._values, self._nodes
+        values.update(value.name for value in graph.inputs if value.name)
+        values.update(graph.initializers.data)
         for node in walk(graph):
             if node.name:
-                self._nodes.add(node.name)
-            self._values.update(value.name for value in node.outputs if value.name)
+                nodes.add(node.name)
+            for value in node.outputs:
+                if value._name:
+                    values.add(value._name)
             for inner in ir.inner_graphs(node):
                 self._values.update(value.name for value in inner.inputs if value.name)
                 self._values.update(inner.initializers)
@@ -121,8 +124,7 @@ class NearMiss:
     depth: int
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class AppliedPatch:
+class AppliedPatch(NamedTuple):
     """One applied patch: its number in the run (what `stop_after` counts), pass, rule and the node it was rooted at.
 
     Nodes without a name are called by their first output; the op type of a patch of an initializer is "initializer".
@@ -409,7 +411,7 @@ class Context:
             anchor.graph.insert_before(anchor, node)
             value = node.outputs[0]
         else:
-            value = ir.Value(
+            value = ir.PlainValue(
                 name=unique,
                 const_value=tensor,
                 type=ir.TensorType(tensor.dtype),

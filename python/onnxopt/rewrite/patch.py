@@ -70,7 +70,7 @@ class Builder:
     ) -> tuple[ir.Value, ...]:
         """Make a node; attribute values are plain Python values, `ir.Attr`, graphs or tensors; None leaves an attribute out."""
         attrs = [
-            value if type(value) is ir.Attr else ir.make_attribute(key, value)
+            value if isinstance(value, ir.Attr) else ir.make_attribute(key, value)
             for key, value in (attributes or {}).items()
             if value is not None
         ]

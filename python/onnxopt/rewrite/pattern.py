@@ -83,6 +83,10 @@ class Constant(Term):
         return self.name is None or Free(self.name).match(value, found, trace)
 
 
+def _may_match(term: Term, kind: str) -> bool:
+    return term.may_match(kind)
+
+
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Op(Term):
     """A node: op types, inputs, required attributes (a value, or a predicate of the value, None where absent)."""
@@ -101,14 +105,15 @@ class Op(Term):
 
     def may_match_inputs(self, op_type: str, kinds: Sequence[str]) -> bool:
         """False only where no node of that type with operands of these kinds matches."""
-        terms = self.inputs
-        if not self.open_inputs and any(kind != ABSENT for kind in kinds[len(terms) :]):
+        terms, count = self.inputs, len(self.inputs)
+        if not self.open_inputs and any(kinds[count:]):
             return False
-        padded = [*kinds[: len(terms)], *[ABSENT] * (len(terms) - len(kinds))]
-        orders = [padded]
-        if len(terms) == 2 and op_type in COMMUTATIVE:
-            orders.append(padded[::-1])
-        return any(all(term.may_match(kind) for term, kind in zip(terms, order, strict=True)) for order in orders)
+        if len(kinds) < count:
+            kinds = (*kinds, *(ABSENT,) * (count - len(kinds)))
+        if count == 2 and op_type in COMMUTATIVE:
+            (first, second), (a, b) = terms, kinds[:2]
+            return (first.may_match(a) and second.may_match(b)) or (first.may_match(b) and second.may_match(a))
+        return all(map(_may_match, terms, kinds))
 
     def match(self, value: ir.Value | None, found: Match, trace: Trace | None) -> bool:
         node = None if value is None else value.producer()
@@ -235,13 +240,13 @@ class Pattern:
     def __or__(self, other: Pattern) -> Pattern:
         return Pattern(self.name, (*self.alternatives, *other.alternatives))
 
-    def candidates(self, domain: str, op_type: str, kinds: Sequence[str]) -> tuple[int, ...]:
-        """The numbers of the alternatives that may match a node of that type with operands of these kinds."""
-        return tuple(
-            number
+    def alternatives_of(self, domain: str, op_type: str) -> list[tuple[int, Op]]:
+        """The alternatives that end in a node of that type, with their numbers."""
+        return [
+            (number, one)
             for number, one in enumerate(self.alternatives)
-            if op_type in one.op_types and domain == one.domain and one.may_match_inputs(op_type, kinds)
-        )
+            if op_type in one.op_types and domain == one.domain
+        ]
 
     def match(
         self, node: ir.Node, ctx: Context, trace: Trace | None = None, candidates: Sequence[int] | None = None

@@ -14,7 +14,7 @@ from onnxopt.ir import constants
 if TYPE_CHECKING:
     from onnxopt.passes.base import Context
     from onnxopt.rewrite.patch import Builder
-    from onnxopt.rewrite.pattern import Pattern
+    from onnxopt.rewrite.pattern import Op, Pattern
 
 
 class Refusal:
@@ -122,7 +122,7 @@ def kind_of(value: ir.Value | None) -> str:
     """What a pattern sees of an operand at first glance: the op type that makes it, or that none does."""
     if value is None:
         return ABSENT
-    producer = value.producer()
+    producer = value._producer
     return NOT_COMPUTED if producer is None else producer.op_type
 
 
@@ -137,6 +137,7 @@ class RuleSet:
         for rule in sorted(self.rules, key=lambda rule: -rule.benefit):
             for root in rule.pattern.roots:
                 self.by_root.setdefault(root, []).append(rule)
+        self._alternatives: dict[tuple[str, str], list[tuple[Rule, list[tuple[int, Op]]]]] = {}
         self._candidates: dict[tuple[str, ...], tuple[Candidate, ...]] = {}
 
     def candidates(self, node: ir.Node) -> tuple[Candidate, ...]:
@@ -144,12 +145,22 @@ class RuleSet:
         key = (node.domain, node.op_type, *map(kind_of, node.inputs))
         known = self._candidates.get(key)
         if known is None:
-            domain, op_type, *kinds = key
-            possible = [
-                (rule, rule.pattern.candidates(domain, op_type, kinds)) for rule in self.by_root[domain, op_type]
-            ]
-            known = self._candidates[key] = tuple((rule, numbers) for rule, numbers in possible if numbers)
+            known = self._candidates[key] = self._possible(key)
         return known
+
+    def _possible(self, key: tuple[str, ...]) -> tuple[Candidate, ...]:
+        domain, op_type, *kinds = key
+        filed = self._alternatives.get((domain, op_type))
+        if filed is None:
+            rules = self.by_root[domain, op_type]
+            filed = [(rule, rule.pattern.alternatives_of(domain, op_type)) for rule in rules]
+            self._alternatives[domain, op_type] = filed
+        found: list[Candidate] = []
+        for rule, alternatives in filed:
+            numbers = tuple([number for number, one in alternatives if one.may_match_inputs(op_type, kinds)])
+            if numbers:
+                found.append((rule, numbers))
+        return tuple(found)
 
     def __add__(self, other: RuleSet) -> RuleSet:
         return RuleSet((*self.rules, *other.rules))
