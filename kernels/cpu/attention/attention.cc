@@ -27,7 +27,8 @@ namespace {
 constexpr double kTask = 3e6;
 /// Tasks for each processor, so that none waits long for another's last one.
 constexpr std::int64_t kTasksEach = 4;
-/// The least rows of a task, each of which packs the keys for itself, and their floats at most, which stay in the second-level cache.
+/// The least rows of a task, each of which packs the keys for itself, and the most floats of its results, which stay in the
+/// second-level cache.
 constexpr std::int64_t kLeastRows = 96, kMostResults = 1 << 15;
 /// Rows that kernels take at once, or a multiple of it.
 constexpr std::int64_t kBlock = 24;

@@ -27,6 +27,7 @@ from onnx_ir import (
     tensor,
 )
 
+from onnxopt.ir.body import Body, Step, graphs_of, is_graph_of, nodes_of, steps_of
 from onnxopt.ir.constants import SMALL_ELEMENTS, constant, integers, scalar, small_array, use_count
 from onnxopt.ir.equations import read_equation
 from onnxopt.ir.fingerprint import fingerprint
@@ -66,6 +67,7 @@ __all__ = [
     "Attr",
     "AttrTensor",
     "AttributeType",
+    "Body",
     "DataType",
     "ExternalTensor",
     "Function",
@@ -82,6 +84,7 @@ __all__ = [
     "ScaledTensor",
     "Shape",
     "ShapeEnv",
+    "Step",
     "StreamedTensor",
     "SymbolicDim",
     "Tensor",
@@ -103,11 +106,13 @@ __all__ = [
     "from_graphsurgeon",
     "function_to_proto",
     "given_name",
+    "graphs_of",
     "inner_graphs",
     "inputs_with_captures",
     "int4",
     "integers",
     "is_depthwise",
+    "is_graph_of",
     "is_lanewise",
     "is_open",
     "is_streamed",
@@ -117,6 +122,7 @@ __all__ = [
     "make_node",
     "node_name",
     "node_to_proto",
+    "nodes_of",
     "op_name",
     "open_dims",
     "pack",
@@ -130,6 +136,7 @@ __all__ = [
     "set_input",
     "small_array",
     "sort_nodes",
+    "steps_of",
     "take_out",
     "tensor",
     "tensor_of",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import onnx
@@ -21,6 +21,7 @@ from onnx_ir import (
     serde,
 )
 
+from onnxopt.ir.body import Body, Step, step_name
 from onnxopt.ir.mapped import is_external
 from onnxopt.ir.protos import ArrayTensor, ProtoTensor
 
@@ -108,6 +109,9 @@ class _Writer:
         _write_tensor(one, tensor)
 
     def function(self, proto: onnx.FunctionProto, function: Function) -> None:
+        if isinstance(function, Body) and (steps := function.steps) is not None:
+            self._body(proto, function, steps)
+            return
         _document(proto, function)
         proto.domain, proto.name = function.domain, function.name
         if function.overload:
@@ -128,6 +132,22 @@ class _Writer:
             self._node(proto.node.add(), node)
             for value in node.outputs if describes else ():
                 self._info(proto, value)
+
+    def _body(self, proto: onnx.FunctionProto, body: Body, steps: Sequence[Step]) -> None:
+        """A function of which no nodes were made: nothing is known of its values but their names."""
+        proto.domain, proto.name = body.domain, body.name
+        if body.overload:
+            proto.overload = body.overload
+        for domain, version in body.opset_imports.items():
+            proto.opset_import.add(domain=domain, version=version)
+        proto.input.extend([value._name for value in body.inputs])
+        proto.output.extend([value._name for value in body.outputs])
+        for number, (op_type, inputs, attributes, outputs) in enumerate(steps):
+            node = proto.node.add(op_type=op_type, name=step_name(number))
+            node.input.extend(["" if value is None else value._name for value in inputs])
+            node.output.extend([value._name for value in outputs])
+            for attr in attributes:
+                self._attribute(node.attribute.add(), attr)
 
     def _node(self, proto: onnx.NodeProto, node: Node) -> None:
         if node.device_configurations:
@@ -242,10 +262,13 @@ def _write_tensor(proto: onnx.TensorProto, tensor: TensorProtocol) -> None:
         serde.serialize_tensor_into(proto, tensor)
 
 
+_FUNCTIONS = (Function, Body)
+
+
 def _document(proto: Any, item: Graph | Function | Node) -> None:
     if item.doc_string:
         proto.doc_string = item.doc_string
-    metadata = item.metadata_props if type(item) is Function else item._metadata_props  # type: ignore[union-attr]
+    metadata = item.metadata_props if type(item) in _FUNCTIONS else item._metadata_props  # type: ignore[union-attr]
     if metadata:
         serde._serialize_metadata_props_into(proto.metadata_props, metadata)
 

@@ -50,7 +50,7 @@ class BodyBuilder:
         self.opset = opset
         self._prefix = prefix
         self.inputs: list[ir.Value] = [ir.PlainValue(name=f"i{index}") for index in range(inputs)]
-        self._nodes: list[ir.Node] = []
+        self._steps: list[ir.Step] = []
 
     def op(
         self, op_type: str, inputs: Sequence[ir.Value | None], attributes: Mapping[str, Any] | None = None
@@ -66,7 +66,7 @@ class BodyBuilder:
             value if isinstance(value, ir.Attr) else ir.make_attribute(name, value)
             for name, value in attributes.items()
         ]
-        return self._add(ir.make_node("", op_type, inputs, attrs, outputs=outputs))
+        return self._add(op_type, inputs, attrs, outputs)
 
     def constant(self, array: np.ndarray | ir.TensorProtocol) -> ir.Value:
         """A Constant node that holds its own copy. Before opset 9 it makes floats alone; integers and booleans are cast from double."""
@@ -75,12 +75,12 @@ class BodyBuilder:
         if self.opset < TYPED_CONSTANTS_OPSET and held.dtype.kind in "iub":
             return self.op("Cast", [self.constant(held.astype(np.float64))], {"to": int(dtype.value)})
         attr = ir.PlainAttr("value", ir.AttributeType.TENSOR, ir.tensor_of(held, dtype))
-        return self._add(ir.make_node("", "Constant", [], [attr]))[0]
+        return self._add("Constant", (), [attr])[0]
 
     def integers(self, *numbers: int) -> ir.Value:
         if self.opset < TYPED_CONSTANTS_OPSET:
             return self.constant(np.array(numbers, np.int64))
-        return self._add(ir.make_node("", "Constant", [], [_held(numbers)]))[0]
+        return self._add("Constant", (), [_held(numbers)])[0]
 
     def reduced(self, kind: str, x: ir.Value, axis: int) -> ir.Value:
         """The least (`Min`) or largest (`Max`) element along an axis, which stays as a dim of 1."""
@@ -91,32 +91,38 @@ class BodyBuilder:
     def copy(self, nodes: Iterable[ir.Node], known: dict[ir.Value, ir.Value]) -> None:
         """Copies of nodes in topological order. `known` maps what they read to values of the body, and learns what they make;
         constants that it does not have are copied into the body."""
-        for node in nodes:
-            arguments = [None if value is None else self._argument(value, known) for value in node.inputs]
-            attrs = list(node.attributes.values())
-            made = self._add(ir.make_node("", node.op_type, arguments, attrs, outputs=len(node.outputs)))
-            known.update(zip(node.outputs, made, strict=True))
+        for op_type, inputs, attributes, outputs in ir.steps_of(nodes):
+            arguments = [None if value is None else self._argument(value, known) for value in inputs]
+            made = self._add(op_type, arguments, attributes, len(outputs))
+            known.update(zip(outputs, made, strict=True))
 
     def _argument(self, value: ir.Value, known: dict[ir.Value, ir.Value]) -> ir.Value:
-        if value not in known:
+        found = known.get(value)
+        if found is None:
             tensor = ir.constant(value)
             assert tensor is not None
-            known[value] = self.constant(tensor)
-        return known[value]
+            found = known[value] = self.constant(tensor)
+        return found
 
-    def _add(self, node: ir.Node) -> Sequence[ir.Value]:
-        number = len(self._nodes)
-        node.name = f"{self._prefix}n{number}"
-        stem = f"{self._prefix}v{number}"
-        for index, output in enumerate(node.outputs):
-            output._name = stem if len(node.outputs) == 1 else f"{stem}_{index}"  # it had none
-        self._nodes.append(node)
-        return node.outputs
+    def _add(
+        self, op_type: str, inputs: Sequence[ir.Value | None], attributes: Sequence[ir.Attr], outputs: int = 1
+    ) -> Sequence[ir.Value]:
+        stem = f"{self._prefix}v{len(self._steps)}"
+        names = [stem] if outputs == 1 else [f"{stem}_{index}" for index in range(outputs)]
+        made: list[ir.Value] = [ir.PlainValue(name=name) for name in names]
+        self._steps.append((op_type, inputs, attributes, made))
+        return made
 
     def function(self, spec: OpSpec, overload: str, outputs: Sequence[ir.Value]) -> ir.Function:
-        imports = {"": self.opset}
-        graph = ir.PlainGraph(self.inputs, outputs, nodes=self._nodes, opset_imports=imports, name=spec.name)
-        return ir.Function(spec.domain, spec.name, overload, graph=graph, attributes=[])
+        return ir.Body(
+            spec.domain,
+            spec.name,
+            overload,
+            inputs=self.inputs,
+            steps=self._steps,
+            outputs=outputs,
+            opset_imports={"": self.opset},
+        )
 
 
 @functools.cache

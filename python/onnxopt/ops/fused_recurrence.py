@@ -191,7 +191,7 @@ class StepBuilder(BodyBuilder):
 
     @property
     def made(self) -> list[ir.Node]:
-        return self._nodes
+        return ir.nodes_of(self._steps, self._prefix)
 
 
 def overload(text: str) -> str:

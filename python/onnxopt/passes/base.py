@@ -433,11 +433,11 @@ def _run_once(graph: ir.Graph) -> Iterator[ir.Graph]:
 
 def function_of(node: ir.Node, model: ir.Model) -> ir.Function | None:
     """The model-local function whose body holds the node, or None. Only top-level nodes of a function body are found at once."""
-    if not model.functions:
-        return None
     graph = node.graph
+    if graph is model.graph or not model.functions:
+        return None
     for function in model.functions.values():
-        if function.graph is graph:
+        if ir.is_graph_of(function, graph):
             return function
     return None
 

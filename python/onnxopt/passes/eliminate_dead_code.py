@@ -80,7 +80,8 @@ class EliminateDeadCode(Pass):
             return 0
         called = {node.op_identifier() for node in ctx.walk() if node.domain}
         for function in model.functions.values():
-            called.update(node.op_identifier() for node in walk(function.graph) if node.domain)
+            for graph in ir.graphs_of(function):
+                called.update(node.op_identifier() for node in walk(graph) if node.domain)
         unused = [key for key in ours if key not in called]
         for key in unused:
             del model.functions[key]
