@@ -77,7 +77,7 @@ def nodes_of(steps: Iterable[Step], prefix: str = "") -> list[Node]:
 
 def steps_of(nodes: Iterable[Node]) -> Iterable[Step]:
     """The steps that nodes of the default domain are, in topological order; a `Body` has them."""
-    steps = nodes.steps if isinstance(nodes, Body) else None
+    steps = nodes.steps if type(nodes) is Body else None
     if steps is not None:
         return steps
     return [(node.op_type, node.inputs, list(node.attributes.values()), node.outputs) for node in nodes]
@@ -85,13 +85,13 @@ def steps_of(nodes: Iterable[Node]) -> Iterable[Step]:
 
 def is_graph_of(function: Function, graph: Graph | None) -> bool:
     """Whether a graph is that of the function."""
-    unmade = isinstance(function, Body) and function.steps is not None
+    unmade = type(function) is Body and function.steps is not None
     return not unmade and function.graph is graph
 
 
 def graphs_of(function: Function) -> list[Graph]:
     """The graphs whose nodes may be of any domain: that of a function, or those that a `Body` holds."""
-    steps = function.steps if isinstance(function, Body) else None
+    steps = function.steps if type(function) is Body else None
     if steps is None:
         return [function.graph]
     attributes = (attr for _, _, held, _ in steps for attr in held)

@@ -28,9 +28,9 @@ def constant(value: Value | None) -> TensorProtocol | None:
     """
     if value is None:
         return None
-    if value.is_initializer():
-        return None if value.is_graph_input() else value.const_value
-    producer = value.producer()
+    if value._is_initializer:
+        return None if value._is_graph_input else value.const_value
+    producer = value._producer
     if producer is None or producer.op_type != "Constant" or producer.domain:
         return None
     return _constant_node_tensor(value)

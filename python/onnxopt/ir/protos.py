@@ -128,8 +128,12 @@ _LISTS = {int: AttributeType.INTS, float: AttributeType.FLOATS, str: AttributeTy
 
 
 def make_attribute(name: str, value: Any) -> Attr:
-    """An attribute of a Python value; plain ones and lists of them without the checks that tensors and graphs need."""
-    kind = _PLAIN.get(type(value))
+    """An attribute of a Python value; plain ones and lists of them without the checks that tensors and graphs need. An attribute is
+    one already."""
+    own = type(value)
+    if own is PlainAttr or own is Attr:
+        return value  # type: ignore[no-any-return]
+    kind = _PLAIN.get(own)
     if kind is not None:
         return PlainAttr(name, kind, value)
     if isinstance(value, (list, tuple)) and value:

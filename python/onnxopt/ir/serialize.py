@@ -109,7 +109,7 @@ class _Writer:
         _write_tensor(one, tensor)
 
     def function(self, proto: onnx.FunctionProto, function: Function) -> None:
-        if isinstance(function, Body) and (steps := function.steps) is not None:
+        if type(function) is Body and (steps := function.steps) is not None:
             self._body(proto, function, steps)
             return
         _document(proto, function)

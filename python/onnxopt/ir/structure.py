@@ -130,12 +130,14 @@ class _Scope:
         self.names: set[str] = set()
 
     def define(self, value: Value, definer: Node | str) -> None:
-        if value.name:
-            _check_text(value.name)
-            if value.name in self.names:
+        name = value._name
+        if name:
+            if name.__class__ is not str:
+                _check_text(name)
+            if name in self.names:
                 what = definer if isinstance(definer, str) else f"an output of the {_describe(definer)}"
-                raise ModelError(f"The name '{value.name}' is defined twice; the second is {what}.")
-            self.names.add(value.name)
+                raise ModelError(f"The name '{name}' is defined twice; the second is {what}.")
+            self.names.add(name)
         self.values.append(value)
         self.visible.add(value)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onnxopt import ir
-from onnxopt.rewrite.patch import Builder, Patch
+from onnxopt.rewrite.patch import Builder
 from onnxopt.rewrite.rules import attribute
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class Loop:
                 ctx.shapes.infer_node(one)
         for value, new in stands_for.items():
             ctx.editor.replace(value, new)
-        ctx.log.applied(Patch(rule, old))
+        ctx.log.applied(rule, old)
         ctx.editor.remove_unused([old])
         if node is not None:
             self.node = node

@@ -62,10 +62,7 @@ class BodyBuilder:
         self, op_type: str, inputs: Sequence[ir.Value | None], attributes: Mapping[str, Any], outputs: int
     ) -> Sequence[ir.Value]:
         """The outputs of a node of the default domain."""
-        attrs = [
-            value if isinstance(value, ir.Attr) else ir.make_attribute(name, value)
-            for name, value in attributes.items()
-        ]
+        attrs = [ir.make_attribute(name, value) for name, value in attributes.items()]
         return self._add(op_type, inputs, attrs, outputs)
 
     def constant(self, array: np.ndarray | ir.TensorProtocol) -> ir.Value:

@@ -20,7 +20,6 @@ from onnxopt.rewrite.rules import Refusal, RuleSet
 if TYPE_CHECKING:
     from onnxopt.quant.blocks import BlockedMatrix
     from onnxopt.quant.weights import QuantizedMatrix
-    from onnxopt.rewrite.patch import Patch
     from onnxopt.runtime.target import Target
 
 SHARED_CONSTANT_BYTES = 4096
@@ -160,8 +159,8 @@ class Log:
     def attempted(self, rule: str) -> None:
         self._stats(rule).attempts += 1
 
-    def applied(self, patch: Patch) -> None:
-        self._record(patch.rule, ir.node_name(patch.anchor), patch.anchor.op_type)
+    def applied(self, rule: str, anchor: ir.Node) -> None:
+        self._record(rule, ir.node_name(anchor), anchor.op_type)
 
     def replaced(self, initializer: ir.Value) -> None:
         """The pass let another value stand for an initializer: a patch without a node."""

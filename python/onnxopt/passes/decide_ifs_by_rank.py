@@ -7,7 +7,6 @@ import numpy as np
 from onnxopt import ir
 from onnxopt.passes.base import Context, Pass, PassResult, register_pass
 from onnxopt.rewrite.driver import walk
-from onnxopt.rewrite.patch import Patch
 from onnxopt.rewrite.rules import attribute
 
 Ranks = frozenset[int]
@@ -181,6 +180,6 @@ class DecideIfsByRank(Pass):
             decision = _decision(node, ctx)
             if decision is not None and ctx.budget.take():
                 node.replace_input_with(0, ctx.constant(np.array(decision), "condition", node))
-                ctx.log.applied(Patch(self.name, node))
+                ctx.log.applied(self.name, node)
                 patches += 1
         return PassResult(patches > 0, patches)

@@ -67,10 +67,14 @@ class EliminateDeadCode(Pass):
     def _remove_initializers(ctx: Context) -> int:
         removed = 0
         for graph in ctx.graphs():
-            for name, value in list(graph.initializers.items()):
-                if not _used(value) and not value.is_graph_input():
-                    graph.initializers.pop(name)
-                    removed += 1
+            unused = [
+                name
+                for name, value in graph.initializers.data.items()
+                if not _used(value) and not value.is_graph_input()
+            ]
+            for name in unused:
+                del graph.initializers[name]
+            removed += len(unused)
         return removed
 
     @staticmethod

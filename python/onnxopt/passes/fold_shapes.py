@@ -192,8 +192,10 @@ def _is_known(node: ir.Node, ctx: Context) -> bool:
 
 def _note_dims(value: ir.Value, ctx: Context, dim_sources: dict[object, tuple[ir.Value, int]]) -> None:
     for axis, dim in enumerate(ctx.shapes.shape(value) or ()):
-        if not isinstance(dim, int) and (dim not in dim_sources or not _alive(dim_sources[dim][0])):
-            dim_sources[dim] = (value, axis)
+        if dim.__class__ is not int:
+            known = dim_sources.get(dim)
+            if known is None or not _alive(known[0]):
+                dim_sources[dim] = (value, axis)
 
 
 def _alive(value: ir.Value) -> bool:

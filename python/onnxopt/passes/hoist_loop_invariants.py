@@ -5,7 +5,6 @@ from __future__ import annotations
 from onnxopt import ir
 from onnxopt.loops import Loop, can_fail, is_movable, loops_of, runs_at_least_once, varying_values
 from onnxopt.passes.base import Context, Pass, PassResult, register_pass
-from onnxopt.rewrite.patch import Patch
 
 
 @register_pass
@@ -39,7 +38,7 @@ class HoistLoopInvariants(Pass):
                 staying.update(node.outputs)
                 continue
             _move_before(node, loop, ctx)
-            ctx.log.applied(Patch(self.name, loop.node))
+            ctx.log.applied(self.name, loop.node)
             patches += 1
         return patches
 

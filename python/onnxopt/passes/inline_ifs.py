@@ -12,7 +12,6 @@ from onnxopt import ir
 from onnxopt.passes.base import Context, Pass, PassResult, register_pass
 from onnxopt.rewrite.driver import walk
 from onnxopt.rewrite.editor import subgraphs
-from onnxopt.rewrite.patch import Patch
 
 Known = dict[ir.Value, float | bool]
 """Values of one element that are certain within a branch."""
@@ -69,7 +68,7 @@ class InlineIfs(Pass):
         node.attributes["then_branch"] = ir.Attr("then_branch", else_branch.type, else_branch.value)
         node.attributes["else_branch"] = ir.Attr("else_branch", then_branch.type, then_branch.value)
         node.replace_input_with(0, inverse.inputs[0])
-        ctx.log.applied(Patch("swap_if_branches", node))
+        ctx.log.applied("swap_if_branches", node)
         ctx.editor.remove_unused([inverse])
         return True
 
@@ -81,7 +80,7 @@ class InlineIfs(Pass):
             decided = None if condition is None or not known or ir.constant(condition) else _evaluate(condition, known)
             if decided is not None and ctx.budget.take():
                 node.replace_input_with(0, _boolean(bool(decided), ctx))
-                ctx.log.applied(Patch("decide_if_by_outer_if", node))
+                ctx.log.applied("decide_if_by_outer_if", node)
                 patches += 1
                 condition = None
             for inner in subgraphs(node):

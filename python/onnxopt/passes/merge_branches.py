@@ -50,7 +50,7 @@ class MergeBranches(Pass):
             for kept, gone in zip(mine.outputs, other.outputs, strict=True):
                 ctx.editor.replace(gone, kept)
             ctx.editor.remove_unused([other])
-            ctx.log.applied(Patch("hoist_common_node", node))
+            ctx.log.applied("hoist_common_node", node)
             patches += 1
         return patches
 
@@ -94,7 +94,7 @@ class MergeBranches(Pass):
         ctx.shapes.infer_node(smaller)
         for index, new in zip(kept, smaller.outputs, strict=True):
             ctx.editor.replace(node.outputs[index], new)
-        ctx.log.applied(Patch("drop_branch_results", node))
+        ctx.log.applied("drop_branch_results", node)
         graph.remove(node, safe=True)
         ctx.editor.remove_unused([one for one in dropped if one is not None])
         return True

@@ -10,7 +10,7 @@ from onnxopt.loops.copies import copy_nodes
 from onnxopt.loops.trips import condition_is_true
 from onnxopt.loops.view import ScanOutput, state_of
 from onnxopt.passes.base import Context, Pass, PassResult, register_pass
-from onnxopt.rewrite.patch import Builder, Patch
+from onnxopt.rewrite.patch import Builder
 from onnxopt.rewrite.rules import Refusal
 
 """The opset from which Unsqueeze takes its axes as an input."""
@@ -140,7 +140,7 @@ def _unroll(loop: Loop, trips: int, rule: str, ctx: Context) -> None:
     ctx.forget_nodes()
     for old, new in finals.items():
         ctx.editor.replace(old, new)
-    ctx.log.applied(Patch(rule, loop.node))
+    ctx.log.applied(rule, loop.node)
     ctx.editor.remove_unused([loop.node])
 
 

@@ -48,7 +48,7 @@ class Editor:
             return False
         for function in patch.functions:
             ctx.model.functions.setdefault(function.identifier(), function)
-        ctx.log.applied(patch)  # while a node without a name still has its output's
+        ctx.log.applied(patch.rule, patch.anchor)  # while a node without a name still has its output's
         for old, new in patch.replacements.items():
             self.replace(old, new)
         self.remove_unused(unused)
@@ -58,7 +58,7 @@ class Editor:
         """Let an initializer take over every use of a Constant node, whose tensor it has. False when the budget of patches is spent."""
         if not self.ctx.budget.take():
             return False
-        self.ctx.log.applied(Patch(rule, node))
+        self.ctx.log.applied(rule, node)
         old = node.outputs[0]
         self.ctx.shapes.learn(constant, old)
         for user, index in old.uses():
@@ -93,7 +93,7 @@ class Editor:
             self.ctx.shapes.infer_node(node)
         for user, index in users:
             user.replace_input_with(index, result)
-        self.ctx.log.applied(Patch(rule, producer, list(nodes)))
+        self.ctx.log.applied(rule, producer)
         return True
 
     def _problem(self, patch: Patch) -> str | None:
@@ -189,7 +189,7 @@ class Editor:
             self.ctx.shapes.infer_node(node)
         for old, new in outputs.items():
             self.replace(old, stand_for.get(new, new))
-        self.ctx.log.applied(Patch(rule, anchor))
+        self.ctx.log.applied(rule, anchor)
         self.remove_unused([anchor])
         return True
 
@@ -242,7 +242,7 @@ def removable(node: ir.Node) -> bool:
         return False
     outputs = node.outputs
     if len(outputs) == 1:  # as nearly all nodes, of which all passes ask
-        return not (outputs[0].is_graph_output() or ir.use_count(outputs[0]))
+        return not (outputs[0]._is_graph_output or outputs[0]._uses)
     return not any(value.is_graph_output() or ir.use_count(value) for value in outputs)
 
 

@@ -69,11 +69,7 @@ class Builder:
         name: str | None = None,
     ) -> tuple[ir.Value, ...]:
         """Make a node; attribute values are plain Python values, `ir.Attr`, graphs or tensors; None leaves an attribute out."""
-        attrs = [
-            value if isinstance(value, ir.Attr) else ir.make_attribute(key, value)
-            for key, value in (attributes or {}).items()
-            if value is not None
-        ]
+        attrs = [ir.make_attribute(key, value) for key, value in (attributes or {}).items() if value is not None]
         node = ir.make_node(
             domain,
             op_type,

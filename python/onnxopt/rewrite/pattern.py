@@ -147,25 +147,33 @@ class Op(Term):
     def _match_inputs(self, node: ir.Node, found: Match, trace: Trace | None) -> bool:
         actual: Sequence[ir.Value | None] = node.inputs
         terms = self.inputs
-        if len(actual) > len(terms):
-            if not self.open_inputs and any(value is not None for value in actual[len(terms) :]):
-                return _no(trace, found, node, "has {} inputs, expected {}", len(actual), len(terms))
-        elif len(actual) < len(terms):
-            actual = (*actual, *(None,) * (len(terms) - len(actual)))
-        if len(terms) == 2 and node.op_type in COMMUTATIVE:
-            mark = _mark(found)
-            if self._match_pair(actual[0], actual[1], found, trace):
-                return True
-            if len(found.matched) > mark[2] or len(found.values) > len(mark[0]):
-                _rewind(found, mark)
-            return self._match_pair(actual[1], actual[0], found, trace)
+        count, wanted = len(actual), len(terms)
+        if count > wanted:
+            if not self.open_inputs and any(value is not None for value in actual[wanted:]):
+                return _no(trace, found, node, "has {} inputs, expected {}", count, wanted)
+        elif count < wanted:
+            actual = (*actual, *(None,) * (wanted - count))
+        if wanted == 2 and node.op_type in COMMUTATIVE:
+            return self._match_pair(actual[0], actual[1], found, trace)
         return all(term.match(value, found, trace) for term, value in zip(terms, actual, strict=False))
 
-    def _match_pair(self, first: ir.Value | None, second: ir.Value | None, found: Match, trace: Trace | None) -> bool:
-        terms = self.inputs
-        if trace is None and not (terms[0].may_match(kind_of(first)) and terms[1].may_match(kind_of(second))):
-            return False
-        return terms[0].match(first, found, trace) and terms[1].match(second, found, trace)
+    def _match_pair(self, a: ir.Value | None, b: ir.Value | None, found: Match, trace: Trace | None) -> bool:
+        """Match the operands in both orders, as far as their kinds allow that; a trace tells of both."""
+        first, second = self.inputs
+        straight = crossed = True
+        if trace is None:
+            left, right = kind_of(a), kind_of(b)
+            straight = first.may_match(left) and second.may_match(right)
+            crossed = first.may_match(right) and second.may_match(left)
+        if straight:
+            mark = _mark(found) if crossed else None
+            if first.match(a, found, trace) and second.match(b, found, trace):
+                return True
+            if mark is None:
+                return False
+            if len(found.matched) > mark[2] or len(found.values) > len(mark[0]):
+                _rewind(found, mark)
+        return crossed and first.match(b, found, trace) and second.match(a, found, trace)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)

@@ -84,6 +84,8 @@ def broadcast(env: ShapeEnv, shapes: Sequence[Shape]) -> Shape:
 
 
 def _broadcast_dim(env: ShapeEnv, sizes: list[Dim]) -> Dim:
+    if sizes[0] is sizes[-1] and len(sizes) == 2:
+        return sizes[0]
     different = [size for size in dict.fromkeys(sizes) if size != 1]
     if len(different) <= 1:
         return different[0] if different else 1
