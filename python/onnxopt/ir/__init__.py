@@ -35,7 +35,16 @@ from onnxopt.ir.graphsurgeon import apply_graphsurgeon, from_graphsurgeon, to_gr
 from onnxopt.ir.lazy import ScaledTensor, StreamedTensor, TransposedTensor, can_stream_transpose, is_streamed
 from onnxopt.ir.load import load, load_copy, without_collector
 from onnxopt.ir.mapped import MappedTensor
-from onnxopt.ir.nodes import PlainAttr, PlainGraph, PlainValue, drop_inputs, make_node, set_input, take_out
+from onnxopt.ir.nodes import (
+    PlainAttr,
+    PlainGraph,
+    PlainValue,
+    add_initializer,
+    drop_inputs,
+    make_node,
+    set_input,
+    take_out,
+)
 from onnxopt.ir.packed import PANEL, PackedTensor, int4, pack, packed
 from onnxopt.ir.packed_filters import PackedFilters, is_depthwise, is_lanewise, pack_filters, packed_filters
 from onnxopt.ir.protos import (
@@ -92,6 +101,7 @@ __all__ = [
     "TensorType",
     "TransposedTensor",
     "Value",
+    "add_initializer",
     "apply_graphsurgeon",
     "as_kind_of",
     "can_stream_transpose",

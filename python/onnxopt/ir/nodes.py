@@ -39,6 +39,14 @@ class PlainAttr(Attr):
         self._ref_attr_name = self._metadata = None
         self.doc_string = doc_string
 
+    def as_graph(self) -> Graph:
+        held: Graph = self._value if self._type is AttributeType.GRAPH else super().as_graph()
+        return held
+
+    def as_graphs(self) -> tuple[Graph, ...]:
+        held: tuple[Graph, ...] = self._value if self._type is AttributeType.GRAPHS else super().as_graphs()
+        return held
+
 
 class PlainAttributes(Attributes):
     """Attributes of a node that are looked up as a dict's items are."""
@@ -111,6 +119,14 @@ class PlainGraph(Graph):
     def __iter__(self) -> Iterator[Node]:
         return self._nodes.__iter__()
 
+    def insert_before(self, node: Node, new_nodes: Iterable[Node] | Node, /) -> None:  # type: ignore[override]
+        if not isinstance(new_nodes, list):
+            super().insert_before(node, new_nodes)
+            return
+        for one in new_nodes:
+            self._set_node_graph_to_self_and_assign_names(one)
+        self._nodes.insert_before(node, new_nodes)
+
     def _set_node_graph_to_self_and_assign_names(self, node: Node) -> Node:
         names = self._name_authority
         if node._graph is not None or node._name is None:
@@ -170,6 +186,13 @@ def _owned(node: Node, outputs: int | Sequence[Value]) -> tuple[Value, ...]:
     for index, value in enumerate(outputs):
         value._producer, value._index = node, index
     return tuple(outputs)
+
+
+def add_initializer(graph: Graph, value: Value) -> None:
+    """Let a graph have an initializer of a name that it does not have."""
+    value._is_initializer = True
+    value._graph = graph
+    graph._initializers.data[value._name] = value  # type: ignore[index]
 
 
 def set_input(node: Node, index: int, value: Value | None) -> None:

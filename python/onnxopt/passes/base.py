@@ -417,7 +417,7 @@ class Context:
                 shape=tensor.shape,  # type: ignore[arg-type]
             )
             tensor.name = unique
-            self.model.graph.initializers.add(value)
+            ir.add_initializer(self.model.graph, value)
         self.shapes.set_constant(value)
         return value
 

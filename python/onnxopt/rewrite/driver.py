@@ -33,7 +33,8 @@ class Driver:
 
     def run(self, nodes: ir.Graph | Iterable[ir.Node]) -> int:
         """Rewrite until nothing matches, from all nodes of a graph or from these. Returns the number of patches applied."""
-        self._push(walk(nodes) if isinstance(nodes, ir.Graph) else nodes)
+        given = isinstance(nodes, list)  # which is quicker to tell than that it is no graph
+        self._push(walk(nodes) if not given and isinstance(nodes, ir.Graph) else nodes)
         limit = PATCHES_PER_NODE * max(len(self._queue), 64)
         applied = 0
         while self._queue and applied < limit:
@@ -82,7 +83,7 @@ class Driver:
             if isinstance(built, Refusal):
                 log.refused(rule.name, node, built, len(match.matched) + 1)
             return None
-        replaced = [built] if isinstance(built, ir.Value) else list(built)
+        replaced: Sequence[ir.Value | None] = built if isinstance(built, (list, tuple)) else [built]  # type: ignore[list-item]
         pairs = {old: new for old, new in zip(node.outputs, replaced, strict=True) if new is not None}
         return builder.patch(rule.name, pairs)
 
