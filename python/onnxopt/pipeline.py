@@ -8,7 +8,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from onnxopt import ir, passes
 from onnxopt.errors import OnnxOptError, OptionError, PassError, RuntimeMissingError
@@ -139,8 +139,7 @@ def default_passes(target: Target) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class PassRecord:
+class PassRecord(NamedTuple):
     """One run of one pass: seconds, nodes in all graphs and bytes of weights before and after, patches."""
 
     name: str

@@ -38,7 +38,7 @@ def report_json(report: Report) -> dict[str, Any]:
         "nodes": {"before": report.nodes_before, "after": report.nodes_after},
         "weight_bytes": {"before": report.bytes_before, "after": report.bytes_after},
         "ops": {"before": report.ops_before, "after": report.ops_after},
-        "passes": [dataclasses.asdict(record) for record in report.records],
+        "passes": [record._asdict() for record in report.records],
         "rules": [
             {"pass": pass_name, "rule": rule, "attempts": stats.attempts, "applied": stats.applied}
             for (pass_name, rule), stats in report.rules.items()

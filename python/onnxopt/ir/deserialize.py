@@ -145,7 +145,7 @@ class _Reader:
     def _nodes(self, protos: Sequence[onnx.NodeProto], scope: Scope, facts: _Facts) -> list[Node]:
         """The nodes of one graph, in order. Subgraphs may read what a later node of an outer graph makes."""
         for proto in protos:
-            for name in proto.output:
+            for name in proto.output[:]:  # copies of repeated fields are quicker to follow than the fields
                 if name in scope:
                     raise ModelError(f"The value '{name}' is redeclared by the {proto.op_type} node '{proto.name}'.")
                 if name:
@@ -159,9 +159,9 @@ class _Reader:
         node = make_node(
             proto.domain if proto.domain != "ai.onnx" else "",
             proto.op_type,
-            [(scope.get(name) or self._outer(name, scope, facts)) if name else None for name in proto.input],
-            [self._attribute(one) for one in proto.attribute],
-            outputs=[scope[name] if name else PlainValue(name="") for name in proto.output],
+            [(scope.get(name) or self._outer(name, scope, facts)) if name else None for name in proto.input[:]],
+            [self._attribute(one) for one in proto.attribute[:]],
+            outputs=[scope[name] if name else PlainValue(name="") for name in proto.output[:]],
             overload=proto.overload,
             name=proto.name,
         )
@@ -204,8 +204,8 @@ class _Reader:
 _READ: Mapping[int, Callable[[_Reader, onnx.AttributeProto], tuple[AttributeType, Any]]] = {
     onnx.AttributeProto.INT: lambda _, proto: (AttributeType.INT, proto.i),
     onnx.AttributeProto.FLOAT: lambda _, proto: (AttributeType.FLOAT, proto.f),
-    onnx.AttributeProto.INTS: lambda _, proto: (AttributeType.INTS, tuple(proto.ints)),
-    onnx.AttributeProto.FLOATS: lambda _, proto: (AttributeType.FLOATS, tuple(proto.floats)),
+    onnx.AttributeProto.INTS: lambda _, proto: (AttributeType.INTS, tuple(proto.ints[:])),
+    onnx.AttributeProto.FLOATS: lambda _, proto: (AttributeType.FLOATS, tuple(proto.floats[:])),
     onnx.AttributeProto.TENSOR: lambda reader, proto: (AttributeType.TENSOR, reader._tensor(proto.t)),
     onnx.AttributeProto.GRAPH: lambda reader, proto: (AttributeType.GRAPH, reader.graph(proto.g)),
     onnx.AttributeProto.GRAPHS: lambda reader, proto: (

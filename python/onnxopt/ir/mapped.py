@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 from pathlib import Path
@@ -73,13 +74,18 @@ def is_external(tensor: object) -> bool:
 class MappedTensor(ExternalTensor):
     """A tensor that is a range of a `DataFile`: the .onnx file itself or its external data."""
 
-    __slots__ = ("source",)
+    __slots__ = ("nbytes", "size", "source")
+    dtype = ExternalTensor._dtype  # type: ignore[assignment, misc]  # read where they lie, as sizes are
+    shape = ExternalTensor._shape  # type: ignore[assignment, misc]
+    nbytes: int  # type: ignore[assignment]
+    size: int  # type: ignore[assignment]
 
     def __init__(
         self, source: DataFile, location: str, offset: int, length: int, dtype: DataType, shape: Shape, name: str
     ) -> None:
         super().__init__(location, offset, length, dtype, shape=shape, name=name, base_dir=str(source.path.parent))
         self.source = source
+        self.size, self.nbytes = math.prod(shape), length  # type: ignore[arg-type]
 
     def _load(self) -> None:
         if self.size == 0:

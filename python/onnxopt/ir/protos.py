@@ -64,7 +64,7 @@ class ProtoTensor(serde.TensorProtoTensor):
 
     def __init__(self, proto: onnx.TensorProto) -> None:
         super().__init__(proto)
-        dims = tuple(proto.dims)
+        dims = tuple(proto.dims[:])
         self.dtype = _DTYPES[proto.data_type]
         self.shape = _frozen(dims)
         self.size = math.prod(dims)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeVar, cast
@@ -319,9 +318,9 @@ class Context:
                 else:
                     known.append(entry)
             self._nodes = filed
-        lists = [entries for entries in map(self._nodes.get, ops) if entries]
-        if len(lists) == 1:  # they are in order as they are
-            return [node for _, node in lists[0]]
+        lists = [self._nodes[op] for op in self._nodes.keys() & ops]
+        if len(lists) < 2:  # they are in order as they are
+            return [node for entries in lists for _, node in entries]
         return [node for _, node in sorted(itertools.chain.from_iterable(lists))]
 
     def forget_nodes(self) -> None:
@@ -373,16 +372,11 @@ class Context:
         """A new initializer of the main graph (or a Constant node before `anchor` inside a function), shared when small and equal."""
         data: np.ndarray | None = None
         if isinstance(array, (np.ndarray, np.generic)):
-            data = np.ascontiguousarray(array).reshape(np.shape(array))
+            data = array if array.flags.c_contiguous else np.ascontiguousarray(array).reshape(array.shape)  # type: ignore[assignment]
         owner = None if anchor is None else function_of(anchor, self.model)
         key = None
         if data is not None and owner is None and data.nbytes <= SHARED_CONSTANT_BYTES and data.dtype.kind != "O":
-            key = (
-                data.dtype.str,
-                str(data.dtype),
-                data.shape,
-                hashlib.blake2b(data.tobytes(), digest_size=16).digest(),
-            )
+            key = data.dtype, data.shape, data.tobytes()
             known = self._constants.get(key)
             if known is not None and known.is_initializer():
                 return known
@@ -484,7 +478,8 @@ class RulePass(Pass):
         return [rule.name for rule in self.rules]
 
     def run(self, model: ir.Model, ctx: Context) -> PassResult:
-        patches = Driver(self.rules, ctx).run(ctx.nodes_of(self.rules.by_root))
+        nodes = ctx.nodes_of(self.rules.by_root)
+        patches = Driver(self.rules, ctx).run(nodes) if nodes else 0
         return PassResult(patches > 0, patches)
 
 
