@@ -26,7 +26,7 @@ from onnx_ir import (
 
 from onnxopt.errors import ModelError
 from onnxopt.ir.nodes import PlainAttr, PlainGraph, PlainValue, make_node
-from onnxopt.ir.protos import ProtoTensor
+from onnxopt.ir.protos import ProtoTensor, raw_tensor
 
 Resolve = Callable[[ExternalTensor], TensorProtocol]
 """Says what a tensor that keeps its data elsewhere stands for."""
@@ -197,8 +197,11 @@ class _Reader:
             return self._resolve(found)
         if proto.data_type == onnx.TensorProto.STRING:
             return serde.deserialize_tensor(proto)
-        _check_size(proto)
-        return ProtoTensor(proto)
+        tensor = raw_tensor(proto)
+        if tensor is None:
+            _check_size(proto)
+            tensor = ProtoTensor(proto)
+        return tensor
 
 
 _READ: Mapping[int, Callable[[_Reader, onnx.AttributeProto], tuple[AttributeType, Any]]] = {
@@ -246,14 +249,7 @@ _PER_BYTE = {4: 2, 2: 4}
 
 _TYPED_FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
 
-_BITS = {dtype.value: dtype.bitwidth for dtype in DataType if dtype not in (DataType.UNDEFINED, DataType.STRING)}
-
-
 def _check_size(tensor: onnx.TensorProto) -> None:
-    if tensor.HasField("raw_data"):
-        bits, dims = _BITS.get(tensor.data_type), tensor.dims
-        if bits and len(tensor.raw_data) == -(-math.prod(dims) * bits // 8) and min(dims, default=0) >= 0:
-            return
     if tensor.data_type == onnx.TensorProto.UNDEFINED:
         raise ModelError(f"The tensor '{tensor.name}' has no element type.")
     count, dtype = math.prod(tensor.dims), DataType(tensor.data_type)

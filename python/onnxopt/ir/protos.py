@@ -123,6 +123,26 @@ def array_tensor(array: np.ndarray, name: str | None = None) -> TensorProtocol:
     return onnx_ir.Tensor(array, name=name) if dtype is None else ArrayTensor(array, dtype, name)
 
 
+def raw_tensor(proto: onnx.TensorProto) -> ArrayTensor | None:
+    """The tensor of a protobuf that holds as many bytes of a common type as its shape says, and nothing but those and a name; None for
+    others."""
+    raw, name = proto.raw_data, proto.name
+    known = _RAW.get(proto.data_type)
+    if known is None or not raw or proto.metadata_props or any(map(proto.HasField, _FURTHER)):
+        return None
+    if not name and proto.HasField("name"):
+        return None
+    kind, dtype = known
+    dims = tuple(proto.dims[:])
+    if len(raw) != math.prod(dims) * kind.itemsize or min(dims, default=0) < 0:
+        return None
+    return ArrayTensor(np.frombuffer(raw, kind).reshape(dims), dtype, name)
+
+
+_RAW = {dtype.value: (kind, dtype) for dtype, kind in _LITTLE_ENDIAN.items()} if sys.byteorder == "little" else {}
+_FURTHER = ("doc_string", "data_location", "segment")
+
+
 _PLAIN = {int: AttributeType.INT, float: AttributeType.FLOAT, str: AttributeType.STRING}
 _LISTS = {int: AttributeType.INTS, float: AttributeType.FLOATS, str: AttributeType.STRINGS}
 
