@@ -48,6 +48,7 @@ from onnxopt.ir.nodes import (
 from onnxopt.ir.packed import PANEL, PackedTensor, int4, pack, packed
 from onnxopt.ir.packed_filters import PackedFilters, is_depthwise, is_lanewise, pack_filters, packed_filters
 from onnxopt.ir.protos import (
+    ArrayTensor,
     captures,
     function_to_proto,
     inputs_with_captures,
@@ -73,6 +74,7 @@ from onnxopt.ir.structure import check_structure, sort_nodes
 __all__ = [
     "PANEL",
     "SMALL_ELEMENTS",
+    "ArrayTensor",
     "Attr",
     "AttrTensor",
     "AttributeType",

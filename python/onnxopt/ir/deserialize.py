@@ -197,11 +197,11 @@ class _Reader:
             return self._resolve(found)
         if proto.data_type == onnx.TensorProto.STRING:
             return serde.deserialize_tensor(proto)
-        tensor = raw_tensor(proto)
-        if tensor is None:
-            _check_size(proto)
-            tensor = ProtoTensor(proto)
-        return tensor
+        plain = raw_tensor(proto)
+        if plain is not None:
+            return plain
+        _check_size(proto)
+        return ProtoTensor(proto)
 
 
 _READ: Mapping[int, Callable[[_Reader, onnx.AttributeProto], tuple[AttributeType, Any]]] = {
@@ -248,6 +248,7 @@ _PER_BYTE = {4: 2, 2: 4}
 """Elements of so many bits that share one number of a typed field; wider ones have a number each."""
 
 _TYPED_FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
+
 
 def _check_size(tensor: onnx.TensorProto) -> None:
     if tensor.data_type == onnx.TensorProto.UNDEFINED:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
-import mmap
 import os
 import stat
 from collections.abc import Iterator
@@ -74,7 +73,7 @@ def _load_file(path: Path) -> Model:
         raise ModelError(f"'{path}' cannot be loaded: {error}") from error
     model.meta[SOURCE_KEY] = str(path)
     # The walk touched pages all over the file; its weights are not needed now.
-    data.map().madvise(mmap.MADV_DONTNEED)
+    data.release(0, data.size)
     return model
 
 

@@ -18,6 +18,10 @@ CHUNK_BYTES = 8 << 20
 """Bytes moved at once where the kernel cannot copy between files by itself."""
 
 
+SMALL_FILE_BYTES = 16 << 20
+"""Pages of files up to this size stay mapped: mapping them anew for every reader costs more time than their memory is worth."""
+
+
 class DataFile:
     """An open file whose ranges tensors refer to. It is mapped once; the file may be renamed or replaced meanwhile."""
 
@@ -37,7 +41,7 @@ class DataFile:
 
     def release(self, offset: int, length: int) -> None:
         """Let the kernel drop the pages of a range that was read: what passes look at must not stay resident."""
-        if self._map is not None:
+        if self._map is not None and self.size > SMALL_FILE_BYTES:
             start = offset // mmap.PAGESIZE * mmap.PAGESIZE
             self._map.madvise(mmap.MADV_DONTNEED, start, min(offset + length, self.size) - start)
 

@@ -110,6 +110,12 @@ class ArrayTensor(onnx_ir.Tensor[np.ndarray]):
     def tobytes(self) -> bytes:
         return self._raw.tobytes() if sys.byteorder == "little" else super().tobytes()
 
+    def view(self) -> memoryview:
+        """The bytes, without a copy where they lie as they are written."""
+        if sys.byteorder != "little" or not self._raw.flags.c_contiguous:
+            return memoryview(self.tobytes())
+        return self._raw.reshape(-1).view(np.uint8).data
+
 
 _ARRAY_TYPES = {
     dtype.numpy(): dtype

@@ -294,7 +294,9 @@ def _write_tensor(file: BinaryIO, tensor: TensorProtocol) -> None:
 
 def _bytes_of(tensor: TensorProtocol) -> bytes | memoryview:
     """The bytes of a tensor, where they lie if they are in memory as they have to be written."""
-    if type(tensor) not in (ArrayTensor, onnx_ir.Tensor) or tensor.dtype.bitwidth < BYTE or sys.byteorder != "little":
+    if type(tensor) is ArrayTensor:
+        return tensor.view()
+    if type(tensor) is not onnx_ir.Tensor or tensor.dtype.bitwidth < BYTE or sys.byteorder != "little":
         return tensor.tobytes()
     return np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8).data
 

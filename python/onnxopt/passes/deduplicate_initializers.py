@@ -58,7 +58,9 @@ class DeduplicateInitializers(Pass):
 def _bytes(value: ir.Value) -> memoryview:
     tensor = value.const_value
     assert tensor is not None
-    return memoryview(tensor.view() if type(tensor) is ir.MappedTensor else tensor.tobytes())
+    if type(tensor) is ir.MappedTensor or type(tensor) is ir.ArrayTensor:
+        return tensor.view()
+    return memoryview(tensor.tobytes())
 
 
 def _sample(value: ir.Value) -> bytes:

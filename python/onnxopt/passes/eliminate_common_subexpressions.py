@@ -99,7 +99,7 @@ def _attribute_key(attr: ir.Attr, numbers: dict[ir.Value, int]) -> Hashable | No
         return ("ref", attr.ref_attr_name)
     kind, value = attr.type, attr.value
     if kind in _EXACT:
-        return (kind.value, value)
+        return (kind, value)
     if kind is ir.AttributeType.GRAPH:
         return _graph_key(value, dict(numbers))
     if kind is ir.AttributeType.TENSOR:

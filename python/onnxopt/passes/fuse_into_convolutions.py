@@ -197,7 +197,24 @@ def _bias_of_shift(m: Match, weights: _Weights, affine: Affine) -> np.ndarray | 
     if isinstance(bias, Refusal):
         return bias
     shift = weights.along_inputs(affine.shift_or_zero(weights.inputs))
-    return np.asarray(bias + (weights.blocks(m["w"]) * shift).sum(axis=(2, 3)).reshape(-1))
+    return np.asarray(bias + _sums_of_products(weights.blocks(m["w"]), shift).reshape(-1))
+
+
+BLOCK_ELEMENTS = 1 << 13
+"""Products that lie in memory at once: their place is the same cache lines for every block, not new pages for every convolution."""
+
+
+def _sums_of_products(blocks: np.ndarray, factor: np.ndarray) -> np.ndarray:
+    """(blocks * factor).sum(axis=(2, 3)) where the factor has one row: a few rows at a time."""
+    groups, rows, columns, kernel = blocks.shape
+    step = max(BLOCK_ELEMENTS // (groups * columns * kernel), 1)
+    if step >= rows:
+        return np.asarray((blocks * factor).sum(axis=(2, 3)))
+    sums = np.empty((groups, rows))
+    for start in range(0, rows, step):
+        part = slice(start, start + step)
+        (blocks[:, part] * factor).sum(axis=(2, 3), out=sums[:, part])
+    return sums
 
 
 def is_unpadded(node: ir.Node) -> bool:
