@@ -40,7 +40,7 @@ def _constant_node_tensor(value: Value) -> TensorProtocol | None:
     producer = value.producer()
     assert producer is not None
     for name, attribute in producer.attributes.data.items():
-        if attribute.is_ref():
+        if attribute.ref_attr_name is not None:
             return None
         if attribute.type is AttributeType.TENSOR:
             # `as_tensor` would check a protocol's every member, for every constant of the model.

@@ -103,6 +103,14 @@ class _NodeList(DoublyLinkedSet[Node]):
         self._length += 1
         return made
 
+    def remove(self, value: Node) -> None:
+        box = self._value_ids_to_boxes.pop(id(value), None)
+        if box is None:
+            raise ValueError(f"The node {value!r} is not in the list.")
+        box.prev.next, box.next.prev = box.next, box.prev
+        box.value = None
+        self._length -= 1
+
 
 class PlainGraph(Graph):
     """A graph that takes nodes without looking for names where they have them."""

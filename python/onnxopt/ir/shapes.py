@@ -126,12 +126,12 @@ class ShapeEnv:
     # --- questions
     def dtype(self, value: Value) -> DataType | None:
         """Element type of a tensor, None where it is unknown or the value is no tensor."""
-        known = value.type
-        if known is not None and not isinstance(known, TensorType):
-            return None
-        found = self._dtypes.get(value)
-        if found is None and isinstance(known, TensorType):
-            found = known.dtype
+        known, found = value.type, self._dtypes.get(value)
+        if known is not None:
+            if not isinstance(known, TensorType):
+                return None
+            if found is None:
+                found = known.dtype
         return None if found is DataType.UNDEFINED else found
 
     def shape(self, value: Value) -> Shape | None:
@@ -402,14 +402,15 @@ class ShapeEnv:
 
     def _merge_declared(self, value: Value) -> None:
         """Take from the declared shape what inference left open; what ops imply wins over what a file says."""
-        if value.shape is None or self._repeated or value in self._in_bodies:
+        shape = value._shape
+        if shape is None or self._repeated or value in self._in_bodies:
             return
         known = self._shapes.get(value)
         if known is None:
             if isinstance(value.type, TensorType):
-                self._shapes[value] = self.declared_dims(value.shape, is_input=False)
-        elif any(dim.__class__ is not int and dims.is_fresh(dim) for dim in known) and len(known) == len(value.shape):
-            declared = self.declared_dims(value.shape, is_input=False)
+                self._shapes[value] = self.declared_dims(shape, is_input=False)
+        elif any(dim.__class__ is not int and dims.is_fresh(dim) for dim in known) and len(known) == len(shape):
+            declared = self.declared_dims(shape, is_input=False)
             self._shapes[value] = tuple(
                 theirs if dims.is_fresh(own) and not dims.is_fresh(theirs) else own
                 for own, theirs in zip(known, declared, strict=True)

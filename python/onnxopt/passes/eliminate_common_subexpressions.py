@@ -95,7 +95,7 @@ _EXACT = frozenset({ir.AttributeType.INT, ir.AttributeType.INTS, ir.AttributeTyp
 
 
 def _attribute_key(attr: ir.Attr, numbers: dict[ir.Value, int]) -> Hashable | None:
-    if attr.is_ref():
+    if attr.ref_attr_name is not None:
         return ("ref", attr.ref_attr_name)
     kind, value = attr.type, attr.value
     if kind in _EXACT:

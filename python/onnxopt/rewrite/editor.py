@@ -201,8 +201,8 @@ class Editor:
             node = stack.pop()
             if node.graph is None or not removable(node):
                 continue
-            inner = subgraphs(node)
-            producers = [value.producer() for value in node.inputs if value is not None]
+            inner = ir.inner_graphs(node)
+            producers = [value._producer for value in node.inputs if value is not None]
             if inner:
                 producers += [value.producer() for value in _captured(node)]
             ir.drop_inputs(node)

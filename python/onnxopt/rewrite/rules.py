@@ -142,7 +142,7 @@ class RuleSet:
 
     def candidates(self, node: ir.Node) -> tuple[Candidate, ...]:
         """The rules that may apply at a node, as far as the op types of the node and of what makes its operands tell."""
-        key = (node.domain, node.op_type, *map(kind_of, node.inputs))
+        key = (node.domain, node.op_type, *[kind_of(value) for value in node.inputs])
         known = self._candidates.get(key)
         if known is None:
             known = self._candidates[key] = self._possible(key)
@@ -188,4 +188,4 @@ def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
     found = node.attributes.get(name)
     if found is None:
         return default
-    return None if found.is_ref() else found.value
+    return None if found.ref_attr_name is not None else found.value

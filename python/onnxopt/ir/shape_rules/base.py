@@ -30,7 +30,7 @@ def on(*op_types: str, contrib: Sequence[str] = ()) -> Callable[[Rule], Rule]:
 
 def attribute(node: Node, name: str, default: object = None) -> object:
     found = node.attributes.get(name)
-    return default if found is None or found.is_ref() else found.value
+    return default if found is None or found.ref_attr_name is not None else found.value
 
 
 def integer(node: Node, name: str, default: int) -> int:
