@@ -8,6 +8,7 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 from helpers import assert_same, model, op_list, run_passes
+from onnxopt.passes.fuse_into_convolutions import _sums_of_products
 
 PASS = "fuse_into_convolutions"
 RNG = np.random.default_rng(0)
@@ -345,3 +346,9 @@ def test_inside_a_branch() -> None:
     assert_same(before, after, feeds)
     branch = next(attr.g for attr in after.graph.node[0].attribute if attr.name == "then_branch")
     assert [node.op_type for node in branch.node] == ["Conv"]
+
+
+@pytest.mark.parametrize("shape", [(1, 300, 70, 9), (3, 129, 40, 1), (64, 1, 1, 25), (1, 2, 5000, 1)])
+def test_sums_are_the_same_however_many_rows_are_taken_at_once(shape: tuple[int, ...]) -> None:
+    blocks, factor = randoms(*shape), randoms(shape[0], 1, shape[2], 1).astype(np.float64)
+    assert np.array_equal(_sums_of_products(blocks, factor), (blocks * factor).sum(axis=(2, 3)))
