@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from onnx_ir import Attr, AttributeType, Function, Graph, Node, Value
-from onnx_ir._graph_containers import Attributes
 
-from onnxopt.ir.nodes import PlainGraph, make_node
+from onnxopt.ir.nodes import PlainGraph, make_node, no_attributes
 
 Step = tuple[str, Sequence[Value | None], Sequence[Attr], Sequence[Value]]
 """What a node of the default domain would be: op type, inputs, attributes, outputs."""
@@ -30,7 +29,7 @@ class Body(Function):
         opset_imports: Mapping[str, int],
     ) -> None:
         self._domain, self._name, self._overload = domain, name, overload
-        self._attributes = Attributes([], owner=self)
+        self._attributes = no_attributes(self)
         self._inputs, self._steps, self._outputs = inputs, steps, outputs
         self._opsets = dict(opset_imports)
         self._made: Graph | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import ItemsView, Iterable, Iterator, KeysView, Sequence, ValuesView
 from typing import Any
 
-from onnx_ir import Attr, AttributeType, Graph, Node, Value
+from onnx_ir import Attr, AttributeType, Function, Graph, Node, Value
 from onnx_ir._core import Usage
 from onnx_ir._graph_containers import Attributes
 from onnx_ir._linked_list import DoublyLinkedSet, _LinkBox
@@ -62,6 +62,14 @@ class PlainAttributes(Attributes):
 
     def items(self) -> ItemsView[str, Attr]:
         return self.data.items()
+
+
+def no_attributes(owner: Node | Function) -> Attributes:
+    """The attributes of what has none yet."""
+    found: Attributes = PlainAttributes.__new__(PlainAttributes)
+    found._owner = owner
+    found.data = {}
+    return found
 
 
 class PlainNode(Node):
@@ -172,10 +180,8 @@ def make_node(
     node._name = name
     node._inputs = tuple(inputs)
     node._outputs = (PlainValue(node, index=0),) if outputs == 1 else _owned(node, outputs)
-    found: Attributes = PlainAttributes.__new__(PlainAttributes)
-    found._owner = node
-    found.data = {one._name: one for one in attributes}
-    node._attributes = found
+    node._attributes = no_attributes(node)
+    node._attributes.data = {one._name: one for one in attributes}
     node._version = node._metadata = node._metadata_props = node._graph = node.doc_string = None
     node.device_configurations = ()
     for index, value in enumerate(node._inputs):

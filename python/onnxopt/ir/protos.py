@@ -82,7 +82,7 @@ class ProtoTensor(serde.TensorProtoTensor):
         if kind is not None and proto.HasField("raw_data"):
             return np.frombuffer(proto.raw_data, kind).reshape(proto.dims)
         field = _PLAIN_FIELDS.get(self.dtype)
-        return super().numpy() if field is None else np.array(getattr(proto, field), kind).reshape(proto.dims)
+        return super().numpy() if field is None else np.array(getattr(proto, field)[:], kind).reshape(proto.dims)
 
     def tobytes(self) -> bytes:
         if self.dtype not in _LITTLE_ENDIAN:
