@@ -314,15 +314,16 @@ def _temporary(path: Path) -> Path:
 
 def _remove_stale(target: Path) -> None:
     """Remove temporary files that killed processes left for this output."""
-    for name in (target.name, target.name + ".data"):
-        for path in target.parent.glob(f".{_escaped(name)}.onnxopt-*.tmp"):
-            pid = path.name.rsplit("-", 1)[1].removesuffix(".tmp")
+    begins = (f".{target.name}.onnxopt-", f".{target.name}.data.onnxopt-")
+    try:
+        names = os.listdir(target.parent)
+    except PermissionError:  # a folder that may be written and not read
+        return
+    for name in names:
+        if name.startswith(begins) and name.endswith(".tmp"):
+            pid = name.rsplit("-", 1)[1].removesuffix(".tmp")
             if pid.isdigit() and int(pid) != os.getpid() and not Path(f"/proc/{pid}").exists():
-                path.unlink(missing_ok=True)
-
-
-def _escaped(name: str) -> str:
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
+                (target.parent / name).unlink(missing_ok=True)
 
 
 def _refuse_overwriting(model: Model, target: Path) -> None:

@@ -143,7 +143,8 @@ class _Writer:
         proto.input.extend([value._name for value in body.inputs])
         proto.output.extend([value._name for value in body.outputs])
         for number, (op_type, inputs, attributes, outputs) in enumerate(steps):
-            node = proto.node.add(op_type=op_type, name=step_name(number))
+            node = proto.node.add()
+            node.op_type, node.name = op_type, step_name(number)
             node.input.extend(["" if value is None else value._name for value in inputs])
             node.output.extend([value._name for value in outputs])
             for attr in attributes:
