@@ -288,7 +288,7 @@ class PassManager:
 
     def _run_rounds(self, entries: list[tuple[str, list[Pass]]], model: ir.Model, ctx: Context, report: Report) -> None:
         for number in itertools.count(1):
-            before = ctx.sizes()[0]
+            before = ctx.node_count()
             if number > 1 and ctx.has_subgraphs:
                 # What changed inside a branch or body says more about the outputs of the node that holds it.
                 ctx.shapes.infer_model()
@@ -297,7 +297,7 @@ class PassManager:
             ]
             if not any(changed):
                 return
-            if number >= MAX_ROUNDS and ctx.sizes()[0] >= before:
+            if number >= MAX_ROUNDS and ctx.node_count() >= before:
                 break
         ctx.log.warn(f"The model still changed after {number} rounds of {', '.join(REPEATED)}.")
 

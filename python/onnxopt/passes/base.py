@@ -331,11 +331,14 @@ class Context:
         """Branches came or went, as they do between passes."""
         self._once = None
 
+    def node_count(self) -> int:
+        """How many nodes the model has, subgraphs included."""
+        return sum(graph.num_nodes() for graph in self.graphs())
+
     def sizes(self) -> tuple[int, int]:
         """How many nodes the model has, subgraphs included, and how many bytes of weights."""
-        graphs = self.graphs()
         weights = 0
-        for graph in graphs:
+        for graph in self.graphs():
             for value in graph.initializers.data.values():
                 tensor = value.const_value
                 if tensor is not None:
@@ -344,7 +347,7 @@ class Context:
             constant = ir.constant(node.outputs[0]) if node.outputs else None
             if constant is not None:
                 weights += self._bytes_of(constant)
-        return sum(graph.num_nodes() for graph in graphs), weights
+        return self.node_count(), weights
 
     def _bytes_of(self, tensor: ir.TensorProtocol) -> int:
         known = self._bytes.get(id(tensor))
