@@ -64,6 +64,8 @@ BODIES = {
     "slice": "r = Slice(x, one, two1, last)",
     "slice without axes": "r = Slice(x, zero, one)",
     "slice with steps": "r = Slice(y, last, least, zero, last)",
+    "slice by int32": "r = Slice(x, one32, two32, last32)",
+    "slice by int32 without axes": "r = Slice(x, one32, two32)",
     "concat": "r = Concat<axis = -2>(x, x)",
     "split": "p, q = Split<axis = 2>(x, halves) r = Concat<axis = 2>(q, p)",
     "softmax": "r = Softmax<axis = 1>(x)",
@@ -84,6 +86,9 @@ MORE = {
     "table9": RNG.normal(0, 1, (3, 9)).astype(np.float32),
     "two1": np.array([3]),
     "least": np.array([-9]),
+    "one32": np.array([1], np.int32),
+    "two32": np.array([2], np.int32),
+    "last32": np.array([-1], np.int32),
 }
 
 
@@ -122,6 +127,14 @@ def test_every_rule_for_other_than_element_wise_ops_has_a_body() -> None:
     covered = {op for op in special if f"{op}(" in text or f"{op}<" in text}
     like_another = {"ArgMin", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceLogSumExp"}
     assert special - covered == like_another
+
+
+@pytest.mark.parametrize("body", ["m = ReduceMax<keepdims = 0>(y) r = Clip(x, m)", "m = Abs(y) r = PRelu(w23, m)"])
+def test_elements_must_not_enlarge_what_they_bound_or_scale(body: str) -> None:
+    before = scan(body, "float", 3)
+    before.graph.initializer.append(onnx.numpy_helper.from_array(X[0], "w23"))
+    after, _ = run_passes(before, "batch_loop_inputs", "vectorize_loops", "eliminate_dead_code")
+    assert_same(before, after, {"xs": X, "ys": Y, "ks": RNG.integers(0, 9, (5, 2))})
 
 
 @pytest.mark.parametrize("body", ["r = MatMul(v, x)", "r = CumSum(x, axis)"], ids=["vector from the left", "no rule"])

@@ -124,6 +124,10 @@ def _axis(axis: int, rank: int) -> int:
     return axis + 1 if axis >= 0 else axis + rank + 1
 
 
+UNIDIRECTIONAL = frozenset({"Clip", "PRelu"})
+"""Element-wise ops whose result has the shape of their first input."""
+
+
 @_on(
     *[
         "Abs",
@@ -197,6 +201,8 @@ def _axis(axis: int, rank: int) -> int:
     ]
 )
 def _elementwise(batch: Batch, node: ir.Node, operands: list[Operand | None]) -> list[ir.Value] | None:
+    if node.op_type in UNIDIRECTIONAL and _batched_first(operands) is None:
+        return None
     rank = max((one.rank for one in operands if one is not None), default=0)
     return batch.copy(node, [None if one is None else batch.aligned(one, rank) for one in operands])
 
@@ -312,10 +318,11 @@ def _slice(batch: Batch, node: ir.Node, operands: list[Operand | None]) -> list[
     starts, ends, axes, steps = (*operands, None, None)[1:5]
     inside = node.inputs[1]
     count = None if inside is None else batch.static_shape(inside)
+    dtype = None if inside is None else batch.ctx.shapes.dtype(inside)
     numbers = ir.integers(node.inputs[3]) if axes is not None else tuple(range(count[0])) if count else None
-    if numbers is None or starts is None or ends is None:
+    if numbers is None or starts is None or ends is None or dtype is None:
         return None
-    moved = batch.numbers(*(_axis(axis, data.rank) for axis in numbers))
+    moved = batch.builder.constant(np.array([_axis(axis, data.rank) for axis in numbers], dtype.numpy()))
     return batch.copy(node, [data.value, starts.value, ends.value, moved, *([] if steps is None else [steps.value])])
 
 
