@@ -51,6 +51,12 @@ FITTING = {
     "slice": ("Slice", [X, ints(1), ints(3), ints(2)], 17, {}),
     "slice_of_first_axes": ("Slice", [X, ints(0, 1), ints(1, 99)], 17, {}),
     "slice_backwards": ("Slice", [X, ints(-1, 99), ints(-99, -3), ints(1, 2), ints(-1, -2)], 17, {}),
+    "slice_backwards_from_before_the_beginning": (
+        "Slice",
+        [X, ints(-9, -4), ints(-99, -99), ints(1, 0), ints(-1, -2)],
+        17,
+        {},
+    ),
     "slice_of_nothing": ("Slice", [X, ints(2), ints(1), ints(-1)], 17, {}),
     "slice_by_attributes": ("Slice", [X], 9, {"starts": [1], "ends": [2**31 - 1], "axes": [1]}),
     "squeeze": ("Squeeze", [ONES, ints(-1)], 17, {}),
@@ -88,6 +94,7 @@ UNFITTING = {
     "dim_of_more_than_one": ("Squeeze", [X, ints(1)], {}),
     "no_axes": ("Squeeze", [ONES, ints()], {}),
     "step_of_zero": ("Slice", [X, ints(0), ints(1), ints(0), ints(0)], {}),
+    "backwards_to_the_end": ("Slice", [X, ints(-1), ints(2**63 - 1), ints(0), ints(-1)], {}),
     "axis_twice": ("Slice", [X, ints(0, 0), ints(1, 1), ints(0, -3)], {}),
     "axis_out_of_range": ("Unsqueeze", [X, ints(7)], {}),
 }

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 
 from onnxopt import ir
+from onnxopt.ir.shape_rules.layout import TO_THE_END
 from onnxopt.rewrite.rules import attribute
 
 Arrays = Sequence[np.ndarray | None]
@@ -113,6 +114,10 @@ def _slice(node: ir.Node, arrays: Arrays) -> np.ndarray:
     if len({axis % data.ndim for axis in axes}) < len(axes):
         raise ValueError("an axis is given twice")
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        if step < 0:
+            if end in TO_THE_END:
+                raise ValueError("runtimes disagree on where it ends")
+            start = max(start, -data.shape[axis])  # the beginning, other than in Python
         parts[axis] = slice(start, end, step)
     return data[tuple(parts)]
 

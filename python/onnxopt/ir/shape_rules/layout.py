@@ -323,7 +323,8 @@ def _sliced(grid: np.ndarray | None, bounds: list[tuple[int, Dim, Dim, int]]) ->
     return tuple(grid.reshape(-1))
 
 
-_TO_THE_END = frozenset({2**31 - 1, 2**63 - 1})
+TO_THE_END = frozenset({2**31 - 1, 2**63 - 1})
+"""Ends of slices that exporters write for the end of a tensor, whatever its size."""
 
 
 def taken(size: int, start: int, end: int, step: int) -> range | None:
@@ -331,7 +332,7 @@ def taken(size: int, start: int, end: int, step: int) -> range | None:
 
     None for a slice backwards to the largest integer, which runtimes understand differently.
     """
-    if step < 0 and end in _TO_THE_END:
+    if step < 0 and end in TO_THE_END:
         return None
     if size == 0:
         return range(0)
