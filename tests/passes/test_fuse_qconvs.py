@@ -62,6 +62,7 @@ FUSED = {
     "bias": f"g ({X}) => ({Y}) {{ {ROWS} {W} y = Conv<pads=[1,1,1,1]>(a, m, b) }}",
     "bias of int32": f"g ({X}) => ({Y}) {{ {ROWS} {W} n = DequantizeLinear<axis=0>(i, bs) y = Conv<pads=[1,1,1,1]>(a, m, n) }}",
     "int8": f'g (int8[N,8,9,H] x) => ({Y}) {{ a = DequantizeLinear(x, xs, sz) {W} y = Conv<auto_pad="SAME_UPPER">(a, m) }}',
+    "int8 around zero": f"g (int8[N,8,9,H] x) => ({Y}) {{ a = DequantizeLinear(x, xs) {W} y = Conv<pads=[1,1,1,1]>(a, m) }}",
     "1-D": "g (uint8[N,8,L] x) => (float[N,6,K] y) { a = DequantizeLinear(x, xs, xz) m = DequantizeLinear<axis=0>(l, six) y = Conv<strides=[2]>(a, m) }",
     "depthwise": """g (uint8[N,12,9,H] x) => (float[N,12,9,H] y) {
         a = DequantizeLinear(x, xs, xz) m = DequantizeLinear<axis=0>(d, s) y = Conv<group=12,pads=[1,1,1,1]>(a, m) }""",

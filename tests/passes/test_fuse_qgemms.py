@@ -37,6 +37,7 @@ CONSTANTS: dict[str, Array] = {
     "s": RNG.uniform(0.01, 0.02, 24).astype(np.float32),
     "one": np.array(0.015, np.float32),
     "none": np.zeros(24, np.int8),
+    "zero": np.array(0, np.int8),
     "middle": np.array(128, np.uint8),
     "b": RNG.standard_normal(24).astype(np.float32),
     "i": RNG.integers(-1000, 1000, 24).astype(np.int32),
@@ -49,6 +50,7 @@ FUSED = {
     "transposed": f"g ({X}) => ({Y}) {{ {ROWS} n = DequantizeLinear<axis=0>(t, s, none) m = Transpose(n) y = MatMul(d, m) }}",
     "bias": f"g ({X}) => ({Y}) {{ {ROWS} m = DequantizeLinear<axis=1>(w, s) p = MatMul(d, m) y = Add(b, p) }}",
     "bytes given": f"g (uint8[N,3,20] x) => ({Y}) {{ d = DequantizeLinear(x, xs, xz) m = DequantizeLinear<axis=1>(w, s) y = MatMul(d, m) }}",
+    "int8 around zero": f"g ({X}) => ({Y}) {{ q = QuantizeLinear(x, xs, zero) d = DequantizeLinear(q, xs) m = DequantizeLinear(w, one) y = MatMul(d, m) }}",
     "gemm": f"""g (float[N,20] x) => (float[N,24] y) {{
         {ROWS} n = DequantizeLinear<axis=0>(t, s) c = DequantizeLinear<axis=0>(i, bs) y = Gemm<transB=1>(d, n, c)
     }}""",
@@ -76,6 +78,19 @@ def test_fuses(case: str) -> None:
     for library in (True, False):
         (found,) = evaluate(after, feeds, library=library)
         # A number between two integers may become either.
+        assert np.abs(found - wanted).max() <= 0.02 * 127 * 0.02 + 1e-4
+
+
+def test_type_of_bytes_that_an_attribute_tells() -> None:
+    rows = "q = QuantizeLinear<output_dtype=3>(x, xs)  d = DequantizeLinear(q, xs)"
+    proto = build(f"g ({X}) => ({Y}) {{ {rows} m = DequantizeLinear(w, one) y = MatMul(d, m) }}")
+    proto.opset_import[0].version, proto.ir_version = 21, 10
+    after = fuse(proto)
+    assert op_list(after) == ["QGemm"]
+    feeds = {"x": RNG.standard_normal((2, 3, 20)).astype(np.float32)}
+    (wanted,) = evaluate(proto, feeds)
+    for library in (True, False):
+        (found,) = evaluate(after, feeds, library=library)
         assert np.abs(found - wanted).max() <= 0.02 * 127 * 0.02 + 1e-4
 
 

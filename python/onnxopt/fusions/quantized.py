@@ -65,7 +65,7 @@ def dequantized(value: ir.Value | None, ctx: Context) -> Bytes | None:
     dtype = ctx.shapes.dtype(source)
     if ir.constant(source) is not None or dtype is None or dtype not in BYTES or scale.dtype != np.float32:
         return None
-    return Bytes(source, dtype, scale.reshape(()), zero.reshape(()))
+    return Bytes(source, dtype, scale.reshape(()), zero.reshape(()).astype(dtype.numpy()))
 
 
 def measured(value: ir.Value | None, ctx: Context) -> Operand | None:
@@ -87,6 +87,8 @@ def quantization(node: ir.Node | None) -> tuple[np.ndarray, np.ndarray] | None:
     scale, zero = _scale_and_zero(node)
     if scale is None or zero is None or scale.size != 1 or zero.size != 1 or scale.dtype != np.float32:
         return None
+    if made := attribute(node, "output_dtype", 0):
+        zero = zero.astype(DataType(made).numpy())
     return (scale.reshape(()), zero.reshape(())) if zero.dtype in (np.uint8, np.int8) else None
 
 
@@ -253,7 +255,7 @@ def _dequantized(value: ir.Value | None) -> ir.Node | None:
 
 
 def _scale_and_zero(node: ir.Node) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """The constants of a node; a zero point that is left out is 0 of uint8."""
+    """The constants of a node; a zero point that is left out is 0, here of uint8."""
     scale = None if node.inputs[1] is None else ir.constant(node.inputs[1])
     given = node.inputs[2] if len(node.inputs) > 2 else None
     zero = None if given is None else ir.constant(given)
