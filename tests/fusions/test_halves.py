@@ -233,6 +233,18 @@ def test_attention_on_target_cuda(dtype: str, form: str, batch: int, rows: int, 
         assert_near(found, wanted, UNIT[dtype])
 
 
+@pytest.mark.parametrize("sum_", ["Add(s, mask)", "Sub(s, mask)"])
+def test_masks_that_are_scaled_with_the_scores(monkeypatch: pytest.MonkeyPatch, sum_: str) -> None:
+    monkeypatch.setitem(ATTENTION, "scaled", f"m = {sum_}  a = Mul(m, c)  w = Softmax<axis=-1>(a)")
+    before = attention("scaled", "float16")
+    after = onnxopt.optimize(before, target="cuda", strict=True)
+    assert ops(after) == {"Mul": 1, "FusedAttention": 1}
+    feeds = attended("scaled", "float16", 2, 5, 7)
+    (wanted,) = in_floats(before, feeds)
+    (found,) = onnxopt.session(after, library=False).run(None, feeds)
+    assert_near(found, wanted, UNIT["float16"])
+
+
 @pytest.mark.parametrize("dtype", UNIT)
 def test_standard_attention_on_target_cuda(dtype: str) -> None:
     before = onnx.parser.parse_model(

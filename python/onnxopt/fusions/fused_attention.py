@@ -556,7 +556,9 @@ def _prepared(b: Builder, mask: Mask, heads: int) -> ir.Value:
     if mask.factor == -1.0:
         value = b.shared("Neg", [value])
     elif mask.factor != 1.0:
-        value = b.shared("Mul", [value, b.constant(np.array(mask.factor, np.float32), "scale")])
+        dtype = b.ctx.shapes.dtype(value)
+        assert dtype is not None
+        value = b.shared("Mul", [value, b.constant(np.array(mask.factor, dtype.numpy()), "scale")])
     if mask.order:
         value = b.shared("Transpose", [value], {"perm": mask.order})
     if mask.empty:
