@@ -62,6 +62,29 @@ def test_target_cpu_leaves_them(body: str) -> None:
     assert not {"FusedNorm", "FusedSoftmax", "Cast"} & set(ops)
 
 
+MIXED = {
+    "norm": "a = Cast<to=1>(p)  n = LayerNormalization(a, s)  c = Cast<to=10>(n)",
+    "Softmax": "a = Cast<to=1>(p)  n = Softmax<axis=-1>(a)  c = Cast<to=10>(n)",
+    "longer": "h = Add(p, x)  a = Cast<to=1>(h)  n = Softmax<axis=-1>(a)  t = Cast<to=10>(n)  c = Mul(t, h)",
+}
+
+
+@pytest.mark.parametrize("form", MIXED)
+def test_float32_between_products_of_two_bytes_runs_on_processors(form: str) -> None:
+    made = onnx.parser.parse_model(
+        f"""<ir_version: 10, opset_import: ["" : 21]> g (float16[N,16,768] x) => (float16[N,16,768] y) {{
+        p = MatMul(x, w)  {MIXED[form]}  y = MatMul(c, w) }}"""
+    )
+    rng = np.random.default_rng(0)
+    weights = {"w": rng.normal(0, 0.03, (768, 768)).astype(np.float16), "s": np.full(768, 2, np.float32)}
+    made.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in weights.items())
+    after = onnxopt.optimize(made, target="cpu")
+    x = rng.normal(0, 1, (2, 16, 768)).astype(np.float16)
+    (wanted,) = onnxopt.session(made, library=False).run(None, {"x": x})
+    (found,) = onnxopt.session(after, library=True).run(None, {"x": x})
+    np.testing.assert_allclose(found.astype(np.float64), wanted.astype(np.float64), rtol=2e-2, atol=2e-2)
+
+
 def test_double_is_not_taken() -> None:
     before = model(NORM, 768)
     for value in (*before.graph.input, *before.graph.output):

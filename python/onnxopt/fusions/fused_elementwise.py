@@ -104,23 +104,20 @@ def _is_worthwhile(nodes: list[ir.Node], ctx: Context) -> bool:
 def _casts(nodes: list[ir.Node], ctx: Context) -> int:
     """How often values at the border of a region are cast for it: onnxruntime computes two-byte floats in float32 on processors, and
     leaves casts out between its own ops alone."""
-    if ctx.target.name != "cpu":
-        return 0
     inside = set(nodes)
     entering = {
         value for node in nodes for value in node.inputs if value is not None and value.producer() not in inside
     }
-    halves = [
-        value
-        for value in (*entering, *outputs_of(nodes))
-        if ctx.shapes.dtype(value) in HALVES and ir.constant(value) is None
-    ]
-    return sum(
-        any(
-            other is not None and other not in inside and not other.domain and other.op_type not in MOVES
-            for other in (value.producer(), *(user for user, _ in value.uses()))
-        )
-        for value in halves
+    return sum(is_cast(value, inside, ctx) for value in (*entering, *outputs_of(nodes)))
+
+
+def is_cast(value: ir.Value, inside: set[ir.Node], ctx: Context) -> bool:
+    """Whether onnxruntime casts a value between these nodes and others: it is of two bytes, and they compute on a processor."""
+    if ctx.target.name != "cpu" or ctx.shapes.dtype(value) not in HALVES or ir.constant(value) is not None:
+        return False
+    return any(
+        other is not None and other not in inside and not other.domain and other.op_type not in MOVES
+        for other in (value.producer(), *(user for user, _ in value.uses()))
     )
 
 

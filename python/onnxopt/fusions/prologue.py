@@ -82,6 +82,9 @@ def build(host: ir.Node, ctx: Context) -> tuple[Patch, list[ir.Node]] | Refusal:
     compiled = elementwise.compile_region(nodes, [x], ctx.shapes)
     if isinstance(compiled, Refusal):
         return compiled
+    inside = {*nodes, host}
+    if all(any(regions.is_cast(value, inside, ctx) for value in side) for side in (compiled.inputs, host.outputs)):
+        return Refusal("onnxruntime computes it in float32 where it casts all around it", culprit=host)
     function = ctx.model.functions[host.op_identifier()]
     spec = OPS[host.op_type]
     overload = overload_of(f"{host.overload}|{kept}|{compiled.text}|{regions.structure(nodes, compiled)}")
