@@ -71,6 +71,15 @@ def test_calls_become_bodies(body: str, functions: list[onnx.FunctionProto], lef
     assert_same(before, after, FEED)
 
 
+def test_a_function_of_another_opset_keeps_what_it_calls() -> None:
+    twice = onnx.FunctionProto.FromString(TWICE.SerializeToString())
+    twice.opset_import[0].version = 13
+    before = calling("d = Double(x)\n y = Twice(d)", DOUBLE, twice)
+    after, _ = inlined(before)
+    assert (op_list(after), {one.name for one in after.functions}) == (["Add", "Twice"], {"Twice", "Double"})
+    assert_same(before, after, FEED)
+
+
 def test_calls_stay_without_a_request() -> None:
     before = calling("y = Double(x)", DOUBLE)
     after, report = inlined(before, request=False)
