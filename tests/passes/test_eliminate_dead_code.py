@@ -103,6 +103,15 @@ def test_initializers() -> None:
     assert_same(before, after, feed(), rtol=0, atol=0)
 
 
+def test_initializers_that_an_annotation_tells_stay() -> None:
+    before = model("g (float[3] x) => (y) { y = Neg(x) }", scale=np.ones(1, np.float32), free=np.ones(1, np.float32))
+    before.graph.quantization_annotation.add(tensor_name="x").quant_parameter_tensor_names.add(
+        key="SCALE_TENSOR", value="scale"
+    )
+    after, _ = run_passes(before, PASS)
+    assert [one.name for one in after.graph.initializer] == ["scale"]
+
+
 def test_inputs_stay_with_their_defaults() -> None:
     before = model(
         "g (float[3] x, float[3] unused, float[3] preset) => (y) { y = Neg(x) }", preset=np.ones(3, np.float32)

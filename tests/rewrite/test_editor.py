@@ -134,6 +134,20 @@ def test_an_output_that_is_replaced_keeps_its_name(new: str, expected: list[str]
     assert op_types(ctx) == expected
 
 
+def test_an_output_that_is_replaced_keeps_its_notes() -> None:
+    proto = helpers.model("g (float[3] x) => (float[3] y) { a = Abs(x) y = Neg(a) }")
+    proto.graph.output[0].doc_string = "what it is"
+    proto.graph.output[0].metadata_props.add(key="unit", value="m")
+    annotation = proto.graph.quantization_annotation.add(tensor_name="y")
+    annotation.quant_parameter_tensor_names.add(key="SCALE_TENSOR", value="x")
+    ctx = context(proto)
+    neg = node_of(ctx, "Neg")
+    ctx.editor.apply(Patch("rule", neg, [], {value(ctx, "y"): value(ctx, "a")}), unused=[neg])
+    after = ir.to_proto(ctx.model)
+    assert after.graph.output[0] == proto.graph.output[0]
+    assert list(after.graph.quantization_annotation) == [annotation]
+
+
 def test_one_value_that_replaces_two_outputs() -> None:
     ctx = context("g (float[3] x) => (float[3] y, float[3] z) { a = Abs(x) y = Neg(a) z = Exp(a) }")
     for op_type, name in (("Neg", "y"), ("Exp", "z")):

@@ -40,9 +40,11 @@ from onnxopt.ir.nodes import (
     PlainGraph,
     PlainValue,
     add_initializer,
+    annotated,
     drop_inputs,
     make_node,
     set_input,
+    take_notes,
     take_out,
 )
 from onnxopt.ir.packed import PANEL, PackedTensor, int4, pack, packed
@@ -104,6 +106,7 @@ __all__ = [
     "TransposedTensor",
     "Value",
     "add_initializer",
+    "annotated",
     "apply_graphsurgeon",
     "as_kind_of",
     "can_stream_transpose",
@@ -149,6 +152,7 @@ __all__ = [
     "small_array",
     "sort_nodes",
     "steps_of",
+    "take_notes",
     "take_out",
     "tensor",
     "tensor_of",

@@ -71,6 +71,9 @@ def no_attributes(owner: Node | Function) -> Attributes:
     found.data = {}
     return found
 
+ANNOTATION = "quant_parameter_tensor_names"
+"""What onnx-ir calls the quantization annotation of a value."""
+
 
 class PlainNode(Node):
     """A node whose fields are read where they lie."""
@@ -238,3 +241,17 @@ def take_out(node: Node) -> None:
     assert graph is not None
     graph._nodes.remove(node)
     node._graph = None
+
+
+def annotated(value: Value) -> Iterable[str]:
+    """The names of the tensors that the quantization annotation of a value tells; none where it has none."""
+    return value._metadata.data.get(ANNOTATION, {}).values() if value._metadata else ()
+
+
+def take_notes(new: Value, old: Value) -> None:
+    """Let `new` have the documentation, metadata and quantization annotation of `old`, whose name it takes."""
+    new.doc_string = old.doc_string
+    if old._metadata_props:
+        new.metadata_props.update(old._metadata_props)
+    if old._metadata and ANNOTATION in old._metadata:
+        new.meta[ANNOTATION] = old.meta[ANNOTATION]

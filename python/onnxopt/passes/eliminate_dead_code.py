@@ -65,17 +65,17 @@ class EliminateDeadCode(Pass):
 
     @staticmethod
     def _remove_initializers(ctx: Context) -> int:
-        removed = 0
-        for graph in ctx.graphs():
-            unused = [
-                name
-                for name, value in graph.initializers.data.items()
-                if not _used(value) and not value.is_graph_input()
-            ]
-            for name in unused:
-                del graph.initializers[name]
-            removed += len(unused)
-        return removed
+        unused = [
+            (graph, name)
+            for graph in ctx.graphs()
+            for name, value in graph.initializers.data.items()
+            if not _used(value) and not value.is_graph_input()
+        ]
+        named = _named_by_annotations(ctx) if unused else set()
+        gone = [(graph, name) for graph, name in unused if name not in named]
+        for graph, name in gone:
+            del graph.initializers[name]
+        return len(gone)
 
     @staticmethod
     def _remove_functions(model: ir.Model, ctx: Context) -> int:
@@ -90,6 +90,16 @@ class EliminateDeadCode(Pass):
         for key in unused:
             del model.functions[key]
         return len(unused)
+
+
+def _named_by_annotations(ctx: Context) -> set[str]:
+    """The names of tensors that quantization annotations of values tell."""
+    names: set[str] = set()
+    for graph in ctx.graphs():
+        made = (value for node in graph for value in node.outputs)
+        for value in itertools.chain(graph.inputs, graph.initializers.values(), made):
+            names.update(ir.annotated(value))
+    return names
 
 
 def _used(value: ir.Value) -> bool:

@@ -143,6 +143,7 @@ class Editor:
             new.type = old.type
         if old.shape is not None:
             new.shape = old.shape
+        ir.take_notes(new, old)
         for index, output in enumerate(graph.outputs):
             if output is old:
                 graph.outputs[index] = new
