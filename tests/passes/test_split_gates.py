@@ -51,6 +51,7 @@ SPLIT = {
     "a bias added in the step": "p = MatMul(s, u) t = Add(p, b) a = Add(t, e) " + GATES.format("a"),
     "scales and values of all rows": "p = MatMul(s, u) t = Mul(p, one) r = Add(t, wide) a = Add(r, e) "
     + GATES.format("a"),
+    "bounds before the split": "p = MatMul(s, u) a = Add(p, e) t = Clip(a, , one) " + GATES.format("t"),
     "activations before the split": "p = MatMul(s, u) a = Add(p, e) t = Tanh(a) " + GATES.format("t"),
 }
 

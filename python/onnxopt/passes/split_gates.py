@@ -169,10 +169,13 @@ class _Division:
             return self._products(node, widths, builder)
         if elementwise.refuse_node(node, self.ctx.shapes) is not None:
             return None
-        inputs = [self._parts(value, widths, builder) for value in node.inputs if value is not None]
-        if any(one is None for one in inputs):
-            return None
-        return [builder.copy_of(node, arguments)[0] for arguments in zip(*(one for one in inputs if one), strict=True)]
+        inputs: list[Sequence[ir.Value | None]] = []
+        for value in node.inputs:
+            parts = [None] * len(widths) if value is None else self._parts(value, widths, builder)
+            if parts is None:
+                return None
+            inputs.append(parts)
+        return [builder.copy_of(node, arguments)[0] for arguments in zip(*inputs, strict=True)]
 
     def _products(self, node: ir.Node, widths: tuple[int, ...], builder: Builder) -> list[ir.Value] | None:
         x, matrix, *rest = node.inputs
