@@ -102,6 +102,18 @@ def test_every_reduction(kind: str) -> None:
     assert_same(before, after, feeds())
 
 
+@pytest.mark.parametrize("op", ["Clip(m, r)", "Clip(r, , m)", "PRelu(m, r)"])
+def test_bounds_and_slopes_that_are_reduced_alike_stay_scalars(op: str) -> None:
+    body = f"r = ReduceMax<keepdims=0>(x)\n m = ReduceMean<keepdims=0>(x)\n t = {op}\n v = Reshape(t, full)\n y = Add(x, v)"
+    before = reduced(body)
+    before.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(np.array([1, 1, 1]), "full"))
+    for node in before.graph.node[:2]:
+        node.input.append("all")
+    before.graph.initializer.append(onnx.numpy_helper.from_array(np.array([0, 1, 2]), "all"))
+    after, _ = run_passes(before, PASS, "eliminate_dead_code")
+    assert_same(before, after, feeds())
+
+
 @pytest.mark.parametrize("shape", [(0, 3, 4), (1, 1, 1), (5, 7, 4)])
 def test_sizes(shape: tuple[int, ...]) -> None:
     before = reduced("r = ReduceSum<keepdims=0>(x, last)\n v = Unsqueeze(r, last)\n y = Sub(x, v)", shape="N,M,K")

@@ -14,6 +14,7 @@ import numpy as np
 
 from onnxopt import ir
 from onnxopt.rewrite.patch import AXES_INPUT_OPSET, Builder
+from onnxopt.rewrite.permutations import UNIDIRECTIONAL
 from onnxopt.rewrite.rules import attribute
 
 if TYPE_CHECKING:
@@ -122,10 +123,6 @@ def _values(operands: Sequence[Operand | None], first: ir.Value) -> list[ir.Valu
 def _axis(axis: int, rank: int) -> int:
     """An axis of the inside value, as one of the batched value."""
     return axis + 1 if axis >= 0 else axis + rank + 1
-
-
-UNIDIRECTIONAL = frozenset({"Clip", "PRelu"})
-"""Element-wise ops whose result has the shape of their first input."""
 
 
 @_on(

@@ -11,7 +11,7 @@ from onnxopt.ir.dims import Dim
 from onnxopt.passes.base import Context, Pass, PassResult, register_pass
 from onnxopt.rewrite.driver import discard
 from onnxopt.rewrite.patch import Builder
-from onnxopt.rewrite.permutations import ELEMENTWISE, REDUCTIONS, constant_axes
+from onnxopt.rewrite.permutations import ELEMENTWISE, REDUCTIONS, UNIDIRECTIONAL, constant_axes
 from onnxopt.rewrite.rules import attribute
 
 RULE = "keep_reduced_dims"
@@ -87,6 +87,8 @@ class _Region:
 
     def _may_join(self, node: ir.Node) -> bool:
         if node.graph is not self.graph or node.domain or len(node.outputs) != 1:
+            return False
+        if node.op_type in UNIDIRECTIONAL and any(one and ir.constant(one) is None for one in node.inputs[1:]):
             return False
         if node.op_type in ELEMENTWISE:
             return self.ctx.shapes.rank(node.outputs[0]) == self.reduction.rank - len(self.reduction.axes)

@@ -20,6 +20,9 @@ Permutation = tuple[int, ...]
 NUMPY_BROADCASTING_OPSET = 7
 """Older opsets broadcast along an attribute's axis."""
 
+UNIDIRECTIONAL = frozenset({"Clip", "PRelu"})
+"""Element-wise ops whose result has the shape of their first input, whatever the others have."""
+
 ELEMENTWISE = frozenset(
     [
         "Abs",
