@@ -231,6 +231,12 @@ BODIES = {
       d = Add (c, a)
       y = Conv <kernel_shape=[1,1], group=3> (d, g8)
     }""",
+    "a constant beside channels": """g (float[1,18,1,1] x) => (float[1,4,2,2] y) {
+      a = Conv <kernel_shape=[1,1]> (x, deep)
+      b = Concat <axis=1> (a, shift)
+      c = Resize <mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor"> (b, , scales)
+      y = Conv <kernel_shape=[1,1]> (c, joined)
+    }""",
     "a head of transposed convolutions": """g (float[2,6,5,7] x) => (float[2,1,20,42] y) {
       a = Conv <kernel_shape=[1,1]> (x, w5)
       b = ConvTranspose <kernel_shape=[2,3], strides=[2,3]> (a, t1, t1b)
@@ -283,7 +289,7 @@ BODIES = {
     }""",
 }
 BODY_WEIGHTS = weights(
-    w1=(6, 6, 3), w2=(6, 1, 5), w3=(5, 6, 1), w4=(6, 6, 3, 3), w5=(6, 6, 1, 1), w6=(4, 6, 2, 2), w7=(6, 6, 4, 4), w8=(6, 6, 3, 3), t1=(6, 9, 2, 3), t1b=(9,),
+    w1=(6, 6, 3), w2=(6, 1, 5), w3=(5, 6, 1), w4=(6, 6, 3, 3), w5=(6, 6, 1, 1), w6=(4, 6, 2, 2), w7=(6, 6, 4, 4), w8=(6, 6, 3, 3), joined=(4, 12, 1, 1), deep=(6, 18, 1, 1), t1=(6, 9, 2, 3), t1b=(9,),
     t2=(9, 1, 2, 2), g2=(24, 2, 3, 3), g4=(24, 4, 3, 3), g8=(24, 8, 1, 1),
     narrow=(1, 6, 1, 1), widen=(6, 1, 1, 1), bn2=(12,), scale=(6, 1, 1), shift=(1, 6, 1, 1),
 ) | {"bn": RNG.uniform(0.5, 2, 12).astype(np.float32), "half": np.array(0.5, np.float32), "scales": np.array([1, 1, 2, 2], np.float32)}  # fmt: skip

@@ -424,7 +424,10 @@ class Conversion:
         rank = max(self.ctx.shapes.rank(value) or 0 for value in self.finder.data_of(node))
         for index in found.data:
             value = inputs[index]
-            inputs[index] = None if value is None else self._last(value, rank)
+            if value is not None and ir.constant(value) is not None:
+                inputs[index] = self._constant(value, rank, broadcasts=node.op_type != "Concat")
+            elif value is not None:
+                inputs[index] = self._last(value)
         for index, array in found.constants.items():
             inputs[index] = self.builder.constant(array, "axes")
         return self.builder.copy_of(node, inputs, **found.attributes), found.outputs
@@ -438,25 +441,27 @@ class Conversion:
         self.ctx.shapes.set(new, dtype, shape)
         new.type = old.type or (None if dtype is None else ir.TensorType(dtype))
 
-    def _last(self, value: ir.Value, rank: int | None = None) -> ir.Value:
+    def _constant(self, value: ir.Value, rank: int, *, broadcasts: bool) -> ir.Value:
+        """A constant beside converted data of `rank` dims. A vector of channels broadcasts along the last dim by itself."""
+        tensor = ir.constant(value)
+        assert tensor is not None
+        array = tensor.numpy()
+        full = array.reshape((1,) * (rank - array.ndim) + array.shape)
+        last = np.ascontiguousarray(full.transpose(channels_last(full.ndim)))
+        is_vector = broadcasts and last.size == last.shape[-1]
+        return self.builder.constant(last.reshape(-1) if is_vector else last, value.name or "constant")
+
+    def _last(self, value: ir.Value) -> ir.Value:
         """The value, channels-last."""
         if value not in self._made:
-            self._made[value] = self._converted(value, rank)
+            self._made[value] = self._converted(value)
         return self._made[value]
 
-    def _converted(self, value: ir.Value, rank: int | None) -> ir.Value:
-        tensor = ir.constant(value)
-        if tensor is not None:
-            array = tensor.numpy()
-            full = array.reshape((1,) * ((rank or array.ndim) - array.ndim) + array.shape)
-            last = np.ascontiguousarray(full.transpose(channels_last(full.ndim)))
-            # A vector of channels broadcasts along the last dim by itself.
-            return self.builder.constant(
-                last.reshape(-1) if last.size == last.shape[-1] else last, value.name or "constant"
-            )
-        source = source_of(value, self.ctx)
+    def _converted(self, value: ir.Value) -> ir.Value:
+        source, rank = source_of(value, self.ctx), self.ctx.shapes.rank(value)
         if source is not None:
             return source
-        rank = self.ctx.shapes.rank(value)
         assert rank is not None
+        if ir.constant(value) is not None:
+            return self._constant(value, rank, broadcasts=False)
         return self.builder.Transpose(value, perm=channels_last(rank))
