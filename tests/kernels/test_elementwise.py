@@ -18,12 +18,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from variants import variant_fixture
+
 native = pytest.importorskip("onnxopt._native", reason="the native module is not built")
 
 Array = np.ndarray[Any, Any]
 DTYPES = {"f32": np.float32, "f16": np.float16, "i32": np.int32, "i64": np.int64, "bool": np.bool_}
 NUMBERS, FLOATS, INTEGERS = ("f32", "f16", "i32", "i64"), ("f32", "f16"), ("i32", "i64")
-VARIANTS = [v for op in native.ops() if op["op"] == "FusedElementwise" for v in op["variants"]]
+(OP,) = [op for op in native.ops() if op["op"] == "FusedElementwise"]
+VARIANTS = OP["variants"]
 EMULATED = "elementwise__cuda_emulated"
 CPU = [v["name"] for v in VARIANTS if v["usable"] and v["device"] == "cpu"]
 DEVICE = "elementwise__cuda"
@@ -77,12 +80,7 @@ def assert_same_values(actual: Array, expected: Array) -> None:
     np.testing.assert_array_equal(actual, expected)
 
 
-@pytest.fixture(params=[*(v["name"] for v in VARIANTS), EMULATED])
-def variant(request: pytest.FixtureRequest) -> str:
-    for one in VARIANTS:
-        if one["name"] == request.param and not one["usable"]:
-            pytest.skip(one["problem"])
-    return str(request.param)
+variant = variant_fixture(OP, EMULATED)
 
 
 # --- accuracy ---

@@ -15,6 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from panels import pack
+from variants import variant_fixture
+
 native = pytest.importorskip("onnxopt._native", reason="the native module is not built")
 
 Array = np.ndarray[Any, Any]
@@ -25,31 +28,19 @@ EMULATED = "gemm__cuda_emulated"
 ISAS[EMULATED] = "cuda_emulated"
 USABLE = [*(one["name"] for one in OP["variants"] if one["usable"] and one["name"] in ISAS), EMULATED]
 DTYPES = {"f32": np.float32, "f16": np.float16, "i32": np.int32, "i64": np.int64, "bool": np.bool_}
-PANEL = 16
 INF, NAN = math.inf, math.nan
 
 RELU, CLIP = "i0:f32 | t0=relu(i0) | t0:f32", "i0:f32 | t0=clip(i0,#-0x1.8p+0:f32,#0x1p+2:f32) | t0:f32"
 GELU = "i0:f32 | t0=gelu(i0) | t0:f32"
 
 
-@pytest.fixture(params=list(ISAS))
-def variant(request: pytest.FixtureRequest) -> str:
-    for one in OP["variants"]:
-        if one["name"] == request.param and not one["usable"]:
-            pytest.skip(one["problem"])
-    return str(request.param)
+variant = variant_fixture(OP, names=ISAS)
 
 
 def skip_if_slow(variant: str, rows: int, depth: int, columns: int) -> None:
     """Blocks of the CUDA kernel always compute whole tiles."""
     if variant == EMULATED and -(-rows // 128) * 128 * depth * columns > 1 << 25:
         pytest.skip("on the host, the kernel for CUDA devices is tested with small shapes")
-
-
-def pack(matrix: Array) -> Array:
-    """[K, N] as [ceil(N / 16), K, 16]."""
-    padded = np.pad(matrix, ((0, 0), (0, -matrix.shape[1] % PANEL)))
-    return np.stack(np.split(padded, padded.shape[1] // PANEL, axis=1))
 
 
 def gemm(

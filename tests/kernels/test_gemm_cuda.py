@@ -16,11 +16,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from panels import pack
+
 native = pytest.importorskip("onnxopt._native", reason="the native module is not built")
 
 Array = np.ndarray[Any, Any]
 ROOT = Path(__file__).resolve().parents[2]
-PANEL = 16
 DTYPES = {"f16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16), "tf32": np.dtype(np.float32)}
 BITS = {"f16": 11, "bf16": 8, "tf32": 11}
 """Of the numbers that are multiplied."""
@@ -28,12 +29,6 @@ EMULATED = {"f16": "gemm__cuda_emulated", "bf16": "gemm__cuda_emulated", "tf32":
 DEVICE = {"f16": "gemm__cuda", "bf16": "gemm__cuda", "tf32": "gemm__cuda_tf32"}
 PROCESSOR = "gemm__scalar"
 HALF_GELU = "i0:f16 | t0=gelu(i0) | t0:f16"
-
-
-def pack(matrix: Array) -> Array:
-    """[K, N] as [ceil(N / 16), K, 16]."""
-    padded = np.pad(matrix, ((0, 0), (0, -matrix.shape[1] % PANEL)))
-    return np.stack(np.split(padded, padded.shape[1] // PANEL, axis=1))
 
 
 def gemm(

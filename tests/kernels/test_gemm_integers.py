@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxopt import ir
+from variants import variant_fixture
 
 native = pytest.importorskip("onnxopt._native", reason="the native module is not built")
 
@@ -25,12 +26,7 @@ ROWS = (1, 2, 3, 4, 7, 13, 40)
 ADD = "i0:f32 i1:f32 | t0=add(i0,i1) | t0:f32"
 
 
-@pytest.fixture(params=[one["name"] for one in OP["variants"]])
-def variant(request: pytest.FixtureRequest) -> str:
-    for one in OP["variants"]:
-        if one["name"] == request.param and not one["usable"]:
-            pytest.skip(one["problem"])
-    return str(request.param)
+variant = variant_fixture(OP)
 
 
 def draw(rng: np.random.Generator, rows: int, depth: int, columns: int, block: int, kind: str) -> tuple[Array, ...]:

@@ -8,20 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from panels import pack
+from variants import variant_fixture
+
 native = pytest.importorskip("onnxopt._native", reason="the native module is not built")
 
 Array = np.ndarray[Any, Any]
 (OP,) = [op for op in native.ops() if op["op"] == "FusedLoop"]
-PANEL = 16
 TOLERANCE = 1e-3
 
 
-@pytest.fixture(params=[one["name"] for one in OP["variants"]])
-def variant(request: pytest.FixtureRequest) -> str:
-    for one in OP["variants"]:
-        if one["name"] == request.param and not one["usable"]:
-            pytest.skip(one["problem"])
-    return str(request.param)
+variant = variant_fixture(OP)
 
 
 def run(inputs: list[Array], attributes: dict[str, Any], variant: str | None = None, threads: int = 1) -> list[Array]:
@@ -29,12 +26,6 @@ def run(inputs: list[Array], attributes: dict[str, Any], variant: str | None = N
         "FusedLoop", inputs, {"carried": 1} | attributes, variant=variant, threads=threads
     )
     return results
-
-
-def pack(matrix: Array) -> Array:
-    """[K, N] as [ceil(N / 16), K, 16]."""
-    padded = np.pad(matrix, ((0, 0), (0, -matrix.shape[1] % PANEL)))
-    return np.stack(np.split(padded, padded.shape[1] // PANEL, axis=1))
 
 
 def start(limit: int = 50, begin: bool = True) -> list[Array]:

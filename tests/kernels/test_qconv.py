@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxopt.ops.qconv import filter_sums, pack
+from variants import variant_fixture
 
 native = pytest.importorskip("onnxopt._native", reason="the native module is not built")
 
@@ -25,12 +26,7 @@ SILU = "i0:f32 | t0=silu(i0) | t0:f32"
 X_SCALE, Y_SCALE, ADDED_SCALE = np.float32(0.02), np.float32(0.05), np.float32(0.03)
 
 
-@pytest.fixture(params=[*(one["name"] for one in OP["variants"]), EMULATED])
-def variant(request: pytest.FixtureRequest) -> str:
-    for one in OP["variants"]:
-        if one["name"] == request.param and not one["usable"]:
-            pytest.skip(one["problem"])
-    return str(request.param)
+variant = variant_fixture(OP, EMULATED)
 
 
 class Case:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxopt.ops.qgemm import column_sums, pack
+from variants import variant_fixture
 
 native = pytest.importorskip("onnxopt._native", reason="the native module is not built")
 
@@ -23,12 +24,7 @@ GELU, ADD = "i0:f32 | t0=gelu(i0) | t0:f32", "i0:f32 i1:f32 | t0=add(i0,i1) | t0
 RELU = "i0:f32 | t0=relu(i0) | t0:f32"
 
 
-@pytest.fixture(params=[*(one["name"] for one in OP["variants"]), EMULATED])
-def variant(request: pytest.FixtureRequest) -> str:
-    for one in OP["variants"]:
-        if one["name"] == request.param and not one["usable"]:
-            pytest.skip(one["problem"])
-    return str(request.param)
+variant = variant_fixture(OP, EMULATED)
 
 
 def product(

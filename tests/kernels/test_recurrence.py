@@ -8,29 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 
+from panels import pack
+from variants import variant_fixture
+
 native = pytest.importorskip("onnxopt._native", reason="the native module is not built")
 
 Array = np.ndarray[Any, Any]
 (OP,) = [op for op in native.ops() if op["op"] == "FusedRecurrence"]
-PANEL = 16
 DECAY = 0.875  # exact in float32
 
 
 EMULATED = "recurrence__cuda_emulated"
 
 
-@pytest.fixture(params=[*[one["name"] for one in OP["variants"]], EMULATED])
-def variant(request: pytest.FixtureRequest) -> str:
-    for one in OP["variants"]:
-        if one["name"] == request.param and not one["usable"]:
-            pytest.skip(one["problem"])
-    return str(request.param)
-
-
-def pack(matrix: Array) -> Array:
-    """[W, W] as [ceil(W / 16), W, 16]."""
-    padded = np.pad(matrix, ((0, 0), (0, -matrix.shape[1] % PANEL)))
-    return np.stack(np.split(padded, padded.shape[1] // PANEL, axis=1))
+variant = variant_fixture(OP, EMULATED)
 
 
 def run(inputs: list[Array], attributes: dict[str, Any], variant: str | None = None, threads: int = 1) -> list[Array]:

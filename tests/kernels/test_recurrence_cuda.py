@@ -7,21 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from panels import pack
+
 native = pytest.importorskip("onnxopt._native", reason="the native module is not built")
 
 Array = np.ndarray[Any, Any]
 EMULATED = "recurrence__cuda_emulated"
-PANEL = 16
 DEFAULTS = {"carried": 1, "sequences": 1, "invariants": 0, "matrices": 0}
 
 
 def normal(*shape: int, seed: int = 0) -> Array:
     return np.random.default_rng([seed, *shape]).normal(0, 1, shape).astype(np.float32)
-
-
-def pack(matrix: Array) -> Array:
-    padded = np.pad(matrix, ((0, 0), (0, -matrix.shape[1] % PANEL)))
-    return np.stack(np.split(padded, padded.shape[1] // PANEL, axis=1))
 
 
 def run(inputs: list[Array], **attributes: Any) -> list[Array]:
