@@ -19,6 +19,7 @@ import pytest
 
 native = pytest.importorskip("onnxopt._native", reason="the native module is not built")
 
+from cuda_tools import find_tool  # noqa: E402  (after the check that it can be used)
 from helpers import assert_equal  # noqa: E402  (after the check that it can be used)
 from onnxopt.runtime import library  # noqa: E402  (after the check that it can be used)
 
@@ -78,6 +79,7 @@ LITERALS = (
 )
 TWO_SHAPES = "i0:f32 i1:f32 | t0=neg(i0) t1=add(t0,i1) | t0:f32 t1:f32"
 OF_ALL = expressions_of_all_operations()
+CHAIN = "i0:f32 i1:f32 | t0=mul(i0,i1) t1=exp(t0) t2=add(t1,i1) | t2:f32"
 EXPRESSIONS = [*OF_ALL, MIXED, LITERALS, TWO_SHAPES, sum_of_inputs(32), long_chain(200)]
 
 
@@ -270,14 +272,14 @@ def test_more_axes_than_the_parameter_has_are_left_to_the_interpreter() -> None:
 # --- compilers ---
 @pytest.mark.parametrize("index", [OF_ALL.index(one) for one in OF_ALL if one.startswith(("i0:f16", "i0:i64"))][:3:2])
 def test_nvcc_compiles(index: int, tmp_path: Path) -> None:
-    if shutil.which("nvcc") is None:
-        pytest.skip("no nvcc on this machine")
+    compiler = find_tool("nvcc")
     source = tmp_path / "expression.cu"
     source.write_text(native.cuda_sources(EXPRESSIONS[index])[0])
     architectures = [f"-gencode=arch=compute_{sm},code=sm_{sm}" for sm in (80, 90)]
     flags = ["-std=c++20", "-fmad=false", "-Werror", "all-warnings", f"-I{ROOT}", "--threads", "2"]
     subprocess.run(
-        ["nvcc", *flags, *architectures, "-fatbin", str(source), "-o", str(tmp_path / "expression.fatbin")], check=True
+        [compiler, *flags, *architectures, "-fatbin", str(source), "-o", str(tmp_path / "expression.fatbin")],
+        check=True,
     )
 
 
@@ -289,3 +291,18 @@ def test_nvrtc_compiles(index: int, sm: int, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("ONNXOPT_CACHE_DIR", "off")
     image = native.compile_cuda(native.cuda_sources(EXPRESSIONS[index])[0], sm)
     assert image.startswith(b"\x7fELF") and b"fused_elementwise" in image
+
+
+@pytest.mark.parametrize("sm", [80, 90])
+def test_machine_code_moves_vectors_and_spills_nothing(
+    sm: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tool = find_tool("cuobjdump")  # which calls nvdisasm
+    if not library.load_nvrtc():
+        pytest.skip("no NVRTC on this machine")
+    monkeypatch.setenv("ONNXOPT_CACHE_DIR", "off")
+    (tmp_path / "expression.cubin").write_bytes(native.compile_cuda(native.cuda_sources(CHAIN)[0], sm))
+    command = [tool, "--dump-sass", str(tmp_path / "expression.cubin")]
+    code = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert "LDG.E.128" in code and "STG.E.128" in code
+    assert "LDL" not in code and "STL" not in code

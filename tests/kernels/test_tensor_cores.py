@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from cuda_tools import find_tool
 
 ROOT = Path(__file__).resolve().parents[2]
 FLAGS = ["-std=c++20", "-O3", "-fmad=false", "-arch=sm_80", f"-I{ROOT}"]
@@ -26,19 +26,10 @@ PTX: dict[str, list[str]] = {
 SASS = {"multiply_bytes": "IMMA.16832", "multiply_tensors": "HMMA.1", "attend_halves": "HMMA.16816"}
 
 
-def find_cuobjdump() -> str | None:
-    """That of the path, or of the package `nvidia-cuda-cuobjdump`, beside which `nvidia-cuda-nvdisasm` puts what it calls."""
-    spec = importlib.util.find_spec("nvidia")
-    places = [Path(folder) for folder in (spec.submodule_search_locations or [])] if spec else []
-    packaged = (str(path) for place in places for path in place.glob("*/bin/cuobjdump"))
-    return shutil.which("cuobjdump") or next(packaged, None)
-
-
 def compile_kernels(kind: str, target: Path) -> Path:
-    compiler = shutil.which("nvcc")
-    if compiler is None:
-        pytest.skip("no nvcc on this machine")
-    subprocess.run([compiler, *FLAGS, f"-{kind}", "-o", target, ROOT / "tests/kernels/tensor_cores.cu"], check=True)
+    subprocess.run(
+        [find_tool("nvcc"), *FLAGS, f"-{kind}", "-o", target, ROOT / "tests/kernels/tensor_cores.cu"], check=True
+    )
     return target
 
 
@@ -55,9 +46,7 @@ def test_ptx_has_matrix_instructions(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_machine_code_has_matrix_instructions(tmp_path: Path) -> None:
-    tool = find_cuobjdump()
-    if tool is None:
-        pytest.skip("no cuobjdump on this machine")
+    tool = find_tool("cuobjdump")
     cubin = compile_kernels("cubin", tmp_path / "kernels.cubin")
     text = subprocess.run([tool, "--dump-sass", cubin], check=True, capture_output=True, text=True).stdout
     bodies = text.split("Function : ")[1:]
