@@ -133,12 +133,6 @@ MAX_ROUNDS = 8
 every round folds another layer: further ones follow as long as each leaves fewer nodes. Then a model gets a warning, not a hang."""
 
 
-def default_passes(target: Target) -> list[str]:
-    """The names of the passes that run for a target, in order of their first run."""
-    names = [name for phase, phase_passes in PHASES.items() for name in phase_passes if target.runs_phase(phase)]
-    return list(dict.fromkeys(names))
-
-
 class PassRecord(NamedTuple):
     """One run of one pass: seconds, nodes in all graphs and bytes of weights before and after, patches."""
 
