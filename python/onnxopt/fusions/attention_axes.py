@@ -140,7 +140,7 @@ def _slice(placed: Placed, node: ir.Node, ctx: Context) -> Placed | None:
     if len(node.inputs) < 4 or node.inputs[0] is None:
         return None
     starts, ends, axes, *_ = [ctx.shapes.integers(value) for value in node.inputs[1:4]]
-    steps = ctx.shapes.integers(node.inputs[4]) if len(node.inputs) > 4 and node.inputs[4] is not None else (1,)
+    steps = ctx.shapes.integers(node.inputs[4]) if ir.input_at(node, 4) is not None else (1,)
     shape = ctx.shapes.shape(node.inputs[0])
     if starts is None or ends is None or axes is None or shape is None or len(axes) != 1 or steps != (1,):
         return None
@@ -201,7 +201,7 @@ def _unsqueeze(placed: Placed, node: ir.Node, ctx: Context) -> Placed | None:
 
 
 def _axes(node: ir.Node, ctx: Context) -> tuple[int, ...] | None:
-    if len(node.inputs) > 1 and node.inputs[1] is not None:
+    if ir.input_at(node, 1) is not None:
         return ctx.shapes.integers(node.inputs[1])
     found = attribute(node, "axes")
     return None if found is None else tuple(found)

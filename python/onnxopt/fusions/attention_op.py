@@ -82,13 +82,13 @@ class _Writer:
         return self.builder.patch(fusion.RULE, {found.result: result, **presents})
 
     def _input(self, index: int) -> ir.Value:
-        value = _optional(self.node, index)
+        value = ir.input_at(self.node, index)
         if value is None:
             raise Unfit("it has no input {}", index, culprit=self.node)
         return value
 
     def _keys(self, index: int, past_index: int) -> _Keys:
-        past = _optional(self.node, past_index)
+        past = ir.input_at(self.node, past_index)
         letter = "h" if self.kv_heads in (0, self.q.sizes["h"]) else "k"
         placed = _place(self._input(index), letter, self.kv_heads, self.ctx)
         if placed.sizes[letter] != self.q.sizes["h"]:
@@ -115,7 +115,7 @@ class _Writer:
         return self.builder.Transpose(split, perm=[0, 2, 1, 3])
 
     def _given(self, keys: _Keys) -> Mask | None:
-        mask = _optional(self.node, MASK)
+        mask = ir.input_at(self.node, MASK)
         if mask is None:
             return None
         shape = self.ctx.shapes.shape(mask)
@@ -142,7 +142,7 @@ class _Writer:
             return b.constant(np.tri(rows, keys.rows, keys.past, dtype=bool), "causal")
         zero, one = (b.constant(np.array(number, np.int64)) for number in (0, 1))
         own = every = b.Range(zero, self._rows(operands[0], self.q), one)
-        past = _optional(self.node, PAST_KEYS)
+        past = ir.input_at(self.node, PAST_KEYS)
         if past is not None:
             own = b.Add(own, self._size(past, 2))
         if past is not None or not self.ctx.shapes.equal(rows, keys.rows):
@@ -170,21 +170,17 @@ def _checked_type(node: ir.Node, ctx: Context) -> ir.DataType:
         raise Unfit("the kernel does not compute {}", dtype, culprit=node)
     if attribute(node, "softmax_precision", dtype.value) not in (dtype.value, ir.DataType.FLOAT.value):
         raise Unfit("its Softmax is of another type", culprit=node)
-    if _optional(node, SIZES) is not None:
+    if ir.input_at(node, SIZES) is not None:
         raise Unfit("its samples have keys of their own number", culprit=node)
     if any(attribute(node, f"{side}_window_size", -1) != -1 for side in ("left", "right")):
         raise Unfit("it has a window", culprit=node)
     if any(value.is_graph_output() or ir.use_count(value) for value in node.outputs[3:]):
         raise Unfit("others use its scores", culprit=node)
-    past = [_optional(node, index) is not None for index in (PAST_KEYS, PAST_VALUES)]
+    past = [ir.input_at(node, index) is not None for index in (PAST_KEYS, PAST_VALUES)]
     uses_presents = any(value.is_graph_output() or ir.use_count(value) for value in node.outputs[1:3])
     if past[0] != past[1] or (uses_presents and not past[0]):
         raise Unfit("it has a half of a cache", culprit=node)
     return dtype
-
-
-def _optional(node: ir.Node, index: int) -> ir.Value | None:
-    return node.inputs[index] if index < len(node.inputs) else None
 
 
 def _place(value: ir.Value, letter: str, heads: int, ctx: Context) -> Placed:

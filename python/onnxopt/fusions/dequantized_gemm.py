@@ -96,7 +96,7 @@ def integer_matrix(value: ir.Value | None, *, transposed: bool) -> IntegerMatrix
         return Refusal("its weights are no matrix of int8 or int4", culprit=node)
     if scale is None or scale.dtype is not DataType.FLOAT:
         return Refusal("the scales of its weights are no constants of float32", culprit=node)
-    around_zero = _around_zero(tensor, node.inputs[2] if len(node.inputs) > 2 else None)
+    around_zero = _around_zero(tensor, ir.input_at(node, 2))
     if around_zero is None:
         return Refusal("its weights are not around zero", culprit=node)
     scales = _scales_by_row(node, np.asarray(scale.numpy()), tensor.shape.numpy(), transposed)

@@ -54,7 +54,7 @@ def reads_planar(node: ir.Node, ctx: Context) -> bool:
 def build(b: Builder, node: ir.Node, x: ir.Value, *, planar: bool = False) -> ir.Value:
     """The FusedConv of a Conv, for its input in channels-last layout (as it is, if `planar`); the result is in that layout."""
     ctx = b.ctx
-    filters, bias = node.inputs[1], node.inputs[2] if len(node.inputs) > 2 else None
+    filters, bias = node.inputs[1], ir.input_at(node, 2)
     assert filters is not None
     shape, tensor = ctx.shapes.static_shape(filters), ir.constant(filters)
     assert shape is not None and tensor is not None

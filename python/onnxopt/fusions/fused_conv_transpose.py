@@ -40,7 +40,7 @@ def build(b: Builder, node: ir.Node, x: ir.Value) -> ir.Value:
     assert filters is not None
     array = filters.numpy()
     channels, count, height, width = array.shape
-    held = ir.constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    held = ir.constant(ir.input_at(node, 2))
     bias = np.zeros(count, np.float32) if held is None else held.numpy()
     name = filters.name or "filters"
     inputs = [x, b.constant(op.pack(array), name), b.constant(np.tile(bias, width), "bias")]

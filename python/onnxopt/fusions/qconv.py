@@ -35,7 +35,7 @@ def build(node: ir.Node, ctx: Context) -> Patch | Refusal | None:
     if filters is None or x is None:
         return None
     shape, group = filters.array.shape, int(attribute(node, "group", 1))
-    given = node.inputs[2] if len(node.inputs) > 2 else None
+    given = ir.input_at(node, 2)
     bias = quantized.bias(given)
     if ctx.opset < op.MIN_OPSET:
         return Refusal("opset {} has no scales per channel", ctx.opset, culprit=node)

@@ -35,7 +35,7 @@ def build(node: ir.Node, ctx: Context) -> Patch | Refusal | None:
     if matrix.axis == 0:
         return Refusal("its weights have a scale for each row", culprit=node)
     columns = matrix.array.shape[1]
-    given = node.inputs[2] if len(node.inputs) > 2 else None
+    given = ir.input_at(node, 2)
     if given is None:
         addend, last = added_bias(node, columns)
         return _patch(last, x, matrix, addend, ctx)

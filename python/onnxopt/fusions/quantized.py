@@ -140,7 +140,7 @@ def scaled(node: ir.Node, ctx: Context) -> Scaled | Refusal:
     array = None if tensor is None else np.asarray(tensor.numpy())
     if array is None:
         return Refusal("its weights are computed", culprit=node)
-    given = node.inputs[3] if len(node.inputs) > 3 else None
+    given = ir.input_at(node, 3)
     middle = None if given is None else ir.constant(given)
     if given is not None and middle is None:
         return Refusal("the zero points of its weights are computed", culprit=node)
@@ -173,7 +173,7 @@ def _scaled(
         return Refusal("its scales are not those of a tensor and of columns", culprit=node)
     source = node.inputs[0]
     dtype = None if source is None else ctx.shapes.dtype(source)
-    zero = node.inputs[2] if len(node.inputs) > 2 else None
+    zero = ir.input_at(node, 2)
     if source is None or dtype not in BYTES or (zero is not None and ctx.shapes.static_shape(zero) not in ((), (1,))):
         return Refusal("its left operand has several zero points", culprit=node)
     held = None if zero is None else ir.constant(zero)
@@ -257,7 +257,7 @@ def _dequantized(value: ir.Value | None) -> ir.Node | None:
 def _scale_and_zero(node: ir.Node) -> tuple[np.ndarray | None, np.ndarray | None]:
     """The constants of a node; a zero point that is left out is 0, here of uint8."""
     scale = None if node.inputs[1] is None else ir.constant(node.inputs[1])
-    given = node.inputs[2] if len(node.inputs) > 2 else None
+    given = ir.input_at(node, 2)
     zero = None if given is None else ir.constant(given)
     if scale is None or (given is not None and zero is None):
         return None, None

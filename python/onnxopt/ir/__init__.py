@@ -28,7 +28,7 @@ from onnx_ir import (
 )
 
 from onnxopt.ir.body import Body, Step, graphs_of, is_graph_of, nodes_of, steps_of
-from onnxopt.ir.constants import SMALL_ELEMENTS, constant, integers, scalar, small_array, use_count
+from onnxopt.ir.constants import SMALL_ELEMENTS, constant, integers, scalar, small_array
 from onnxopt.ir.equations import read_equation
 from onnxopt.ir.fingerprint import fingerprint
 from onnxopt.ir.graphsurgeon import apply_graphsurgeon, from_graphsurgeon, to_graphsurgeon
@@ -72,6 +72,7 @@ from onnxopt.ir.statistics import (
     weight_bytes,
 )
 from onnxopt.ir.structure import check_structure, sort_nodes
+from onnxopt.ir.values import input_at, source_of, use_count
 
 __all__ = [
     "PANEL",
@@ -123,6 +124,7 @@ __all__ = [
     "given_name",
     "graphs_of",
     "inner_graphs",
+    "input_at",
     "inputs_with_captures",
     "int4",
     "integers",
@@ -151,6 +153,7 @@ __all__ = [
     "set_input",
     "small_array",
     "sort_nodes",
+    "source_of",
     "steps_of",
     "take_notes",
     "take_out",

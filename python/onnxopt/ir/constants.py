@@ -109,8 +109,3 @@ def integers(value: Value | None) -> tuple[int, ...] | None:
     if array is None or array.dtype.kind not in "iu":
         return None
     return tuple(array.reshape(-1).tolist())
-
-
-def use_count(value: Value) -> int:
-    """How many node inputs refer to the value (graph outputs do not count). Constant time, unlike `len(value.uses())`."""
-    return len(value._uses)

@@ -67,7 +67,7 @@ def _listed(carry: Carry, loop: Loop, ctx: Context) -> Listed | None:
     if node is None or node.op_type != "SequenceInsert" or node.domain or node.inputs[0] is not carry.inside:
         return None
     element = node.inputs[1]
-    if (len(node.inputs) > 2 and node.inputs[2] is not None) or element is None or node.graph is not loop.body:
+    if ir.input_at(node, 2) is not None or element is None or node.graph is not loop.body:
         return None
     if _is_read(carry, loop) or carry.final.is_graph_output():
         return None

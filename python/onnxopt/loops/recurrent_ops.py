@@ -75,9 +75,9 @@ def _refuse(node: ir.Node, ctx: Context) -> Refusal | None:
     x = node.inputs[0]
     if x is None or ctx.shapes.dtype(x) is not ir.DataType.FLOAT or ctx.shapes.rank(x) != 3:
         return Refusal("its sequence is not float32 of three dims", culprit=node)
-    if optional_input(node, 4) is not None or optional_input(node, 7) is not None:
+    if ir.input_at(node, 4) is not None or ir.input_at(node, 7) is not None:
         return Refusal("its sequences have lengths of their own, or it has peepholes", culprit=node)
-    if optional_input(node, 3) is not None and ir.constant(optional_input(node, 3)) is None:
+    if ir.input_at(node, 3) is not None and ir.constant(ir.input_at(node, 3)) is None:
         return Refusal("its bias is not constant", culprit=node)
     if attribute(node, "clip") is not None or attribute(node, "input_forget", 0) or attribute(node, "layout", 0):
         return Refusal("it clips, couples gates or has the batch first", culprit=node)
@@ -89,12 +89,8 @@ def direction_of(node: ir.Node) -> str:
     return _text(attribute(node, "direction", "forward"))
 
 
-def optional_input(node: ir.Node, index: int) -> ir.Value | None:
-    return node.inputs[index] if index < len(node.inputs) else None
-
-
 def _weights(node: ir.Node, index: int) -> np.ndarray | None:
-    tensor = ir.constant(optional_input(node, index))
+    tensor = ir.constant(ir.input_at(node, index))
     return None if tensor is None else np.asarray(tensor.numpy())
 
 

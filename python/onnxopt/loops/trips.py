@@ -53,22 +53,12 @@ def condition_is_true(loop: Loop) -> bool:
 
 
 def _always(loop: Loop) -> bool:
-    value = _source(loop.condition_after)
+    value = ir.source_of(loop.condition_after)
     if value is loop.condition_inside:
         return True
     if value is loop.condition and value is not None:
         return True
     return bool(value is not None and ir.scalar(value))
-
-
-def _source(value: ir.Value | None) -> ir.Value | None:
-    """The value that Identity nodes pass on."""
-    while value is not None:
-        node = value.producer()
-        if node is None or node.op_type != "Identity" or node.domain:
-            break
-        value = node.inputs[0]
-    return value
 
 
 def _sequence_length(loop: Loop, ctx: Context) -> Dim | None:
@@ -102,12 +92,12 @@ COMPARISONS = {
 
 def _counted(loop: Loop, ctx: Context) -> Dim | None:
     """The trips of a loop that ends when a counter passes a bound: the condition before the first iteration must be the same one."""
-    tested = _source(loop.condition_after)
+    tested = ir.source_of(loop.condition_after)
     node = None if tested is None else tested.producer()
     if node is None or node.domain or node.op_type not in COMPARISONS or len(node.inputs) != 2:
         return None
     rising, inclusive = COMPARISONS[node.op_type]
-    left, right = _source(node.inputs[0]), _source(node.inputs[1])
+    left, right = ir.source_of(node.inputs[0]), ir.source_of(node.inputs[1])
     first = _place_of(left, loop, ctx)
     if first is None:
         left, right, rising = right, left, not rising
@@ -139,7 +129,7 @@ def _place_of(value: ir.Value | None, loop: Loop, ctx: Context) -> tuple[Dim, in
             amount, other = ir.scalar(node.inputs[0]), node.inputs[1]
         if not isinstance(amount, int) or isinstance(amount, bool):
             return None
-        offset, value = amount if node.op_type == "Add" else -amount, _source(other)
+        offset, value = amount if node.op_type == "Add" else -amount, ir.source_of(other)
     if value is loop.iteration and value is not None:
         return offset - 1, 1
     for carry in loop.carries:
@@ -152,11 +142,11 @@ def _place_of(value: ir.Value | None, loop: Loop, ctx: Context) -> tuple[Dim, in
 def counter_of(carry: Carry, ctx: Context) -> tuple[Dim, int] | None:
     """Start and step of a carried integer to which each iteration adds the same constant; None for other values."""
     start = _element(carry.initial, ctx)
-    after = _source(carry.after)
+    after = ir.source_of(carry.after)
     node = None if after is None else after.producer()
     if start is None or node is None or node.domain or node.op_type not in ("Add", "Sub"):
         return None
-    left, right = (_source(value) for value in node.inputs)
+    left, right = (ir.source_of(value) for value in node.inputs)
     if left is not carry.inside and node.op_type == "Add":
         left, right = right, left
     step = None if right is None else ir.scalar(right)

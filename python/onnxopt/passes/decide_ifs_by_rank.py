@@ -135,7 +135,7 @@ def _added_dims(node: ir.Node) -> int | None:
         return None
     axes = attribute(node, "axes")
     if axes is None:
-        axes = ir.integers(node.inputs[1]) if len(node.inputs) > 1 else None
+        axes = ir.integers(ir.input_at(node, 1))
     if axes is None:
         return None
     return len(axes) if node.op_type == "Unsqueeze" else -len(axes)

@@ -71,7 +71,7 @@ def _constant_carries(loop: Loop) -> list[tuple[Carry, Carry | None]]:
     return [
         (carry, None)
         for carry in loop.carries
-        if _source(carry.after) is carry.inside
+        if ir.source_of(carry.after) is carry.inside
         and carry.inside not in results
         and not any(other.after is carry.inside for other in loop.carries if other is not carry)
     ]
@@ -81,19 +81,10 @@ def _equal_carries(loop: Loop) -> list[tuple[Carry, Carry | None]]:
     first: dict[tuple[ir.Value, ir.Value], Carry] = {}
     pairs: list[tuple[Carry, Carry | None]] = []
     for carry in loop.carries:
-        other = first.setdefault((carry.initial, _source(carry.after)), carry)
+        other = first.setdefault((carry.initial, ir.source_of(carry.after)), carry)
         if other is not carry:
             pairs.append((carry, other))
     return pairs
-
-
-def _source(value: ir.Value) -> ir.Value:
-    """The value that Identity nodes pass on."""
-    node = value.producer()
-    while node is not None and node.op_type == "Identity" and not node.domain and node.inputs[0] is not None:
-        value = node.inputs[0]
-        node = value.producer()
-    return value
 
 
 def _is_used(value: ir.Value) -> bool:

@@ -36,7 +36,7 @@ def _drops_nothing(m: Match) -> bool | Refusal:
         return Refusal("the mask is used", culprit=m.root)
     if attribute(m.root, "is_test", 1) == 0:
         return Refusal("it is in training mode", culprit=m.root)
-    training = m.root.inputs[2] if len(m.root.inputs) > 2 else None
+    training = ir.input_at(m.root, 2)
     if training is not None and ir.scalar(training) not in (False, 0):
         return Refusal("it may be in training mode", culprit=m.root)
     return not any(value.is_graph_output() for value in m.root.outputs[1:])
@@ -185,7 +185,7 @@ def _clip_bounds(node: ir.Node) -> tuple[float | None, float | None] | None:
         return attribute(node, "min"), attribute(node, "max")
     found: list[float | None] = []
     for index in (1, 2):
-        value = node.inputs[index] if index < len(node.inputs) else None
+        value = ir.input_at(node, index)
         number = ir.scalar(value)
         if value is not None and number is None:
             return None

@@ -58,7 +58,7 @@ class MergeBranches(Pass):
         """Let outer values that both branches pass on stand for the results."""
         patches = 0
         for index, output in enumerate(node.outputs):
-            sources = {_source(branch.outputs[index]) for branch in branches(node)}
+            sources = {ir.source_of(branch.outputs[index]) for branch in branches(node)}
             source = sources.pop()
             outside = source.graph not in branches(node) and not _is_used_up(output)
             if not sources and outside and ctx.editor.apply(Patch("merge_branch_results", node, [], {output: source})):
@@ -183,15 +183,6 @@ def _pass_on(value: ir.Value, branch: ir.Graph, ctx: Context) -> None:
     results = list(branch.outputs)
     branch.outputs.clear()
     branch.outputs.extend(copy.outputs[0] if one is value else one for one in results)
-
-
-def _source(value: ir.Value) -> ir.Value:
-    """The value that Identity nodes pass on."""
-    node = value.producer()
-    while node is not None and node.op_type == "Identity" and not node.domain and node.inputs[0] is not None:
-        value = node.inputs[0]
-        node = value.producer()
-    return value
 
 
 def _is_used_up(output: ir.Value) -> bool:

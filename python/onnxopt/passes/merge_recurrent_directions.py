@@ -8,7 +8,7 @@ import numpy as np
 
 from onnxopt import ir
 from onnxopt.ir import dims, shape_rules
-from onnxopt.loops.recurrent_ops import GATES, direction_of, optional_input
+from onnxopt.loops.recurrent_ops import GATES, direction_of
 from onnxopt.passes.base import Context, Pass, PassResult, register_pass
 from onnxopt.passes.unfold_recurrent_ops import pays
 from onnxopt.rewrite.patch import Builder, Patch
@@ -51,12 +51,7 @@ class MergeRecurrentDirections(Pass):
 def _reversed(node: ir.Node, ctx: Context) -> Patch | None:
     """The reverse op for a forward one whose sequence is turned around."""
     found = _turned(node.inputs[0], ctx)
-    if (
-        found is None
-        or direction_of(node) != "forward"
-        or attribute(node, "layout", 0)
-        or optional_input(node, LENGTHS)
-    ):
+    if found is None or direction_of(node) != "forward" or attribute(node, "layout", 0) or ir.input_at(node, LENGTHS):
         return None
     back = _turned_back(node.outputs[0], ctx)
     if back is None:
@@ -188,7 +183,7 @@ def _are_alike(forward: ir.Node, reverse: ir.Node, ctx: Context) -> bool:
     if _sizes(forward, ctx) != _sizes(reverse, ctx) or len(forward.inputs) != len(reverse.inputs):
         return False
     states = 2 if forward.op_type == "LSTM" else 1
-    if any(len(one.inputs) > FIRST_STATE + states or optional_input(one, LENGTHS) for one in (forward, reverse)):
+    if any(len(one.inputs) > FIRST_STATE + states or ir.input_at(one, LENGTHS) for one in (forward, reverse)):
         return False
     names = {*forward.attributes, *reverse.attributes} - {"direction", "hidden_size"}
     if attribute(forward, "layout", 0) or any(attribute(forward, name) != attribute(reverse, name) for name in names):
@@ -196,10 +191,8 @@ def _are_alike(forward: ir.Node, reverse: ir.Node, ctx: Context) -> bool:
     if "activation_alpha" in names or "activation_beta" in names:
         return False
     # Initial states and biases are both given or both left out.
-    given = [
-        [bool(optional_input(one, index)) for index in range(3, FIRST_STATE + states)] for one in (forward, reverse)
-    ]
-    constants = (optional_input(one, index) for one in (forward, reverse) for index in (1, 2, 3))
+    given = [[bool(ir.input_at(one, index)) for index in range(3, FIRST_STATE + states)] for one in (forward, reverse)]
+    constants = (ir.input_at(one, index) for one in (forward, reverse) for index in (1, 2, 3))
     return given[0] == given[1] and all(value is None or ir.constant(value) is not None for value in constants)
 
 

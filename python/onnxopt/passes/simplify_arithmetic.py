@@ -363,7 +363,7 @@ def _bounds(node: ir.Node, dtype: ir.DataType) -> tuple[ir.Value, float, float] 
     largest = _range(dtype)[1]
     found = []
     for index, name, default in ((1, "min", -largest), (2, "max", largest)):
-        bound = node.inputs[index] if index < len(node.inputs) else None
+        bound = ir.input_at(node, index)
         number = attribute(node, name, default) if bound is None else ir.scalar(bound)
         if number is None:
             return None

@@ -73,7 +73,7 @@ def _split(node: ir.Node, ctx: Context) -> list[Element] | None:
     size = shape[axis]
     if not isinstance(size, int) or size > MAX_STEPS:
         return None
-    split = node.inputs[1] if len(node.inputs) > 1 else None
+    split = ir.input_at(node, 1)
     if split is None:
         dropped = not attribute(node, "keepdims", 1)
         return [_Part(data, axis, place, place + 1, dropped) for place in range(size)]
@@ -113,7 +113,7 @@ def _erase(node: ir.Node, elements: list[Element]) -> bool:
 
 def _place(node: ir.Node, index: int, length: int, missing: int) -> int | None:
     """The place that an input names, from the front; None where it is not known or before the first."""
-    value = node.inputs[index] if len(node.inputs) > index else None
+    value = ir.input_at(node, index)
     number = missing if value is None else ir.scalar(value)
     if number is None:
         return None
@@ -191,9 +191,8 @@ def _built(element: Element, builder: Builder) -> ir.Value:
 
 def _optional(value: ir.Value | None) -> ir.Node | None:
     """The Optional node that made a value."""
-    node = None if value is None else value.producer()
-    while node is not None and node.op_type == "Identity" and not node.domain and node.inputs[0] is not None:
-        node = node.inputs[0].producer()
+    source = ir.source_of(value)
+    node = None if source is None else source.producer()
     return node if node is not None and node.op_type == "Optional" and not node.domain else None
 
 

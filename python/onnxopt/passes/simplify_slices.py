@@ -36,7 +36,7 @@ def _slices_all(m: Match) -> bool:
 
 
 def _pads_nothing(m: Match) -> bool:
-    pads = attribute(m.root, "pads") or ir.integers(m.root.inputs[1] if len(m.root.inputs) > 1 else None)
+    pads = attribute(m.root, "pads") or ir.integers(ir.input_at(m.root, 1))
     return pads is not None and not any(pads)
 
 

@@ -66,8 +66,8 @@ def _refusal(loop: Loop, ctx: Context) -> Refusal | None:
         return Refusal("its sequences and outputs run in different directions")
     if any(one.axis for one in loop.scan_inputs) or any(one.axis for one in loop.scan_outputs):
         return Refusal("its sequences and outputs are not along axis 0")
-    after = _source(loop.carries[0].after)
-    if any(_source(one.element) is not after for one in loop.scan_outputs):
+    after = ir.source_of(loop.carries[0].after)
+    if any(ir.source_of(one.element) is not after for one in loop.scan_outputs):
         return Refusal("it stacks other values than the carried one")
     known = [ctx.shapes.rank(one.element) for one in loop.scan_inputs]
     if any(rank is None or rank > len(shape) for rank in known):
@@ -77,15 +77,6 @@ def _refusal(loop: Loop, ctx: Context) -> Refusal | None:
 
 def _chunks(steps: int) -> int | None:
     return next((count for count in range(MOST_CHUNKS, LEAST_CHUNKS - 1, -1) if steps % count == 0), None)
-
-
-def _source(value: ir.Value) -> ir.Value:
-    """The value that Identity nodes pass on."""
-    node = value.producer()
-    while node is not None and node.op_type == "Identity" and not node.domain and node.inputs[0] is not None:
-        value = node.inputs[0]
-        node = value.producer()
-    return value
 
 
 class _Writer:
@@ -146,7 +137,7 @@ class _Writer:
         inner.nodes.extend(copy_nodes(self.loop.body, stands_for, self.ctx))
         slopes = _Slopes(inner, state)
         refusal = slopes.run()
-        after = stands_for[_source(self.loop.carries[0].after)]
+        after = stands_for[ir.source_of(self.loop.carries[0].after)]
         slope = slopes.of.get(after)
         if refusal is not None:
             return refusal

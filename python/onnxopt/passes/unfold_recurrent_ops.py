@@ -8,7 +8,7 @@ import numpy as np
 
 from onnxopt import ir
 from onnxopt.ir.dims import Dim
-from onnxopt.loops.recurrent_ops import GATES, Form, form_of, optional_input
+from onnxopt.loops.recurrent_ops import GATES, Form, form_of
 from onnxopt.loops.view import SCAN_OPSET
 from onnxopt.passes.base import Context, Pass, PassResult, register_pass
 from onnxopt.rewrite.driver import discard
@@ -148,7 +148,7 @@ class _Writer:
         return scanned
 
     def _initial(self, index: int, direction: int) -> ir.Value:
-        given = optional_input(self.form.node, index)
+        given = ir.input_at(self.form.node, index)
         b = self.builder
         known = None if given is None else ir.constant(given)
         if known is not None:

@@ -110,7 +110,7 @@ def _shaped(bias: np.ndarray, node: ir.Node, ctx: Context) -> np.ndarray:
 
 def _vector(node: ir.Node, columns: int) -> np.ndarray | None:
     """The constant bias of a node itself, float64 [columns]; None where it has none, or one of another form."""
-    tensor = ir.constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    tensor = ir.constant(ir.input_at(node, 2))
     fits = tensor is not None and tensor.shape.numpy() in ((columns,), (1, columns))
     return np.asarray(tensor.numpy(), np.float64).reshape(-1) if tensor is not None and fits else None
 
@@ -139,7 +139,7 @@ def _weights(builder: Builder, node: ir.Node, x_scale: np.float32 | None, ctx: C
     columns = array.reshape(array.shape[0], -1).T if first else array
     matrix = ctx.options.matrices.get(ir.node_name(node))
     quantized, scales = quantize_columns(columns) if matrix is None else (matrix.array, matrix.scales)
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    bias = ir.input_at(node, 2)
     added, lacking = _vector(node, columns.shape[1]), None if matrix is None else matrix.correction
     if lacking is not None and (added is not None or (bias is None and node.op_type in CONVOLUTIONS)):
         added = lacking + (0.0 if added is None else added)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from onnx_ir import DataType, Node, Value
+from onnx_ir import DataType, Node
 
 from onnxopt.ir import dims
 from onnxopt.ir.dims import Dim
 from onnxopt.ir.shapes import Shape, ShapeEnv
+from onnxopt.ir.values import input_at as input_at
 
 Rule = Callable[[ShapeEnv, Node], None]
 
@@ -41,10 +42,6 @@ def integer(node: Node, name: str, default: int) -> int:
 def integers(node: Node, name: str) -> tuple[int, ...] | None:
     value = attribute(node, name)
     return tuple(value) if isinstance(value, (list, tuple)) else None
-
-
-def input_at(node: Node, index: int) -> Value | None:
-    return node.inputs[index] if index < len(node.inputs) else None
 
 
 def shape_at(env: ShapeEnv, node: Node, index: int) -> Shape | None:
