@@ -80,6 +80,16 @@ class Loop:
     def is_scan(self) -> bool:
         return self.iteration is None
 
+    def replace(self, old: ir.Value, new: ir.Value) -> None:
+        """Let another value stand for one of the body: for its users, and for what is carried and stacked."""
+        for user, index in old.uses():
+            user.replace_input_with(index, new)
+        for carry in self.carries:
+            carry.after = new if carry.after is old else carry.after
+        for one in self.scan_outputs:
+            one.element = new if one.element is old else one.element
+        self.body.outputs[:] = [new if value is old else value for value in self.body.outputs]
+
     def rebuild(
         self,
         rule: str,

@@ -73,12 +73,7 @@ class BatchLoopInputs(Pass):
             return False
         for value in frontier:
             element = ir.Value(name=ctx.names.value(value.name or "element"), type=value.type)
-            for user, index in value.uses():
-                user.replace_input_with(index, element)
-            for carry in loop.carries:
-                carry.after = element if carry.after is value else carry.after
-            for one in loop.scan_outputs:
-                one.element = element if one.element is value else one.element
+            loop.replace(value, element)
             loop.scan_inputs.append(ScanInput(batch.values[value], element, 0, loop.scan_inputs[0].reverse))
         used = [
             one

@@ -135,16 +135,8 @@ class _Conversion:
 
     def _number(self, inside: ir.Value, sequence: ir.Value) -> None:
         element = ir.Value(name=self.ctx.names.value(inside.name or "number"), type=ir.TensorType(ir.DataType.INT64))
-        for user, index in inside.uses():
-            user.replace_input_with(index, element)
-        self._replace_result(inside, element)
+        self.loop.replace(inside, element)
         self.loop.scan_inputs.append(ScanInput(sequence, element))
-
-    def _replace_result(self, old: ir.Value, new: ir.Value) -> None:
-        for carry in self.loop.carries:
-            carry.after = new if carry.after is old else carry.after
-        for one in self.loop.scan_outputs:
-            one.element = new if one.element is old else one.element
 
     def _range(self, step: int) -> ir.Value:
         """0, step, 2 step, ...: as many numbers as the loop has iterations."""
@@ -167,10 +159,7 @@ class _Conversion:
                 )
                 taken[place] = element
                 self.loop.scan_inputs.append(ScanInput(self._first_axis(sequence, axis), element))
-            for user, index in node.outputs[0].uses():
-                user.replace_input_with(index, element)
-            self._replace_result(node.outputs[0], element)
-            self.loop.body.outputs[:] = [element if one is node.outputs[0] else one for one in self.loop.body.outputs]
+            self.loop.replace(node.outputs[0], element)
             self.loop.body.remove(node, safe=True)
 
     def _place(self, node: ir.Node, iteration: ir.Value) -> tuple[ir.Value, int] | None:

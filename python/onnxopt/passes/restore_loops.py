@@ -49,7 +49,7 @@ def _restore(loop: Loop, rule: str, ctx: Context) -> None:
     inner = Builder(ctx, first)
     loop.condition_after = inner.Identity(loop.condition_inside)
     for given in loop.scan_inputs:
-        _replace(given.element, _element(given, loop, before, inner), loop)
+        loop.replace(given.element, _element(given, loop, before, inner))
     loop.scan_inputs = []
     outputs = [(one, ScanOutput(one.element, one.stacked, one.axis, one.reverse)) for one in loop.scan_outputs]
     for one in loop.scan_outputs:
@@ -81,15 +81,6 @@ def _element(one: ScanInput, loop: Loop, before: Builder, inner: Builder) -> ir.
     if one.reverse:
         place = inner.Sub(before.Sub(loop.limit, before.constant(np.array(1, np.int64))), place)
     return inner.Gather(one.sequence, place, axis=one.axis)
-
-
-def _replace(old: ir.Value, new: ir.Value, loop: Loop) -> None:
-    for user, index in old.uses():
-        user.replace_input_with(index, new)
-    for carry in loop.carries:
-        carry.after = new if carry.after is old else carry.after
-    for one in loop.scan_outputs:
-        one.element = new if one.element is old else one.element
 
 
 def _results(outputs: list[tuple[ScanOutput, ScanOutput]], builder: Builder) -> dict[ir.Value, ir.Value]:

@@ -100,13 +100,7 @@ class _Division:
             for node in builder.nodes:
                 ctx.shapes.infer_node(node)
             for old, new in zip(split.outputs, parts, strict=True):
-                for carry in loop.carries:
-                    carry.after = new if carry.after is old else carry.after
-                for one in loop.scan_outputs:
-                    one.element = new if one.element is old else one.element
-                loop.body.outputs[:] = [new if value is old else value for value in loop.body.outputs]
-                for user, index in old.uses():
-                    user.replace_input_with(index, new)
+                loop.replace(old, new)
         ctx.forget_nodes()
         ctx.editor.remove_unused([split for split, _, _ in made])
         results = [carry.after for carry in loop.carries] + [one.element for one in loop.scan_outputs]
