@@ -71,6 +71,7 @@ def no_attributes(owner: Node | Function) -> Attributes:
     found.data = {}
     return found
 
+
 ANNOTATION = "quant_parameter_tensor_names"
 """What onnx-ir calls the quantization annotation of a value."""
 

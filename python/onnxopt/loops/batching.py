@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onnxopt import ir
+from onnxopt.ir.elementwise import ELEMENTWISE, UNIDIRECTIONAL
 from onnxopt.rewrite.patch import AXES_INPUT_OPSET, Builder
-from onnxopt.rewrite.permutations import UNIDIRECTIONAL
 from onnxopt.rewrite.rules import attribute
 
 if TYPE_CHECKING:
@@ -125,78 +125,7 @@ def _axis(axis: int, rank: int) -> int:
     return axis + 1 if axis >= 0 else axis + rank + 1
 
 
-@_on(
-    *[
-        "Abs",
-        "Acos",
-        "Acosh",
-        "Add",
-        "And",
-        "Asin",
-        "Asinh",
-        "Atan",
-        "Atanh",
-        "BitShift",
-        "BitwiseAnd",
-        "BitwiseNot",
-        "BitwiseOr",
-        "BitwiseXor",
-        "Cast",
-        "Ceil",
-        "Celu",
-        "Clip",
-        "Cos",
-        "Cosh",
-        "Div",
-        "Elu",
-        "Equal",
-        "Erf",
-        "Exp",
-        "Floor",
-        "Gelu",
-        "Greater",
-        "GreaterOrEqual",
-        "HardSigmoid",
-        "HardSwish",
-        "Identity",
-        "IsInf",
-        "IsNaN",
-        "LeakyRelu",
-        "Less",
-        "LessOrEqual",
-        "Log",
-        "Max",
-        "Mean",
-        "Min",
-        "Mish",
-        "Mod",
-        "Mul",
-        "Neg",
-        "Not",
-        "Or",
-        "PRelu",
-        "Pow",
-        "Reciprocal",
-        "Relu",
-        "Round",
-        "Selu",
-        "Sigmoid",
-        "Sign",
-        "Sin",
-        "Sinh",
-        "Softplus",
-        "Softsign",
-        "Sqrt",
-        "Sub",
-        "Sum",
-        "Swish",
-        "Tan",
-        "Tanh",
-        "ThresholdedRelu",
-        "Where",
-        "Xor",
-    ]
-)
+@_on(*ELEMENTWISE)
 def _elementwise(batch: Batch, node: ir.Node, operands: list[Operand | None]) -> list[ir.Value] | None:
     if node.op_type in UNIDIRECTIONAL and _batched_first(operands) is None:
         return None
@@ -250,7 +179,7 @@ def _unit_dims(batch: Batch, node: ir.Node, operands: list[Operand | None]) -> l
     if data is None or rank is None:
         return None
     if axes is None:
-        if node.op_type == "Unsqueeze" or shape is None or (len(node.inputs) > 1 and node.inputs[1] is not None):
+        if node.op_type == "Unsqueeze" or shape is None or ir.input_at(node, 1) is not None:
             return None
         axes = tuple(axis for axis, size in enumerate(shape) if size == 1)
     whole = rank if node.op_type == "Unsqueeze" else data.rank
@@ -259,7 +188,7 @@ def _unit_dims(batch: Batch, node: ir.Node, operands: list[Operand | None]) -> l
 
 def _axes(batch: Batch, node: ir.Node) -> tuple[int, ...] | None:
     if batch.opset >= AXES_INPUT_OPSET:
-        return ir.integers(node.inputs[1]) if len(node.inputs) > 1 else None
+        return ir.integers(ir.input_at(node, 1))
     found = attribute(node, "axes")
     return None if found is None else tuple(found)
 

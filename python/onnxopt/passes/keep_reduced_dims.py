@@ -8,10 +8,11 @@ import numpy as np
 
 from onnxopt import ir
 from onnxopt.ir.dims import Dim
+from onnxopt.ir.elementwise import ELEMENTWISE, UNIDIRECTIONAL
 from onnxopt.passes.base import Context, Pass, PassResult, register_pass
 from onnxopt.rewrite.driver import discard
 from onnxopt.rewrite.patch import Builder
-from onnxopt.rewrite.permutations import ELEMENTWISE, REDUCTIONS, UNIDIRECTIONAL, constant_axes
+from onnxopt.rewrite.permutations import REDUCTIONS, constant_axes
 from onnxopt.rewrite.rules import attribute
 
 RULE = "keep_reduced_dims"

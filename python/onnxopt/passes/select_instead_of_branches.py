@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from onnxopt import ir
+from onnxopt.ir.elementwise import ELEMENTWISE
 from onnxopt.loops import loops_of
 from onnxopt.loops.dependences import SAFE_OPS, can_fail
 from onnxopt.passes.base import Context, Pass, PassResult, register_pass
@@ -20,30 +21,8 @@ WHERE_OPSET = 9
 SHORT_CIRCUIT_NODES = 3
 """Nodes of branches up to which conditions that exporters write as Ifs (`a and b`) are computed whole: an If takes longer."""
 
-OTHER_OPS = frozenset(
-    [
-        "Concat",
-        "Constant",
-        "Flatten",
-        "Gemm",
-        "Identity",
-        "LayerNormalization",
-        "LogSoftmax",
-        "MatMul",
-        "ReduceMax",
-        "ReduceMean",
-        "ReduceMin",
-        "ReduceSum",
-        "Shape",
-        "Size",
-        "Softmax",
-        "Transpose",
-        "Unsqueeze",
-    ]
-)
-"""Ops that cannot fail and are not element-wise."""
-
-ELEMENTWISE = SAFE_OPS - OTHER_OPS
+COMPUTED = (SAFE_OPS & ELEMENTWISE | {"CastLike"}) - {"Identity"}
+"""Element-wise ops that cannot fail, and that compute something."""
 
 LOOP_NODES = 32
 """Nodes of the branches of an If in a loop up to which both are computed: the loop may then run without a graph around each step."""
@@ -124,7 +103,7 @@ def _refusal(node: ir.Node, ctx: Context, *, in_loop: bool) -> Refusal | None:
         return Refusal("its condition is not known to be a scalar of run time")
     inside = [inner for branch in branches(node) for inner in branch]
     for inner in inside:
-        if inner.domain or inner.op_type not in ELEMENTWISE | {"Identity"}:
+        if inner.domain or inner.op_type not in COMPUTED | {"Identity"}:
             if not in_loop:
                 return Refusal("{} in a branch is not element-wise", inner.op_type)
             if can_fail(inner, ctx):
@@ -158,4 +137,4 @@ def _neighbours(node: ir.Node) -> int:
     producers = [value.producer() for branch in branches(node) for value in ir.captures(branch)]
     users = [user for value in node.outputs for user, _ in value.uses()]
     found = {one for one in [*producers, *users] if one is not None and one.graph is node.graph and not one.domain}
-    return sum(one.op_type in ELEMENTWISE for one in found)
+    return sum(one.op_type in COMPUTED for one in found)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxopt import ir
+from onnxopt.ir.elementwise import ELEMENTWISE
 from onnxopt.rewrite.rules import attribute
 
 if TYPE_CHECKING:
@@ -19,84 +20,6 @@ Permutation = tuple[int, ...]
 
 NUMPY_BROADCASTING_OPSET = 7
 """Older opsets broadcast along an attribute's axis."""
-
-UNIDIRECTIONAL = frozenset({"Clip", "PRelu"})
-"""Element-wise ops whose result has the shape of their first input, whatever the others have."""
-
-ELEMENTWISE = frozenset(
-    [
-        "Abs",
-        "Acos",
-        "Acosh",
-        "Add",
-        "And",
-        "Asin",
-        "Asinh",
-        "Atan",
-        "Atanh",
-        "BitShift",
-        "BitwiseAnd",
-        "BitwiseNot",
-        "BitwiseOr",
-        "BitwiseXor",
-        "Cast",
-        "Ceil",
-        "Celu",
-        "Clip",
-        "Cos",
-        "Cosh",
-        "Div",
-        "Elu",
-        "Equal",
-        "Erf",
-        "Exp",
-        "Floor",
-        "Gelu",
-        "Greater",
-        "GreaterOrEqual",
-        "HardSigmoid",
-        "HardSwish",
-        "Identity",
-        "IsInf",
-        "IsNaN",
-        "LeakyRelu",
-        "Less",
-        "LessOrEqual",
-        "Log",
-        "Max",
-        "Mean",
-        "Min",
-        "Mish",
-        "Mod",
-        "Mul",
-        "Neg",
-        "Not",
-        "Or",
-        "Pow",
-        "PRelu",
-        "Reciprocal",
-        "Relu",
-        "Round",
-        "Selu",
-        "Shrink",
-        "Sigmoid",
-        "Sign",
-        "Sin",
-        "Sinh",
-        "Softplus",
-        "Softsign",
-        "Sqrt",
-        "Sub",
-        "Sum",
-        "Swish",
-        "Tan",
-        "Tanh",
-        "ThresholdedRelu",
-        "Where",
-        "Xor",
-    ]
-)
-"""Ops whose result at an index depends on the inputs at that index alone, broadcast as NumPy does."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -180,7 +103,7 @@ def _axis(node: ir.Node, default: int, rank: int) -> int | None:
 
 def constant_axes(node: ir.Node, index: int, rank: int) -> tuple[int, ...] | None:
     """The axes of an attribute or of a constant input, counted from the front."""
-    value = node.inputs[index] if len(node.inputs) > index else None
+    value = ir.input_at(node, index)
     axes = attribute(node, "axes") if value is None else ir.integers(value)
     if axes is None or any(not -rank <= axis < rank for axis in axes):
         return None
@@ -256,7 +179,7 @@ def _slice(ctx: Context, node: ir.Node, perm: Permutation) -> Move | None:
         if shape is None or element is None:
             return None
         count, dtype = shape[0], element.numpy()
-    explicit = "axes" in node.attributes or (len(node.inputs) > 3 and node.inputs[3] is not None)
+    explicit = "axes" in node.attributes or ir.input_at(node, 3) is not None
     axes = constant_axes(node, 3, rank) if explicit else tuple(range(count))
     if axes is None:
         return None
@@ -268,7 +191,7 @@ def _slice(ctx: Context, node: ir.Node, perm: Permutation) -> Move | None:
 
 def _pad(_: Context, node: ir.Node, perm: Permutation) -> Move | None:
     rank = len(perm)
-    if len(node.inputs) > 3 and node.inputs[3] is not None:
+    if ir.input_at(node, 3) is not None:
         axes = constant_axes(node, 3, rank)
         return None if axes is None else Move((0,), (perm,), {}, {3: np.array([perm[axis] for axis in axes], np.int64)})
     listed = (
