@@ -10,7 +10,7 @@ from onnxopt.ir.dims import Dim
 from onnxopt.loops import Loop, runs_at_least_once
 from onnxopt.ops import fused_elementwise as elementwise
 from onnxopt.ops import fused_recurrence as op
-from onnxopt.ops.base import prepare_model
+from onnxopt.ops.base import overload_of, prepare_model
 from onnxopt.passes.base import Context
 from onnxopt.rewrite.patch import Builder, Patch
 from onnxopt.rewrite.rules import Refusal, attribute
@@ -358,7 +358,7 @@ class _Writer:
             name = product.matrix.name or "weights"
             inputs.append(builder.constant(ir.packed(tensor, name, transposed=product.transposed), name))
         types = [ctx.shapes.dtype(value) or ir.DataType.FLOAT for value in r.elements]
-        overload = op.overload(
+        overload = overload_of(
             f"{ctx.opset}|{attributes}|{types}|{r.width}|{r.may_be_empty}|{body_text(r.nodes, [*r.carried, *r.elements, *r.invariants])}"
         )
         builder.define(op.SPEC.domain, op.SPEC.name, overload, lambda: op.body(r, overload, ctx.opset, types))

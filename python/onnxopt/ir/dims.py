@@ -142,6 +142,7 @@ def _term_text(monomial: tuple[Atom, ...], factor: int) -> str:
 
 
 def symbol(name: str) -> Expr:
+    """The dim that a model calls so."""
     return Expr((((name,), 1),))
 
 
@@ -154,6 +155,7 @@ def fresh() -> Expr:
 
 
 def is_fresh(dim: Dim) -> bool:
+    """Whether it is one of `fresh`, or computed of one."""
     return isinstance(dim, Expr) and dim.fresh
 
 
@@ -250,12 +252,14 @@ def _over_term(terms: tuple[tuple[tuple[Atom, ...], int], ...], divisor: tuple[t
 
 
 def maximum(a: Dim, b: Dim) -> Dim:
+    """The larger one, as far as it is known which that is."""
     if isinstance(a, int) and isinstance(b, int):
         return max(a, b)
     return a if a == b else _atom("max", *sorted((a, b), key=str))
 
 
 def minimum(a: Dim, b: Dim) -> Dim:
+    """The smaller one, as far as it is known which that is."""
     if isinstance(a, int) and isinstance(b, int):
         return min(a, b)
     return a if a == b else _atom("min", *sorted((a, b), key=str))
@@ -271,6 +275,7 @@ def limits(dim: Dim) -> tuple[Dim, ...]:
 
 
 def product(dims: tuple[Dim, ...]) -> Dim:
+    """How many elements a tensor of that shape has."""
     result: Dim = 1
     for dim in dims:
         result = result * dim

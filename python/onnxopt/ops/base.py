@@ -21,6 +21,9 @@ FUNCTIONS_IR_VERSION = 10
 TYPED_CONSTANTS_OPSET = 9
 """The opset from which on Constant makes tensors of any type."""
 
+WINDOW_ATTRIBUTES = ("kernel_shape", "strides", "pads", "dilations", "auto_pad")
+"""What ops with windows say of them, as Conv does."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class OpSpec:

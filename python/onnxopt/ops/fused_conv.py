@@ -13,16 +13,12 @@ from typing import Any
 
 from onnxopt import ir
 from onnxopt.ir import DataType
-from onnxopt.ops.base import BodyBuilder, OpSpec, overload_of
+from onnxopt.ops.base import WINDOW_ATTRIBUTES, BodyBuilder, OpSpec, overload_of
 
 SPEC = OpSpec(
     name="FusedConv",
     attributes=(
-        "kernel_shape",
-        "strides",
-        "pads",
-        "dilations",
-        "auto_pad",
+        *WINDOW_ATTRIBUTES,
         "filters",
         "group",
         "biased",
@@ -81,4 +77,5 @@ def body(shape: Sequence[int], windows: Windows, group: int, opset: int, *, bias
 
 
 def overload(shape: Sequence[int], windows: Windows, group: int, opset: int, *, biased: bool, planar: bool) -> str:
+    """The name of the body for filters of that shape [M, C / group, ...]."""
     return overload_of(f"{opset}|{list(shape)}|{sorted(windows.items())}|{group}|{biased}|{planar}")

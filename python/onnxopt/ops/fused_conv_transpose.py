@@ -55,4 +55,5 @@ def _first(builder: BodyBuilder, value: ir.Value, count: int, axis: int) -> ir.V
 
 
 def overload(shape: tuple[int, ...], opset: int) -> str:
+    """The name of the body for weights of that shape."""
     return overload_of(f"{opset}|{shape}")

@@ -14,17 +14,13 @@ from collections.abc import Sequence
 
 from onnxopt import ir
 from onnxopt.ir import DataType
-from onnxopt.ops.base import OpSpec
+from onnxopt.ops.base import WINDOW_ATTRIBUTES, OpSpec
 from onnxopt.ops.fused_separable_conv import chain
 
 SPEC = OpSpec(
     name="FusedInvertedResidual",
     attributes=(
-        "kernel_shape",
-        "strides",
-        "pads",
-        "dilations",
-        "auto_pad",
+        *WINDOW_ATTRIBUTES,
         "expanded",
         "filters",
         "expansion",

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from onnxopt import ir
 from onnxopt.ir import DataType
-from onnxopt.ops.base import BodyBuilder, OpSpec, overload_of
+from onnxopt.ops.base import WINDOW_ATTRIBUTES, BodyBuilder, OpSpec, overload_of
 from onnxopt.ops.fused_conv import Windows, channels_first, channels_last
 
 SPEC = OpSpec(
     name="FusedPool",
-    attributes=("kind", "kernel_shape", "strides", "pads", "dilations", "auto_pad", "ceil_mode"),
+    attributes=("kind", *WINDOW_ATTRIBUTES, "ceil_mode"),
     dtypes=(DataType.FLOAT, DataType.UINT8, DataType.INT8),
     tolerance={DataType.FLOAT: 2e-6},
 )
@@ -38,4 +38,5 @@ def body(kind: str, rank: int, windows: Windows, opset: int) -> ir.Function:
 
 
 def overload(kind: str, rank: int, windows: Windows, opset: int) -> str:
+    """The name of the body for a tensor of that rank."""
     return overload_of(f"{opset}|{kind}|{rank}|{sorted(windows.items())}")

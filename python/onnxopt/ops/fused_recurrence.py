@@ -18,7 +18,7 @@ import numpy as np
 
 from onnxopt import ir
 from onnxopt.ir import DataType
-from onnxopt.ops.base import BodyBuilder, OpSpec, overload_of
+from onnxopt.ops.base import BodyBuilder, OpSpec
 from onnxopt.ops.fused_gemm import unpack
 
 SPEC = OpSpec(
@@ -192,7 +192,3 @@ class StepBuilder(BodyBuilder):
     @property
     def made(self) -> list[ir.Node]:
         return ir.nodes_of(self._steps, self._prefix)
-
-
-def overload(text: str) -> str:
-    return overload_of(text)

@@ -42,4 +42,5 @@ def body(factors: Sequence[int], opset: int) -> ir.Function:
 
 
 def overload(factors: Sequence[int], opset: int) -> str:
+    """The name of the body for those factors."""
     return overload_of(f"{opset}|{list(factors)}")

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 
 from onnxopt import ir
 from onnxopt.ir import DataType
-from onnxopt.ops.base import BodyBuilder, OpSpec, overload_of
+from onnxopt.ops.base import WINDOW_ATTRIBUTES, BodyBuilder, OpSpec, overload_of
 
 SPEC = OpSpec(
     name="FusedSeparableConv",
-    attributes=("kernel_shape", "strides", "pads", "dilations", "auto_pad", "filters", "between", "epilogue"),
+    attributes=(*WINDOW_ATTRIBUTES, "filters", "between", "epilogue"),
     dtypes=(DataType.FLOAT,),
     tolerance={DataType.FLOAT: 1e-4},
 )
@@ -41,6 +41,7 @@ def chain(spec: OpSpec, convolutions: Sequence[ir.Function], further: int, opset
 
 
 def overload(*parts: str) -> str:
+    """The name of the body made of functions of these names, or of whatever else tells bodies apart."""
     return overload_of("|".join(parts))
 
 

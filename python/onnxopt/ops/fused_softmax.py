@@ -23,6 +23,7 @@ ANY_AXIS_OPSET = 13
 
 
 def overload(axis: int, rank: int, opset: int, *, log: bool) -> str:
+    """The name of the body for a tensor of that rank."""
     return overload_of(f"{opset}|{axis}|{rank}|{log}")
 
 

@@ -21,18 +21,14 @@ import numpy as np
 
 from onnxopt import ir
 from onnxopt.ir import DataType
-from onnxopt.ops.base import BodyBuilder, OpSpec, overload_of
+from onnxopt.ops.base import WINDOW_ATTRIBUTES, BodyBuilder, OpSpec, overload_of
 from onnxopt.ops.fused_conv import channels_first, channels_last
 from onnxopt.ops.qgemm import GROUP
 
 SPEC = OpSpec(
     name="QConv",
     attributes=(
-        "kernel_shape",
-        "strides",
-        "pads",
-        "dilations",
-        "auto_pad",
+        *WINDOW_ATTRIBUTES,
         "filters",
         "group",
         "biased",
@@ -73,6 +69,7 @@ def pack(filters: np.ndarray, group: int, windows: Mapping[str, Any]) -> np.ndar
 
 
 def filter_sums(filters: np.ndarray) -> np.ndarray:
+    """The sums [M] (int32) of filters [M, C / group, ...] of int8."""
     return np.asarray(filters.reshape(filters.shape[0], -1).sum(axis=1, dtype=np.int32))
 
 

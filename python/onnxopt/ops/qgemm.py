@@ -72,6 +72,7 @@ def pack(matrix: np.ndarray) -> np.ndarray:
 
 
 def column_sums(matrix: np.ndarray) -> np.ndarray:
+    """The sums [N] (int32) of the columns of a matrix [K, N] of int8."""
     return np.asarray(matrix.sum(axis=0, dtype=np.int32))
 
 
