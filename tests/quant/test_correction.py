@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from helpers import evaluate, model, op_list
-from onnxopt.quant import Quantization, quantization, quantize
+from onnxopt.quant import Quantization, job, quantize
 from onnxopt.quant.correction import mean_error
 from onnxopt.quant.search import Found
 
@@ -108,7 +108,7 @@ def test_corrections_are_those_of_the_layers_that_a_budget_leaves(
     for number, node in enumerate(node for node in proto.graph.node if node.op_type == "Conv"):
         node.name = f"c{number}"
     scores = iter([1.0, 0.0, again])  # of the float model, of integers alone, and with corrections anew
-    monkeypatch.setattr(quantization, "search", lambda *_: Found(frozenset({"c0"}), 0.0))
+    monkeypatch.setattr(job, "search", lambda *_: Found(frozenset({"c0"}), 0.0))
     options: dict[str, Any] = {"calibration": data, "format": format, "smooth": False}
     by_name = quantize(copy(proto), keep=["c0"], **options)
     by_budget = quantize(copy(proto), max_drop=0.1, metric=lambda _: next(scores), **options)

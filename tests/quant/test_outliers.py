@@ -11,7 +11,7 @@ from helpers import model, op_list
 from onnxopt import ir
 from onnxopt.quant.layers import matrix_of
 from onnxopt.quant.outliers import too_coarse
-from onnxopt.quant.quantization import Quantization
+from onnxopt.quant.result import Quantization
 from onnxopt.quant.weights import QuantizedMatrix, quantize_columns
 
 RNG = np.random.default_rng(0)

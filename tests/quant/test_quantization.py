@@ -14,7 +14,7 @@ import pytest
 import onnxopt
 from helpers import evaluate, model, op_list
 from onnxopt.errors import CalibrationError, MetricError, OptionError
-from onnxopt.quant import Quantization, quantization, quantize
+from onnxopt.quant import Quantization, job, quantize
 
 pytest.importorskip("onnxopt._native", reason="the native library is not built")
 pytestmark = pytest.mark.usefixtures("fuse_small_products")
@@ -174,25 +174,28 @@ def test_sensitivities_are_the_same_in_any_number_of_sessions_and_after_a_stop(
     format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proto, data, measured = network(), samples((1, 8, 9, 9)), []
-    session_of = quantization.Job.session
+    session_of = job.Job.session
 
-    def session(job: Any, keep: frozenset[str], **options: Any) -> Any:
+    def session(run: Any, keep: frozenset[str], **options: Any) -> Any:
         if "threads" in options:
             measured.append(keep)
             if len(measured) == stop:
                 raise RuntimeError("killed")
-        return session_of(job, keep, **options)
+        return session_of(run, keep, **options)
 
-    monkeypatch.setattr(quantization.Job, "session", session)
+    monkeypatch.setattr(job.Job, "session", session)
 
     def sensitivities(name: str, sessions: int) -> list[tuple[str, float | None]]:
-        monkeypatch.setattr(quantization, "workers", lambda _: sessions)
+        monkeypatch.setattr(job, "workers", lambda _: sessions)
         found: list[Quantization] = []
-        quantize(proto, tmp_path / name, calibration=data, format=format, max_drop="200dB", report=found.append)
+        report: dict[str, Any] = {"report": found.append, "tick": lambda *one: told.append(one)}
+        quantize(proto, tmp_path / name, calibration=data, format=format, max_drop="200dB", **report)
         return [(layer.name, layer.output_sqnr) for layer in found[0].layers]
 
+    told: list[tuple[Any, ...]] = []
     stop = 0
     alone = sensitivities("alone", 1)
+    assert [one[1:] for one in told if one[0].startswith("sensitivity")] == [(done, 4) for done in (1, 2, 3, 4)]
     assert len(measured) == len(alone) == 4 and all(ratio is not None for _, ratio in alone)
     assert sensitivities("together", 3) == alone
     measured.clear()

@@ -18,6 +18,7 @@ PIPED_WIDTH = 1 << 16
 
 
 def human_bytes(count: float) -> str:
+    """Bytes in the unit that suits their number: 1.5 MiB."""
     for unit in ("B", "KiB", "MiB"):
         if abs(count) < 1024:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -26,6 +27,7 @@ def human_bytes(count: float) -> str:
 
 
 def human_seconds(seconds: float) -> str:
+    """Seconds in the unit that suits them: 1.5 ms."""
     return (
         f"{seconds * 1e6:.0f} us"
         if seconds < 1e-3
@@ -36,6 +38,7 @@ def human_seconds(seconds: float) -> str:
 
 
 def human_flops(count: float | None) -> str:
+    """Floating-point operations in the unit that suits their number: 1.5 GFLOP."""
     if count is None:
         return "unknown"
     for unit in ("", "K", "M", "G"):
@@ -46,6 +49,7 @@ def human_flops(count: float | None) -> str:
 
 
 def make_console(*, stderr: bool = False) -> Console:
+    """What prints tables and sentences, whole where nobody looks at a terminal."""
     from rich.console import Console
 
     # What is piped goes to programs and files: lines are not cut to the width of a terminal that is not there.
@@ -61,8 +65,10 @@ def print_json(value: object) -> None:
 
 @contextmanager
 def progress(label: str, total: float | None = None) -> Iterator[Callable[..., None]]:
-    """A progress bar on standard error; nothing at all when that is not a terminal. What it yields takes a text, and how much is done where
-    that is not one more."""
+    """A progress bar on standard error; nothing at all when that is not a terminal.
+
+    What it yields takes a text, and where they are known how much is done and of how much (else of what there was before). A bar of which
+    nobody knows how long it is moves to and fro."""
     if not sys.stderr.isatty():
         yield lambda *_: None
         return
@@ -72,8 +78,8 @@ def progress(label: str, total: float | None = None) -> Iterator[Callable[..., N
     with Progress(*columns, console=make_console(stderr=True), transient=True) as progress:
         task = progress.add_task(label, total=total)
 
-        def tick(text: str, completed: float | None = None) -> None:
-            progress.update(task, description=text, completed=completed, advance=1 if completed is None else None)
+        def tick(text: str, completed: float | None = None, total: float | None = None) -> None:
+            progress.update(task, description=text, completed=completed, total=total)
 
         yield tick
 
@@ -92,5 +98,6 @@ def print_table(console: Console, title: str, header: tuple[str, ...], rows: Seq
 
 
 def warn(sentences: Iterable[str]) -> None:
+    """Sentences on standard error."""
     for sentence in sentences:
         typer.echo(f"warning: {sentence}", err=True)

@@ -32,7 +32,7 @@ def correct(
     dynamic: frozenset[str] = frozenset(),
     biases: bool = True,
     adaptive: bool = False,
-    tick: Callable[[str], object] = lambda _: None,
+    tick: Callable[..., object] = lambda *_: None,
 ) -> dict[str, QuantizedMatrix]:
     """The matrices with what each column's results lack on average, measured with all layers before corrected.
 
@@ -65,8 +65,9 @@ def correct(
         corrected[name] = dataclasses.replace(matrix, correction=lacking)
         return wanted, _with_bias(step, sums, matrix, own if lacking is None else own + lacking)
 
-    for number, _ in enumerate(Walk(model, layers, everywhere, ranges, samples, dynamic=dynamic).steps(finish)):
-        tick(f"correcting layer {number + 1} of {len(layers)}")
+    walk = Walk(model, layers, everywhere, ranges, samples, dynamic=dynamic)
+    for done, _ in enumerate(walk.steps(finish), start=1):
+        tick(f"correcting layer {done} of {len(layers)}", done, len(layers))
     return corrected
 
 

@@ -197,7 +197,7 @@ def _absorbed_by_layer(node: ir.Node, factors: np.ndarray, axis: int) -> list[Ed
         return None
     shaped = factors.reshape(-1, *[1] * (weights.ndim - 1)) if first else factors
     edits: list[Edit] = [(node, 1, weights * shaped)]
-    if len(node.inputs) > 2 and node.inputs[2] is not None:
+    if ir.input_at(node, 2) is not None:
         bias = _floats(node.inputs[2])
         if bias is None or bias.size != len(factors):
             return None

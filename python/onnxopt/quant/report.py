@@ -13,7 +13,7 @@ from onnxopt import __version__
 from onnxopt.report import bars, json_text
 
 if TYPE_CHECKING:
-    from onnxopt.quant.quantization import ActivationResult, Quantization
+    from onnxopt.quant.result import ActivationResult, Quantization
 
 BARS = 64
 """Of a histogram as it is drawn: neighbouring bins are added up."""

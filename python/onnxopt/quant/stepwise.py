@@ -312,12 +312,12 @@ def weights_as(node: ir.Node, matrix: np.ndarray) -> np.ndarray:
 
 
 def has_bias(node: ir.Node) -> bool:
-    return len(node.inputs) > 2 and node.inputs[2] is not None
+    return ir.input_at(node, 2) is not None
 
 
 def bias_of(node: ir.Node) -> np.ndarray | None:
     """The constant bias of a layer that has a number for each channel [N]."""
-    tensor = ir.constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    tensor = ir.constant(ir.input_at(node, 2))
     weights = ir.constant(node.inputs[1])
     if tensor is None or weights is None or tensor.dtype is not ir.DataType.FLOAT:
         return None

@@ -15,8 +15,9 @@ from onnxopt.passes.base import Context
 from onnxopt.pipeline import PassManager
 from onnxopt.quant import layers
 from onnxopt.quant.blocks import BlockedMatrix, WeightFormat, quantize_blocks
+from onnxopt.quant.job import Job, Task
 from onnxopt.quant.placement import PRODUCTS, place
-from onnxopt.quant.quantization import Job, LayerResult, Task
+from onnxopt.quant.result import LayerResult
 
 WRITE = ("write_weights", "eliminate_common_subexpressions", "eliminate_dead_code")
 
