@@ -1,6 +1,8 @@
 #include "csrc/ort/adapter.h"
 
 #include <algorithm>
+#include <atomic>
+#include <exception>
 
 namespace onnxopt::ort {
 
@@ -95,6 +97,23 @@ std::optional<ops::InferredType> inferred_input(const OrtShapeInferContext* cont
   for (std::size_t i = 0; i < names.size(); ++i) type.shape.push_back({tensor->shape[i], names[i] ? names[i] : ""});
   return type;
 }
+/// The tasks of one loop. What one of them throws, for want of memory, waits for the end of the loop: it would end the process from
+/// a thread of the pool, and from the caller's own it would leave others with what is no longer there.
+struct Loop {
+  ParallelFor::Task task;
+  void* user;
+  std::atomic_flag failed{};
+  std::exception_ptr error{};
+
+  static void run(void* self, std::size_t index) noexcept {
+    Loop& loop = *static_cast<Loop*>(self);
+    try {
+      loop.task(loop.user, index);
+    } catch (...) {
+      if (!loop.failed.test_and_set()) loop.error = std::current_exception();
+    }
+  }
+};
 }  // namespace
 
 const Api& api() {
@@ -255,8 +274,10 @@ std::optional<void*> gpu_stream(const OrtKernelContext* context) {
 ParallelFor thread_pool(const OrtKernelContext* context) {
   return {[](void* pool, std::size_t total, ParallelFor::Task task, void* user) {
             if (total == 1) return task(user, 0);
-            if (!succeeded(api().KernelContext_ParallelFor(static_cast<const OrtKernelContext*>(pool), task, total, 0, user)))
-              for (std::size_t i = 0; i < total; ++i) task(user, i);
+            Loop loop{task, user};
+            if (!succeeded(api().KernelContext_ParallelFor(static_cast<const OrtKernelContext*>(pool), Loop::run, total, 0, &loop)))
+              for (std::size_t i = 0; i < total; ++i) Loop::run(&loop, i);
+            if (loop.error) std::rethrow_exception(loop.error);
           },
           const_cast<OrtKernelContext*>(context)};
 }

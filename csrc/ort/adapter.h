@@ -67,7 +67,7 @@ void set_inferred_output(const OrtShapeInferContext* context, std::size_t index,
 /// The stream on which a kernel of a GPU provider has to run; nothing when the runtime does not tell.
 std::optional<void*> gpu_stream(const OrtKernelContext* context);
 
-/// The runtime's own intra-op threads.
+/// The runtime's own intra-op threads. What a task throws is thrown when all have ended.
 ParallelFor thread_pool(const OrtKernelContext* context);
 
 }  // namespace onnxopt::ort
