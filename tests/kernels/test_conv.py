@@ -320,6 +320,17 @@ def test_maxima_of_bytes(
             np.testing.assert_array_equal(actual, pool(x, "max", kernel, strides, pads))
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.float32])
+def test_maxima_of_windows_in_the_padding(dtype: Any, variant: str) -> None:
+    """Windows are as large as they can be: what lies in the padding takes no time."""
+    attributes = {"kind": "max", "kernel_shape": [2**20, 2**11], "strides": [2**20, 2**11], "pads": [2**20, 2**11] * 2}
+    x = np.arange(1, 13).reshape(1, 2, 2, 3).astype(dtype)
+    y = native().run("FusedPool", [x], attributes, variant)[0]
+    lowest = -np.inf if dtype == np.float32 else np.iinfo(dtype).min
+    np.testing.assert_array_equal(y, [[[[lowest] * 3] * 2, [[lowest] * 3, [10, 11, 12]]]])
+
+
 @pytest.mark.parametrize("kind", ["average", "average_with_pads", "global_average"])
 def test_means_refuse_bytes(kind: str) -> None:
     with pytest.raises(ValueError, match="should be float"):

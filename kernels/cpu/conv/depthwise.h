@@ -407,16 +407,18 @@ inline void run_depthwise(const Plan& plan, std::int64_t task) {
 template <class Byte>
 inline void run_byte_maxima(const Pooling& pooling, std::int64_t number) {
   const Geometry& g = pooling.geometry;
-  const std::int64_t image = number / g.output[0], top = number % g.output[0] * g.strides[0] - g.pads[0], channels = g.channels;
+  const std::int64_t image = number / g.output[0], oy = number % g.output[0], channels = g.channels;
+  const Range rows = inside(g, 0, oy);
   const auto* const x = static_cast<const Byte*>(pooling.x) + image * g.input[0] * g.input[1] * channels;
   auto* const y = static_cast<Byte*>(pooling.y) + number * g.output[1] * channels;
   for (std::int64_t ox = 0; ox < g.output[1]; ++ox) {
     Byte* __restrict const to = y + ox * channels;
     for (std::int64_t c = 0; c < channels; ++c) to[c] = std::numeric_limits<Byte>::lowest();
-    for (std::int64_t ky = 0; ky < g.kernel[0]; ++ky)
-      for (std::int64_t kx = 0; kx < g.kernel[1]; ++kx) {
-        const std::int64_t line = top + ky * g.dilations[0], pixel = ox * g.strides[1] - g.pads[1] + kx * g.dilations[1];
-        if (line < 0 || line >= g.input[0] || pixel < 0 || pixel >= g.input[1]) continue;
+    const Range columns = inside(g, 1, ox);
+    for (std::int64_t ky = rows.begin; ky < rows.end; ++ky)
+      for (std::int64_t kx = columns.begin; kx < columns.end; ++kx) {
+        const std::int64_t line = oy * g.strides[0] - g.pads[0] + ky * g.dilations[0];
+        const std::int64_t pixel = ox * g.strides[1] - g.pads[1] + kx * g.dilations[1];
         const Byte* __restrict const from = x + (line * g.input[1] + pixel) * channels;
         for (std::int64_t c = 0; c < channels; ++c) to[c] = from[c] > to[c] ? from[c] : to[c];
       }
