@@ -8,6 +8,7 @@
 #include "csrc/ops/two_bytes.h"
 #include "csrc/ops/variants.h"
 #include "kernels/cpu/attention/attention.h"
+#include "kernels/cpu/sizes.h"
 #include "kernels/cuda/attention/attention.h"
 
 namespace onnxopt::ops {
@@ -77,6 +78,8 @@ Described read(const Attributes& attributes) {
   for (const auto& [name, size] : sizes) {
     *size = attributes.integer(name).value_or(0);
     if (*size < 1) return Described::failure("It needs a positive attribute '" + std::string(name) + "'.");
+    if (*size > kMostSize)
+      return Described::failure("Its attribute '" + std::string(name) + "' is " + number(*size) + ", too large.");
   }
   if (made.heads % made.kv_heads != 0)
     return Described::failure("Its " + number(made.heads) + " heads are no multiple of " + number(made.kv_heads) + ".");
@@ -140,7 +143,10 @@ class FusedAttention : public Kernel {
     if (!sizes) return Types::failure(sizes.error());
     if (std::string sentence = wrong_mask(inputs, *sizes); !sentence.empty()) return Types::failure(sentence);
     if (std::string sentence = wrong_rotary(inputs, *sizes); !sentence.empty()) return Types::failure(sentence);
-    return std::vector<TensorType>{{inputs[0].type, d_.y.shape(result_sizes(*sizes))}};
+    const Axes made = result_sizes(*sizes);
+    if (const Shape shape(made.begin(), made.end()); !is_countable(shape))
+      return Types::failure("Its result, of the sizes " + text_of(shape) + ", is too large.");
+    return std::vector<TensorType>{{inputs[0].type, d_.y.shape(made)}};
   }
 
  protected:

@@ -4,6 +4,7 @@
 
 #include "csrc/ops/convolution.h"
 #include "csrc/ops/variants.h"
+#include "kernels/cpu/sizes.h"
 
 namespace onnxopt::ops {
 
@@ -22,10 +23,12 @@ Result<Layout> read_layout(const Attributes& attributes, bool transposed) {
   using Made = Result<Layout>;
   const char* const name = transposed ? "kernel_shape" : "factors";
   const auto factors = attributes.integers(name);
-  if (!factors || factors->size() != 2 || *std::min_element(factors->begin(), factors->end()) < 1)
-    return Made::failure("It needs an attribute '" + std::string(name) + "' of two positive numbers.");
+  if (!factors || factors->size() != 2 || *std::min_element(factors->begin(), factors->end()) < 1 ||
+      *std::max_element(factors->begin(), factors->end()) > kMostSize)
+    return Made::failure("It needs an attribute '" + std::string(name) + "' of two positive numbers less than 2^31.");
   Layout layout{{(*factors)[0], (*factors)[1]}, transposed ? attributes.integer("filters").value_or(0) : 0};
-  if (transposed && layout.filters < 1) return Made::failure("It needs a positive attribute 'filters'.");
+  if (transposed && (layout.filters < 1 || layout.filters > kMostSize))
+    return Made::failure("It needs a positive attribute 'filters' less than 2^31.");
   return layout;
 }
 
@@ -45,6 +48,8 @@ class FusedExpand final : public Kernel {
       const Shape expected[] = {{layout_.factors[0], (width + panel - 1) / panel, x.back(), panel}, {width}};
       if (const std::string sentence = wrong_shapes(inputs, 1, expected); !sentence.empty()) return Types::failure(sentence);
     }
+    if (!is_countable(Shape{x[0], x[1], layout_.factors[0], x[2], layout_.factors[1], std::max(layout_.filters, x[3])}))
+      return Types::failure("Its result for input 0 of the shape " + text_of(x) + " is too large.");
     return epilogue_.outputs(result_shape(x), inputs.subspan(layout_.epilogue()));
   }
 

@@ -6,6 +6,7 @@
 #include "csrc/ops/two_bytes.h"
 #include "csrc/ops/variants.h"
 #include "kernels/cpu/gemm/gemm.h"
+#include "kernels/cpu/sizes.h"
 #include "kernels/cuda/gemm/gemm.h"
 
 namespace onnxopt::ops {
@@ -35,7 +36,8 @@ Result<Layout> read_layout(const Attributes& attributes) {
   layout.columns = attributes.integer("columns").value_or(0);
   if (layout.columns < 1) return Made::failure("It needs a positive attribute 'columns'.");
   layout.block = attributes.integer("block").value_or(0);
-  if (layout.block < 0) return Made::failure("Its attribute 'block' is " + number(layout.block) + " and should be positive.");
+  if (layout.block < 0 || layout.block > kMostSize)
+    return Made::failure("Its attribute 'block' is " + number(layout.block) + " and should be positive and less than 2^31.");
   layout.biased = attributes.integer("biased").value_or(0) != 0;
   return layout;
 }

@@ -54,7 +54,7 @@ Result<Axes> AxisLayout::sizes(const Shape& shape, Axes given) const {
     if (open < kAxes.size()) {
       if (group.part || known == 0 || shape[i] % known != 0) return wrong();
       given[open] = shape[i] / known;
-    } else if (group.part ? group.offset + known > shape[i] : known != shape[i]) {
+    } else if (group.part ? known > shape[i] || group.offset > shape[i] - known : known != shape[i]) {
       return wrong();
     }
   }

@@ -40,6 +40,8 @@ Result<WindowAttributes> WindowAttributes::read(const Attributes& attributes) {
                                       read_axes(attributes, "dilations", made.rank_, 1, made.dilations_ + first),
                                       read_axes(attributes, "pads", 2 * made.rank_, 0, pads)})
     if (!sentence.empty()) return Made::failure(sentence);
+  if (made.kernel_[0] * made.kernel_[1] > kMostWindow)
+    return Made::failure("The windows of its attribute 'kernel_shape' are too large.");
   for (std::size_t i = 0; i < made.rank_; ++i) {
     made.begin_[first + i] = pads[i];
     made.end_[first + i] = pads[made.rank_ + i];

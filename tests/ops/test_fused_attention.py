@@ -160,6 +160,17 @@ MISUSE: dict[str, tuple[dict[str, Any], list[Array], str]] = {
     "mask of another type": ({"masks": "keep=-inf"}, [*[normal(2, 5, 24)] * 3, normal(5, 5)], "should be bool"),
     "odd rotation": ({"rotary": "q"}, [*[normal(2, 5, 24)] * 3, normal(5, 3), normal(5, 3)], "3 columns"),
     "rotation of other rows": ({"rotary": "q"}, [*[normal(2, 5, 24)] * 3, normal(4, 8), normal(4, 8)], "does not fit"),
+    "sizes whose product wraps around": (
+        {"head_size": (2**64 + 8) // 3, "value_size": (2**64 + 8) // 3},
+        [normal(2, 5, 8)] * 3,
+        "too large",
+    ),
+    "result that wraps around": (
+        {"y": "bhsd", "value_size": 2**31 - 1},
+        [normal(2, 2**12, 24), *[np.zeros((2, 0, columns), np.float32) for columns in (24, 3 * (2**31 - 1))]],
+        "too large",
+    ),
+    "part that begins far away": ({"q": f"b s hd@{2**63 - 8}"}, [normal(2, 5, 24)] * 3, "which is not 'b s hd@"),
     "double": ({}, [normal(2, 5, 24).astype(np.float64)] * 3, "type double and should be float"),
 }
 

@@ -208,6 +208,12 @@ MISUSES: dict[str, tuple[dict[str, Any], list[Array], str]] = {
     "no product": (BASE | {"products": 0}, [X, W], "Its attribute 'products' is 0 and should be 1 to 4."),
     "too many products": (BASE | {"products": 5}, [X, *[W] * 5], "Its attribute 'products' is 5 and should be 1 to 4."),
     "negative products": (BASE | {"products": -1}, [X, W], "Its attribute 'products' is -1 and should be 1 to 4."),
+    "negative blocks": (BASE | {"block": -1}, [X, W], "Its attribute 'block' is -1 and should be positive and less than 2^31."),
+    "blocks that wrap around": (
+        BASE | {"block": 2**63 - 1},
+        [X, W.astype(np.int8), ones(2, 0, 16)],
+        "Its attribute 'block' is 9223372036854775807 and should be positive and less than 2^31.",
+    ),
     "rows alone": (BASE, [X], "It got 1 inputs and needs at least 2."),
     "no bias": (BASE | {"biased": 1}, [X, W], "It got 2 inputs and needs at least 3."),
     "too few weights": (BASE | {"products": 3}, [X, W, W], "It got 3 inputs and needs at least 4."),
