@@ -310,6 +310,8 @@ void copy_view(const char* from, const View& view, std::size_t size, char* to) {
       std::memcpy(to, row, static_cast<std::size_t>(count * bytes));
     else if (size == 1)
       copy_row<1>(row, count, step, to);
+    else if (size == 2)
+      copy_row<2>(row, count, step, to);
     else if (size == 4)
       copy_row<4>(row, count, step, to);
     else
