@@ -165,7 +165,7 @@ class FusedRecurrence final : public Kernel {
     if (inputs.size() != form_.inputs())
       return "It got " + number(inputs.size()) + " inputs and needs " + number(form_.inputs()) + ".";
     const Shape& domain = inputs[0].shape;
-    if (form_.step.has_products && domain.empty()) return "Input 0 is a scalar, which cannot be multiplied with a matrix.";
+    if (form_.step.counts.matrices > 0 && domain.empty()) return "Input 0 is a scalar, which cannot be multiplied with a matrix.";
     if (form_.step.has_sums && domain.empty()) return "Input 0 is a scalar, which has no last dim to sum over.";
     for (std::size_t i = 0; i < inputs.size(); ++i) {
       const bool outer = i >= counts.carried && i - counts.carried < form_.read.size();

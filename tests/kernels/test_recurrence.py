@@ -281,6 +281,7 @@ WRONG = {
     "got 3 inputs and needs 2": ([H, X, X], {}),
     "is of type double": ([H, X.astype(np.float64)], {}),
     "cannot be broadcast to [2,8]": ([H, normal(3, 3, 8)], {}),
+    "cannot be multiplied with a matrix": ([normal(), normal(3), W], {"matrices": 1}),
     "has no last dim to sum over": ([normal(), normal(3)], {"summed": [1]}),
     "has sums, and products": ([H, X, B, W], {**CELL, "summed": [1]}),
     "Input 1 is a scalar": ([H, np.array(1, np.float32)], {}),
