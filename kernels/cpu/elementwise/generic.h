@@ -357,9 +357,14 @@ class Worker {
       left = together - row % together;
       offset = offset_of(input, row);
     }
+    const bool words = stride <= 1 && (input.type == DType::f32 || input.type == DType::i32);
     while (count > 0) {
       const std::int64_t part = count < plan_.row - within ? count : plan_.row - within;
-      gather(copy, input, offset + within * stride, stride, part);
+      if (words)
+        gather_words(reinterpret_cast<float*>(copy), reinterpret_cast<const float*>(input.data) + offset + within * stride,
+                     stride == 0, part);
+      else
+        gather(copy, input, offset + within * stride, stride, part);
       copy += static_cast<std::size_t>(part) * width;
       count -= part;
       within = 0;
@@ -385,6 +390,14 @@ class Worker {
           V::store(target, one_value ? V::set1(*source) : V::load(source + j));
       row += some;
       rows -= some;
+    }
+  }
+
+  /// A few elements of four bytes, neighbours or one value. Whole vectors are written: what comes next is written later.
+  static void gather_words(float* target, const float* source, bool one_value, std::int64_t count) {
+    for (std::int64_t j = 0; j < count; j += static_cast<std::int64_t>(W)) {
+      const auto left = static_cast<std::size_t>(count - j);
+      V::store(target + j, one_value ? V::set1(*source) : left < W ? V::load_first(source + j, left) : V::load(source + j));
     }
   }
 

@@ -173,33 +173,41 @@ float log_of_sum(float largest, double sum) {
   return std::isfinite(largest) ? static_cast<float>(static_cast<double>(largest) + std::log(sum)) : largest;
 }
 
-float reduce_row(Reduction kind, const float* x, std::size_t count, const Variant& variant) {
+float log_of_powers(const float* x, std::size_t count, const Variant& variant) {
+  const float largest = largest_of(x, count, 1.0f);
+  double sum = 0;
+  float powers[kPowers];
+  for (std::size_t i = 0; i < count; i += kPowers) {
+    const std::size_t some = std::min(kPowers, count - i);
+    variant.powers(x + i, &largest, true, static_cast<std::int64_t>(some), powers);
+    sum += sum_of(powers, some, [](double v) { return v; });
+  }
+  return log_of_sum(largest, sum);
+}
+
+/// Rows one after the other. The kind is asked for once: rows may be shorter than that takes.
+void reduce_rows(Reduction kind, const float* x, std::int64_t rows, std::size_t count, const Variant& variant, float* y) {
+  const auto each = [&](auto reduced) {
+    for (std::int64_t i = 0; i < rows; ++i, x += count) y[i] = static_cast<float>(reduced(x));
+  };
+  const auto sums = [&](auto of, auto write) { each([&](const float* row) { return write(sum_of(row, count, of)); }); };
   const auto same = [](double v) { return v; };
   const auto squares = [](double v) { return v * v; };
   switch (kind) {
-    case Reduction::max: return largest_of(x, count, 1.0f);
-    case Reduction::min: return -largest_of(x, count, -1.0f);
-    case Reduction::mean: return static_cast<float>(sum_of(x, count, same) / static_cast<double>(count));
-    case Reduction::l1: return static_cast<float>(sum_of(x, count, [](double v) { return std::fabs(v); }));
-    case Reduction::l2: return static_cast<float>(std::sqrt(sum_of(x, count, squares)));
-    case Reduction::squares: return static_cast<float>(sum_of(x, count, squares));
-    case Reduction::prod: {
-      double product = 1;
-      for (std::size_t i = 0; i < count; ++i) product *= static_cast<double>(x[i]);
-      return static_cast<float>(product);
-    }
-    case Reduction::logsumexp: {
-      const float largest = largest_of(x, count, 1.0f);
-      double sum = 0;
-      float powers[kPowers];
-      for (std::size_t i = 0; i < count; i += kPowers) {
-        const std::size_t some = std::min(kPowers, count - i);
-        variant.powers(x + i, &largest, true, static_cast<std::int64_t>(some), powers);
-        sum += sum_of(powers, some, same);
-      }
-      return log_of_sum(largest, sum);
-    }
-    default: return static_cast<float>(sum_of(x, count, same));
+    case Reduction::max: return each([&](const float* row) { return largest_of(row, count, 1.0f); });
+    case Reduction::min: return each([&](const float* row) { return -largest_of(row, count, -1.0f); });
+    case Reduction::mean: return sums(same, [&](double v) { return v / static_cast<double>(count); });
+    case Reduction::l1: return sums([](double v) { return std::fabs(v); }, same);
+    case Reduction::l2: return sums(squares, [](double v) { return std::sqrt(v); });
+    case Reduction::squares: return sums(squares, same);
+    case Reduction::prod:
+      return each([&](const float* row) {
+        double product = 1;
+        for (std::size_t k = 0; k < count; ++k) product *= static_cast<double>(row[k]);
+        return product;
+      });
+    case Reduction::logsumexp: return each([&](const float* row) { return log_of_powers(row, count, variant); });
+    default: return sums(same, same);
   }
 }
 
@@ -341,14 +349,13 @@ bool find_axes(std::span<const std::int64_t> axes, std::size_t rank, std::size_t
 }
 
 void reduce(Reduction kind, const float* x, const Along& along, const Variant& variant, float* y) {
-  for (std::int64_t i = 0; i < along.outer; ++i, x += along.middle * along.inner, y += along.inner) {
-    if (along.inner == 1) {
-      *y = reduce_row(kind, x, static_cast<std::size_t>(along.middle), variant);
-      continue;
-    }
+  if (along.inner == 1) {
+    reduce_rows(kind, x, along.outer, static_cast<std::size_t>(along.middle), variant, y);
+    return;
+  }
+  for (std::int64_t i = 0; i < along.outer; ++i, x += along.middle * along.inner, y += along.inner)
     for (std::int64_t j = 0; j < along.inner; j += kColumns)
       reduce_columns(kind, x + j, along.middle, along.inner, std::min(kColumns, along.inner - j), variant, y + j);
-  }
 }
 
 namespace {
