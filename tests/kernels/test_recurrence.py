@@ -260,6 +260,23 @@ def test_same_bits_for_any_number_of_threads(rows: int, width: int, variant: str
             np.testing.assert_array_equal(first, second)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_products_that_go_on_and_out_as_they_are(threads: int, variant: str) -> None:
+    """Two phases of shared columns, of which the second multiplies what the first made: h gets g w, where g = h u + x."""
+    step = "0@0 ! 1 2 ! i0:f32 i1:f32 | t0=add(i1,i0) | t0:f32;3@1 ! 4 ! i0:f32 | t0=neg(i0) | t0:f32"
+    x, h = normal(40, 1, 200), normal(1, 200)
+    u, w = (np.linalg.qr(normal(200, 200, seed=seed))[0].astype(np.float32) / np.float32(1.1) for seed in (0, 1))
+    attributes = {"matrices": 2, "step": step, "next": [4], "stacked": [2, 4, 5]}
+    final, products, results, negated = run([h, x, pack(u), pack(w)], attributes, variant, threads)
+    state = h.astype(np.float64)
+    for t in range(40):
+        product = state @ u
+        state = (product + x[t]) @ w
+        for made, expected in ((products, product), (results, state), (negated, -state)):
+            np.testing.assert_allclose(made[t], expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(final, results[-1])
+
+
 @pytest.mark.parametrize("threads", [1, 2, 4])
 def test_same_bits_of_many_elements_for_any_number_of_threads(threads: int, variant: str) -> None:
     x, h = normal(50, 5000), normal(5000)

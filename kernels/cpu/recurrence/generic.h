@@ -11,23 +11,24 @@ constexpr auto kPanelFloats = static_cast<std::int64_t>(gemm::kPanel);
 /// Panels that one row is multiplied with together: enough sums to hide the latency of an addition.
 constexpr int kTogether = 4;
 
-/// One row times whole panels. Each sum runs over k in order, as in the blocks of several rows.
+/// One row times whole panels from column `j` on. Each sum runs over k in order, as in the blocks of several rows.
 template <int P>
-inline void multiply_row(const float* x, std::int64_t depth, const float* weights, const float* bias, float* y) {
+inline void multiply_row(const PackedProduct& product, std::int64_t j) {
   constexpr int kVectors = P * gemm::kVectorsOfPanel;
+  const float* const weights = product.weights + j / kPanelFloats * product.panel;
   simd::V::F sums[kVectors];
   for (int v = 0; v < kVectors; ++v)
-    sums[v] = bias ? simd::V::load(bias + v * static_cast<int>(simd::V::kWidth)) : simd::V::set1(0.0f);
-  for (std::int64_t k = 0; k < depth; ++k) {
-    const simd::V::F one = simd::V::set1(x[k]);
+    sums[v] = product.start ? simd::V::load(product.start + j + v * static_cast<int>(simd::V::kWidth)) : simd::V::set1(0.0f);
+  for (std::int64_t k = 0; k < product.depth; ++k) {
+    const simd::V::F one = simd::V::set1(product.x[k]);
 #pragma GCC unroll 16
     for (int v = 0; v < kVectors; ++v) {
-      const float* const panel = weights + (v / gemm::kVectorsOfPanel * depth + k) * kPanelFloats;
+      const float* const panel = weights + v / gemm::kVectorsOfPanel * product.panel + k * kPanelFloats;
       sums[v] =
           simd::V::accumulate(one, simd::V::load(panel + v % gemm::kVectorsOfPanel * static_cast<int>(simd::V::kWidth)), sums[v]);
     }
   }
-  for (int v = 0; v < kVectors; ++v) simd::V::store(y + v * static_cast<int>(simd::V::kWidth), sums[v]);
+  for (int v = 0; v < kVectors; ++v) simd::V::store(product.y + j + v * static_cast<int>(simd::V::kWidth), sums[v]);
 }
 
 /// `count` (0: all) elements of some vectors of the sum of a row's numbers times rows of a matrix.
@@ -82,27 +83,24 @@ void multiply_plain(const float* x, std::int64_t rows, std::int64_t depth, const
   }
 }
 
-void multiply(const float* x, std::int64_t rows, std::int64_t depth, const float* weights, const float* bias, std::int64_t columns,
-              float* y, std::int64_t y_step) {
+void multiply(const PackedProduct& product) {
   std::int64_t j = 0;
-  if (rows == 1) {
+  if (product.rows == 1) {
     // Another core may have written the row: its lines are asked for together, not one after the other.
-    for (std::int64_t k = 0; k < depth; k += kPanelFloats) __builtin_prefetch(x + k);
-    for (; j + kTogether * kPanelFloats <= columns; j += kTogether * kPanelFloats)
-      multiply_row<kTogether>(x, depth, weights + j * depth, bias ? bias + j : nullptr, y + j);
-    for (; j + kPanelFloats <= columns; j += kPanelFloats)
-      multiply_row<1>(x, depth, weights + j * depth, bias ? bias + j : nullptr, y + j);
+    for (std::int64_t k = 0; k < product.depth; k += kPanelFloats) __builtin_prefetch(product.x + k);
+    for (; j + kTogether * kPanelFloats <= product.columns; j += kTogether * kPanelFloats) multiply_row<kTogether>(product, j);
+    for (; j + kPanelFloats <= product.columns; j += kPanelFloats) multiply_row<1>(product, j);
   }
   constexpr auto kBlock = static_cast<std::int64_t>(gemm::kColumns);
-  const std::int64_t panel = depth * kPanelFloats;
-  for (; j < columns; j += kBlock)
-    for (std::int64_t i = 0; i < rows; i += gemm::kRows) {
-      const std::int64_t some_rows = rows - i < gemm::kRows ? rows - i : gemm::kRows;
-      const std::int64_t some_columns = columns - j < kBlock ? columns - j : kBlock;
-      const gemm::Columns b{weights + j * depth, kPanelFloats, panel};
-      const gemm::Target target{y + i * y_step + j, y_step, static_cast<std::size_t>(some_columns), bias ? bias + j : nullptr};
-      gemm::multiply(static_cast<int>(some_rows), gemm::Strided{x + i * depth, depth}, 1, static_cast<std::size_t>(depth), b,
-                     target);
+  for (; j < product.columns; j += kBlock)
+    for (std::int64_t i = 0; i < product.rows; i += gemm::kRows) {
+      const std::int64_t some_rows = product.rows - i < gemm::kRows ? product.rows - i : gemm::kRows;
+      const std::int64_t some_columns = product.columns - j < kBlock ? product.columns - j : kBlock;
+      const gemm::Columns b{product.weights + j / kPanelFloats * product.panel, kPanelFloats, product.panel};
+      const gemm::Target target{product.y + i * product.y_step + j, product.y_step, static_cast<std::size_t>(some_columns),
+                                product.start ? product.start + j : nullptr};
+      gemm::multiply(static_cast<int>(some_rows), gemm::Strided{product.x + i * product.x_step, product.x_step}, 1,
+                     static_cast<std::size_t>(product.depth), b, target);
     }
 }
 

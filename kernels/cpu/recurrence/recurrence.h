@@ -80,14 +80,25 @@ struct Problem {
   std::span<const Sequence> stacked;  // written to
 };
 
+/// Rows of `depth` numbers times columns of a packed matrix: whole panels but for the last one.
+struct PackedProduct {
+  const float* x;
+  std::int64_t rows, depth, x_step;  // floats from one row to the next
+  const float* weights;
+  std::int64_t panel;  // floats from one panel to the next
+  const float* start;  // what the sums of the columns begin with; null: 0
+  std::int64_t columns;
+  float* y;
+  std::int64_t y_step;
+};
+
 /// One implementation, for one instruction set: columns of rows times a packed matrix, and what blocks of as many rows as a vector
 /// has lanes are made of and reduced by.
 struct Variant {
   const char* name;
   const char* isa;
   std::int64_t lanes;
-  void (*multiply)(const float* x, std::int64_t rows, std::int64_t depth, const float* weights, const float* bias,
-                   std::int64_t columns, float* y, std::int64_t y_step);
+  void (*multiply)(const PackedProduct& product);
   /// [rows, depth] times [depth, columns], whose rows lie `distance` apart, as those of the result do; neither is packed.
   void (*multiply_plain)(const float* x, std::int64_t rows, std::int64_t depth, const float* matrix, std::int64_t distance,
                          std::int64_t columns, float* y);
