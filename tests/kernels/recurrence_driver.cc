@@ -124,13 +124,16 @@ bool run_case(const Case& one, const Runner& runner, const Floats& wanted) {
   return true;
 }
 
-/// h = clip(h + x m + r, -8, 8) with x of each row, m of each column and r of each batch, and the sums of h over the columns.
-bool run_sums(Random& random, const Runner& runner) {
+/// h = clip(h + x m + r, -8, 8) with x of each row, m of each column and r of each batch, and the sums of h over the columns; or a
+/// gated update, h = x h + x m, and the sums of h r.
+bool run_sums(Random& random, const Runner& runner, bool gated) {
   const char* const program =
-      "i0:f32 i1:f32 i2:f32 i3:f32 | t0=mul(i1,i2) t1=add(t0,i0) t2=add(t1,i3) t3=clip(t2,#-0x1p+3:f32,#0x1p+3:f32) | t3:f32";
+      gated
+          ? "i0:f32 i1:f32 i2:f32 i3:f32 | t0=mul(i1,i0) t1=mul(i1,i2) t2=add(t0,t1) t3=mul(t2,i3) | t2:f32 t3:f32"
+          : "i0:f32 i1:f32 i2:f32 i3:f32 | t0=mul(i1,i2) t1=add(t0,i0) t2=add(t1,i3) t3=clip(t2,#-0x1p+3:f32,#0x1p+3:f32) | t3:f32";
   const std::int64_t steps = random.below(5), batch = 1 + random.below(3), channels = 1 + random.below(80);
   const std::int64_t width = 1 + random.below(random.below(4) == 0 ? 120 : 20), rows = batch * channels, size = rows * width;
-  const auto step = recurrence::parse(" ! 0 1 2 3 ! " + std::string(program), {1, 2, 1, 0}, {4}, {4}, {true});
+  const auto step = recurrence::parse(" ! 0 1 2 3 ! " + std::string(program), {1, 2, 1, 0}, {4}, {gated ? 5u : 4u}, {true});
   if (!step) return false;
   const Floats h = random.whole(size, 3), x = random.whole(steps * rows, 2), r = random.whole(steps * batch * width, 2);
   const Floats m = random.whole(width, 2);
@@ -155,9 +158,9 @@ bool run_sums(Random& random, const Runner& runner) {
       float sum = 0;
       for (std::int64_t i = 0; i < width; ++i) {
         float& one = state[static_cast<std::size_t>(row * width + i)];
-        const float added = r.data[((steps - 1 - t) * batch + row / channels) * width + i];
-        one = std::clamp(one + x.data[t * rows + row] * m.data[i] + added, -8.0f, 8.0f);
-        sum += one;
+        const float given = x.data[t * rows + row], added = r.data[((steps - 1 - t) * batch + row / channels) * width + i];
+        one = gated ? given * one + given * m.data[i] : std::clamp(one + given * m.data[i] + added, -8.0f, 8.0f);
+        sum += gated ? one * added : one;
       }
       if (sum == sums.data[t * rows + row]) continue;
       std::printf("%s: the sum of row %lld is %g and should be %g\n", runner.name, static_cast<long long>(row),
@@ -276,12 +279,12 @@ bool run_one(Random& random, int) {
       for (const ParallelFor& parallel_for : {ParallelFor::inline_loop(), ParallelFor{run_threads, nullptr}}) {
         const Runner runner{
             variant.name, [&](const auto& problem) { return recurrence::run(problem, variant, same_isa(variant), parallel_for); }};
-        if (!run_case(one, runner, wanted) || !run_sums(random, runner) || !run_loop(one, random, variant, parallel_for) ||
-            !run_statements(one, variant, parallel_for))
+        if (!run_case(one, runner, wanted) || !run_sums(random, runner, false) || !run_sums(random, runner, true) ||
+            !run_loop(one, random, variant, parallel_for) || !run_statements(one, variant, parallel_for))
           return false;
       }
   const Runner emulated{"recurrence__cuda_emulated", recurrence::cuda::emulate};
-  return run_case(one, emulated, wanted) && run_sums(random, emulated);
+  return run_case(one, emulated, wanted) && run_sums(random, emulated, false) && run_sums(random, emulated, true);
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -189,6 +190,58 @@ def test_same_sums_for_any_number_of_threads(threads: int, variant: str) -> None
     results = (run(inputs, STATE_SPACE, variant, count) for count in (1, threads))
     for first, second in zip(*results, strict=True):
         np.testing.assert_array_equal(first, second)
+
+
+GATED = {
+    "an exponential gate": "t0=mul(i1,i5) t1=exp(t0) t2=mul(t1,i0) t3=mul(i1,i2) t4=mul(t3,i3) t5=add(t2,t4) t6=mul(t5,i4)",
+    "other orders": "t0=mul(i5,i1) t1=exp(t0) t2=mul(i0,t1) t3=mul(i3,i1) t4=mul(i2,t3) t5=add(t4,t2) t6=mul(i4,t5)",
+    "a gate of one factor": "t0=exp(i5) t1=mul(t0,i0) t5=add(i3,t1) t6=mul(t5,i4)",
+    "a plain gate": "t0=mul(i1,i4) t1=mul(t0,i0) t5=add(t1,i2) t6=mul(t5,i3)",
+    "sums of several factors": "t0=mul(i1,i0) t1=mul(i2,i3) t5=add(t0,t1) t2=mul(t5,i5) t6=mul(t2,i4)",
+}
+"""Programs of the state (i0), a number of rows (i1, i3), of elements (i2, i4), and of both (i5)."""
+
+
+def renumbered(program: str) -> str:
+    """With the statements' names in order."""
+    names: dict[str, str] = {}
+    for name in re.findall(r"(t\d+)=", program):
+        names[name] = f"t{len(names)}"
+    return re.sub(r"t\d+", lambda found: names[found[0]], program)
+
+
+@pytest.mark.parametrize("program", GATED.values(), ids=GATED.keys())
+@pytest.mark.parametrize("states", [1, 3, 4, 16, 23])
+@pytest.mark.parametrize("channels", [5, 32, 150])
+def test_gated_updates_give_the_bits_of_their_operations(
+    channels: int, states: int, program: str, variant: str
+) -> None:
+    """A product with 1 hides the form from the kernel."""
+    inputs = state_space(9, (), channels, states)
+    inputs[3][2, 3 % channels], inputs[0][4, 0], inputs[1][5, 1] = math.nan, math.inf, 60
+    results = []
+    for text, outputs in ((program, "t5:f32 t6:f32"), (program + " t7=mul(t6,#0x1p+0:f32)", "t5:f32 t7:f32")):
+        step = f" ! 0 1 2 3 4 5 ! i0:f32 i1:f32 i2:f32 i3:f32 i4:f32 i5:f32 | {renumbered(text + ' | ' + outputs)}"
+        attributes = {"sequences": 4, "invariants": 1, "step": step, "next": [6], "stacked": [7], "summed": [1]}
+        results.append(run(inputs, attributes, variant))
+    for first, second in zip(*results, strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize("backwards", [0, 1])
+def test_gated_updates_of_one_row_and_one_element_for_all(backwards: int, variant: str) -> None:
+    """d is one number for all rows and elements, the gate's factor one of each row."""
+    d, x, c, a = normal(5, 1, 1), normal(5, 48, 1), normal(5, 1, 6), -np.abs(normal(48, 1))
+    step = " ! 0 1 2 3 4 ! i0:f32 i1:f32 i2:f32 i3:f32 i4:f32 | t0=mul(i4,i1) t1=mul(t0,i0) t2=mul(i2,i1) t3=add(t1,t2) t4=mul(t3,i3) | t3:f32 t4:f32"
+    attributes = {"sequences": 3, "invariants": 1, "step": step, "next": [5], "stacked": [6], "summed": [1]}
+    h = normal(48, 6)
+    final, sums = run([h, d, x, c, a], attributes | {"reverse": [backwards] * 3, "reverse_stacked": [0]}, variant)
+    state = h.astype(np.float64)
+    for index in range(5):
+        t = 4 - index if backwards else index
+        state = a * d[t] * state + x[t] * d[t]
+        np.testing.assert_allclose(sums[index], (state * c[t]).sum(-1), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(final, state, rtol=1e-4, atol=1e-4)
 
 
 def tanh_cell(x: Array, h: Array, w: Array, b: Array) -> Array:

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "kernels/cpu/elementwise/tile.h"
+#include "kernels/cpu/recurrence/gated.h"
 #include "kernels/cpu/scratch.h"
 
 namespace onnxopt::recurrence {
@@ -42,13 +43,16 @@ struct Rows {
       : offsets(static_cast<std::size_t>(blocks * lanes)), walks(static_cast<std::size_t>(blocks)) {
     const elementwise::Strides strides = elementwise::strides_in(shape, domain);
     differ = strides.back() != 0;
+    std::vector<std::int64_t> at(domain.size() - 1, 0);
+    std::int64_t offset = 0;
     for (std::int64_t row = 0; row < blocks * lanes; ++row) {
-      std::int64_t left = std::min(row, rows - 1), offset = 0;
-      for (std::size_t axis = domain.size() - 1; axis-- > 0;) {
-        offset += left % domain[axis] * strides[axis];
-        left /= domain[axis];
-      }
       offsets[static_cast<std::size_t>(row)] = offset;
+      for (std::size_t axis = row + 1 < rows ? at.size() : 0; axis-- > 0;) {
+        offset += strides[axis];
+        if (++at[axis] < domain[axis]) break;
+        offset -= strides[axis] * domain[axis];
+        at[axis] = 0;
+      }
     }
     for (std::int64_t block = 0; block < blocks; ++block) {
       const std::int64_t* const own = offsets.data() + block * lanes;
@@ -67,6 +71,7 @@ struct Shared {
   const elementwise::Plan* plan;
   const Variant* variant;
   const elementwise::Variant* elementwise;
+  std::optional<GatedStep> gated;
   std::vector<Rows> rows;  // of the carried values, sequences and invariants
   std::int64_t row_count, width, blocks, blocks_of_task;
 };
@@ -108,7 +113,10 @@ class Worker {
     place_invariants();
     const std::int64_t plain = plain_blocks();
     for (std::int64_t t = 0; t < problem_.steps; ++t) {
-      if (plain > 0) run_plain(t, plain);
+      if (plain > 0 && shared_.gated)
+        update_gated(t, plain);
+      else if (plain > 0)
+        run_plain(t, plain);
       for (std::int64_t block = plain; block < count_; ++block) run_block(t, block);
     }
     for (std::size_t i = 0; i < step_.counts.carried; ++i)
@@ -178,9 +186,7 @@ class Worker {
     if (value >= counts.carried + counts.sequences)
       return invariants_[(value - counts.carried - counts.sequences) * static_cast<std::size_t>(count_) +
                          static_cast<std::size_t>(block)];
-    const Sequence& sequence = problem_.sequences[value - counts.carried];
-    const std::int64_t at = sequence.reverse ? problem_.steps - 1 - t : t;
-    const auto* data = reinterpret_cast<const float*>(sequence.data + at * sequence.bytes);
+    const float* const data = element(problem_.sequences[value - counts.carried], t);
     if (held_step_[value] != t) held_[value] = -1;
     held_step_[value] = t;
     return bring(data, shared_.rows[value], block, copies_ + static_cast<std::int64_t>(value) * size_, held_[value]);
@@ -254,13 +260,46 @@ class Worker {
       }
       tile_->run(*shared_.elementwise, static_cast<std::size_t>(size_));
       for (std::size_t i = 0; i < step_.stacked.size(); ++i) {
-        const Sequence& sequence = problem_.stacked[i];
-        const char* const data = sequence.data + (sequence.reverse ? problem_.steps - 1 - t : t) * sequence.bytes;
         const auto* from = static_cast<const float*>(tile_->made(step_.stacked[i] - phase.first).data);
-        auto* const to = reinterpret_cast<float*>(const_cast<char*>(data)) + (first_ + block) * lanes_;
-        variant_.sum(from, lanes_, width_, false, to);
+        variant_.sum(from, lanes_, width_, false, element(problem_.stacked[i], t) + (first_ + block) * lanes_);
       }
     }
+  }
+
+  /// A value from outside in the first blocks, which are plain.
+  Factor factor(std::size_t value, std::int64_t t) const {
+    const Counts& counts = step_.counts;
+    const Rows& rows = shared_.rows[value];
+    const Walk walk = rows.walks[static_cast<std::size_t>(first_)];
+    const std::size_t sequences = counts.carried + counts.sequences;
+    if (walk == Walk::kAny) {
+      const float* const data = invariants_[(value - sequences) * static_cast<std::size_t>(count_)].data;
+      return {rows.differ ? Factor::kAll : Factor::kRows, data, size_};
+    }
+    const float* data = value >= sequences ? static_cast<const float*>(problem_.invariants[value - sequences])
+                                           : element(problem_.sequences[value - counts.carried], t);
+    data += *offsets_of(rows, 0);
+    if (walk == Walk::kNumbers) return {Factor::kRows, data, lanes_};
+    return {rows.differ ? Factor::kElements : Factor::kOne, data, 0};
+  }
+
+  Factors factors(const std::vector<std::size_t>& values, std::int64_t t) const {
+    Factors made;
+    for (const std::size_t value : values) made.list[made.count++] = factor(value, t);
+    return made;
+  }
+
+  float* element(const Sequence& sequence, std::int64_t t) const {
+    const std::int64_t at = sequence.reverse ? problem_.steps - 1 - t : t;
+    return reinterpret_cast<float*>(const_cast<char*>(sequence.data) + at * sequence.bytes);
+  }
+
+  /// One step of the first `blocks` blocks, of a gated update.
+  void update_gated(std::int64_t t, std::int64_t blocks) {
+    const GatedStep& gated = *shared_.gated;
+    variant_.update_gated({blocks, width_, factors(gated.gate, t), factors(gated.update, t), factors(gated.read, t),
+                           gated.exponential, state(0, 0, t), state(0, 0, t + 1),
+                           element(problem_.stacked[0], t) + first_ * lanes_});
   }
 
   void run_block(std::int64_t t, std::int64_t block) {
@@ -306,9 +345,7 @@ class Worker {
   }
 
   void stack(std::size_t index, Vectors from, std::int64_t t, std::int64_t block, std::int64_t begin, std::int64_t end) {
-    const Sequence& sequence = problem_.stacked[index];
-    auto* data = reinterpret_cast<float*>(const_cast<char*>(sequence.data) +
-                                          (sequence.reverse ? problem_.steps - 1 - t : t) * sequence.bytes);
+    float* data = element(problem_.stacked[index], t);
     if (!step_.summed[index]) {
       scatter(from, block, begin, end, data);
       return;
@@ -344,7 +381,7 @@ void run_task(void* user, std::size_t index) {
 void run_in_blocks(const Problem& problem, const elementwise::Plan& plan, const Variant& variant,
                    const elementwise::Variant& elementwise, const ParallelFor& parallel_for) {
   const Step& step = *problem.step;
-  Shared shared{&problem, &plan, &variant, &elementwise, {}, 1, 1, 0, 0};
+  Shared shared{&problem, &plan, &variant, &elementwise, find_gated(step), {}, 1, 1, 0, 0};
   if (!problem.domain.empty()) shared.width = problem.domain.back();
   for (std::size_t axis = 0; axis + 1 < problem.domain.size(); ++axis) shared.row_count *= problem.domain[axis];
   shared.blocks = (shared.row_count + variant.lanes - 1) / variant.lanes;

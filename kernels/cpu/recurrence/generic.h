@@ -64,6 +64,44 @@ inline float multiply_rows(const float* a, const float* b, std::int64_t count) {
   return simd::V::sum(simd::V::add(simd::V::add(sums[0], sums[1]), simd::V::add(sums[2], sums[3])));
 }
 
+/// Elements of a row that go through a gated update together: as many as sums, which hide the latency of an addition.
+constexpr int kUpdated = 4;
+
+template <int N>
+inline simd::Pack<N> fetch(const Factor& factor, std::int64_t block, std::int64_t element) {
+  using F = simd::Pack<N>;
+  const float* const data = factor.data + block * factor.distance;
+  switch (factor.kind) {
+    case Factor::kOne: return simd::splat<F>(*data);
+    case Factor::kRows: return simd::load<F>(data, 0);
+    case Factor::kAll: return simd::load<F>(data + element * static_cast<std::int64_t>(simd::W), simd::W);
+    default: break;
+  }
+  F numbers;
+  for (int v = 0; v < N; ++v) numbers.v[v] = simd::V::set1(data[element + v]);
+  return numbers;
+}
+
+template <int N>
+inline simd::Pack<N> product(const Factors& factors, std::int64_t block, std::int64_t element) {
+  simd::Pack<N> all = fetch<N>(factors.list[0], block, element);
+  for (int i = 1; i < factors.count; ++i) all = all * fetch<N>(factors.list[i], block, element);
+  return all;
+}
+
+/// Updates some elements of a block's rows; what they add to the sums.
+template <int N>
+inline simd::Pack<N> update_elements(const GatedUpdate& all, std::int64_t block, std::int64_t element) {
+  using F = simd::Pack<N>;
+  const std::int64_t at = (block * all.width + element) * static_cast<std::int64_t>(simd::W);
+  F gate = product<N>(all.gate, block, element);
+  if (all.exponential) gate = simd::exp(gate);
+  F made = gate * simd::load<F>(all.state + at, simd::W) + product<N>(all.update, block, element);
+  simd::store(all.next + at, made);
+  for (int i = 0; i < all.read.count; ++i) made = made * fetch<N>(all.read.list[i], block, element);
+  return made;
+}
+
 }  // namespace
 
 namespace ONNXOPT_VARIANT {
@@ -133,6 +171,17 @@ void sum(const float* vectors, std::int64_t distance, std::int64_t count, bool m
     for (int k = 0; k < 4; ++k) sums[k] = simd::V::add(sums[k], simd::V::load(vectors + k * distance));
   for (; i < count; ++i, vectors += distance) sums[0] = simd::V::add(sums[0], simd::V::load(vectors));
   simd::V::store(to, simd::V::add(simd::V::add(sums[0], sums[1]), simd::V::add(sums[2], sums[3])));
+}
+
+void update_gated(const GatedUpdate& all) {
+  for (std::int64_t block = 0; block < all.blocks; ++block) {
+    auto sums = simd::splat<simd::Pack<kUpdated>>(0.0f);
+    std::int64_t element = 0;
+    for (; element + kUpdated <= all.width; element += kUpdated) sums = sums + update_elements<kUpdated>(all, block, element);
+    for (; element < all.width; ++element) sums.v[0] = simd::V::add(sums.v[0], update_elements<1>(all, block, element).v[0]);
+    simd::V::store(all.sums + block * static_cast<std::int64_t>(simd::W),
+                   simd::V::add(simd::V::add(sums.v[0], sums.v[1]), simd::V::add(sums.v[2], sums.v[3])));
+  }
 }
 
 }  // namespace ONNXOPT_VARIANT

@@ -21,14 +21,16 @@ namespace onnxopt::recurrence {
   void powers(const float*, const float*, bool, std::int64_t, float*);                                             \
   void spread(const float*, std::int64_t, float*);                                                                 \
   void sum(const float*, std::int64_t, std::int64_t, bool, float*);                                                \
+  void update_gated(const GatedUpdate&);                                                                           \
   }
 #include "kernels/cpu/recurrence/variants.inc"
 #undef RECURRENCE_VARIANT
 
 std::span<const Variant> variants() {
   static constexpr Variant list[] = {
-#define RECURRENCE_VARIANT(name, isa, lanes) \
-  {"recurrence__" #name, isa, lanes, name::multiply, name::multiply_plain, name::powers, name::spread, name::sum},
+#define RECURRENCE_VARIANT(name, isa, lanes)                                               \
+  {"recurrence__" #name, isa,          lanes,     name::multiply,    name::multiply_plain, \
+   name::powers,         name::spread, name::sum, name::update_gated},
 #include "kernels/cpu/recurrence/variants.inc"
 #undef RECURRENCE_VARIANT
   };

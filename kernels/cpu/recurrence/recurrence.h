@@ -92,6 +92,30 @@ struct PackedProduct {
   std::int64_t y_step;
 };
 
+/// A factor of the products of a gated update (gated.h), in blocks of as many rows as a vector has lanes.
+struct Factor {
+  enum Kind : std::uint8_t { kOne, kRows, kElements, kAll };
+
+  Kind kind;                  // one number, a vector that all elements share, a number or a vector for each element
+  const float* data;          // of the first block
+  std::int64_t distance = 0;  // floats from one block to the next
+};
+
+struct Factors {
+  static constexpr std::size_t kMost = 3;
+  Factor list[kMost];
+  int count = 0;
+};
+
+/// One step of a gated update. A block of the state has a vector for each of `width` elements, and one vector of sums.
+struct GatedUpdate {
+  std::int64_t blocks, width;
+  Factors gate, update, read;
+  bool exponential;
+  const float* state;
+  float *next, *sums;
+};
+
 /// One implementation, for one instruction set: columns of rows times a packed matrix, and what blocks of as many rows as a vector
 /// has lanes are made of and reduced by.
 struct Variant {
@@ -109,6 +133,8 @@ struct Variant {
   void (*spread)(const float* from, std::int64_t count, float* to);
   /// Adds `count` vectors, and `to` as well where there were `more` before, into `to`.
   void (*sum)(const float* vectors, std::int64_t distance, std::int64_t count, bool more, float* to);
+  /// What the operations of the update one by one, and `sum`, give.
+  void (*update_gated)(const GatedUpdate& update);
 };
 
 /// The variants that were built, best first; the portable one is last.
