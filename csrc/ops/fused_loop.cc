@@ -45,6 +45,7 @@ Result<Form> read_form(const Attributes& attributes) {
   step.matrices = form.columns.size();
   step.next = numbers(attributes, "next");
   step.stacked = numbers(attributes, "stacked");
+  step.growing = numbers(attributes, "growing");
   if (const std::optional<std::int64_t> keep = attributes.integer("keep")) step.keep = static_cast<std::size_t>(*keep);
   const std::optional<std::string> text = attributes.string("step");
   if (!text) return Made::failure("It has no attribute 'step'.");
@@ -135,19 +136,21 @@ Result<std::unique_ptr<Kernel>> create(const Attributes& attributes, std::string
   return Created(std::make_unique<FusedLoop>(std::move(*form), *variants));
 }
 
-/// Carried values keep their types and shapes; what is stacked is known from the model alone.
+/// Carried values keep their types and, unless they grow, their shapes; what is stacked is known from the model alone.
 std::vector<std::optional<InferredType>> infer(const Attributes& attributes, std::span<const InferredType> inputs) {
   const Result<Form> form = read_form(attributes);
   if (!form || inputs.size() != form->inputs()) return {};
   std::vector<std::optional<InferredType>> types;
   for (std::size_t i = 0; i < form->step.carried; ++i) types.push_back(inputs[kFirst + i]);
+  for (const std::size_t value : form->step.growing)
+    for (Dim& dim : types[value]->shape) dim = {-1, fresh_dim()};
   return types;
 }
 
 }  // namespace
 
 const Op& fused_loop() {
-  static const char* const attributes[] = {"carried", "invariants", "columns", "step", "next", "stacked", "keep"};
+  static const char* const attributes[] = {"carried", "invariants", "columns", "step", "next", "stacked", "growing", "keep"};
   static const std::vector<Variant> list = list_variants(recurrence::variants());
   static const Op op{"FusedLoop", attributes, list, create, infer};
   return op;

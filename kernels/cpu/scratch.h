@@ -19,6 +19,7 @@ enum class ScratchOwner {
   kAttention,
   kNorm,
   kRecurrence,
+  kRecurrenceChanged,
   kRecurrenceTiles,
   kQgemm,
   kQconv,

@@ -177,7 +177,7 @@ bool run_loop(const Case& one, Random& random, const recurrence::Variant& varian
   const std::string text =
       "product 1 0 2; map 4 ! i0:f32 | t0=clip(i0,#-0x1p+3:f32,#0x1p+3:f32) | t0:f32; sum 5 0; map 6 3 ! i0:f32 i1:f32 | "
       "t0=greater_equal(i0,i1) | t0:bool";
-  recurrence::LoopStep given{1, 2, 1, {}, {5}, {5}, 7, 0};
+  recurrence::LoopStep given{1, 2, 1, {}, {5}, {5}, {}, 7, 0};
   const auto step = recurrence::parse_loop(text, std::move(given));
   if (!step) return false;
   using elementwise::DType;
@@ -245,7 +245,7 @@ bool run_statements(const Case& one, const recurrence::Variant& variant, const P
       twice +
       " 1; topk 11 1 1 1; map 6 9 11 12 ! i0:f32 i1:f32 i2:f32 i3:f32 | t0=add(i0,i1) t1=add(t0,i2) t2=add(t1,i3) "
       "t3=clip(t2,#-0x1p+3:f32,#0x1p+3:f32) | t3:f32";
-  recurrence::LoopStep given{1, 1, 0, {}, {13}, {13}, {}, 0};
+  recurrence::LoopStep given{1, 1, 0, {}, {13}, {13}, {}, {}, 0};
   const auto step = recurrence::parse_loop(text, std::move(given));
   if (!step) {
     std::printf("%s\n", step.error().c_str());
@@ -271,6 +271,28 @@ bool run_statements(const Case& one, const recurrence::Variant& variant, const P
   return (*made)[0].bytes.size() == state.size() * sizeof(float);
 }
 
+/// s gets a row of the sums of its columns.
+bool run_growing(const Case& one, const recurrence::Variant& variant, const ParallelFor& parallel_for) {
+  recurrence::LoopStep given{1, 0, 0, {}, {3}, {2}, {0}, {}, 0};
+  const auto step = recurrence::parse_loop("sum 1 1 0; concat 0 1 2", std::move(given));
+  if (!step) return false;
+  const recurrence::LoopInput carried[] = {{elementwise::DType::f32, {one.rows, one.width}, one.h.data.get()}};
+  const auto made =
+      recurrence::run_loop({&*step, one.steps, true, carried, {}, {}}, *recurrence::variants_of(variant.name), parallel_for);
+  if (!made) return false;
+  std::vector<float> state(one.h.data.get(), one.h.data.get() + one.rows * one.width);
+  for (std::int64_t t = 0; t < one.steps; ++t) {
+    std::vector<float> sums(static_cast<std::size_t>(one.width), 0.0f);
+    for (std::size_t i = 0; i < state.size(); ++i) sums[i % sums.size()] += state[i];
+    state.insert(state.end(), sums.begin(), sums.end());
+  }
+  const recurrence::LoopOutput& last = (*made)[0];
+  if (last.bytes.size() == state.size() * sizeof(float) && std::memcmp(last.bytes.data(), state.data(), last.bytes.size()) == 0)
+    return true;
+  std::printf("%s: a growing value is something else\n", variant.name);
+  return false;
+}
+
 bool run_one(Random& random, int) {
   const Case one = draw(random);
   const Floats wanted = expected(one);
@@ -280,7 +302,8 @@ bool run_one(Random& random, int) {
         const Runner runner{
             variant.name, [&](const auto& problem) { return recurrence::run(problem, variant, same_isa(variant), parallel_for); }};
         if (!run_case(one, runner, wanted) || !run_sums(random, runner, false) || !run_sums(random, runner, true) ||
-            !run_loop(one, random, variant, parallel_for) || !run_statements(one, variant, parallel_for))
+            !run_loop(one, random, variant, parallel_for) || !run_statements(one, variant, parallel_for) ||
+            !run_growing(one, variant, parallel_for))
           return false;
       }
   const Runner emulated{"recurrence__cuda_emulated", recurrence::cuda::emulate};

@@ -289,7 +289,22 @@ def test_carried_values_are_swapped_and_counted(variant: str) -> None:
     np.testing.assert_array_equal(stacked, [i + (b if i % 2 else a) for i in range(5)])
 
 
+@pytest.mark.parametrize("limit", [0, 1, 2, 70])
+def test_rows_that_are_appended(limit: int, variant: str) -> None:
+    """s gets a row of the sums of its columns, and the number of elements that it has is what the sum of ones gives."""
+    s, other = np.full((2, 20), 1e-3, np.float32), np.zeros((1, 20), np.float32)
+    attributes = {"invariants": 1, "step": "sum 1 1 0; concat 0 1 3", "next": [4], "stacked": [3], "growing": [0]}
+    final, sums = run([*start(limit), s, other], attributes, variant)
+    expected = s.astype(np.float64)
+    for made in sums:
+        np.testing.assert_allclose(made, expected.sum(0, keepdims=True), rtol=1e-5)
+        expected = np.concatenate([expected, expected.sum(0, keepdims=True).astype(np.float32)])
+    assert sums.shape == (limit, 1, 20)
+    np.testing.assert_allclose(final, expected, rtol=1e-5)
+
+
 WRONG_NODES = {
+    "a growing value that is not carried": ({"growing": [1]}, "carries no value 1"),
     "no text": ({"step": None}, "no attribute 'step'"),
     "no statement": ({"step": "nothing 1"}, "'nothing 1' is no statement"),
     "an unknown value": ({"step": "sum 9 0"}, "is no statement"),
@@ -324,6 +339,12 @@ WRONG_INPUTS = {
     "a shape that changes": ([*start(), ONES, np.ones((3, 2), np.float32)], "becomes another type or one of the shape"),
     "shapes that do not fit": ([*start(), ONES, np.ones(3, np.float32)], "broadcast"),
 }
+
+
+def test_values_that_grow_are_not_stacked() -> None:
+    attributes = {"invariants": 1, "step": "concat 0 1 2", "next": [3], "stacked": [3], "growing": [0]}
+    with pytest.raises(ValueError, match=r"stacks values of the shapes \[4\] and \[6\]"):
+        run([*start(), ONES, ONES], attributes)
 
 
 @pytest.mark.parametrize("case", WRONG_INPUTS)

@@ -277,6 +277,59 @@ def test_scans(name: str, steps: int) -> None:
         assert_same(before, after, {"a": A, "x": RNG.normal(0, 1, x).astype(np.float32)}, library=library)
 
 
+GROWING = {
+    "rows that are appended": ("1,8", "r = ReduceMean<axes = [0], keepdims = 1>(s) s2 = Concat<axis = 0>(s, r) z = Neg(r)"),
+    "columns that are put before": ("3,1", "r = ReduceMax<axes = [1], keepdims = 1>(s) t = Neg(r) s2 = Concat<axis = 1>(t, s) z = Neg(r)"),
+    "attention over earlier rows": ("1,8", "q = Slice(s, last, many, first) t = Transpose(s) m = MatMul(q, t) p = Softmax(m) v = MatMul(p, s) s2 = Concat<axis = 0>(s, v) z = Tanh(v)"),
+    "doubled": ("1,1", "t = Mul(s, half) s2 = Concat<axis = 0>(s, t) z = ReduceSum<keepdims = 1>(t, both)"),
+    "rows that are dropped": ("1,1", "s2 = Slice(s, unit, many, first) z = ReduceSum<keepdims = 1>(s, both)"),
+    "rows that change as well": ("1,8", "r = ReduceMax<axes = [0], keepdims = 1>(s) t = Sub(s, r) w0 = Reshape(t, dims) v = Reshape(w0, dims8) s2 = Concat<axis = 0>(r, v) z = Neg(r)"),
+}  # fmt: skip
+GROWING_WEIGHTS = {
+    "last": [-1],
+    "many": [99],
+    "first": [0],
+    "unit": [1],
+    "both": [0, 1],
+    "dims": [-1, 4],
+    "dims8": [-1, 8],
+}
+
+
+@pytest.mark.parametrize("name", GROWING)
+def test_carried_values_that_grow_and_are_read(name: str) -> None:
+    stacked, body = GROWING[name]
+    before = loop(
+        f"{body} d = Less(i, seven)",
+        f"float[?,?] s2, float[{stacked}] z",
+        inside="float[?,?] s",
+        outputs=f"float[?,?] y, float[t,{stacked}] u",
+    )
+    for key, value in GROWING_WEIGHTS.items():
+        before.graph.initializer.append(onnx.numpy_helper.from_array(np.array(value), key))
+    after = fuse(before)
+    for one in (feeds(3), feeds(0), feeds(1), feeds(2)):
+        for library in (False, True):
+            assert_same(before, after, one, library=library)
+
+
+@pytest.mark.parametrize("limit", [0, 1, 2, 7])
+def test_growing_values_that_change_places(limit: int) -> None:
+    """Two lists of rows that are swapped while one of them grows, beside a value that does not."""
+    before = loop(
+        "p2 = Identity(s) r = ReduceMax<axes = [0], keepdims = 1>(p) s2 = Concat<axis = 0>(p, r) k2 = Add(k, r) d = Identity(true)",
+        "float[?,8] p2, float[?,8] s2, float[1,8] k2",
+        inputs="n, c, a, pair, pair",
+        inside="float[?,8] p, float[?,8] s, float[1,8] k",
+        left="x, y, u",
+        outputs="float[?,8] x, float[?,8] y, float[1,8] u",
+    )
+    before.graph.initializer.append(onnx.numpy_helper.from_array(A[:1], "pair"))
+    after = fuse(before)
+    for library in (False, True):
+        assert_same(before, after, feeds(limit), library=library)
+
+
 REFUSED = {
     "a condition that is read": ("s2 = Where(o, s, a) z = Identity(s2) d = Identity(true)", "reads its condition"),
     "an op of another kind": ("s2 = Hardmax(s) z = Identity(s2) d = Identity(true)", "Hardmax is not element-wise"),

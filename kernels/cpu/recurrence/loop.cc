@@ -1,6 +1,7 @@
 #include "kernels/cpu/recurrence/loop.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <string>
 
@@ -37,6 +38,8 @@ Result<LoopStep> parse_loop(std::string_view text, LoopStep step) {
   if (step.next.size() != step.carried)
     return Made::failure("Its attribute 'next' has " + std::to_string(step.next.size()) + " numbers for " +
                          std::to_string(step.carried) + " carried values.");
+  for (const std::size_t value : step.growing)
+    if (value >= step.carried) return Made::failure("Its step carries no value " + std::to_string(value) + ".");
   std::vector<std::size_t> named = step.next;
   named.insert(named.end(), step.stacked.begin(), step.stacked.end());
   if (step.keep) named.push_back(*step.keep);
@@ -107,34 +110,41 @@ class Runner {
         variant_(*variants.recurrence),
         elementwise_(*variants.elementwise),
         norm_(*variants.norm),
-        parallel_for_(parallel_for) {}
-
-  /// Empty, or a sentence.
-  std::string prepare() {
-    Result<LoopPlan> plan = plan_loop(problem_);
-    if (!plan) return plan.error();
-    plan_ = std::move(*plan);
+        parallel_for_(parallel_for),
+        carried_(problem.carried.begin(), problem.carried.end()) {
+    problem_.carried = carried_;
     at_.push_back(reinterpret_cast<const char*>(&iteration_));
     for (const LoopInput& one : problem_.carried) at_.push_back(static_cast<const char*>(one.data));
     for (const LoopInput& one : problem_.invariants) at_.push_back(static_cast<const char*>(one.data));
     at_.resize(step_.values);
-    place();
-    return "";
+  }
+
+  /// Plans the next step, of carried values of these shapes. Empty, or a sentence.
+  std::string plan() {
+    std::string sentence = plan_loop(problem_, plan_);
+    if (sentence.empty()) place();
+    return sentence;
   }
 
   Result<std::vector<LoopOutput>> run() {
-    std::vector<LoopOutput> made;
-    for (std::size_t i = 0; i < step_.carried; ++i) made.push_back({plan_.values[1 + i].type, plan_.values[1 + i].shape, {}});
+    using Outputs = Result<std::vector<LoopOutput>>;
+    std::vector<LoopOutput> made(step_.carried);
     for (const std::size_t value : step_.stacked) made.push_back({plan_.values[value].type, plan_.values[value].shape, {}});
     bool keep = problem_.begin;
     for (iteration_ = 0; keep && iteration_ < problem_.limit; ++iteration_) {
-      if (std::string sentence = run_step(); !sentence.empty())
-        return Result<std::vector<LoopOutput>>::failure(std::move(sentence));
-      for (std::size_t i = 0; i < step_.stacked.size(); ++i) append(made[step_.carried + i], step_.stacked[i]);
+      std::string sentence = changed_ ? plan() : "";
+      if (sentence.empty()) sentence = run_step();
+      for (std::size_t i = 0; sentence.empty() && i < step_.stacked.size(); ++i)
+        sentence = stack(made[step_.carried + i], step_.stacked[i]);
+      if (!sentence.empty()) return Outputs::failure(std::move(sentence));
       if (step_.keep) keep = *reinterpret_cast<const std::uint8_t*>(at_[*step_.keep]) != 0;
+      changed_ = take_shapes();
       carry_on();
     }
-    for (std::size_t i = 0; i < step_.carried; ++i) append(made[i], 1 + i);
+    for (std::size_t i = 0; i < step_.carried; ++i) {
+      const auto* const data = reinterpret_cast<const std::byte*>(at_[1 + i]);
+      made[i] = {carried_[i].type, carried_[i].shape, {data, data + bytes_of(carried_[i])}};
+    }
     for (std::size_t i = 0; i < step_.stacked.size(); ++i) {
       Shape& shape = made[step_.carried + i].shape;
       shape.insert(shape.begin(), iteration_);
@@ -147,21 +157,24 @@ class Runner {
     return plan_.values[statement.operands[operand]].shape;
   }
 
-  /// Memory of computed values and of carried ones that are copied, twice: for this step and for the one before.
+  /// Memory of computed values and of carried ones that are copied, twice: for this step and for the one before. The step before a
+  /// new plan has memory of its own.
   void place() {
     constexpr std::size_t kLine = 64;
     std::size_t bytes = 0;
     offsets_.assign(step_.values, 0);
-    const auto is_own = [&](std::size_t value) {
-      return value >= step_.outer() ? plan_.has_own_memory(value) : value > 0 && value <= step_.carried;
-    };
-    for (std::size_t value = 0; value < step_.values; ++value) {
-      if (!is_own(value)) continue;
+    for (std::size_t value = 1; value < step_.values; ++value) {
+      const bool carried = value <= step_.carried;
+      if (!carried && (value < step_.outer() || !plan_.has_own_memory(value))) continue;
       offsets_[value] = bytes;
-      bytes += (plan_.values[value].bytes() + kLine - 1) / kLine * kLine;
+      const std::size_t own = plan_.values[carried ? step_.next[value - 1] : value].bytes();
+      bytes += (own + kLine - 1) / kLine * kLine;
     }
     half_ = bytes;
-    memory_ = scratch(2 * bytes + kLine, ScratchOwner::kRecurrence);
+    plans_ += 1;
+    // What grows step by step should not ask for new memory in each.
+    const std::size_t whole = step_.growing.empty() ? 2 * bytes + kLine : std::bit_ceil(2 * bytes + kLine);
+    memory_ = scratch(whole, plans_ % 2 ? ScratchOwner::kRecurrence : ScratchOwner::kRecurrenceChanged);
   }
 
   char* own(std::size_t value) const { return memory_ + (iteration_ & 1 ? half_ : 0) + offsets_[value]; }
@@ -343,19 +356,41 @@ class Runner {
     std::copy(next_.begin(), next_.end(), at_.begin() + 1);
   }
 
-  void append(LoopOutput& output, std::size_t value) const {
-    const auto* data = reinterpret_cast<const std::byte*>(at_[value]);
-    output.bytes.insert(output.bytes.end(), data, data + plan_.values[value].bytes());
+  /// Notes the shapes of what is carried on. Whether any is another one.
+  bool take_shapes() {
+    bool changed = false;
+    for (const std::size_t i : step_.growing) {
+      const Shape& shape = plan_.values[step_.next[i]].shape;
+      changed = changed || shape != carried_[i].shape;
+      carried_[i].shape = shape;
+    }
+    return changed;
   }
 
-  const LoopProblem& problem_;
+  static std::size_t bytes_of(const LoopInput& input) {
+    return static_cast<std::size_t>(elements_of(input.shape)) * elementwise::size_of(input.type);
+  }
+
+  std::string stack(LoopOutput& output, std::size_t value) const {
+    if (plan_.values[value].shape != output.shape)
+      return "It stacks values of the shapes " + elementwise::text_of(output.shape) + " and " +
+             elementwise::text_of(plan_.values[value].shape) + ".";
+    const auto* data = reinterpret_cast<const std::byte*>(at_[value]);
+    output.bytes.insert(output.bytes.end(), data, data + plan_.values[value].bytes());
+    return "";
+  }
+
+  LoopProblem problem_;
   const LoopStep& step_;
   const Variant& variant_;
   const elementwise::Variant& elementwise_;
   const norm::Variant& norm_;
   const ParallelFor& parallel_for_;
+  std::vector<LoopInput> carried_;  // types and shapes of now
   LoopPlan plan_;
   std::int64_t iteration_ = 0;
+  bool changed_ = false;  // whether the next step needs another plan
+  std::size_t plans_ = 0;
   std::vector<const char*> at_, next_;  // where values are in this step, and carried ones in the next
   std::vector<std::size_t> offsets_;
   std::size_t half_ = 0;
@@ -382,7 +417,7 @@ Result<Variants> variants_of(std::string_view name) {
 
 Result<std::vector<LoopOutput>> run_loop(const LoopProblem& problem, const Variants& variants, const ParallelFor& parallel_for) {
   Runner runner(problem, variants, parallel_for);
-  if (const std::string sentence = runner.prepare(); !sentence.empty()) return Result<std::vector<LoopOutput>>::failure(sentence);
+  if (const std::string sentence = runner.plan(); !sentence.empty()) return Result<std::vector<LoopOutput>>::failure(sentence);
   return runner.run();
 }
 

@@ -23,7 +23,8 @@
 //     scatter VALUE INDICES UPDATES    a copy with parts replaced, as ScatterND says
 //     element VALUE AXIS REVERSE       what belongs to the iteration, in a sequence as long as the limit
 //
-// What only views a value copies nothing where the elements lie one after the other.
+// What only views a value copies nothing where the elements lie one after the other. Where the dims of a carried value change, as
+// those of a cache that a step appends to, the next step is planned anew.
 #pragma once
 
 #include <cstddef>
@@ -76,6 +77,7 @@ struct LoopStep {
   std::vector<Statement> statements;
   std::vector<std::size_t> next;     // of each carried value, what it is in the next step
   std::vector<std::size_t> stacked;  // values of each step that are kept
+  std::vector<std::size_t> growing;  // the carried values whose dims may change from step to step
   std::optional<std::size_t> keep;   // the condition, a bool of one element; without one the limit alone ends the loop
   std::size_t values = 0;
 

@@ -44,22 +44,41 @@ std::optional<MatmulPlan> plan_matmul(Shape left, Shape right) {
 
 class Planner {
  public:
-  explicit Planner(const LoopProblem& problem) : problem_(problem), step_(*problem.step) {}
+  Planner(const LoopProblem& problem, LoopPlan& plan)
+      : problem_(problem), step_(*problem.step), plan_(plan), is_first_(plan.values.empty()), changed_(step_.values, is_first_) {
+    plan.values.resize(step_.values);
+  }
 
-  Result<LoopPlan> plan() {
+  /// Empty, or a sentence.
+  std::string plan() {
     note(DType::i64, {});
     for (const LoopInput& one : problem_.carried) note(one.type, one.shape);
     for (const LoopInput& one : problem_.invariants) note(one.type, one.shape);
-    for (const Statement& statement : step_.statements)
-      if (std::string sentence = infer(statement); !sentence.empty()) return Result<LoopPlan>::failure(std::move(sentence));
-    if (std::string sentence = check(); !sentence.empty()) return Result<LoopPlan>::failure(std::move(sentence));
-    if (std::string sentence = make_plans(); !sentence.empty()) return Result<LoopPlan>::failure(std::move(sentence));
-    return std::move(plan_);
+    for (const Statement& statement : step_.statements) {
+      next_ = statement.first;
+      if (!is_concerned(statement)) continue;
+      if (std::string sentence = infer(statement); !sentence.empty()) return sentence;
+    }
+    if (std::string sentence = check(); !sentence.empty()) return sentence;
+    return make_plans();
   }
 
  private:
   void note(DType type, Shape shape, std::optional<std::size_t> root = std::nullopt, const Along& along = {}) {
-    plan_.values.push_back({type, std::move(shape), root.value_or(plan_.values.size()), along, {}, {}});
+    const std::size_t value = next_++;
+    LoopValue& known = plan_.values[value];
+    const bool same = !is_first_ && known.shape == shape && known.root == root.value_or(value);
+    changed_[value] = !same;
+    known = {type, std::move(shape), root.value_or(value), along, {}, {}};
+  }
+
+  /// The value that was noted last.
+  LoopValue& noted() { return plan_.values[next_ - 1]; }
+
+  /// Whether a statement reads anything that is not as it was in the plan before.
+  bool is_concerned(const Statement& statement) const {
+    return is_first_ ||
+           std::any_of(statement.operands.begin(), statement.operands.end(), [&](std::size_t value) { return changed_[value]; });
   }
 
   DType type_of(const Statement& statement, std::size_t operand) const { return plan_.values[statement.operands[operand]].type; }
@@ -70,11 +89,13 @@ class Planner {
 
   /// What a step makes of carried values and of its condition; empty, or a sentence.
   std::string check() const {
-    for (std::size_t i = 0; i < step_.carried; ++i)
-      if (plan_.values[step_.next[i]].type != plan_.values[1 + i].type ||
-          plan_.values[step_.next[i]].shape != plan_.values[1 + i].shape)
-        return "Carried value " + std::to_string(i) + " is of the shape " + elementwise::text_of(plan_.values[1 + i].shape) +
-               " and becomes another type or one of the shape " + elementwise::text_of(plan_.values[step_.next[i]].shape) + ".";
+    for (std::size_t i = 0; i < step_.carried; ++i) {
+      const LoopValue &before = plan_.values[1 + i], &after = plan_.values[step_.next[i]];
+      const bool grows = std::find(step_.growing.begin(), step_.growing.end(), i) != step_.growing.end();
+      if (after.type != before.type || (grows ? after.shape.size() != before.shape.size() : after.shape != before.shape))
+        return "Carried value " + std::to_string(i) + " is of the shape " + elementwise::text_of(before.shape) +
+               " and becomes another type or one of the shape " + elementwise::text_of(after.shape) + ".";
+    }
     if (step_.keep && (plan_.values[*step_.keep].type != DType::boolean || plan_.values[*step_.keep].elements() != 1))
       return "Its condition is no bool of one element.";
     return "";
@@ -122,7 +143,7 @@ class Planner {
       return "Values of the shapes " + elementwise::text_of(shape_of(statement, 0)) + " and " +
              elementwise::text_of(shape_of(statement, 1)) + " cannot be multiplied.";
     note(DType::f32, plan->shape);
-    plan_.values.back().matmul = std::move(*plan);
+    noted().matmul = std::move(*plan);
     return "";
   }
 
@@ -209,7 +230,7 @@ class Planner {
     Result<View> view = view_of(statement.move, plan_.values[value].shape, numbers);
     if (!view) return view.error();
     note(plan_.values[value].type, view->shape, view->is_dense() ? std::optional(plan_.values[value].root) : std::nullopt);
-    plan_.values.back().view = std::move(*view);
+    noted().view = std::move(*view);
     return "";
   }
 
@@ -283,15 +304,19 @@ class Planner {
   }
 
   std::string make_plans() {
+    std::size_t map = 0;
     for (const Statement& statement : step_.statements) {
       if (statement.kind != Statement::kMap) continue;
+      const std::size_t number = map++;
+      if (plan_.maps.size() < map) plan_.maps.emplace_back();
+      if (!is_concerned(statement)) continue;
       const auto shapes = shapes_of(statement);
       const std::vector<const void*> inputs(shapes.size());
       const std::vector<void*> targets(statement.results);
       const std::vector<Shape> made(statement.results, plan_.values[statement.first].shape);
       const Result<bool> planned = elementwise::for_each_plan(statement.program, {inputs, shapes, targets, made},
                                                               [&](const elementwise::Plan& plan) -> Result<bool> {
-                                                                plan_.maps.push_back(plan);
+                                                                plan_.maps[number] = plan;
                                                                 return true;
                                                               });
       if (!planned) return planned.error();
@@ -301,7 +326,10 @@ class Planner {
 
   const LoopProblem& problem_;
   const LoopStep& step_;
-  LoopPlan plan_;
+  LoopPlan& plan_;
+  const bool is_first_;
+  std::vector<bool> changed_;  // of each value, whether its shape or place is not as it was
+  std::size_t next_ = 0;       // the value that is noted next
 };
 
 }  // namespace
@@ -314,6 +342,6 @@ std::int64_t LoopValue::elements() const {
 
 std::size_t LoopValue::bytes() const { return static_cast<std::size_t>(elements()) * elementwise::size_of(type); }
 
-Result<LoopPlan> plan_loop(const LoopProblem& problem) { return Planner(problem).plan(); }
+std::string plan_loop(const LoopProblem& problem, LoopPlan& plan) { return Planner(problem, plan).plan(); }
 
 }  // namespace onnxopt::recurrence

@@ -1,5 +1,5 @@
-// What is known of a loop before its first step: types and shapes of its values, what views what, and how products and programs
-// run.
+// What is known of a loop before its first step, or before one whose carried values have other dims than those before: types and
+// shapes of its values, what views what, and how products and programs run.
 #pragma once
 
 #include <cstddef>
@@ -41,7 +41,7 @@ struct LoopPlan {
   bool has_own_memory(std::size_t value) const { return values[value].root == value; }
 };
 
-/// The plan of a loop, or what is wrong with its inputs.
-Result<LoopPlan> plan_loop(const LoopProblem& problem);
+/// Plans a loop, or brings its plan up to date after carried values have got other shapes. Empty, or what is wrong with its inputs.
+std::string plan_loop(const LoopProblem& problem, LoopPlan& plan);
 
 }  // namespace onnxopt::recurrence

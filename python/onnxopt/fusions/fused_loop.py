@@ -10,7 +10,7 @@ import numpy as np
 from onnxopt import ir
 from onnxopt.fusions.fused_recurrence import body_text
 from onnxopt.fusions.loop_statements import MOST_WORK, Line, Statements, Word, multiplications, statements_of
-from onnxopt.loops import Loop, arranged, length
+from onnxopt.loops import Carry, Loop, arranged, length
 from onnxopt.loops.trips import condition_is_true
 from onnxopt.ops import fused_elementwise as elementwise
 from onnxopt.ops import fused_loop as op
@@ -44,6 +44,7 @@ class _Analysis:
         self.parts: list[_Part] = []
         self.aliases: dict[ir.Value, ir.Value] = {}
         self._map_of: dict[ir.Value, _Map] = {}
+        self.growing: list[int] = []
         self.keep: ir.Value | None = None
 
     def refuse(self) -> Refusal | None:
@@ -69,13 +70,16 @@ class _Analysis:
         loop, shapes = self.loop, self.ctx.shapes
         if not loop.carries:
             return Refusal("it carries nothing")
-        for carry in loop.carries:
+        for index, carry in enumerate(loop.carries):
             if shapes.dtype(carry.inside) not in op.SPEC.dtypes:
                 return Refusal(
                     "'{}' is no tensor of a type that the kernel has", carry.inside.name, culprit=carry.inside
                 )
-            if not all(shapes.same_shape(carry.inside, one) for one in (carry.initial, carry.after)):
+            if self._keeps_shape(carry):
+                continue
+            if loop.is_scan or shapes.rank(carry.inside) is None:
                 return Refusal("the shape of '{}' may change", carry.inside.name, culprit=carry.inside)
+            self.growing.append(index)
         if loop.condition_inside is None:
             return self._refuse_sequences()
         if loop.iteration is not None and shapes.shape(loop.iteration) != ():
@@ -85,6 +89,9 @@ class _Analysis:
         if loop.condition is not None and shapes.shape(loop.condition) not in ((), (1,)):
             return Refusal("its condition may be no single bool", culprit=loop.condition)
         return None
+
+    def _keeps_shape(self, carry: Carry) -> bool:
+        return all(self.ctx.shapes.same_shape(carry.inside, one) is True for one in (carry.initial, carry.after))
 
     def _refuse_sequences(self) -> Refusal | None:
         if not self.loop.scan_inputs:
@@ -299,6 +306,7 @@ class _Writer:
             "step": text,
             "next": [numbers[value] for value in results[:carried]],
             "stacked": [numbers[value] for value in stacked] or None,
+            "growing": analysis.growing or None,
             "keep": None if analysis.keep is None else numbers[analysis.keep],
         }
         known = [*self.inside, *self.invariants, *(one.element for one in loop.scan_inputs)]

@@ -2,7 +2,7 @@
 
 Inputs: limit (int64), condition (bool), `carried` initial values, `invariants`, and for each of `columns` a matrix packed as
 [ceil(columns / 16), K, 16] (see fused_gemm). Outputs: the final carried values, then for each number of `stacked` a tensor [T, ...], T being the
-number of iterations. Values are float32, int32, int64 or bool of any shapes; a carried value keeps its own.
+number of iterations. Values are float32, int32, int64 or bool of any shapes; a carried value keeps its own, or only its rank where `growing` names it.
 
 `step` is what each iteration computes (the language is described in kernels/cpu/recurrence/loop.h), `next` names the values that are carried
 on, `keep` the condition of another iteration; without it the limit ends the loop. The function body is the Loop.
@@ -23,7 +23,7 @@ from onnxopt.ops.fused_recurrence import Product, StepBuilder
 
 SPEC = OpSpec(
     name="FusedLoop",
-    attributes=("carried", "invariants", "columns", "step", "next", "stacked", "keep"),
+    attributes=("carried", "invariants", "columns", "step", "next", "stacked", "growing", "keep"),
     dtypes=(DataType.FLOAT, DataType.INT32, DataType.INT64, DataType.BOOL),
     tolerance={DataType.FLOAT: 2e-5},
 )
@@ -92,15 +92,27 @@ def body(step: Step, overload: str, opset: int, shapes: ir.ShapeEnv) -> ir.Funct
     inner.copy_step(step.nodes, step.products, matrices, known)
     kept = [step.condition if step.keep is None else step.keep, *step.after, *step.stacked]
     results = [inner.op("Identity", [known[value]]) for value in kept]
-    for result, value in zip(results, kept, strict=True):
-        # Without an iteration, nothing but the declared shape says what would have been stacked.
-        shape = shapes.shape(value)
+    for index, (result, value) in enumerate(zip(results, kept, strict=True)):
         result.type = ir.TensorType(shapes.dtype(value) or DataType.FLOAT)
-        result.shape = None if shape is None else ir.Shape([dim if isinstance(dim, int) else None for dim in shape])
+        result.shape = _declared(value, shapes, stacked=index > len(step.after))
     graph = ir.Graph(inputs, results, nodes=inner.made, opset_imports={"": opset}, name="step")
     attributes = {"body": ir.Attr("body", ir.AttributeType.GRAPH, graph)}
     outputs = builder.several("Loop", [limit, condition, *initial], attributes, len(results) - 1)
     return builder.function(SPEC, overload, outputs)
+
+
+def _declared(value: ir.Value, shapes: ir.ShapeEnv, *, stacked: bool) -> ir.Shape | None:
+    """What the body says of a result. Without an iteration, nothing but that says what would have been stacked."""
+    known, given = shapes.shape(value), value.shape if stacked else None
+    if known is None:
+        return None
+    given_dims = list(given) if given is not None and len(given) == len(known) else [None] * len(known)
+    return ir.Shape(
+        [
+            one if isinstance(one, int) else other if isinstance(other, int) else None
+            for one, other in zip(known, given_dims, strict=True)
+        ]
+    )
 
 
 def sizes(product: Product, shapes: ir.ShapeEnv) -> tuple[int, int]:

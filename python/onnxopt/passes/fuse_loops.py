@@ -15,7 +15,7 @@ ON_DEVICES = Refusal("there is no kernel for CUDA devices")
 class FuseLoops(Pass):
     """Turn Loops, whether a limit or a condition of their own ends them, and Scans into FusedLoop nodes, which run without a graph around each step.
 
-    Refused: carried values whose shape may change or of other types than float32, int32, int64 and bool, steps with other ops than element-wise
+    Refused: carried values whose rank may change or of other types than float32, int32, int64 and bool, steps with other ops than element-wise
     ones, products, reductions along neighbouring axes, Softmax, LayerNormalization, ArgMax, ArgMin and those that move elements, large products,
     and bodies that read their condition.
     """
