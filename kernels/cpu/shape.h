@@ -89,7 +89,7 @@ class Shape {
   }
 
   std::size_t size_ = 0;
-  std::int64_t few_[kFew] = {};     // all sizes, where there are no more
+  std::int64_t few_[kFew];          // all sizes, where there are no more; the others are not set
   std::vector<std::int64_t> many_;  // else
 };
 

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <functional>
-#include <optional>
+#include <memory>
 
 namespace onnxopt::elementwise {
 
@@ -292,8 +292,8 @@ Result<bool> for_each_plan(const Program& program, const Arguments& arguments,
         done[other] = true;
       }
     const std::span<const std::size_t> together(members, count);
-    std::optional<Schedule> part;
-    if (count < shapes.size()) part = make_schedule(program, together);
+    std::unique_ptr<const Schedule> part;  // large: it is made only where it is needed
+    if (count < shapes.size()) part = std::make_unique<const Schedule>(make_schedule(program, together));
     Plan plan;
     if (!make_plan(plan, program, part ? *part : program.schedule(), arguments, together))
       return Result<bool>::failure("The operands are broadcast along more than 16 separate dims.");
