@@ -343,6 +343,12 @@ both("bart_encoder", "ts17 dyn18", "transformers BartEncoder", bart)
 
 
 # --- positions in the scores ---------------------------------------------------------------------------------------------
+@case("attention_xlm", "ts17", "transformers XLMModel, a mask expanded to the shape of the scores")
+def xlm() -> Any:
+    config = hf.XLMConfig(vocab_size=32, emb_dim=16, n_layers=2, n_heads=2, max_position_embeddings=32)
+    return Call(hf.XLMModel(config), "input_ids attention_mask"), masked()
+
+
 @case("attention_xlnet", "ts17", "transformers XLNetModel, relative positions, einsums")
 def xlnet() -> Any:
     config = hf.XLNetConfig(vocab_size=32, d_model=16, n_layer=1, n_head=2, d_inner=32)
@@ -441,8 +447,8 @@ EAGER_ONLY = ("gemma2", "gptj", "bloom")
 """Models for which transformers has no sdpa."""
 
 
-def decoder(name: str, steps: bool = False) -> None:
-    """A decoder without cache, or a step of it with cache, for the implementations of attention that it has."""
+def decoder(name: str, steps: str = "") -> None:
+    """A decoder without cache, or in some variants a step of it with cache, for the implementations of attention that it has."""
     module, config, model, sizes, variants = DECODERS[name]
     heads = sizes.get("num_key_value_heads", 2)
 
@@ -457,13 +463,14 @@ def decoder(name: str, steps: bool = False) -> None:
 
     stem, make = (f"{name}_cache", step) if steps else (name, whole)
     text = f"transformers {module}{', key/value cache in and out' if steps else ''}"
-    both(stem, "ts17 dyn18 dyn23" if steps else variants, text, make, kinds=("eager",) if name in EAGER_ONLY else KINDS)
+    both(stem, steps or variants, text, make, kinds=("eager",) if name in EAGER_ONLY else KINDS)
 
 
 for name in DECODERS:
     decoder(name)
 for name in ("llama", "gpt2", "qwen3", "gemma2"):
-    decoder(name, steps=True)
+    decoder(name, steps="ts17 dyn18 dyn23")
+decoder("opt", steps="ts17")
 
 
 @case("attention_llama_no_mask", "dyn18", "transformers LlamaModel without a padding mask, sdpa")

@@ -146,6 +146,18 @@ def test_exponent_of_another_type() -> None:
         (graph("e = Expand(c, k)\n y = Mul(x, e)", c=number(2), k=np.array([4, 1, 1, 5])), ["Expand", "Mul"]),
         (graph("e = Expand(x, k)\n y = Mul(e, e)", k=np.array([4, 1, 1, 5])), ["Expand", "Mul"]),
         (graph("s = Shape(x)\n e = Expand(c, s)\n y = Max(x, e)", shape="N,5", c=number(2)), ["Max"]),
+        (
+            graph("e = Expand(c, k)\n b = Cast<to=9>(e)\n y = Where(b, x, e)", c=number(0), k=np.array([1, 5])),
+            ["Cast", "Expand", "Where"],
+        ),
+        (
+            graph("b = Cast<to=9>(x)\n e = Expand(c, k)\n y = Where(b, x, e)", c=number(2), k=np.array([1, 5])),
+            ["Cast", "Where"],
+        ),
+        (
+            graph("b = Cast<to=9>(x)\n e = Expand(b, k)\n y = Where(e, x, c)", c=number(2), k=np.array([3, 1, 1])),
+            ["Cast", "Expand", "Where"],
+        ),
         (graph("y = Sum(x)"), ["Identity"]),
         (graph("y = Mean(x)"), ["Identity"]),
         (graph("y = Max(x)"), ["Identity"]),
@@ -160,6 +172,20 @@ def test_single_nodes(before: onnx.ModelProto, left: list[str]) -> None:
     after, _ = run_passes(before, *PASSES)
     assert sorted(op_list(after)) == sorted(left)
     assert_same(before, after, feed(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("sizes", [(1, 3), (3, 1), (3, 3), (0, 1)])
+@pytest.mark.parametrize(
+    "body", ["e = Expand(z, s)\n y = Sub(x, e)", "b = Cast<to=9>(z)\n e = Expand(b, s)\n y = Where(e, x, c)"]
+)
+def test_expand_to_the_shape_of_an_operand_that_may_itself_be_broadcast(body: str, sizes: tuple[int, int]) -> None:
+    """Of the two lengths nothing is known: the operand has to be broadcast after the Expand is gone."""
+    first, second = sizes
+    weights = {"c": number(2)} if "c)" in body else {}
+    before = model(f"g (float[N,5] x, float[M,5] z) => (float[K,5] y) {{ s = Shape(x)\n {body} }}", **weights)
+    after, _ = run_passes(before, *PASSES)
+    assert "Expand" not in op_list(after)
+    assert_same(before, after, {"x": feed(shape=(first, 5))["x"], "z": feed(shape=(second, 5))["x"]}, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("op", ["Abs", "Ceil", "Floor", "Relu", "Round", "Sign"])

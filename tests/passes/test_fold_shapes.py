@@ -50,6 +50,11 @@ def targets(proto: onnx.ModelProto) -> list[list[int]]:
         ("s = Shape(x)\n a = Gather(s, zero)\n b = Sub(a, a)\n y = Neg(b)", "N,3,4"),
         ("s = Shape(x)\n a = Gather(s, zero)\n b = Div(a, a)\n y = Neg(b)", "N,3,4"),
         ("s = Shape(x)\n a = Gather(s, zero)\n b = GreaterOrEqual(a, one)\n y = Not(b)", "N,3,4"),
+        ("a = EyeLike(x)\n s = Shape(x)\n t = Shape(a)\n b = Sub(s, t)\n y = Neg(b)", "N,M"),
+        (
+            "s = Shape(x)\n a = Gather(s, last)\n b = Neg(a)\n r = Range(a, b, last)\n c = Size(r)\n d = Sub(c, a)\n e = Sub(d, a)\n y = Neg(e)",
+            "3,N",
+        ),
     ],
 )
 @pytest.mark.parametrize("batch", [1, 5])
@@ -241,6 +246,17 @@ def test_one_dim_is_read_at_once(opset: int, left: list[str]) -> None:
     after, _ = run_passes(before, PASS, "eliminate_dead_code")
     assert op_list(after) == left
     assert_same(before, after, feed(5, 2, 4))
+
+
+def test_a_dim_of_no_input_is_read_of_the_tensor_that_the_model_reads() -> None:
+    before = graph(
+        "k = NonZero(x)\n b = Neg(k)\n c = Abs(b)\n s = Shape(c)\n y = Slice(s, one, far)", one=[1], far=[2**63 - 1]
+    )
+    after, _ = run_passes(before, PASS, "eliminate_dead_code")
+    assert [(node.op_type, node.input[0]) for node in after.graph.node][-1] == ("Shape", "c")
+    assert_same(before, after, feed(2, 3, 4))
+    _, again = run_passes(after, PASS)
+    assert not again.patches
 
 
 def test_what_has_the_same_name_is_the_same_dim() -> None:

@@ -10,7 +10,6 @@
 #include "kernels/cpu/recurrence/statement.h"
 #include "kernels/cpu/recurrence/text.h"
 #include "kernels/cpu/scratch.h"
-#include "kernels/cpu/sizes.h"
 
 namespace onnxopt::recurrence {
 

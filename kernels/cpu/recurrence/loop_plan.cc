@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <span>
 
+#include "kernels/cpu/sizes.h"
+
 namespace onnxopt::recurrence {
 
 namespace {
@@ -58,6 +60,9 @@ class Planner {
       next_ = statement.first;
       if (!is_concerned(statement)) continue;
       if (std::string sentence = infer(statement); !sentence.empty()) return sentence;
+      // It may be what somebody asks for at run time.
+      if (const Shape& made = plan_.values[statement.first].shape; !is_countable(made))
+        return "Value " + std::to_string(statement.first) + " of the shape " + elementwise::text_of(made) + " is too large.";
     }
     if (std::string sentence = check(); !sentence.empty()) return sentence;
     return make_plans();

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from onnxopt import ir
+from onnxopt.ir import shape_rules
 from onnxopt.passes.base import RulePass, register_pass
 from onnxopt.rewrite.patch import Builder
 from onnxopt.rewrite.pattern import op, pattern
@@ -108,14 +110,27 @@ BROADCASTING = ("Add", "Sub", "Mul", "Div", "Max", "Min", "And", "Or", "Xor", "E
 
 @pattern
 def _expanded_operand(p, x, v, shape):  # type: ignore[no-untyped-def]
-    expanded = p.Expand(v, shape, shared=True)
+    expanded = p.Expand(v, shape, shared=True, as_="expand")
     return [p.op(BROADCASTING, x, expanded), p.op(BROADCASTING, expanded, x)]
+
+
+def _is_expanded_anyway(m: Match, expand: ir.Node, others: Sequence[ir.Value]) -> bool:
+    """Whether other operands of the root, one of them or all together, have the dims that an operand is expanded to."""
+    shapes = m.ctx.shapes
+    if any(shapes.same_shape(other, m.output) is True for other in others):
+        return True
+    target = shapes.elements(expand.inputs[1])
+    known = [shape for other in others if (shape := shapes.shape(other)) is not None]
+    if target is None or not known:
+        return False
+    whole = shape_rules.broadcast(shapes, known)
+    return shape_rules.broadcast(shapes, [target, whole]) == whole
 
 
 def _other_has_shape(m: Match) -> bool | Refusal:
     if m.root.inputs[0] is m.root.inputs[1]:
         return False
-    if m.ctx.shapes.same_shape(m["x"], m.output) is True:
+    if _is_expanded_anyway(m, m.node("expand"), [m["x"]]):
         return True
     return Refusal("'{}' may be broadcast to another shape", m["x"].name, culprit=m.root)
 
@@ -124,6 +139,19 @@ def _other_has_shape(m: Match) -> bool | Refusal:
 def drop_expand_of_operand(b: Builder, m: Match) -> ir.Value:
     """An operand need not be expanded to a shape that the other one has: the op broadcasts it."""
     return b.copy_of(m.root, [m["v"] if value is not m["x"] else m["x"] for value in m.root.inputs])[0]
+
+
+@rule(op("Where"))
+def drop_expand_in_where(b: Builder, m: Match) -> ir.Value | None:
+    """A condition or branch need not be expanded to a shape that other inputs have."""
+    inputs = list(m.root.inputs)
+    for index, value in enumerate(inputs):
+        expand = None if value is None else value.producer()
+        if expand is None or expand.op_type != "Expand" or expand.domain:
+            continue
+        if _is_expanded_anyway(m, expand, [other for other in inputs if other is not None and other is not value]):
+            return b.Where(*inputs[:index], expand.inputs[0], *inputs[index + 1 :])
+    return None
 
 
 # --- Where, Clip, Relu ---------------------------------------------------------------------------------------------
@@ -220,6 +248,7 @@ RULES = RuleSet(
         fold_where_equal_branches,
         drop_relu_before_clip,
         drop_expand_of_operand,
+        drop_expand_in_where,
     ]
 )
 

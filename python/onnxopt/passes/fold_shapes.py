@@ -13,6 +13,9 @@ from onnxopt.rewrite.rules import attribute
 
 _INTEGERS = frozenset({ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL})
 
+_PARTS = frozenset({"Slice", "Gather", "Unsqueeze", "Squeeze", "Reshape", "Cast"})
+"""Ops that take a part of a shape, or give it another one."""
+
 SHAPE_START_OPSET = 15
 """The opset from which Shape has `start` and `end`, so that one node reads one dim."""
 
@@ -157,7 +160,7 @@ class FoldShapes(Pass):
     ) -> int:
         if shape != (1,) or ctx.opset < SHAPE_START_OPSET or ctx.shapes.dtype(value) != ir.DataType.INT64:
             return 0
-        source = dim_sources.get(elements[0])
+        source = _source_of(elements[0], node, ctx, dim_sources)
         if source is None or not _alive(source[0]) or node.op_type in ("Shape", "Identity"):
             return 0
         builder = Builder(ctx, node)
@@ -188,6 +191,25 @@ def _is_known(node: ir.Node, ctx: Context) -> bool:
         and ctx.shapes.dtype(value) in _INTEGERS
         and ctx.shapes.static_shape(value) is not None
     )
+
+
+def _source_of(
+    dim: object, node: ir.Node, ctx: Context, dim_sources: dict[object, tuple[ir.Value, int]]
+) -> tuple[ir.Value, int] | None:
+    """A tensor with a dim that a node computes: a graph input, else the one that the model reads, as the first one may be fused away."""
+    source = dim_sources.get(dim)
+    read = _tensor_read(node)
+    if source is None or read is None or source[0].producer() is None:
+        return source
+    shape = ctx.shapes.shape(read) or ()
+    return (read, shape.index(dim)) if dim in shape else source
+
+
+def _tensor_read(node: ir.Node | None) -> ir.Value | None:
+    """The tensor of whose shape a node takes a part."""
+    while node is not None and node.op_type in _PARTS and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    return node.inputs[0] if node is not None and node.op_type == "Shape" else None
 
 
 def _note_dims(value: ir.Value, ctx: Context, dim_sources: dict[object, tuple[ir.Value, int]]) -> None:

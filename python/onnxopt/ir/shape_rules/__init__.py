@@ -5,7 +5,7 @@ tensors are followed through shape arithmetic.
 """
 
 from onnxopt.ir.shape_rules import control_flow, elementwise, layout, reductions, windows  # each files its rules
-from onnxopt.ir.shape_rules.base import CONTRIB, RULES, Rule
+from onnxopt.ir.shape_rules.base import CONTRIB, RULES, Rule, broadcast
 from onnxopt.ir.shape_rules.layout import OPEN_END, slice_bounds
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "OPEN_END",
     "RULES",
     "Rule",
+    "broadcast",
     "control_flow",
     "elementwise",
     "layout",

@@ -282,10 +282,16 @@ def _range(env: ShapeEnv, node: Node) -> None:
         count = len(range(start, limit, step))
         numbers = tuple(range(start, limit, step)) if count <= MAX_ELEMENTS else None
         return env.set(node.outputs[0], dtype, (count,), numbers)
-    length = limit - start
-    if step == 1 and env.bounds.prove_at_least(length, 0):
+    length = limit - start if step == 1 else start - limit
+    if step in (1, -1) and env.bounds.prove_at_least(length, 0):
         return env.set(node.outputs[0], dtype, (length,))
     return env.set(node.outputs[0], dtype, unknown(1))
+
+
+@on("EyeLike", "RandomNormalLike", "RandomUniformLike", "Bernoulli")
+def _like(env: ShapeEnv, node: Node) -> None:
+    asked = integer(node, "dtype", 0)
+    return env.set(node.outputs[0], DataType(asked) if asked else dtype_at(env, node), shape_at(env, node, 0))
 
 
 @on("Slice")
