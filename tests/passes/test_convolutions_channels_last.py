@@ -203,6 +203,31 @@ def test_a_few_filters_of_each_channel_are_left(monkeypatch: pytest.MonkeyPatch,
     assert_equal(before, after, {"x": RNG.standard_normal((1, 6, 9, 8)).astype(np.float32)})
 
 
+@pytest.mark.parametrize(
+    ("mode", "after", "last"),
+    [
+        ("linear", "", ["Transpose", "Resize"]),
+        ("linear", "Conv", ["Resize", "FusedConv", "Transpose"]),
+        ("nearest", "", ["FusedResize", "Transpose"]),
+    ],
+    ids=["at the end", "before a convolution", "in a kernel of its own"],
+)
+def test_what_is_enlarged_last_is_transposed_before(mode: str, after: str, last: list[str]) -> None:
+    resized = "y" if not after else "c"
+    before = model(
+        f"""g (float[1,6,9,9] x) => (float[1,6,18,18] y) {{
+          a = Conv (x, w) d = Conv (a, w) b = Conv (d, w)
+          {resized} = Resize <mode="{mode}", coordinate_transformation_mode="asymmetric", nearest_mode="floor"> (b, , scales)
+          {"y = Conv (c, w)" if after else ""}
+        }}""",
+        w=BODY_WEIGHTS["w5"],
+        scales=BODY_WEIGHTS["scales"],
+    )
+    found = convert(before, passes=("convolutions_channels_last",))
+    assert op_list(found)[-len(last) :] == last
+    assert_equal(before, found, {"x": RNG.standard_normal((1, 6, 9, 9)).astype(np.float32)})
+
+
 BODIES = {
     "one spatial dim": """g (float[2,6,30] x) => (float[2,5,L] y) {
       a = Conv <kernel_shape=[3], pads=[1,1]> (x, w1)
@@ -330,6 +355,14 @@ def test_leaves_what_onnxruntime_computes_in_blocks(
     before = model(f"g (float[1,32,40,40] x) => (y) {{ {body} }}", opset=18, w=w)
     after, _ = run_passes(before, *PASSES, target="cpu")
     assert ("FusedConv" in op_list(after)) is converted
+
+
+@pytest.mark.parametrize("op", ["ReduceMean", "ReduceMax"])
+def test_what_leaves_the_blocks_at_the_end_of_a_region_is_no_reason(monkeypatch: pytest.MonkeyPatch, op: str) -> None:
+    monkeypatch.undo()
+    body = f"a = Conv(x, w) b = Relu(a) c = Conv(b, w) y = {op}<axes=[2,3], keepdims=0>(c)"
+    before = model(f"g (float[1,32,40,40] x) => (y) {{ {body} }}", opset=17, **weights(w=(32, 32, 1, 1)))
+    assert "FusedConv" not in op_list(run_passes(before, *PASSES, target="cpu")[0])
 
 
 @pytest.mark.parametrize("condition", [True, False])
