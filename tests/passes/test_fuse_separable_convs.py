@@ -9,7 +9,7 @@ from tests.helpers import model, op_list, run_passes
 from tests.passes.test_convolutions_channels_last import assert_equal, convert_all, weights  # noqa: F401
 
 PASSES = ("convolutions_channels_last", "sink_transposes", "fuse_epilogues", "fuse_separable_convs")
-HELD = weights(w=(12, 3, 3, 3), d=(12, 1, 3, 3), p=(20, 12, 1, 1), q=(12, 20, 1, 1), b=(12,), c=(20,))
+HELD = weights(w=(12, 3, 3, 3), d=(12, 1, 3, 3), g=(12, 4, 3, 3), p=(20, 12, 1, 1), q=(12, 20, 1, 1), b=(12,), c=(20,))
 
 
 def network(middle: str, *, outputs: str = "float[1,12,H,W] y") -> onnx.ModelProto:
@@ -55,6 +55,7 @@ APART = {
     "the result is used elsewhere": f"s = {DW} (a, d, b)  v = Conv (s, p, c)  u = Conv (s, p, c)  r = Add (u, v)",
     "no bias": f"s = {DW} (a, d)  r = Conv (s, p, c)",
     "not depthwise": "s = Conv (a, p, c)  r = Conv <kernel_shape=[1,1]> (s, m, c)",
+    "groups of several channels": "s = Conv <kernel_shape=[3,3], pads=[1,1,1,1], group=3> (a, g, b)  r = Conv (s, p, c)",
     "not pointwise": f"s = {DW} (a, d, b)  r = Conv <pads=[1,1,1,1]> (s, p, c)",
 }
 

@@ -29,7 +29,8 @@ def _pointwise_of_depthwise(p, x, filters, bias, matrix, second_bias):  # type: 
 def is_depthwise(node: ir.Node, ctx: Context) -> bool | Refusal:
     """Whether a FusedConv with biases is a depthwise convolution whose epilogue reads nothing but its result."""
     filters = None if node.inputs[1] is None else ctx.shapes.static_shape(node.inputs[1])
-    if filters is None or len(filters) != 2 or len(node.inputs) != BIASED_INPUTS:
+    depthwise = filters is not None and len(filters) == 2 and filters[1] == attribute(node, "group", 1)
+    if not depthwise or len(node.inputs) != BIASED_INPUTS:
         return Refusal("the convolution between is not depthwise, or reads more than its input", culprit=node)
     return True
 
