@@ -158,11 +158,13 @@ struct Sums : OwnChannel {
   F end(F sum) const { return V::mul(sum, scale); }
 };
 
-/// Keeps a loaded vector in a register: the compiler would read it from memory again for each use.
-inline void hold([[maybe_unused]] F& x) {
+/// Keeps a loaded vector in a register: the compiler would read it from memory again for each use. By value: an element of an array
+/// would have to be written back.
+inline F held(F x) {
 #if defined(__AVX__)
   asm("" : "+v"(x));
 #endif
+  return x;
 }
 
 /// The same pixels of the next line are computed soon, and the processor does not foresee a jump from line to line.
@@ -227,14 +229,12 @@ inline void run_shared(const Window& w, Range inside, const Body& body, std::int
       F taps[K];
 #pragma GCC unroll 8
       for (int kx = 0; kx < K; ++kx) {
-        taps[kx] = body.template weight<Whole>(weights + kx * w.weight_tap + i * w.weight_channel, count);
-        hold(taps[kx]);
+        taps[kx] = held(body.template weight<Whole>(weights + kx * w.weight_tap + i * w.weight_channel, count));
       }
       const float* column = line + body.offset(channel, i);
 #pragma GCC unroll 32
       for (int c = 0; c < (P - 1) * S + K; ++c, column += w.tap_step) {
-        F x = body.template read<Whole>(!Border || (c >= inside.begin && c < inside.end) ? column : kZeros, i, count);
-        hold(x);
+        const F x = held(body.template read<Whole>(!Border || (c >= inside.begin && c < inside.end) ? column : kZeros, i, count));
 #pragma GCC unroll 8
         for (int kx = 0; kx < K; ++kx)
           if (c >= kx && (c - kx) % S == 0 && c - kx < P * S) sums[(c - kx) / S] = Body::join(sums[(c - kx) / S], x, taps[kx]);
