@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from corpus_cases.cases import Function, booleans, case, floats, half_floats, integers
+from corpus_cases.cases import Function, booleans, case, floats, integers
 
 # --- torch alone ---------------------------------------------------------------------------------------------------
 HEADS = {"q": "N 2 S 8", "k": "N 2 S 8", "v": "N 2 S 8"}
