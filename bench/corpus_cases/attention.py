@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from corpus_cases.cases import Function, booleans, case, floats, integers
+from corpus_cases.cases import Function, booleans, case, floats, half_floats, integers
 
 # --- torch alone ---------------------------------------------------------------------------------------------------
 HEADS = {"q": "N 2 S 8", "k": "N 2 S 8", "v": "N 2 S 8"}
@@ -297,3 +297,106 @@ def yolo_psa() -> Any:
         return project(y + position(v.reshape(batch, channels, height, width)))
 
     return Function(run, qkv=qkv, project=project, position=position), {"x": floats("N 16 H W")}
+
+
+@case(
+    "attention_llama4",
+    "ts14 ts17s dyn18",
+    "LlamaAttention of transformers 4.3x as optimum exports it: rows of rotary tables by positions, repeat_kv, softmax in float32, cache",
+)
+def llama4() -> Any:
+    query, key, value = nn.Linear(32, 32, False), nn.Linear(32, 16, False), nn.Linear(32, 16, False)
+    out = nn.Linear(32, 32, False)
+    angles = torch.outer(torch.arange(16.0), 10000 ** (-torch.arange(0, 8, 2) / 8))
+    table = torch.cat((angles, angles), dim=-1)
+    cos_table, sin_table = table.cos(), table.sin()
+
+    def rotate(x: torch.Tensor) -> torch.Tensor:
+        return torch.cat((-x[..., x.shape[-1] // 2 :], x[..., : x.shape[-1] // 2]), dim=-1)
+
+    def repeat(x: torch.Tensor) -> torch.Tensor:
+        batch, heads, length, size = x.shape
+        return x[:, :, None, :, :].expand(batch, heads, 2, length, size).reshape(batch, heads * 2, length, size)
+
+    def run(
+        x: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, past_k: torch.Tensor, past_v: torch.Tensor
+    ) -> Any:
+        batch, length, _ = x.size()
+        q = query(x).view(batch, length, 4, 8).transpose(1, 2)
+        k = key(x).view(batch, length, 2, 8).transpose(1, 2)
+        v = value(x).view(batch, length, 2, 8).transpose(1, 2)
+        total = k.shape[-2] + past_k.shape[-2]
+        cos = cos_table[:total].to(x.dtype)[positions].unsqueeze(1)
+        sin = sin_table[:total].to(x.dtype)[positions].unsqueeze(1)
+        q, k = q * cos + rotate(q) * sin, k * cos + rotate(k) * sin
+        k, v = torch.cat([past_k, k], dim=2), torch.cat([past_v, v], dim=2)
+        weights = torch.matmul(q, repeat(k).transpose(2, 3)) / math.sqrt(8) + mask
+        weights = nn.functional.softmax(weights, dim=-1, dtype=torch.float32).to(q.dtype)
+        y = torch.matmul(weights, repeat(v)).transpose(1, 2).contiguous().reshape(batch, length, 32)
+        return out(y), k, v
+
+    return Function(run, query=query, key=key, value=value, out=out), {
+        "x": floats("N S 32"),
+        "mask": floats("N 1 S T"),
+        "positions": integers("N S"),
+        "past_k": floats("N 2 P 8"),
+        "past_v": floats("N 2 P 8"),
+    }
+
+
+@case("attention_half", "ts17 dyn18", "timm's Attention in float16, q scaled")
+def half() -> Any:
+    return TimmAttention().half(), {"x": half_floats("N S 16")}
+
+
+@case("attention_half_sdpa", "ts17 dyn18", "timm's Attention in float16, F.scaled_dot_product_attention")
+def half_sdpa() -> Any:
+    return TimmAttention(fused=True).half(), {"x": half_floats("N S 16")}
+
+
+# --- rotary embeddings alone ----------------------------------------------------------------------------------------------
+@case(
+    "rotary_half_input",
+    "ts11 ts17 dyn18",
+    "apply_rotary_pos_emb of LLaMA: rotate_half by slices; cos and sin are inputs",
+)
+def rotary_half() -> Any:
+    def rotate(x: torch.Tensor) -> torch.Tensor:
+        return torch.cat((-x[..., x.shape[-1] // 2 :], x[..., : x.shape[-1] // 2]), dim=-1)
+
+    def run(q: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        return q * cos.unsqueeze(1) + rotate(q) * sin.unsqueeze(1)
+
+    return Function(run), {"q": floats("N 2 S 8"), "cos": floats("N S 8"), "sin": floats("N S 8")}
+
+
+@case(
+    "rotary_chunk_table", "ts17 dyn18", "rotate_half by chunk; rows of constant tables by position ids (transformers 4)"
+)
+def rotary_table() -> Any:
+    angles = torch.outer(torch.arange(8.0), 10000 ** (-torch.arange(0, 8, 2) / 8))
+    table = torch.cat((angles, angles), dim=-1)
+    cos_table, sin_table = table.cos(), table.sin()
+
+    def run(q: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        cos, sin = cos_table[positions].unsqueeze(1), sin_table[positions].unsqueeze(1)
+        first, second = q.chunk(2, dim=-1)
+        return q * cos + torch.cat((-second, first), dim=-1) * sin
+
+    return Function(run), {"q": floats("N 2 S 8"), "positions": integers("N S")}
+
+
+@case("rotary_interleaved", "ts17 dyn18", "rotate_every_two of GPT-J: x[..., ::2], x[..., 1::2], stack, flatten")
+def rotary_interleaved() -> Any:
+    def run(q: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        rotated = torch.stack((-q[..., 1::2], q[..., ::2]), dim=-1).flatten(-2)
+        return q * cos + rotated * sin
+
+    return Function(run), {"q": floats("N 2 S 8"), "cos": floats("1 1 S 8"), "sin": floats("1 1 S 8")}
+
+
+@case("repeat_kv", "ts11 ts17 dyn18", "repeat_kv of LLaMA: unsqueeze, expand, reshape")
+def repeat_kv() -> Any:
+    from transformers.models.llama.modeling_llama import repeat_kv as repeat
+
+    return Function(lambda k: repeat(k, 2)), {"k": floats("N 2 S 8")}
