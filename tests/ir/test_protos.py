@@ -63,6 +63,7 @@ REFUSED = {
     "empty_name": _changed(name=""),
     "stated_location": _changed(data_location=0),
     "rare_type": _changed(data_type=16, dims=[12]),
+    "large": _changed(dims=[4096], raw_data=bytes(1 << 14)),
     "no_bytes": _changed(dims=[0, 3], raw_data=b""),
 }
 

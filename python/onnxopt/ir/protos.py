@@ -130,20 +130,22 @@ def array_tensor(array: np.ndarray, name: str | None = None) -> TensorProtocol:
 
 
 def raw_tensor(proto: onnx.TensorProto) -> ArrayTensor | None:
-    """The tensor of a protobuf that holds as many bytes of a common type as its shape says, and nothing but those and a name; None for
-    others."""
-    raw, name = proto.raw_data, proto.name
+    """The tensor of a small protobuf that holds as many bytes of a common type as its shape says, and nothing but those and a name;
+    None for others."""
     known = _RAW.get(proto.data_type)
-    if known is None or not raw or proto.metadata_props or any(map(proto.HasField, _FURTHER)):
-        return None
-    if not name and proto.HasField("name"):
+    if known is None or proto.metadata_props or any(map(proto.HasField, _FURTHER)):
         return None
     kind, dtype = known
-    dims = tuple(proto.dims[:])
-    if len(raw) != math.prod(dims) * kind.itemsize or min(dims, default=0) < 0:
+    dims, name = tuple(proto.dims[:]), proto.name
+    size = math.prod(dims) * kind.itemsize
+    if not 0 < size <= COPIED_BYTES or min(dims, default=1) < 0 or (not name and proto.HasField("name")):
         return None
-    return ArrayTensor(np.frombuffer(raw, kind).reshape(dims), dtype, name)
+    raw = proto.raw_data
+    return ArrayTensor(np.frombuffer(raw, kind).reshape(dims), dtype, name) if len(raw) == size else None
 
+
+COPIED_BYTES = 4096
+"""Larger tensors stay in their protobuf: reading the field copies it."""
 
 _RAW = {dtype.value: (kind, dtype) for dtype, kind in _LITTLE_ENDIAN.items()} if sys.byteorder == "little" else {}
 _FURTHER = ("doc_string", "data_location", "segment")
