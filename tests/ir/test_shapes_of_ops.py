@@ -50,3 +50,13 @@ def test_pools_that_pad_by_themselves(op: str, dilation: int, mode: str) -> None
 )
 def test_no_axes_at_all(call: str) -> None:
     check(helpers.model(f"g (float[1, 3, 1] x) => (y) {{ y = {call} }}", none=NONE), 1, 3, 1)
+
+
+@pytest.mark.parametrize("attributes", ["", "<onesided = 0>", "<onesided = 1>"])
+def test_attributes_that_are_left_out_have_the_default_of_the_schema(attributes: str) -> None:
+    before = helpers.model(
+        f"g (float[1, 20, 1] x) => (y) {{ y = STFT {attributes} (x, step, , length) }}",
+        step=np.array(3),
+        length=np.array(6),
+    )
+    check(before, 1, 20, 1)

@@ -36,7 +36,7 @@ def infer(env: ShapeEnv, node: Node) -> None:
     try:
         found = onnx.shape_inference.infer_node_outputs(
             schema,
-            serde.serialize_node(node),
+            _with_defaults(node, schema),
             types,
             data,
             opset_imports=[onnx.helper.make_opsetid(node.domain, env.opset)],
@@ -52,3 +52,12 @@ def infer(env: ShapeEnv, node: Node) -> None:
         if tensor_type.HasField("shape"):
             inferred = [dim.dim_value if dim.HasField("dim_value") else dims.fresh() for dim in tensor_type.shape.dim]
         env.set(value, DataType(tensor_type.elem_type), inferred)
+
+
+def _with_defaults(node: Node, schema: onnx.defs.OpSchema) -> onnx.NodeProto:
+    """The node with all attributes spelled out: not every rule takes the schema's default for one that is left out (STFT's does not)."""
+    proto = serde.serialize_node(node)
+    given = {one.name for one in proto.attribute}
+    known = schema.attributes.items()
+    proto.attribute.extend(one.default_value for name, one in known if one.default_value.type and name not in given)
+    return proto
