@@ -1,5 +1,7 @@
 #include "csrc/ops/fused_separable_conv.h"
 
+#include <algorithm>
+
 #include "csrc/ops/convolution.h"
 #include "csrc/ops/variants.h"
 #include "csrc/ops/window.h"
@@ -58,7 +60,7 @@ class FusedSeparableConv final : public Kernel {
     const auto data = [&](std::size_t i) { return static_cast<const float*>(inputs[i].data); };
     conv::Separable made{{.geometry = *geometry, .x = data(0), .weights = data(1), .bias = data(2), .y = nullptr},
                          {.geometry = {}, .x = nullptr, .weights = data(3), .bias = data(4), .y = nullptr}};
-    made.depthwise.geometry.groups = geometry->channels;
+    made.depthwise.geometry.groups = std::max<std::int64_t>(geometry->channels, 1);
     conv::Geometry& products = made.pointwise.geometry;
     products.batch = geometry->batch;
     products.channels = geometry->channels;

@@ -233,6 +233,44 @@ def test_nothing_gives_nothing(size: tuple[int, int], batch: int, variant: str) 
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    ("kernel", "attributes"),
+    [(1, {}), (3, {}), (3, {"dilations": [2, 2]}), (3, {"group": 5}), (3, {"planar": 1})],
+    ids=str,
+)
+def test_no_channels_give_the_biases(kernel: int, attributes: dict[str, Any], variant: str) -> None:
+    bias = np.arange(20, dtype=np.float32)
+    groups = attributes.get("group", 1)
+    x = np.ones((2, 0, 4, 5) if "planar" in attributes else (2, 4, 5, 0), np.float32)
+    attributes = {"kernel_shape": [kernel] * 2, "pads": [3] * 4, "filters": 20, "biased": 1} | attributes
+    panels = -(-20 // groups // 16)
+    y = native().run("FusedConv", [x, np.ones((groups, panels, 0, 16), np.float32), bias], attributes, variant)[0]
+    np.testing.assert_array_equal(y, np.broadcast_to(bias, y.shape))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("op", ["FusedSeparableConv", "FusedSqueezeExcite"])
+def test_products_of_no_channels(op: str, variant: str) -> None:
+    bias = np.arange(20, dtype=np.float32)
+    none, weights = np.ones(0, np.float32), np.ones((1, 2, 0, 16), np.float32)
+    if op == "FusedSeparableConv":
+        inputs = [np.ones((2, 4, 5, 0), np.float32), np.ones((9, 0), np.float32), none, weights, bias]
+        y = native().run(op, inputs, {"kernel_shape": [3, 3], "filters": 20}, variant)[0]
+    else:
+        x = np.ones((2, 4, 5, 20), np.float32)
+        y = native().run(op, [x, np.ones((1, 0, 20, 16), np.float32), none, weights, bias], {}, variant)[0]
+    np.testing.assert_array_equal(y, np.broadcast_to(bias, y.shape))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("group", [1, 20])
+def test_strides_beyond_the_input_take_no_time(group: int, variant: str) -> None:
+    case = Case(1, (5, 6), 20, 20, (3, 2), (2**31, 2**31), group=group)
+    x, w, _ = case.arrays()
+    assert_close(run(case, x, w, variant=variant), convolve(case, x, w), 2e-6)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("pad", ["VALID", "SAME_UPPER", "SAME_LOWER"])
 @pytest.mark.parametrize("size", [(8, 8), (7, 9)])
 def test_auto_pad_is_that_of_onnx(pad: str, size: tuple[int, int], variant: str) -> None:

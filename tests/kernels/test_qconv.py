@@ -293,5 +293,24 @@ def test_large_tiles_of_devices(channels: int, kernel: tuple[int, int]) -> None:
     np.testing.assert_array_equal(case.run(EMULATED), case.floats())
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8])
+@pytest.mark.parametrize("group", [1, 4])
+def test_no_channels_give_the_biases(group: int, dtype: Any, variant: str) -> None:
+    weights = np.zeros((group, 2 // min(group, 2), 0, 16, 4), np.int8)
+    scales, bias = np.ones(20, np.float32), np.arange(20, dtype=np.float32)
+    inputs = [np.ones((1, 4, 5, 0), dtype), weights, scales, np.zeros(20, np.int32), np.array(X_SCALE), dtype(3), bias]
+    attributes = {"kernel_shape": [3, 3], "pads": [1] * 4, "filters": 20, "group": group, "biased": 1}
+    (y,) = native.run("QConv", [np.asarray(one) for one in inputs], attributes, variant=variant)
+    np.testing.assert_array_equal(y, np.broadcast_to(bias, (1, 4, 5, 20)))
+
+
+@pytest.mark.parametrize("group", [1, 8])
+def test_strides_beyond_the_input(group: int, variant: str) -> None:
+    case = Case((5, 6), 8, 8, group=group, strides=(2**31, 2**31))
+    if variant == EMULATED:
+        pytest.skip("kernels for devices number bytes with 31 bits")
+    np.testing.assert_allclose(case.run(variant), case.floats(), rtol=1e-6, atol=1e-5)
+
+
 def test_empty_batch(variant: str) -> None:
     assert Case((4, 4), 8, 8, batch=0).run(variant).shape == (0, 4, 4, 8)

@@ -29,7 +29,8 @@ inline void interleave(const float* __restrict planes, std::int64_t plane, std::
 class Narrow {
  public:
   explicit Narrow(const Plan& plan) : plan_(plan), c_(*plan.convolution), g_(c_.geometry) {
-    width_ = ((g_.output[1] - 1) * g_.strides[1] + g_.kernel[1]) * g_.channels;
+    pixels_ = (g_.output[1] - 1) * g_.strides[1] + g_.kernel[1];
+    width_ = pixels_ * g_.channels;
     const auto taps = static_cast<std::size_t>(g_.kernel[0]);
     const std::size_t floats = (taps + 1) * static_cast<std::size_t>(width_);
     char* const memory = scratch(taps * (sizeof(float*) + sizeof(std::int64_t)) + floats * sizeof(float), ScratchOwner::kConv);
@@ -72,7 +73,7 @@ class Narrow {
 
   /// Copies a line; the padding around it is zero from the beginning.
   void copy(std::int64_t image, std::int64_t y, float* buffer) const {
-    const std::int64_t pixels = least(g_.input[1], width_ / g_.channels - g_.pads[1]);
+    const std::int64_t pixels = least(g_.input[1], pixels_ - g_.pads[1]);
     float* const target = buffer + g_.pads[1] * g_.channels;
     if (!c_.planar) {
       const float* const source = c_.x + (image * g_.input[0] + y) * g_.input[1] * g_.channels;
@@ -112,7 +113,7 @@ class Narrow {
   const Plan& plan_;
   const Convolution& c_;
   const Geometry& g_;
-  std::int64_t width_;
+  std::int64_t pixels_, width_;  // of a line with its padding
   const float** lines_;
   std::int64_t* held_;  // which line of which image each buffer has
   float *zeros_, *buffers_;

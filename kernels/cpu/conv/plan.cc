@@ -136,7 +136,8 @@ Plan plan_product(const Convolution& convolution) {
   const std::int64_t rows = g.pixels(), depth = g.taps() * plan.group_channels;
   const std::int64_t row_work = std::max<std::int64_t>(depth, 8) * plan.panels, work = rows * row_work * g.groups;
   // Weights that do not fit into the cache are read once, by all rows that do.
-  const std::int64_t most_rows = std::max(kCachedFloats / (plan.group_channels * g.strides[0] * g.strides[1]), kRowStep);
+  const std::int64_t channels = std::max<std::int64_t>(plan.group_channels, 1);
+  const std::int64_t most_rows = std::max(kCachedFloats / channels / g.strides[0] / g.strides[1], kRowStep);
   const bool cuts_rows = plan.group_filters * depth <= kCachedFloats || rows > 4 * most_rows;
   const std::int64_t tasks = std::max(work / kTaskWork, std::clamp<std::int64_t>(work / kLeastWork, 1, kFewTasks));
   plan.task_rows = std::min(cuts_rows ? std::max(ceil_div(rows * g.groups, tasks), kRowStep) : rows, most_rows);
@@ -146,7 +147,7 @@ Plan plan_product(const Convolution& convolution) {
   const std::int64_t width = std::min(plan.task_columns, plan.group_filters) + plan.group_channels;
   const std::int64_t most_block_rows = cuts_rows ? kMostBlockRows : plan.task_rows;
   plan.block_rows = std::max(std::min(kBlockFloats / width, most_block_rows) / kRowStep * kRowStep, 2 * kRowStep);
-  plan.block_taps = std::clamp<std::int64_t>(kPanelFloats / (kColumnStep * plan.group_channels), 1, g.taps());
+  plan.block_taps = std::clamp<std::int64_t>(kPanelFloats / (kColumnStep * channels), 1, g.taps());
   return plan;
 }
 
@@ -207,7 +208,7 @@ Plan plan_winograd(const Convolution& convolution) {
 Plan plan_lines(const Convolution& convolution, std::int64_t lines, std::int64_t line_work) {
   const Geometry& g = convolution.geometry;
   Plan plan = describe(convolution);
-  const std::int64_t most = std::max<std::int64_t>(kTileBlockFloats / (g.output[1] * g.filters), 1);
+  const std::int64_t most = std::max<std::int64_t>(kTileBlockFloats / std::max<std::int64_t>(g.output[1] * g.filters, 1), 1);
   const std::int64_t wanted = std::clamp<std::int64_t>(kTaskWork / 4 / line_work, 1, most);
   plan.task_lines = line_work * lines < 2 * kLeastWork ? lines : std::min(wanted, lines);
   return plan;
@@ -215,12 +216,14 @@ Plan plan_lines(const Convolution& convolution, std::int64_t lines, std::int64_t
 
 Plan plan_depthwise(const Convolution& convolution) {
   const Geometry& g = convolution.geometry;
-  const auto columns = [&](std::int64_t pixels) { return g.kernel[0] * ((pixels - 1) * g.strides[1] + g.kernel[1]); };
-  const std::int64_t depth = g.channels / g.groups;
+  const std::int64_t stride = std::min(g.strides[1], kStripFloats);  // a larger one makes no difference
+  const auto columns = [&](std::int64_t pixels) { return g.kernel[0] * ((pixels - 1) * stride + g.kernel[1]); };
+  const std::int64_t depth = std::max<std::int64_t>(g.channels / g.groups, 1);
   // The weights of several channels are as many as what a strip reads.
   const std::int64_t weights = (depth - 1) * g.taps();
   const std::int64_t fitting = std::max(kStripFloats / (columns(kStripPixels) + weights) / kPanel, std::int64_t{1}) * kPanel;
-  const std::int64_t channels = round_up(ceil_div(g.channels, ceil_div(g.channels, fitting)), kPanel);
+  const std::int64_t strips = std::max<std::int64_t>(ceil_div(g.channels, fitting), 1);
+  const std::int64_t channels = std::max(round_up(ceil_div(g.channels, strips), kPanel), kPanel);
   const std::int64_t lines = g.batch * g.output[0];
   Plan plan = plan_lines(convolution, lines, g.output[1] * ceil_div(channels, kPanel) * (g.taps() * depth + 4));
   // Few lines would share little of what they read.
@@ -354,7 +357,7 @@ void run(const Separable& separable, const Variant& variant, const ParallelFor& 
   SeparablePlan plan{plan_depthwise(separable.depthwise), plan_product(separable.pointwise), 1};
   const std::int64_t lines = g.batch * g.output[0], panels = ceil_div(g.channels, kPanel);
   const std::int64_t line_work = g.output[1] * (panels * (g.taps() + 4) + g.channels * ceil_div(products.filters, kPanel));
-  const std::int64_t fitting = kSeparableFloats / (g.output[1] * g.channels);
+  const std::int64_t fitting = kSeparableFloats / std::max<std::int64_t>(g.output[1] * g.channels, 1);
   const std::int64_t tasks =
       std::max(line_work * lines / kTaskWork, std::clamp<std::int64_t>(line_work * lines / kLeastWork, 1, kFewTasks));
   plan.task_lines = std::clamp<std::int64_t>(std::min(fitting, ceil_div(lines, tasks)), 1, lines);

@@ -112,7 +112,8 @@ Operand operand_of(const Convolution& convolution, const ParallelFor& parallel_f
   std::int64_t step = depthwise ? std::max(channels, kChannels) : round_up(channels, kGroup);
   const std::int64_t read = (g.output[1] - 1) * g.strides[1] + g.kernel[1];
   if (lines) step = std::max(g.pads[1] + g.input[1], read) * channels;
-  const std::int64_t parts = lines ? 1 : g.input[1] * g.channels / channels;  // of a line
+  const std::int64_t groups = depthwise ? 1 : g.groups;        // that a pixel is cut into
+  const std::int64_t parts = lines ? 1 : g.input[1] * groups;  // of a line
   const std::int64_t all = g.batch * g.input[0];
   Copy copy{&convolution,
             nullptr,
@@ -130,7 +131,7 @@ Operand operand_of(const Convolution& convolution, const ParallelFor& parallel_f
     Copy::run(&copy, 0);
   else
     parallel_for(static_cast<std::size_t>(tasks), Copy::run, &copy);
-  const std::int64_t pixel = lines ? channels : step * g.channels / channels;
+  const std::int64_t pixel = lines ? channels : step * groups;
   return {copy.to, step, pixel, parts * step, lines, zero};
 }
 
@@ -177,7 +178,7 @@ void plan_product(Plan& plan) {
   plan.depth = round_up(plan.x.lines ? stretch(g) : channels, kGroup);
   const std::int64_t row_work = plan.taps * std::max<std::int64_t>(plan.depth, 32) * round_up(filters, kPanel);
   const std::int64_t work = rows * row_work * g.groups;
-  const std::int64_t most = std::max(kCachedBytes / (std::max<std::int64_t>(channels, 1) * g.strides[0] * g.strides[1]), kRowStep);
+  const std::int64_t most = std::max(kCachedBytes / std::max<std::int64_t>(channels, 1) / g.strides[0] / g.strides[1], kRowStep);
   const std::int64_t tasks = std::max(work / kTask, std::clamp<std::int64_t>(work / kGrain, 1, kFewTasks));
   // Weights that do not fit into the cache are read once, by all rows that do.
   const bool cuts_rows = plan.taps * plan.depth * filters <= kCachedBytes || rows > 4 * most;
