@@ -588,7 +588,14 @@ def test_squeeze_excite_of_what_is_not_finite(number: float, variant: str) -> No
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(
-    "case", [CASES[0], CASES[5], Case(2, (30, 17), 3, 40, (7, 5), (3, 2), (3, 0, 2, 4), (2, 1))], ids=str
+    "case",
+    [
+        CASES[0],
+        CASES[5],
+        Case(2, (30, 17), 3, 40, (7, 5), (3, 2), (3, 0, 2, 4), (2, 1)),
+        Case(2, (23, 1), 3, 40, (3, 1), (2, 1), (4, 0, 3, 0), (3, 1)),
+    ],
+    ids=str,
 )
 def test_planar_input_is_the_transposed_one(case: Case, variant: str) -> None:
     x, w, bias = case.arrays()

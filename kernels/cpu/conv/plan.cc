@@ -274,9 +274,11 @@ void run_winograd(const Convolution& convolution, const Variant& variant, const 
   run_tasks(plan, variant.winograd, g.groups * g.batch * plan.tile_row_tasks * plan.column_tasks, parallel_for);
 }
 
-/// Whether a sequence lies along the height.
-bool is_column(const Geometry& g) {
-  return g.kernel[0] > 1 && g.kernel[1] == 1 && g.input[1] == 1 && g.output[1] == 1 && g.pads[1] == 0;
+/// Whether a sequence lies along the height, and may lie along the width.
+bool is_column(const Convolution& convolution) {
+  const Geometry& g = convolution.geometry;
+  const bool column = g.kernel[0] > 1 && g.kernel[1] == 1 && g.input[1] == 1 && g.output[1] == 1 && g.pads[1] == 0;
+  return column && (!convolution.planar || g.dilations[0] == 1);
 }
 
 Convolution along_the_width(Convolution convolution) {
@@ -318,7 +320,7 @@ void finish(const Plan& plan, const Rectangle& done) {
 void run(const Convolution& convolution, const Variant& variant, const ParallelFor& parallel_for) {
   const Geometry& g = convolution.geometry;
   if (g.pixels() == 0 || g.filters == 0) return;
-  run_lines(is_column(g) ? along_the_width(convolution) : convolution, variant, parallel_for);
+  run_lines(is_column(convolution) ? along_the_width(convolution) : convolution, variant, parallel_for);
 }
 
 void run_transposed(const Convolution& convolution, const Variant& variant, const ParallelFor& parallel_for) {
