@@ -119,9 +119,11 @@ Result<EpilogueProgram> EpilogueProgram::read(const Attributes& attributes, std:
                            ".");
   const auto variant = elementwise_beside(isa);
   if (!variant) return Made::failure(variant.error());
-  if (raw == 1) made.gate_ = gate_of(*program);
-  if (raw == 1 && program->outputs().size() == 1 && program->instructions().size() <= 2) {
-    const std::size_t statements = program->instructions().size();
+  const std::size_t statements = program->instructions().size();
+  // The kernels know programs whose last statement is what is asked for.
+  const bool is_last = program->outputs().size() == 1 && program->output_statements()[0] + std::size_t{1} == statements;
+  if (raw == 1 && is_last) made.gate_ = gate_of(*program);
+  if (raw == 1 && is_last && statements <= 2) {
     if (const auto added = added_to_result(*program); added && program->inputs().size() == 2) {
       if (statements == 2) made.clip_ = bounds_of(*program, Operand::kTemporary);
       if (statements == 1 || made.clip_) made.added_ = added;

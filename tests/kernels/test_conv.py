@@ -210,6 +210,9 @@ def test_what_is_not_finite_reaches_its_windows_alone(case: Case, number: float,
         "i0:f32 | t0=hard_sigmoid(i0,#0.25:f32,#0.5:f32) t1=mul(t0,i0) t2=mul(#0.5:f32,t1) t3=add(t2,#2.0:f32) | t3:f32",
         "i0:f32 | t0=silu(i0) | t0:f32",
         "i0:f32 i1:f32 | t0=mul(i0,i1) t1=tanh(t0) | t1:f32",
+        # Statements that nobody asks for.
+        "i0:f32 | t0=hard_swish(i0) t1=mul(#2.0:f32,t0) | t0:f32",
+        "i0:f32 i1:f32 | t0=add(i0,i1) t1=relu(t0) | t0:f32",
     ],
 )
 @pytest.mark.parametrize("shared", [False, True], ids=["one_each", "per_channel"])
