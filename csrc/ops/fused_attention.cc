@@ -146,7 +146,9 @@ class FusedAttention : public Kernel {
     const Axes made = result_sizes(*sizes);
     if (const Shape shape(made.begin(), made.end()); !is_countable(shape))
       return Types::failure("Its result, of the sizes " + text_of(shape) + ", is too large.");
-    return std::vector<TensorType>{{inputs[0].type, d_.y.shape(made)}};
+    Shape shape = d_.y.shape(made);
+    if (const Result<Axes> fits = d_.y.sizes(shape, made); !fits) return Types::failure("Its result " + fits.error() + ".");
+    return std::vector<TensorType>{{inputs[0].type, std::move(shape)}};
   }
 
  protected:

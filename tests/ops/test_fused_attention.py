@@ -149,6 +149,16 @@ MISUSE: dict[str, tuple[dict[str, Any], list[Array], str]] = {
     "heads that do not divide": ({"kv_heads": 2}, [normal(2, 5, 24)] * 3, "3 heads are no multiple of 2"),
     "no layout": ({"q": "b s hz"}, [normal(2, 5, 24)] * 3, "layout 'b s hz'"),
     "part of a result": ({"y": "b s hd@0"}, [normal(2, 5, 24)] * 3, "'b s hd@0' should be whole"),
+    "result without an axis": (
+        {"y": "b s d"},
+        [normal(2, 5, 24)] * 3,
+        re.escape("Its result has the shape [2,5,8], which is not 'b s d'"),
+    ),
+    "result without any axis": (
+        {"y": ""},
+        [normal(2, 5, 24), *[np.zeros((2, 0, 24), np.float32)] * 2],
+        re.escape("Its result has the shape []"),
+    ),
     "too few inputs": ({}, [normal(2, 5, 24)] * 2, "It got 2 inputs and needs 3"),
     "other columns": ({}, [normal(2, 5, 25)] * 3, re.escape("Input 0 has the shape [2,5,25], which is not 'b s hd'")),
     "other batches": ({}, [normal(2, 5, 24), normal(1, 5, 24), normal(1, 5, 24)], "batches of 2, 1 and 1"),
