@@ -295,7 +295,7 @@ class Line {
         weights_(weights),
         channels_(channels),
         ky_(inside(g, 0, line % g.output[0])),
-        new_lines_(fetches ? g.strides[0] : 0) {
+        new_lines_(fetches ? least(g.strides[0], g.kernel[0]) : 0) {
     const std::int64_t image = line / g.output[0], oy = line % g.output[0];
     row_ = g.input[1] * g.channels;
     top_ = x + image * g.input[0] * row_ + (oy * g.strides[0] - g.pads[0] + ky_.begin * g.dilations[0]) * row_;
