@@ -209,6 +209,27 @@ class AttentionDecoder(nn.Module):
         return torch.stack(frames, 1)
 
 
+class CachedDecoder(nn.Module):
+    """Decoding whose attention reads a cache of keys and values, which each step appends to."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.width, self.heads = width, heads
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor, steps: Tensor) -> Tensor:
+        size = self.width // self.heads
+        keys, values = torch.zeros(1, self.heads, 0, size), torch.zeros(1, self.heads, 0, size)
+        outputs: list[Tensor] = []
+        for _ in range(int(steps)):
+            q, k, v = self.qkv(x).reshape(1, 3 * self.heads, 1, size).chunk(3, 1)
+            keys, values = torch.cat([keys, k], 2), torch.cat([values, v], 2)
+            weights = torch.softmax(q @ keys.transpose(2, 3) / 4.0, -1)
+            x = torch.tanh(x + self.out((weights @ values).reshape(1, self.width)))
+            outputs.append(x)
+        return torch.stack(outputs, 1)
+
+
 class NormalizedGru(nn.Module):
     """A GRU with layer normalization inside of its cell (J. Ba et al., "Layer Normalization")."""
 
@@ -325,6 +346,7 @@ MODELS = {
     "fixedpoint": lambda: (torch.jit.script(FixedPoint(64, 128)), torch.randn(1, 64)),
     "caption": lambda: (torch.jit.script(Caption(60, 48, 64)), torch.randn(2, 64)),
     "tacotron": lambda: (torch.jit.script(AttentionDecoder(20, 64)), (torch.randn(1, 40, 64), torch.tensor(30))),
+    "cache": lambda: (torch.jit.script(CachedDecoder(64, 4)), (torch.randn(1, 64), torch.tensor(64))),
     "normgru": lambda: (torch.jit.script(NormalizedGru(64)), torch.randn(1, 50, 64)),
     "lstmprojected": lambda: (torch.jit.script(ProjectedLstm(64, 64, 32)), torch.randn(1, 50, 64)),
     "deltarule": lambda: (
