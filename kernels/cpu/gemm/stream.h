@@ -133,17 +133,23 @@ inline void stream(int rows, Strided a, std::int64_t depth, const Integers& b, c
 /// `depth` rows of `panels` panels, from row `begin` on, as floats times their scales: panels of floats one right after the other.
 template <class Kind>
 void unpack(const Integers& b, std::int64_t begin, std::int64_t depth, int panels, float* to) {
-  for (int p = 0; p < panels; ++p)
-    for (std::int64_t k = begin; k < begin + depth; ++k, to += kPanel) {
-      F row[kVectorsOfPanel];
-      Kind::load(b.rows + p * b.panel + k * Kind::kRowBytes, row);
-      Kind::put_in_order(row);
-      const float* const scales = b.scales + p * b.scales_of_panel + k / b.block * static_cast<std::int64_t>(kPanel);
-      for (int i = 0; i < kVectorsOfPanel; ++i) {
-        const auto at = static_cast<std::size_t>(i) * V::kWidth;
-        V::store(to + at, V::mul(row[i], V::load(scales + at)));
+  for (int p = 0; p < panels; ++p) {
+    const std::uint8_t* row = b.rows + p * b.panel + begin * Kind::kRowBytes;
+    const float* scales = b.scales + p * b.scales_of_panel + begin / b.block * static_cast<std::int64_t>(kPanel);
+    // Rows that share scales; a block may have begun before the first one.
+    std::int64_t left = depth, together = b.block - begin % b.block;
+    for (; left > 0; left -= together, together = b.block, scales += kPanel) {
+      if (together > left) together = left;
+      F factors[kVectorsOfPanel];
+      for (int i = 0; i < kVectorsOfPanel; ++i) factors[i] = V::load(scales + i * static_cast<int>(V::kWidth));
+      for (std::int64_t k = 0; k < together; ++k, row += Kind::kRowBytes, to += kPanel) {
+        F numbers[kVectorsOfPanel];
+        Kind::load(row, numbers);
+        Kind::put_in_order(numbers);
+        for (int i = 0; i < kVectorsOfPanel; ++i) V::store(to + i * static_cast<int>(V::kWidth), V::mul(numbers[i], factors[i]));
       }
     }
+  }
 }
 
 }  // namespace
