@@ -155,6 +155,13 @@ CASES = {
     "depthwise strided in height": lambda **more: Case((11, 13), 32, 32, group=32, strides=(2, 1), **more),
     "depthwise of few channels": lambda **more: Case((6, 5), 8, 8, group=8, batch=2, **more),
     "depthwise 7x7": lambda **more: Case((9, 9), 35, 35, (7, 7), group=35, pads=(3, 3, 3, 3), **more),
+    "depthwise 9x5 of low images": lambda **more: Case(
+        (2, 11), 33, 33, (9, 5), group=33, pads=(4, 2, 4, 2), batch=2, **more
+    ),
+    "depthwise 5x3 beyond the image": lambda **more: Case((3, 6), 20, 20, (5, 3), group=20, pads=(7, 1, 6, 1), **more),
+    "depthwise 5x5 dilated": lambda **more: Case(
+        (4, 9), 40, 40, (5, 5), group=40, dilations=(3, 1), pads=(6, 2, 6, 2), **more
+    ),
     "depthwise dilated": lambda **more: Case((10, 10), 32, 32, group=32, dilations=(2, 2), pads=(2, 2, 2, 2), **more),
     "depthwise of narrow images": lambda **more: Case((6, 2), 32, 32, group=32, **more),
     "one pixel": lambda **more: Case((1, 1), 17, 19, **more),

@@ -12,9 +12,10 @@ constexpr std::int64_t kPixels = 4;
 /// The lines of an output, some channels at a time. The last channels are computed with those before them, some twice.
 class Lines {
  public:
-  /// Memory that the constructor takes for weights and their sums.
+  /// Memory that the constructor takes: for each strip weights and their sums, the rows of a window, and a pixel of the padding.
   static std::size_t bytes(const conv::Geometry& g) {
-    return static_cast<std::size_t>(strips(g) * (g.kernel[1] * quads(g) + 1)) * kQuadBytes;
+    return static_cast<std::size_t>(strips(g)) * strip_bytes(g) + static_cast<std::size_t>(quads(g)) * sizeof(Rows) +
+           padding_bytes(g);
   }
 
   Lines(const Plan& plan, const Finisher& finisher, const Results& results, char* memory)
@@ -25,8 +26,10 @@ class Lines {
         results_(results),
         memory_(memory),
         count_(least(Quads::kChannels, g_.channels)),
-        quads_(quads(g_)) {
-    std::memset(padding_, plan.x.zero, sizeof padding_);
+        quads_(quads(g_)),
+        rows_(reinterpret_cast<Rows*>(memory + static_cast<std::size_t>(strips(g_)) * strip_bytes(g_))),
+        padding_(reinterpret_cast<std::uint8_t*>(rows_ + quads_)) {
+    std::memset(padding_, plan.x.zero, padding_bytes(g_));
     for (std::int64_t strip = 0; strip < strips(g_); ++strip) {
       choose(strip);
       for (std::int64_t quad = 0; quad < g_.kernel[1] * quads_; ++quad) {
@@ -34,8 +37,6 @@ class Lines {
         std::memcpy(own, c_.weights + (quad * g_.channels + channel_) * 4, static_cast<std::size_t>(count_) * 4);
         Quads::arrange(own, weights_ + quad * static_cast<std::int64_t>(kQuadBytes));
       }
-      std::memset(sums_, 0, kQuadBytes);
-      std::memcpy(sums_, c_.sums + channel_, static_cast<std::size_t>(count_) * sizeof(std::int32_t));
     }
   }
 
@@ -43,6 +44,7 @@ class Lines {
     number_ = number;
     image_ = number / g_.output[0];
     top_ = number % g_.output[0] * g_.strides[0] - g_.pads[0];
+    find_rows();
     const bool whole = g_.dilations[1] == 1 && g_.output[1] >= kPixels;
     const std::int64_t step = whole ? kPixels : 1;
     // The last pixels are computed with those before them, some twice.
@@ -57,12 +59,25 @@ class Lines {
   /// Of the weights of a strip's channels for four rows of a column, and of their sums.
   static constexpr std::size_t kQuadBytes = 4 * Quads::kChannels;
 
+  /// Four rows of a window: where they begin, and how far their pixels are apart. Rows of the padding are one pixel, again and
+  /// again.
+  struct Rows {
+    const std::uint8_t* at[4];
+    std::int64_t steps[4];
+  };
+
   static std::int64_t quads(const conv::Geometry& g) { return (g.kernel[0] + 3) / 4; }
   static std::int64_t strips(const conv::Geometry& g) { return (g.channels + Quads::kChannels - 1) / Quads::kChannels; }
+  static std::size_t strip_bytes(const conv::Geometry& g) {
+    return static_cast<std::size_t>(g.kernel[1] * quads(g) + 1) * kQuadBytes;
+  }
+  static std::size_t padding_bytes(const conv::Geometry& g) {
+    return static_cast<std::size_t>(strips(g)) * static_cast<std::size_t>(Quads::kChannels);
+  }
 
   void choose(std::int64_t strip) {
     channel_ = least(strip * Quads::kChannels, most(g_.channels - Quads::kChannels, 0));
-    char* const own = memory_ + static_cast<std::size_t>(strip * (g_.kernel[1] * quads_ + 1)) * kQuadBytes;
+    char* const own = memory_ + static_cast<std::size_t>(strip) * strip_bytes(g_);
     sums_ = reinterpret_cast<std::int32_t*>(own);
     weights_ = reinterpret_cast<std::int8_t*>(own + kQuadBytes);
   }
@@ -80,21 +95,42 @@ class Lines {
       for (std::int64_t one = at; one < at + step; ++one) pixels<1, 0, 1, false>(one);
   }
 
-  /// Four rows of a window: where they begin, and how far their pixels are apart. Rows of the padding are one pixel, again and
-  /// again.
-  struct Rows {
-    const std::uint8_t* at[4];
-    std::int64_t steps[4];
-  };
+  /// Where the rows of the line's windows are, and which quads have any in the image. The others are left out, in the sums of the
+  /// weights as well.
+  void find_rows() {
+    const std::int64_t before_first = first_, before_last = last_;
+    first_ = quads_;
+    last_ = 0;
+    for (std::int64_t ky = 0; ky < 4 * quads_; ++ky) {
+      const std::int64_t y = top_ + ky * g_.dilations[0], quad = ky / 4;
+      const bool inside = ky < g_.kernel[0] && y >= 0 && y < g_.input[0];
+      rows_[quad].at[ky % 4] = inside ? plan_.x.data + (image_ * g_.input[0] + y) * plan_.x.line_step : padding_;
+      rows_[quad].steps[ky % 4] = inside ? plan_.x.pixel_step : 0;
+      if (!inside) continue;
+      first_ = least(first_, quad);
+      last_ = quad + 1;
+    }
+    if (first_ != before_first || last_ != before_last) sum_weights();
+  }
+
+  /// The sums of the weights of those quads, for every strip.
+  void sum_weights() {
+    const bool all = first_ == 0 && last_ == quads_;
+    for (std::int64_t strip = 0; strip < strips(g_); ++strip) {
+      choose(strip);
+      std::memset(sums_, 0, kQuadBytes);
+      if (all) std::memcpy(sums_, c_.sums + channel_, static_cast<std::size_t>(count_) * sizeof(std::int32_t));
+      for (std::int64_t kx = 0; kx < g_.kernel[1] && !all; ++kx)
+        for (std::int64_t quad = first_; quad < last_; ++quad) {
+          const std::int8_t* const own = c_.weights + ((kx * quads_ + quad) * g_.channels + channel_) * 4;
+          for (std::int64_t i = 0; i < count_; ++i) sums_[i] += own[4 * i] + own[4 * i + 1] + own[4 * i + 2] + own[4 * i + 3];
+        }
+    }
+  }
 
   Rows rows_of(std::int64_t quad) const {
-    Rows rows;
-    for (int r = 0; r < 4; ++r) {
-      const std::int64_t ky = 4 * quad + r, y = top_ + ky * g_.dilations[0];
-      const bool inside = ky < g_.kernel[0] && y >= 0 && y < g_.input[0];
-      rows.at[r] = inside ? plan_.x.data + (image_ * g_.input[0] + y) * plan_.x.line_step + channel_ : padding_;
-      rows.steps[r] = inside ? plan_.x.pixel_step : 0;
-    }
+    Rows rows = rows_[quad];
+    for (int r = 0; r < 4; ++r) rows.at[r] += channel_;
     return rows;
   }
 
@@ -123,7 +159,7 @@ class Lines {
     for (int p = 0; p < P; ++p)
       for (int v = 0; v < Quads::kVectors; ++v) sums[p][v] = Quads::start(sums_, plan_.x.zero, v);
     const std::int64_t left = ox * g_.strides[1] - g_.pads[1];
-    for (std::int64_t quad = 0; quad < quads_; ++quad) {
+    for (std::int64_t quad = first_; quad < last_; ++quad) {
       Rows rows = rows_of(quad);
       if constexpr (K == 0) {
         for (std::int64_t kx = 0; kx < g_.kernel[1]; ++kx) {
@@ -172,11 +208,13 @@ class Lines {
   const Results& results_;
   char* memory_;
   std::int64_t count_, quads_;
-  std::int64_t channel_ = 0;  // where the strip begins
+  Rows* rows_;
+  std::uint8_t* padding_;
+  std::int64_t first_ = 0, last_ = -1;  // the quads with rows in the image: none known yet
+  std::int64_t channel_ = 0;            // where the strip begins
   std::int32_t* sums_ = nullptr;
   std::int8_t* weights_ = nullptr;
   std::int64_t number_ = 0, image_ = 0, top_ = 0;  // the line, its image, and where its windows begin there
-  std::uint8_t padding_[Quads::kChannels];
 };
 
 inline void run_depthwise(const Plan& plan, std::int64_t task) {
