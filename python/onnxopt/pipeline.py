@@ -92,6 +92,7 @@ PHASES: Mapping[str, tuple[str, ...]] = {
         "fuse_loops",
         "restore_loops",
         "pool_bytes",
+        "split_bytes",
         "fuse_qconvs",
         "quantize_before_moves",
         "move_transposes_to_convolutions",

@@ -92,3 +92,10 @@ def test_maxima_have_the_range_of_what_they_are_taken_of() -> None:
     loaded = ir.load(model(f"g (float[N,8,H,W] x) => (float[N,8,D,E] y) {{ {body} }}"))
     ranges = {"x": (-1.0, 2.0), "a": (-0.5, 2.0), "b": (0.0, 1.5), "y": (0.0, 1.0)}
     assert share_ranges(loaded, ranges) == {"x": (-1.0, 2.0), "a": (-1.0, 2.0), "b": (-1.0, 2.0), "y": (0.0, 1.0)}
+
+
+def test_parts_have_the_range_of_what_they_are_of() -> None:
+    loaded = ir.load(model("g (float[N,8] x) => (float[N,4] y, float[N,4] b) { y, b = Split<axis=1>(x) }"))
+    ranges = {"x": (-1.0, 2.0), "y": (0.0, 0.5)}
+    assert share_ranges(loaded, ranges) == {"x": (-1.0, 2.0), "y": (-1.0, 2.0)}
+    assert share_ranges(loaded, {"y": (0.0, 0.5)}) == {"y": (0.0, 0.5)}

@@ -13,6 +13,9 @@ from onnxopt.rewrite.rules import Refusal, attribute
 
 BYTES = (DataType.UINT8, DataType.INT8)
 
+MAX_SCALE = np.finfo(np.float32).max / 255
+"""With larger ones, a byte may stand for infinity."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Operand:
@@ -90,6 +93,15 @@ def quantization(node: ir.Node | None) -> tuple[np.ndarray, np.ndarray] | None:
     if made := attribute(node, "output_dtype", 0):
         zero = zero.astype(DataType(made).numpy())
     return (scale.reshape(()), zero.reshape(())) if zero.dtype in (np.uint8, np.int8) else None
+
+
+def gives_back(node: ir.Node, given: Bytes) -> bool:
+    """Whether a QuantizeLinear makes the same bytes again of what stands for some: its scale, an ordinary number, and its zero point are
+    theirs."""
+    own = quantization(node)
+    if own is None or own[0] != given.scale or own[1] != given.zero or own[1].dtype != given.zero.dtype:
+        return False
+    return bool(0 < own[0] <= MAX_SCALE)
 
 
 def operand(value: ir.Value | None, ctx: Context) -> Operand | None:

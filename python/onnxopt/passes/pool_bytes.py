@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from onnxopt import ir
 from onnxopt.fusions import quantized
 from onnxopt.passes.base import Context, PassResult, RulePass, register_pass
@@ -13,9 +11,6 @@ from onnxopt.rewrite.rules import Match, Refusal, RuleSet, rule
 
 MIN_OPSET = 12
 """The opset from which on MaxPool takes integers."""
-
-MAX_SCALE = np.finfo(np.float32).max / 255
-"""With larger ones, a byte may stand for infinity."""
 
 
 @pattern
@@ -28,20 +23,14 @@ def _quantized_maximum(p):  # type: ignore[no-untyped-def]
 def pool_bytes(b: Builder, m: Match) -> ir.Value | Refusal | None:
     """QuantizeLinear(MaxPool(DequantizeLinear(x))) with one scale and zero point is MaxPool(x): rounding keeps the order, and a window that lies
     in the padding gives the lowest number either way."""
-    pool, own = m.node("pool"), quantized.quantization(m.root)
+    pool = m.node("pool")
     given = quantized.dequantized(pool.inputs[0], m.ctx)
-    if (
-        own is None
-        or given is None
-        or given.scale != own[0]
-        or given.zero != own[1]
-        or given.zero.dtype != own[1].dtype
-    ):
+    if given is None or not quantized.gives_back(m.root, given):
         return Refusal("it is rounded otherwise than what it reads", culprit=m.root)
     if m.ctx.opset < MIN_OPSET:
         return Refusal("opset {} has no MaxPool of integers", m.ctx.opset, culprit=pool)
-    if len(pool.outputs) > 1 or not 0 < own[0] <= MAX_SCALE:
-        return Refusal("it has a further output, or a scale that is no ordinary number", culprit=pool)
+    if len(pool.outputs) > 1:
+        return Refusal("it has a further output", culprit=pool)
     return b.copy_of(pool, [given.value])[0]
 
 

@@ -94,13 +94,14 @@ def place(
 
 
 def share_ranges(model: ir.Model, ranges: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
-    """The ranges of activations, where a MaxPool's result has that of what it reads: its elements are bytes of that range already."""
+    """The ranges of activations, where the results of a MaxPool or Split have that of what it reads: their elements are bytes of that range
+    already, and rounding them once more gains nothing."""
     shared = dict(ranges)
     for node in model.graph:
-        if node.op_type == "MaxPool" and not node.domain and node.inputs[0] is not None:
-            source, result = str(node.inputs[0].name), str(node.outputs[0].name)
-            if source in shared and result in shared:
-                shared[result] = shared[source]
+        if node.op_type in ("MaxPool", "Split") and not node.domain and node.inputs[0] is not None:
+            source = str(node.inputs[0].name)
+            if source in shared:
+                shared |= {str(one.name): shared[source] for one in node.outputs if str(one.name) in shared}
     return shared
 
 
