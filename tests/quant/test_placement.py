@@ -99,3 +99,24 @@ def test_parts_have_the_range_of_what_they_are_of() -> None:
     ranges = {"x": (-1.0, 2.0), "y": (0.0, 0.5)}
     assert share_ranges(loaded, ranges) == {"x": (-1.0, 2.0), "y": (-1.0, 2.0)}
     assert share_ranges(loaded, {"y": (0.0, 0.5)}) == {"y": (0.0, 0.5)}
+
+
+@pytest.mark.parametrize(
+    ("after", "count"),
+    [
+        ("r = Relu(d) m = GlobalAveragePool(r) g = Sigmoid(m) s = Mul(r, g) y = Conv(s, w)", 2),
+        ("r = Relu(d) y = Conv(r, w)", 3),
+        ("s = Sigmoid(d) m = Mul(d, s) p = MaxPool<kernel_shape=[1,1]>(m) y = Conv(p, w)", 3),
+        ("s = Add(d, a) y = Conv(s, w)", 3),
+        ("y = Softmax<axis=1>(d)", 1),
+    ],
+)
+def test_depthwise_convolutions_stay_in_float_where_floats_alone_read_them(after: str, count: int) -> None:
+    weights = {"w": RNG.standard_normal((8, 8, 1, 1)), "k": RNG.standard_normal((8, 1, 3, 3))}
+    text = f"""g (float[N,8,H,W] x) => (float[N,8,H,W] y) {{
+        a = Conv(x, w) d = Conv<group=8,pads=[1,1,1,1]>(a, k) {after} }}"""
+    loaded = ir.load(model(text, **{name: one.astype(np.float32) for name, one in weights.items()}))
+    shapes = ir.ShapeEnv(loaded)
+    shapes.infer_model()
+    assert len(place(loaded, shapes, epilogues=True).nodes) == count
+    assert len(place(loaded, shapes).nodes) == 1 + after.count("Conv") + 1

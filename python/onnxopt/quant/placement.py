@@ -74,6 +74,9 @@ def place(
     kinds = (*CONVOLUTIONS, *PRODUCTS) if products else CONVOLUTIONS
     nodes = [node for node in model.graph if node.op_type in kinds and not node.domain]
     chosen = [node for node in nodes if ir.node_name(node) not in keep and _is_fit(node, shapes)]
+    if epilogues:
+        layers = set(chosen)
+        chosen = [one for one in chosen if not _is_depthwise(one) or _is_followed(rounded(one.outputs[0]), layers)]
     everywhere: dict[ir.Value, None] = {}
     made: set[ir.Value] = set()
     for node in chosen:
@@ -144,6 +147,26 @@ def _is_fit(node: ir.Node, shapes: ir.ShapeEnv) -> bool:
         return math.prod(sizes) >= MIN_FILTERS or not _is_pixel(x, shapes)
     plain = not attribute(node, "transA", 0) and attribute(node, "alpha", 1.0) == attribute(node, "beta", 1.0) == 1.0
     return len(sizes) == 2 and min(sizes) >= min(MIN_DEPTH, MIN_COLUMNS) and plain
+
+
+def _is_depthwise(node: ir.Node) -> bool:
+    tensor = ir.constant(node.inputs[1])
+    assert tensor is not None
+    return node.op_type in CONVOLUTIONS and tensor.shape.numpy()[1] == 1 and attribute(node, "group", 1) > 1
+
+
+def _is_followed(value: ir.Value, chosen: set[ir.Node]) -> bool:
+    """Whether a layer or a sum reads a value, perhaps after it was moved. A depthwise convolution has few multiplications for each of its
+    operand's elements: where floats alone read its results (means and gates, norms), rounding the operand takes what they gain."""
+    stack, seen = [value], {value}
+    while stack:
+        for user, _ in stack.pop().uses():
+            if user in chosen or user.op_type == "Add":
+                return True
+            if user.op_type in MOVES and not user.domain:
+                stack += [one for one in user.outputs if one not in seen]
+                seen.update(user.outputs)
+    return False
 
 
 def _is_pixel(value: ir.Value, shapes: ir.ShapeEnv) -> bool:
