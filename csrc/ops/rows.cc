@@ -143,7 +143,7 @@ class CpuRows final : public Rows {
     if (!epilogue_.present() || (results == 1 && types[0].type == kFloat)) problem.y = static_cast<float*>(outputs[0]);
     // To the programs, the axes after the normalized ones are one where that is the same.
     const auto before_inputs = inputs.first(prologue_.inputs()), after_inputs = inputs.subspan(first_of_epilogue());
-    const auto inner = static_cast<std::size_t>(layout_.inner);
+    const auto inner = layout_.groups != 0 ? std::size_t{0} : static_cast<std::size_t>(layout_.inner);
     const auto fits = [&](const Tensor& one) { return merges(one.shape, shape, inner); };
     const std::size_t count = inner > 1 && std::all_of(before_inputs.begin(), before_inputs.end(), fits) &&
                                       std::all_of(after_inputs.begin(), after_inputs.end(), fits)

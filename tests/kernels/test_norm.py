@@ -171,6 +171,13 @@ def test_groups(shape: tuple[int, ...], groups: int, variant: str) -> None:
     assert_close(actual, expected * scale.reshape(dims) + bias.reshape(dims), 2e-6)
 
 
+def test_groups_have_no_inner_axes(variant: str) -> None:
+    """The attribute is not read, however large it is."""
+    x = draw(1, 4, 5)
+    (expected,), (actual,) = (run("FusedNorm", [x], variant, groups=2, inner=inner) for inner in (0, 2**63 - 1))
+    np.testing.assert_array_equal(actual, expected)
+
+
 @pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0, 0), (2, 0, 3), (0,)])
 @pytest.mark.parametrize("threads", [1, 3])
 def test_empty_tensors(shape: tuple[int, ...], threads: int, variant: str) -> None:
