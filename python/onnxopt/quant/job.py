@@ -30,6 +30,7 @@ from onnxopt.quant.observe import observe, session_of
 from onnxopt.quant.outliers import too_coarse
 from onnxopt.quant.parallel import in_parallel, workers
 from onnxopt.quant.placement import PRODUCTS, Placement, place, share_ranges
+from onnxopt.quant.regions import too_small
 from onnxopt.quant.result import ActivationResult, LayerResult, MetricResult, Quantization
 from onnxopt.quant.search import Candidate, search
 from onnxopt.quant.weights import QuantizedMatrix, quantize_columns
@@ -86,6 +87,7 @@ class Job:
         self.weight_sqnr: dict[str, float] = {}
         self.broken: frozenset[str] = frozenset()
         self.coarse: dict[str, float] = {}
+        self.small: frozenset[str] = frozenset()
         self.rounded = False
         self._nearest: dict[str, QuantizedMatrix] = {}
         self._digest = hashlib.sha256()
@@ -115,6 +117,12 @@ class Job:
         """Where the integers go with some layers in float."""
         fused, dynamic = self.format == "fused", self.options.dynamic
         return place(self.model, ctx.shapes, products=not fused, epilogues=fused, keep=keep, dynamic=dynamic)
+
+    def _placed(self, keep: frozenset[str], names: Iterable[str]) -> set[str]:
+        """Which of some layers multiply integers or, kept in float, could: not convolutions that read none any more."""
+        placement = self._placement(self._context(), keep | self.broken | self.coarse.keys() | self.small)
+        static = {ir.node_name(node) for node in placement.nodes}
+        return {name for name in names if name in keep or name in static or name not in self.static}
 
     def _migrate(self, method: str) -> None:
         """Move scales from activations into weights where that lowers the error of layers."""
@@ -183,6 +191,8 @@ class Job:
         sized = ir.ShapeEnv(self.model, {**samples.sizes(self.model, self.kept[0]), **self.options.dims})
         sized.infer_model()
         self.layers = layers.describe(self._nodes(), sized)
+        if self.format == "fused" and self.target == "cpu":
+            self.small = too_small(self._placement(self._context(), self.keep), sized)
 
     def _functions(self) -> dict[str, ranges.Function]:
         """Of activations that are rounded before something is computed of them element by element: what that is."""
@@ -245,7 +255,7 @@ class Job:
 
     def _correct(self, keep: frozenset[str]) -> None:
         """Measure what layers lack on average, with all others in integers that can be."""
-        keep |= self.coarse.keys()
+        keep |= self.coarse.keys() | self.small
         ranges, nodes = self.options.ranges, [node for node in self.model.graph if node.op_type in layers.OPS]
         names = [ir.node_name(node) for node in nodes]
         chosen = [
@@ -274,7 +284,7 @@ class Job:
 
     def write(self, model: ir.Model, keep: frozenset[str], *, fuse: bool = True) -> dict[str, int]:
         """Write the integers of all other layers into the model, and fuse what is around them. Returns the nodes after, by op."""
-        options = dataclasses.replace(self.options, keep_float=keep | self.broken | self.coarse.keys())
+        options = dataclasses.replace(self.options, keep_float=keep | self.broken | self.coarse.keys() | self.small)
         if options.ranges:
             PassManager("generic", WRITE, options=options).run(model)
         if self.format == "qdq":
@@ -314,7 +324,7 @@ class Job:
             return known
 
         least = budget.least(before)
-        free = [name for name in self.layers if name not in self.keep | self.coarse.keys()]
+        free = [name for name in self.layers if name not in self.keep | self.coarse.keys() | self.small]
         after = scored(frozenset())
         found = frozenset[str]()
         if after < least:
@@ -330,7 +340,7 @@ class Job:
             self.result.warnings.append(
                 f"No choice of layers stays within {budget}: with all of them in float, {title} is {after:.6g} and should be at least {least:.6g}."
             )
-        elif free and len(found) == len(free):
+        elif free and found and found.issuperset(self._placed(found | self.keep, free)):
             self.result.warnings.append(f"No layer can multiply integers within {budget}: the model stays in float.")
         return found | self.keep
 
@@ -390,7 +400,8 @@ class Job:
             result.warnings.append(f"{len(left)} convolutions stay in float: there are no calibration samples.")
         if not self.rounded:
             self.round_weights()
-        described = [self._described(layer, keep, calibrated) for layer in self.layers.values()]
+        placed = self._placed(keep, self.layers)
+        described = [self._described(layer, keep, placed, calibrated) for layer in self.layers.values()]
         made = self.write(self.model, keep)
         kinds = [one.op_type for one in described if one.precision != "float" and self.is_counted(one)]
         result.quantized = {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}
@@ -410,7 +421,7 @@ class Job:
         """Whether a layer is counted by what it was: products that QGemm computes are counted as what they became."""
         return layer.name in self.static
 
-    def _described(self, layer: layers.Layer, keep: frozenset[str], calibrated: bool) -> LayerResult:
+    def _described(self, layer: layers.Layer, keep: frozenset[str], placed: set[str], calibrated: bool) -> LayerResult:
         reason = ""
         if layer.name in self.keep:
             reason = "it was to stay in float"
@@ -418,12 +429,16 @@ class Job:
             reason = "its weights are not finite"
         elif layer.name in self.coarse:
             reason = f"one range is too coarse for its activation: {decibels(self.coarse[layer.name]):.1f} dB"
+        elif layer.name in self.small:
+            reason = "it saves less than making bytes for it takes"
         elif layer.name in keep:
             reason = "the accuracy budget"
         elif layer.name in self.static and not calibrated:
             reason = "there are no calibration samples"
         elif layer.name in self.static and layer.activation not in self.options.ranges:
             reason = "its activation has no element in any sample"
+        elif layer.name in self.static and layer.name not in placed:
+            reason = "floats alone read its results"
         noise = self.noise.get(layer.name)
         return LayerResult(
             layer.name,

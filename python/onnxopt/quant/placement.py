@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Set
+from collections.abc import Mapping, Set
 
 from onnxopt import ir
 from onnxopt.ir import DataType
@@ -36,12 +36,13 @@ MIN_FILTERS = 1 << 18
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Placement:
-    """Nodes that are to read bytes, the activations that become bytes for everyone who reads them, and those of the nodes whose operand is
-    computed in floats: no layer or sum of bytes makes it."""
+    """Nodes that are to read bytes, the activations that become bytes for everyone who reads them, those of the nodes whose operand is
+    computed in floats, since no layer or sum of bytes makes it, and the layers and sums by what they make."""
 
     nodes: tuple[ir.Node, ...]
     everywhere: tuple[ir.Value, ...]
     fresh: tuple[ir.Node, ...] = ()
+    makers: Mapping[ir.Value, ir.Node] = dataclasses.field(default_factory=dict)
 
     @property
     def observed(self) -> tuple[ir.Value, ...]:
@@ -78,22 +79,22 @@ def place(
         layers = set(chosen)
         chosen = [one for one in chosen if not _is_depthwise(one) or _is_followed(rounded(one.outputs[0]), layers)]
     everywhere: dict[ir.Value, None] = {}
-    made: set[ir.Value] = set()
+    makers: dict[ir.Value, ir.Node] = {}
     for node in chosen:
         if node.op_type in CONVOLUTIONS:
             if ir.node_name(node) not in dynamic:
                 everywhere[node.inputs[0]] = None  # type: ignore[index]
-            made.add(rounded(node.outputs[0]))
+            makers[rounded(node.outputs[0])] = node
             everywhere[rounded(node.outputs[0])] = None
     for node in model.graph:
         if node.op_type == "Add" and all(value in everywhere for value in node.inputs):
-            made.add(rounded(node.outputs[0]))
+            makers[rounded(node.outputs[0])] = node
             everywhere[rounded(node.outputs[0])] = None
     values = [value for value in everywhere if not value.is_graph_output()]
     if epilogues:
         values = [value for value in values if _reaches_integers(value, set(chosen), everywhere.keys())]
-    fresh = [node for node in chosen if node.op_type in CONVOLUTIONS and not _is_made_of(node.inputs[0], made)]
-    return Placement(tuple(chosen), tuple(values), tuple(fresh))
+    fresh = [node for node in chosen if node.op_type in CONVOLUTIONS and not makers_of(node.inputs[0], makers)]
+    return Placement(tuple(chosen), tuple(values), tuple(fresh), makers)
 
 
 def share_ranges(model: ir.Model, ranges: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
@@ -108,18 +109,20 @@ def share_ranges(model: ir.Model, ranges: dict[str, tuple[float, float]]) -> dic
     return shared
 
 
-def _is_made_of(value: ir.Value | None, made: set[ir.Value]) -> bool:
-    """Whether a value is one of some others, perhaps after it was moved."""
-    stack, seen = [value], set[ir.Value | None]()
+def makers_of(value: ir.Value | None, makers: Mapping[ir.Value, ir.Node]) -> list[ir.Node]:
+    """Who makes a value, perhaps before it was moved: several where it is of parts."""
+    stack, seen, found = [value], set[ir.Value | None](), list[ir.Node]()
     while stack:
         one = stack.pop()
-        if one in made:
-            return True
-        producer = None if one is None or one in seen else one.producer()
+        if one is None or one in seen:
+            continue
         seen.add(one)
-        if producer is not None and producer.op_type in MOVES and not producer.domain:
+        producer = one.producer()
+        if one in makers:
+            found.append(makers[one])
+        elif producer is not None and producer.op_type in MOVES and not producer.domain:
             stack += producer.inputs
-    return False
+    return found
 
 
 def _reaches_integers(value: ir.Value, chosen: set[ir.Node], everywhere: Set[ir.Value]) -> bool:
