@@ -24,9 +24,10 @@ void fill(Floats& floats, Random& random) {
 /// Half of them as Winograd's filtering takes them, a quarter depthwise or with groups that are lanes of a vector.
 conv::Geometry random_geometry(Random& random) {
   conv::Geometry g;
-  const std::int64_t side = random.sometimes(3) ? 5 : 3;  // of a square kernel, or of a sequence's
   const bool square = random.sometimes(2), sequence = square && random.sometimes(3), large = random.sometimes(6);
-  g.batch = random.between(1, 2);
+  const bool is_long = sequence && random.sometimes(2);              // threads share a line, and there are more weights than pixels
+  const std::int64_t side = is_long || random.sometimes(3) ? 5 : 3;  // of a square kernel, or of a sequence's
+  g.batch = is_long ? 1 : random.between(1, 2);
   if (!square && random.sometimes(2)) {
     g.groups = random.between(2, large ? 200 : 50);
     const std::int64_t depth = random.sometimes(2) ? std::int64_t{1} << random.between(1, 4) : 1;
@@ -35,6 +36,7 @@ conv::Geometry random_geometry(Random& random) {
     g.groups = random.sometimes(4) ? random.between(2, 4) : 1;
     g.channels = g.groups * random.between(1, large ? 150 : 40);
     g.filters = g.groups * random.between(1, large ? 150 : 70);
+    if (is_long) g.groups = 1, g.channels = random.between(40, 64), g.filters = random.between(200, 300);
   }
   for (int axis = 0; axis < 2; ++axis) {
     g.kernel[axis] = sequence && axis == 0 ? 1 : square ? side : random.between(1, 5);
@@ -42,8 +44,9 @@ conv::Geometry random_geometry(Random& random) {
     g.dilations[axis] = !square && random.sometimes(4) ? 2 : 1;
     g.pads[axis] = random.between(0, random.sometimes(8) ? 2 * g.kernel[axis] : g.kernel[axis] - 1);
     const std::int64_t window = (g.kernel[axis] - 1) * g.dilations[axis] + 1;
-    g.input[axis] = random.between(1, large ? 30 : 14);
-    const std::int64_t after = random.between(0, g.kernel[axis]);
+    g.input[axis] = is_long ? (axis == 0 ? 1 : random.between(200, 400)) : random.between(1, large ? 30 : 14);
+    if (is_long && axis == 0) g.pads[0] = 0;
+    const std::int64_t after = is_long ? g.pads[axis] : random.between(0, g.kernel[axis]);
     const std::int64_t room = g.input[axis] + g.pads[axis] + after - window;
     g.output[axis] = room < 0 ? 0 : room / g.strides[axis] + 1;
   }

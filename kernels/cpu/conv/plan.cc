@@ -156,9 +156,8 @@ std::int64_t count_tiles(const Geometry& g) {
   return g.batch * ceil_div(g.output[0], tile_outputs(g.kernel[0])) * ceil_div(g.output[1], tile_outputs(g.kernel[1]));
 }
 
-/// Floats of all transformed inputs, and of all transformed weights.
-std::int64_t transformed_inputs(const Geometry& g) {
-  const std::int64_t tiles = count_tiles(g);
+/// Floats of all transformed inputs, of so many tiles, and of all transformed weights.
+std::int64_t transformed_inputs(const Geometry& g, std::int64_t tiles) {
   return tile_points(g) * g.groups * tiles * (round_up(g.channels / g.groups, kPanel) + kRowPadding);
 }
 std::int64_t transformed_weights(const Geometry& g) {
@@ -179,7 +178,10 @@ Plan plan_winograd(const Convolution& convolution) {
   plan.tiles[0] *= plan.line_parts;
   plan.tiles[1] = ceil_div(plan.tiles[1], plan.line_parts);
   const std::int64_t points = tile_points(g);
-  plan.inputs_first = transformed_inputs(g) < transformed_weights(g);
+  // Parts of lines are equally long: there may be tiles beyond the last pixel.
+  plan.transformed_floats = transformed_inputs(g, g.batch * plan.tiles[0] * plan.tiles[1]);
+  plan.inputs_first = plan.transformed_floats < transformed_weights(g);
+  if (!plan.inputs_first) plan.transformed_floats = transformed_weights(g);
   const std::int64_t tile_work = points * plan.group_channels * plan.panels;
   if (plan.inputs_first) {
     const std::int64_t rows = g.batch * plan.tiles[0], blocks = ceil_div(plan.group_filters, kColumnStep);
@@ -248,7 +250,7 @@ bool prefers_winograd(const Geometry& g) {
   const std::int64_t channels = g.channels / g.groups, filters = g.filters / g.groups;  // all groups take the same time
   const std::int64_t panels = ceil_div(filters, kPanel), vectors = ceil_div(channels, kPanel);
   if (channels < kLeastWinogradChannels || filters < kLeastWinogradChannels) return false;
-  if (std::min(transformed_inputs(g), transformed_weights(g)) > kMostTransformedFloats) return false;
+  if (std::min(transformed_inputs(g, count_tiles(g)), transformed_weights(g)) > kMostTransformedFloats) return false;
   // Columns are transformed first, then what that makes of the rows.
   const auto transforms = [&](std::int64_t columns, std::int64_t rows) { return (g.kernel[0] == 1 ? 0 : columns) + rows; };
   const std::int64_t tiles = count_tiles(g), lines = tile_inputs(g.kernel[0]), columns = tile_inputs(g.kernel[1]);
@@ -262,9 +264,8 @@ bool prefers_winograd(const Geometry& g) {
 void run_winograd(const Convolution& convolution, const Variant& variant, const ParallelFor& parallel_for) {
   const Geometry& g = convolution.geometry;
   Plan plan = plan_winograd(convolution);
-  const std::int64_t floats = plan.inputs_first ? transformed_inputs(g) : transformed_weights(g);
-  plan.transformed =
-      reinterpret_cast<float*>(scratch(static_cast<std::size_t>(floats) * sizeof(float), ScratchOwner::kConvWeights));
+  plan.transformed = reinterpret_cast<float*>(
+      scratch(static_cast<std::size_t>(plan.transformed_floats) * sizeof(float), ScratchOwner::kConvWeights));
   if (plan.inputs_first) {
     run_tasks(plan, variant.transform_inputs, g.groups * g.batch * plan.tiles[0], parallel_for);
     run_tasks(plan, variant.winograd_columns, g.groups * plan.tile_row_tasks * plan.column_tasks, parallel_for);

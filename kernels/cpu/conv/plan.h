@@ -45,6 +45,7 @@ struct Plan {
   bool inputs_first;        // then the tile rows of all images are numbered in one
   std::int64_t task_tile_rows, tile_row_tasks, block_tiles;
   std::int64_t block_channels;  // whose weights are transformed and used, then the next ones
+  std::int64_t transformed_floats;
   float* transformed;  // weights [points, groups, panels, channels of a group, 16], or inputs [groups, points, tiles, channels]
 
   // Depthwise convolutions and those of few channels: a task is some lines of the output, of depthwise ones some channels of them,
