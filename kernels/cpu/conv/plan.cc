@@ -469,7 +469,8 @@ static void run_average(const GlobalAverage& average, std::int64_t part_floats, 
                 sums + part * average.channels);
   };
   some_together(average.batch * count, std::min(average.pixels, pixels) * average.channels, part_floats, sum_part, parallel_for);
-  const float scale = 1.0f / static_cast<float>(average.pixels);
+  // The mean of no pixels is 0, as that of onnxruntime's ReduceMean.
+  const float scale = 1.0f / static_cast<float>(std::max<std::int64_t>(average.pixels, 1));
   for (std::int64_t image = 0; image < average.batch; ++image)
     for (std::int64_t c = 0; c < average.channels; ++c) {
       float total = 0;
