@@ -232,8 +232,10 @@ bool run_emulated(const Matrices& matrices, const Shape& shape, const std::vecto
 bool run_one(Generator& generator, int) {
   Shape shape;
   std::int64_t rows = 1;
-  for (int rank = generator.below(4); rank > 0; --rank)
-    rows *= shape.emplace_back(generator.below(20) == 0 ? 0 : 1 + generator.below(generator.below(3) == 0 ? 40 : 4));
+  for (int rank = generator.below(4); rank > 0; --rank) {
+    shape.push_back(generator.below(20) == 0 ? 0 : 1 + generator.below(generator.below(3) == 0 ? 40 : 4));
+    rows *= shape.back();
+  }
   const Matrices matrices = draw(generator, rows);
   shape.push_back(matrices.columns);
   std::vector<Floats> wanted;
