@@ -82,8 +82,8 @@ inline void apply(const Step& step, const Place* table, Batch<F, M>& batch, std:
     case Op::k_sub: return binary([](F v, F w) { return v - w; });
     case Op::k_mul: return binary([](F v, F w) { return v * w; });
     case Op::k_div: return binary([](F v, F w) { return v / w; });
-    case Op::k_min: return binary(propagating_min<F>);
-    case Op::k_max: return binary(propagating_max<F>);
+    case Op::k_min: return binary([](F v, F w) { return propagating_min(v, w); });
+    case Op::k_max: return binary([](F v, F w) { return propagating_max(v, w); });
     case Op::k_clip: return ternary([](F v, F low, F high) { return min(high, max(low, v)); });
     default: return;  // casts between float types: what they round is rounded by the caller
   }
