@@ -326,6 +326,35 @@ PARTS = {
 }
 
 
+@pytest.mark.parametrize("constant", [False, True])
+@pytest.mark.parametrize("alike", [False, True])
+def test_rotary_embedding_of_keys_that_have_rows_before_heads(alike: bool, constant: bool) -> None:
+    tables = {"cos": normal(3, 5, 8), "sin": normal(3, 5, 8)}
+    other = tables if alike else {"cos": tables["sin"], "sin": tables["cos"]}
+    placed = {f"{name}q": table[:, None] for name, table in tables.items()}
+    placed |= {f"{name}k": table[:, :, None] for name, table in other.items()}
+    views = "" if constant else "cosq = Unsqueeze(cos, one)  sinq = Unsqueeze(sin, one)"
+    if not constant:
+        first, second = ("cos", "sin") if alike else ("sin", "cos")
+        views += (
+            f" cosk = Unsqueeze({first}, two)  sk = Unsqueeze({second}, one)  sink = Transpose<perm = [0, 2, 1, 3]>(sk)"
+        )
+    turned = "\n".join(
+        f"{x}p = Identity({x}) {HALVES} {TURN}".format(x=x).replace("cos)", f"cos{x})").replace("sin)", f"sin{x})")
+        for x in "qk"
+    )
+    given = "" if constant else ", float[3,5,8] cos, float[3,5,8] sin"
+    text = f"""g (float[3,2,5,8] q, float[3,5,2,8] k, float[3,2,5,8] v{given}) => (float[3,2,5,8] y) {{ {views} {turned}
+        kt = Transpose<perm = [0, 2, 3, 1]>(ka)
+        s = MatMul(qa, kt)  p = Softmax<axis = -1>(s)  y = MatMul(p, v) }}"""
+    numbers = {"halves": [4, 4], "one": [1], "two": [2]}
+    proto = model(text, **{name: np.array(array) for name, array in numbers.items()}, **(placed if constant else {}))
+    proto = run_passes(proto, "eliminate_noops")[0]
+    assert fused(proto)["rotary"] == ("qk" if alike else "q")
+    feeds = {"q": normal(3, 2, 5, 8), "k": normal(3, 5, 2, 8), "v": normal(3, 2, 5, 8)}
+    assert_same(proto, feeds if constant else feeds | tables)
+
+
 @pytest.mark.parametrize("rows_first", [False, True])
 @pytest.mark.parametrize("crossed", [HALVES, NEIGHBOURS], ids=["halves", "neighbours"])
 @pytest.mark.parametrize("part", PARTS)

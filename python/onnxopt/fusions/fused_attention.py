@@ -466,7 +466,7 @@ def operand(placed: Placed, ctx: Context, like: Rotation | None = None) -> Opera
             placed = last.moved(_input(node, index), last.labels, last.starts)
             continue
         turned = None if rotation is not None else next(filter(None, (find_rotation(one, ctx) for one in chain)), None)
-        if turned is None or (like is not None and not like.agrees(turned[1])):
+        if turned is None or (like is not None and not like.agrees(turned[1], ctx)):
             return Operand(_furthest(chain), scale, rotation)
         placed, rotation = turned
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from onnxopt import ir
 from onnxopt.fusions.attention_axes import Placed
 from onnxopt.passes.base import Context
 from onnxopt.rewrite.patch import Builder
+from onnxopt.rewrite.permutations import constant_axes
 from onnxopt.rewrite.rules import attribute
 
 
@@ -36,11 +38,13 @@ class Rotation:
     halved: bool = False
     positions: ir.Value | None = None
 
-    def agrees(self, other: Rotation) -> bool:
-        """Whether both rotate alike."""
+    def agrees(self, other: Rotation, ctx: Context) -> bool:
+        """Whether both rotate alike, wherever their tables have the rows."""
         tables = ((self.cos, other.cos), (self.sin, other.sin))
-        alike = dataclasses.replace(self, cos=other.cos, sin=other.sin) == other
-        return alike and all(_same(*pair) for pair in tables)
+        alike = dataclasses.replace(self, cos=other.cos, sin=other.sin, rows_first=other.rows_first) == other
+        return alike and all(
+            _same(_origin(one, self.rows_first, ctx), _origin(two, other.rows_first, ctx)) for one, two in tables
+        )
 
     def tables(self, b: Builder) -> list[ir.Value]:
         """The cosines, and the sines with the sign of the first of each pair turned, as [batch, heads, rows, columns] has them."""
@@ -274,6 +278,58 @@ def _fits(table: ir.Value, width: int, rows_first: bool, ctx: Context) -> bool:
     return len(shape) == 2 or shape[-3] == 1
 
 
-def _same(a: ir.Value, b: ir.Value) -> bool:
-    first, second = ir.constant(a), ir.constant(b)
-    return a is b or (first is not None and second is not None and np.array_equal(first.numpy(), second.numpy()))
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Origin:
+    """What a table is by moving dims: a value, and the dims of it that are the table's batch, heads, rows and columns, None for those that
+    came in with size 1."""
+
+    value: ir.Value
+    dims: tuple[int | None, ...]
+
+
+def _origin(table: ir.Value, rows_first: bool, ctx: Context) -> _Origin:
+    rank = ctx.shapes.rank(table) or 0
+    dims: list[int | None] = [None] * (4 - rank) + list(range(rank))
+    if rows_first:
+        dims[1], dims[2] = dims[2], dims[1]
+    while True:
+        node = table.producer()
+        source = None if node is None else node.inputs[0]
+        moved = None if node is None else _dims_before(node, ctx)
+        if source is None or moved is None:
+            return _Origin(table, tuple(dims))
+        dims = [None if dim is None else moved[dim] for dim in dims]
+        table = source
+
+
+def _dims_before(node: ir.Node, ctx: Context) -> Sequence[int | None] | None:
+    """For each dim of the result of a node that only moves dims, which dim of its operand it is; None for a new one."""
+    rank = ctx.shapes.rank(node.outputs[0])
+    if rank is None or node.domain:
+        return None
+    if node.op_type == "Transpose":
+        return attribute(node, "perm", tuple(reversed(range(rank))))
+    axes = constant_axes(node, 1, rank) if node.op_type == "Unsqueeze" else None
+    if axes is None:
+        return None
+    old = iter(range(rank))
+    return [None if dim in axes else next(old) for dim in range(rank)]
+
+
+def _same(a: _Origin, b: _Origin) -> bool:
+    if a == b:
+        return True
+    first, second = (_numbers(one) for one in (a, b))
+    return first is not None and second is not None and np.array_equal(first, second)
+
+
+def _numbers(origin: _Origin) -> np.ndarray | None:
+    """A constant table as [batch, heads, rows, columns]."""
+    tensor = ir.constant(origin.value)
+    if tensor is None:
+        return None
+    kept = [dim for dim in origin.dims if dim is not None]
+    if len(kept) != len(tensor.shape):
+        return None
+    whole = tensor.numpy().transpose(kept)
+    return np.expand_dims(whole, [axis for axis, dim in enumerate(origin.dims) if dim is None])
