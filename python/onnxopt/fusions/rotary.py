@@ -308,7 +308,7 @@ def _dims_before(node: ir.Node, ctx: Context) -> Sequence[int | None] | None:
     if rank is None or node.domain:
         return None
     if node.op_type == "Transpose":
-        return attribute(node, "perm", tuple(reversed(range(rank))))
+        return tuple(attribute(node, "perm", tuple(reversed(range(rank)))))
     axes = constant_axes(node, 1, rank) if node.op_type == "Unsqueeze" else None
     if axes is None:
         return None
