@@ -5,7 +5,6 @@
 #include <cstring>
 #include <string>
 
-#include "kernels/cpu/gemm/panel.h"
 #include "kernels/cpu/recurrence/loop_plan.h"
 #include "kernels/cpu/recurrence/statement.h"
 #include "kernels/cpu/recurrence/text.h"
@@ -65,8 +64,8 @@ struct Multiplication {
 
   void columns(std::int64_t begin, std::int64_t end) const {
     const std::int64_t depth = matrix->depth;
-    variant->multiply({x, rows, depth, depth, matrix->panels + begin * depth, depth * static_cast<std::int64_t>(gemm::kPanel),
-                       bias ? bias + begin : nullptr, end - begin, y + begin, matrix->columns});
+    variant->multiply(
+        {x, rows, depth, matrix->panels + begin * depth, bias ? bias + begin : nullptr, end - begin, y + begin, matrix->columns});
   }
 
   static void share(void* user, std::size_t index) {

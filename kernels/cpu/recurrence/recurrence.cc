@@ -7,7 +7,6 @@
 
 #include "kernels/cpu/elementwise/plan.h"
 #include "kernels/cpu/elementwise/tile.h"
-#include "kernels/cpu/gemm/panel.h"
 #include "kernels/cpu/recurrence/blocks.h"
 #include "kernels/cpu/recurrence/text.h"
 #include "kernels/cpu/scratch.h"
@@ -117,8 +116,6 @@ constexpr double kGrain = 40e3;
 /// Looks at a counter before a thread does what another one might be about to begin.
 constexpr int kPatience = 2000;
 constexpr int kNoPause = 200;
-constexpr auto kPanelFloats = static_cast<std::int64_t>(gemm::kPanel);
-constexpr std::int64_t kLineFloats = 64 / sizeof(float);
 
 /// Rows and columns of the domain, seen as rows of one width.
 struct Part {
@@ -223,15 +220,9 @@ class Worker {
  public:
   explicit Worker(const Shared& shared)
       : shared_(shared), problem_(*shared.problem), step_(*shared.problem->step), layout_(*shared.layout), plans_(shared.plans) {
-    std::size_t products = 0;
-    for (const Phase& phase : step_.phases) products = std::max(products, phase.products.size());
-    begun_step_ = (layout_.width + kPanelFloats - 1) / kPanelFloats * kPanelFloats;
-    const std::size_t begun = products * static_cast<std::size_t>(begun_step_) * sizeof(float);
-    std::size_t bytes = begun;
+    std::size_t bytes = 0;
     for (const elementwise::Plan& plan : plans_) bytes += elementwise::Tile::bytes(plan);
     char* memory = scratch(bytes, ScratchOwner::kRecurrenceTiles);
-    begun_ = reinterpret_cast<float*>(memory);
-    memory += begun;
     for (std::size_t i = 0; i < plans_.size(); ++i) {
       tiles_.emplace_back(plans_[i], memory);
       memory += elementwise::Tile::bytes(plans_[i]);
@@ -242,31 +233,9 @@ class Worker {
 
   void run_phase(std::size_t index, std::int64_t t, const Part& part) {
     const Phase& phase = step_.phases[index];
-    for (std::size_t i = 0; i < phase.products.size(); ++i)
-      multiply(phase.products[i], t, part, 0, layout_.width, bias_of(phase.products[i], t, part),
-               product_of(phase.first + i, t, part));
-    end_phase(index, t, part);
-  }
-
-  /// Of products of one row, what needs the part's own columns alone.
-  void begin_products(std::size_t index, std::int64_t t, const Part& part) {
-    const Phase& phase = step_.phases[index];
-    for (std::size_t i = 0; i < phase.products.size(); ++i) {
-      multiply(phase.products[i], t, part, part.column, part.column + part.columns, bias_of(phase.products[i], t, part),
-               begun(i, part));
-      if (i == 0) fetch_others(phase, t, part);
-    }
-  }
-
-  /// The rest of a phase whose products were begun.
-  void run_begun_phase(std::size_t index, std::int64_t t, const Part& part) {
-    const Phase& phase = step_.phases[index];
-    for (std::size_t i = 0; i < phase.products.size(); ++i) {
-      float* const y = product_of(phase.first + i, t, part);
-      multiply(phase.products[i], t, part, 0, part.column, begun(i, part), y);
-      multiply(phase.products[i], t, part, part.column + part.columns, layout_.width, part.column > 0 ? y : begun(i, part), y);
-    }
-    end_phase(index, t, part);
+    for (std::size_t i = 0; i < phase.products.size(); ++i) multiply(phase.products[i], phase.first + i, t, part);
+    compute(index, t, part);
+    if (index + 1 == step_.phases.size()) copy(t, part);
   }
 
   /// Writes the carried values that are left after the last step.
@@ -276,44 +245,15 @@ class Worker {
   }
 
  private:
-  void end_phase(std::size_t index, std::int64_t t, const Part& part) {
-    compute(index, t, part);
-    if (index + 1 == step_.phases.size()) copy(t, part);
-  }
-
-  /// Asks for what other threads make of a phase's operands, and for whether they have: all comes while products are begun. Asked
-  /// for too early, it would be taken from them before it is made.
-  void fetch_others(const Phase& phase, std::int64_t t, const Part& part) const {
-    for (const Progress& one : *shared_.progress) __builtin_prefetch(&one.done);
-    for (const Product& product : phase.products) {
-      const auto* x = reinterpret_cast<const float*>(layout_.at(product.value, t)) + part.row * layout_.width;
-      for (std::int64_t k = 0; k < layout_.width; k += kLineFloats)
-        if (k < part.column || k >= part.column + part.columns) __builtin_prefetch(x + k);
-    }
-  }
-
-  /// The columns of a part, of a product with the rows' numbers from `begin` to `end`, added to `start`.
-  void multiply(const Product& product, std::int64_t t, const Part& part, std::int64_t begin, std::int64_t end, const float* start,
-                float* y) const {
-    if (begin == end) return;
+  void multiply(const Product& product, std::size_t value, std::int64_t t, const Part& part) const {
     const std::int64_t width = layout_.width;
     const auto* x = reinterpret_cast<const float*>(layout_.at(product.value, t)) + part.row * width;
-    const float* const weights = problem_.matrices[product.matrix] + part.column * width;
-    shared_.variant->multiply({x + begin, part.rows, end - begin, width, weights + begin * kPanelFloats, width * kPanelFloats,
-                               start, part.columns, y, width});
+    auto* y = reinterpret_cast<float*>(layout_.at(value, t)) + part.row * width + part.column;
+    const float* bias = nullptr;
+    if (product.bias != Product::kNoBias) bias = reinterpret_cast<const float*>(layout_.at(product.bias, t)) + part.column;
+    shared_.variant->multiply(
+        {x, part.rows, width, problem_.matrices[product.matrix] + part.column * width, bias, part.columns, y, width});
   }
-
-  const float* bias_of(const Product& product, std::int64_t t, const Part& part) const {
-    if (product.bias == Product::kNoBias) return nullptr;
-    return reinterpret_cast<const float*>(layout_.at(product.bias, t)) + part.column;
-  }
-
-  float* product_of(std::size_t value, std::int64_t t, const Part& part) const {
-    return reinterpret_cast<float*>(layout_.at(value, t)) + part.row * layout_.width + part.column;
-  }
-
-  /// Where the columns of a part of a phase's product number `i` are while it is begun: no other thread may see them.
-  float* begun(std::size_t i, const Part& part) const { return begun_ + static_cast<std::int64_t>(i) * begun_step_ + part.column; }
 
   void compute(std::size_t index, std::int64_t t, const Part& part) {
     const std::vector<Walk>& walks = walks_[index];
@@ -414,8 +354,6 @@ class Worker {
   std::vector<elementwise::Tile> tiles_;  // of each phase
   std::vector<std::vector<Walk>> walks_;  // of each phase's operands
   std::vector<const char*> addresses_;    // of the operands in this step
-  float* begun_ = nullptr;
-  std::int64_t begun_step_ = 0;
 };
 
 /// All steps of one part, which depends on no other part.
@@ -442,68 +380,37 @@ void pause_briefly(int looked) {
 
 /// All steps together with other threads, each of which prefers the same parts in every step, so that their matrices stay in its
 /// cache. A thread waits for parts that another one has begun, never for a thread that might not have come: after a while it takes
-/// what is left. Products of one row are begun with what the thread has just made itself, while what others make is on its way.
-class Companion {
- public:
-  Companion(Shared& shared, std::size_t index)
-      : shared_(shared),
-        worker_(shared),
-        progress_(*shared.progress),
-        index_(index),
-        phases_(static_cast<std::int64_t>(shared.problem->step->phases.size())) {}
-
-  void run() {
-    shared_.present.fetch_add(1);
-    const std::int64_t all = shared_.problem->steps * phases_;
-    std::int64_t first = all;
-    for (const Progress& one : progress_) first = std::min(first, one.done.load(std::memory_order_acquire));
-    // Half of the parts are the first thread's, the others the second one's, and so on where there are more.
-    for (std::int64_t phase = first; phase < all; ++phase)
-      for (std::size_t part = index_; part < progress_.size(); part += 2) take(part, phase);
-    wait_for(all);
-  }
-
- private:
-  void take(std::size_t part, std::int64_t phase) {
+/// what is left.
+void run_together(void* user, std::size_t index) {
+  Shared& shared = *static_cast<Shared*>(user);
+  Worker worker(shared);
+  std::vector<Progress>& progress = *shared.progress;
+  shared.present.fetch_add(1);
+  const std::size_t parts = shared.parts.size();
+  const auto phases = static_cast<std::int64_t>(shared.problem->step->phases.size());
+  const std::int64_t all = shared.problem->steps * phases;
+  const auto take = [&](std::size_t part, std::int64_t phase) {
     std::int64_t expected = phase;
-    if (!progress_[part].claimed.compare_exchange_strong(expected, phase + 1)) return;
-    for (int looked = 0; !has_done(progress_[part], phase); ++looked) pause_briefly(looked);
-    const auto index = static_cast<std::size_t>(phase % phases_);
-    const std::int64_t t = phase / phases_;
-    const Part& one = shared_.parts[part];
-    if (one.rows == 1) {
-      worker_.begin_products(index, t, one);
-      wait_for(phase);
-      worker_.run_begun_phase(index, t, one);
-    } else {
-      wait_for(phase);
-      worker_.run_phase(index, t, one);
-    }
-    progress_[part].done.store(phase + 1, std::memory_order_release);
-  }
-
-  /// Waits until all parts have so many phases behind them.
-  void wait_for(std::int64_t phases) {
-    const auto are_done = [&] {
-      return std::all_of(progress_.begin(), progress_.end(), [&](const Progress& one) { return has_done(one, phases); });
-    };
-    for (int looked = 0; !are_done(); ++looked) {
-      if (looked == kPatience || shared_.present.load(std::memory_order_relaxed) < 2)
-        for (std::size_t part = 0; part < progress_.size(); ++part) take(part, phases - 1);
+    if (!progress[part].claimed.compare_exchange_strong(expected, phase + 1)) return;
+    worker.run_phase(static_cast<std::size_t>(phase % phases), phase / phases, shared.parts[part]);
+    progress[part].done.store(phase + 1, std::memory_order_release);
+  };
+  const auto is_done = [&](std::int64_t phase) {
+    return std::all_of(progress.begin(), progress.end(),
+                       [&](const Progress& one) { return one.done.load(std::memory_order_acquire) > phase; });
+  };
+  std::int64_t first = all;
+  for (const Progress& one : progress) first = std::min(first, one.done.load(std::memory_order_acquire));
+  for (std::int64_t phase = first; phase < all; ++phase) {
+    // Half of the parts are the first thread's, the others the second one's, and so on where there are more.
+    for (std::size_t part = index; part < parts; part += 2) take(part, phase);
+    for (int looked = 0; !is_done(phase); ++looked) {
+      if (looked == kPatience || shared.present.load(std::memory_order_relaxed) < 2)
+        for (std::size_t part = 0; part < parts; ++part) take(part, phase);
       pause_briefly(looked);
     }
   }
-
-  static bool has_done(const Progress& one, std::int64_t phases) { return one.done.load(std::memory_order_acquire) >= phases; }
-
-  Shared& shared_;
-  Worker worker_;
-  std::vector<Progress>& progress_;
-  std::size_t index_;
-  std::int64_t phases_;
-};
-
-void run_together(void* user, std::size_t index) { Companion(*static_cast<Shared*>(user), index).run(); }
+}
 
 /// The parts that run on their own: rows where there are products, else stretches of elements.
 std::vector<Part> parts_alone(const Layout& layout, bool products, double cost_of_element) {

@@ -83,13 +83,12 @@ struct Problem {
 /// Rows of `depth` numbers times columns of a packed matrix: whole panels but for the last one.
 struct PackedProduct {
   const float* x;
-  std::int64_t rows, depth, x_step;  // floats from one row to the next
+  std::int64_t rows, depth;
   const float* weights;
-  std::int64_t panel;  // floats from one panel to the next
-  const float* start;  // what the sums of the columns begin with; null: 0
+  const float* bias;  // of the columns; may be null
   std::int64_t columns;
   float* y;
-  std::int64_t y_step;
+  std::int64_t y_step;  // floats from one row to the next
 };
 
 /// A factor of the products of a gated update (gated.h), in blocks of as many rows as a vector has lanes.
