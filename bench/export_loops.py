@@ -328,6 +328,92 @@ class Viterbi(nn.Module):
         return score, torch.stack(origins)
 
 
+class ConvLstm(nn.Module):
+    """An LSTM whose gates are convolutions of images (X. Shi et al., "Convolutional LSTM Network")."""
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.hidden = hidden
+        self.gates = nn.Conv2d(channels + hidden, 4 * hidden, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [batch, frames, channels, height, width]."""
+        h = torch.zeros(x.shape[0], self.hidden, x.shape[3], x.shape[4])
+        c = torch.zeros_like(h)
+        outputs: list[Tensor] = []
+        for t in range(x.shape[1]):
+            i, f, g, o = self.gates(torch.cat([x[:, t], h], 1)).chunk(4, 1)
+            c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+            h = torch.sigmoid(o) * torch.tanh(c)
+            outputs.append(h)
+        return torch.stack(outputs, 1)
+
+
+class StreamedConvolutions(nn.Module):
+    """A causal network that keeps the last samples of each layer, as vocoders do that hear what they have said: depthwise
+    convolutions along time, each followed by a mixture of channels."""
+
+    def __init__(self, channels: int, kernel: int) -> None:
+        super().__init__()
+        self.kernel = kernel
+        self.first = nn.Conv1d(channels, channels, kernel, groups=channels)
+        self.second = nn.Conv1d(channels, channels, kernel, groups=channels)
+        self.mix, self.out = nn.Conv1d(channels, channels, 1), nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor, steps: Tensor) -> Tensor:
+        before, between = (
+            torch.zeros(x.shape[0], x.shape[1], self.kernel - 1),
+            torch.zeros(x.shape[0], x.shape[1], self.kernel - 1),
+        )
+        outputs: list[Tensor] = []
+        for _ in range(int(steps)):
+            window = torch.cat([before, x[:, :, None]], 2)
+            before = window[:, :, 1:]
+            window = torch.cat([between, torch.relu(self.mix(self.first(window)))], 2)
+            between = window[:, :, 1:]
+            x = torch.tanh(self.out(self.second(window)[:, :, 0]))
+            outputs.append(x)
+        return torch.stack(outputs, 1)
+
+
+class Windows(nn.Module):
+    """Overlapping windows of a signal, each normalized by what the one before was like."""
+
+    def __init__(self, size: int, hop: int) -> None:
+        super().__init__()
+        self.size, self.hop = size, hop
+        self.weights = nn.Linear(size, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [batch, samples]."""
+        level = torch.ones(x.shape[0], 1)
+        outputs: list[Tensor] = []
+        for t in range((x.shape[1] - self.size) // self.hop + 1):
+            window = x[:, t * self.hop : t * self.hop + self.size]
+            level = 0.9 * level + 0.1 * window.abs().mean(1, keepdim=True)
+            outputs.append(torch.tanh(self.weights(window / level)))
+        return torch.stack(outputs, 1)
+
+
+class Prefixes(nn.Module):
+    """Attention of each step over the steps before it, whose results it reads from a buffer."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.query, self.out = nn.Linear(width, width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [steps, width]."""
+        state = x[0]
+        outputs: list[Tensor] = []
+        for t in range(x.shape[0]):
+            seen = x[: t + 1]
+            weights = torch.softmax(seen @ self.query(state), 0)
+            state = torch.tanh(self.out((weights[:, None] * seen).sum(0)) + x[t])
+            outputs.append(state)
+        return torch.stack(outputs)
+
+
 def boxes(count: int) -> Tensor:
     corner = torch.rand(count, 2) * 10
     return torch.cat([corner, corner + torch.rand(count, 2) * 5 + 1], 1)
@@ -362,6 +448,10 @@ MODELS = {
     "sinkhorn": lambda: (torch.jit.script(Sinkhorn()), (torch.randn(24, 24), torch.tensor(20))),
     "suppression": lambda: (torch.jit.script(Suppression()), boxes(50)),
     "viterbi": lambda: (torch.jit.script(Viterbi(12)), torch.randn(50, 12)),
+    "convlstm": lambda: (torch.jit.script(ConvLstm(4, 16)), torch.randn(1, 20, 4, 12, 12)),
+    "streamed": lambda: (torch.jit.script(StreamedConvolutions(64, 4)), (torch.randn(1, 64), torch.tensor(50))),
+    "windows": lambda: (torch.jit.script(Windows(32, 8)), torch.randn(1, 800)),
+    "prefixes": lambda: (torch.jit.script(Prefixes(32)), torch.randn(60, 32)),
     "decay": lambda: (torch.jit.script(Decay()), torch.randn(200, 16)),
 }
 

@@ -39,7 +39,7 @@ onnxopt_kernel_family(qattention qattention.cc)
 onnxopt_kernel_family(norm norm.cc)
 onnxopt_kernel_family(conv plan.cc)
 onnxopt_kernel_family(qconv qconv.cc)
-onnxopt_kernel_family(recurrence recurrence.cc blocks.cc gated.cc loop.cc loop_plan.cc statement.cc tensors.cc)
+onnxopt_kernel_family(recurrence recurrence.cc blocks.cc convolution.cc gated.cc loop.cc loop_plan.cc statement.cc tensors.cc)
 
 if(ONNXOPT_SANITIZE)
   # Vectors on the stack are out of scope millions of times: watching that, and naming every variable, takes minutes a file, as does

@@ -21,6 +21,7 @@ enum class ScratchOwner {
   kRecurrence,
   kRecurrenceChanged,
   kRecurrenceTiles,
+  kRecurrenceBounds,
   kQgemm,
   kQconv,
   kQconvColumns,

@@ -271,6 +271,50 @@ bool run_statements(const Case& one, const recurrence::Variant& variant, const P
   return (*made)[0].bytes.size() == state.size() * sizeof(float);
 }
 
+/// s becomes clip(a convolution along its rows, which are channels or each for itself, plus the elements of this step and the next,
+/// -8, 8).
+bool run_windows(const Case& one, Random& random, const recurrence::Variant& variant, const ParallelFor& parallel_for) {
+  const bool alone = random.below(2) != 0;
+  const std::int64_t kernel = 1 + random.below(4), dilation = 1 + random.below(3), reach = (kernel - 1) * dilation;
+  const std::int64_t before = random.below(reach + 1), channels = alone ? 1 : one.rows, size = one.rows * one.width;
+  const std::string numbers = std::to_string(alone ? one.rows : 1) + " 1 " + std::to_string(dilation) + " " +
+                              std::to_string(before) + " " + std::to_string(reach - before);
+  const std::string text =
+      "map 0 ! i0:i64 | t0=add(i0,#2:i64) | t0:i64; slice_at 2 0 0 4 1; sum 5 0 0; unsqueeze 1 0; conv 1 " + numbers +
+      " 7 3; map 8 6 ! i0:f32 i1:f32 | t0=add(i0,i1) t1=clip(t0,#-0x1p+3:f32,#0x1p+3:f32) | t1:f32; squeeze 9 0";
+  recurrence::LoopStep given{1, 2, 0, {}, {10}, {}, {}, {}, 0};
+  const auto step = recurrence::parse_loop(text, std::move(given));
+  if (!step) {
+    std::printf("%s\n", step.error().c_str());
+    return false;
+  }
+  const Floats weights = random.whole(one.rows * channels * kernel, 2);
+  using elementwise::DType;
+  const recurrence::LoopInput carried[] = {{DType::f32, {one.rows, one.width}, one.h.data.get()}};
+  const recurrence::LoopInput invariants[] = {{DType::f32, {one.steps, one.rows, one.width}, one.x.data.get()},
+                                              {DType::f32, {one.rows, channels, kernel}, weights.data.get()}};
+  const auto made = recurrence::run_loop({&*step, one.steps, true, carried, invariants, {}}, *recurrence::variants_of(variant.name),
+                                         parallel_for);
+  if (!made) {
+    std::printf("%s\n", made.error().c_str());
+    return false;
+  }
+  std::vector<float> state(one.h.data.get(), one.h.data.get() + size), next(state.size());
+  for (std::int64_t t = 0; t < one.steps; ++t, state = next)
+    for (std::int64_t i = 0; i < size; ++i) {
+      float sum = one.x.data[t * size + i] + (t + 1 < one.steps ? one.x.data[(t + 1) * size + i] : 0.0f);
+      for (std::int64_t tap = 0; tap < channels * kernel; ++tap) {
+        const std::int64_t channel = alone ? i / one.width : tap / kernel, at = i % one.width + tap % kernel * dilation - before;
+        if (at >= 0 && at < one.width)
+          sum += weights.data[i / one.width * channels * kernel + tap] * state[static_cast<std::size_t>(channel * one.width + at)];
+      }
+      next[static_cast<std::size_t>(i)] = std::clamp(sum, -8.0f, 8.0f);
+    }
+  if (std::memcmp((*made)[0].bytes.data(), state.data(), state.size() * sizeof(float)) == 0) return true;
+  std::printf("%s: windows computed something else\n", variant.name);
+  return false;
+}
+
 /// s gets a row of the sums of its columns.
 bool run_growing(const Case& one, const recurrence::Variant& variant, const ParallelFor& parallel_for) {
   recurrence::LoopStep given{1, 0, 0, {}, {3}, {2}, {0}, {}, 0};
@@ -303,7 +347,7 @@ bool run_one(Random& random, int) {
             variant.name, [&](const auto& problem) { return recurrence::run(problem, variant, same_isa(variant), parallel_for); }};
         if (!run_case(one, runner, wanted) || !run_sums(random, runner, false) || !run_sums(random, runner, true) ||
             !run_loop(one, random, variant, parallel_for) || !run_statements(one, variant, parallel_for) ||
-            !run_growing(one, variant, parallel_for))
+            !run_windows(one, random, variant, parallel_for) || !run_growing(one, variant, parallel_for))
           return false;
       }
   const Runner emulated{"recurrence__cuda_emulated", recurrence::cuda::emulate};

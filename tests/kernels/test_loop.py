@@ -136,6 +136,30 @@ def scatter(x: Array, indices: Array, updates: Array) -> Array:
     return made
 
 
+def convolve(x: Array, weights: Array, bias: Array | float, geometry: list[int]) -> Array:
+    """Channels first, one tap after the other; the geometry is that of the statement."""
+    dims = x.ndim - 2
+    groups, numbers = geometry[0], np.reshape(geometry[1:], (4, dims))
+    strides, dilations, before, behind = numbers
+    padded = np.pad(x, [(0, 0), (0, 0), *zip(before, behind, strict=True)])
+    filters, channels, *kernel = weights.shape
+    places = [
+        (size - (length - 1) * dilation - 1) // stride + 1
+        for size, length, dilation, stride in zip(padded.shape[2:], kernel, dilations, strides, strict=True)
+    ]
+    made = np.zeros((x.shape[0], filters, *places))
+    for tap in np.ndindex(*kernel):
+        starts = [int(one) for one in np.multiply(tap, dilations)]
+        cuts = [
+            slice(start, start + (count - 1) * stride + 1, stride)
+            for start, count, stride in zip(starts, places, strides, strict=True)
+        ]
+        seen = padded[(slice(None), slice(None), *cuts)].reshape(x.shape[0], groups, channels, math.prod(places))
+        part = np.einsum("bgcp,gfc->bgfp", seen, weights[(..., *tap)].reshape(groups, filters // groups, channels))
+        made += part.reshape(made.shape)
+    return made + np.reshape(bias, (-1, *(1 for _ in places)))
+
+
 RNG = np.random.default_rng(1)
 X = RNG.normal(0, 2, (3, 5, 70)).astype(np.float32)
 ROW, NUMBERS = X[0, 0].copy(), np.arange(105).reshape(3, 5, 7)
@@ -203,6 +227,57 @@ STATEMENTS: dict[str, tuple[str, list[Array], Any]] = {
     "matrices without depth": ("matmul 2 3", [X[..., :0], X[0, :0, :9]], lambda x, y: np.zeros((3, 5, 9))),
     "large matrices": ("matmul 2 3", [np.tile(X[0], (8, 2)), np.tile(X[0].T, (2, 60))], lambda x, y: x @ y),
 }  # fmt: skip
+
+
+CONVOLUTIONS: dict[str, tuple[tuple[int, ...], tuple[int, ...], list[int]]] = {
+    "of images": ((2, 3, 9, 11), (20, 3, 3, 3), [1, 1, 1, 1, 1, 1, 1, 1, 1]),
+    "of many places": ((1, 16, 40, 33), (37, 16, 3, 3), [1, 1, 1, 1, 1, 1, 0, 1, 1]),
+    "with strides and dilations": ((1, 4, 13, 17), (5, 4, 3, 2), [1, 2, 3, 2, 4, 3, 0, 1, 5]),
+    "of groups": ((2, 6, 7, 7), (9, 2, 3, 1), [3, 1, 1, 1, 1, 0, 0, 0, 0]),
+    "of each channel": ((2, 5, 8, 9), (10, 1, 3, 3), [5, 2, 1, 1, 2, 1, 1, 2, 1]),
+    "of lines": ((3, 7, 70), (4, 7, 5), [1, 1, 1, 2, 2]),
+    "of each channel's lines": ((1, 33, 100), (33, 1, 4), [33, 1, 1, 3, 0]),
+    "of one window": ((2, 64, 4), (48, 64, 4), [1, 1, 1, 0, 0]),
+    "of one window of each channel": ((2, 21, 4), (21, 1, 4), [21, 1, 1, 0, 0]),
+    "of places beyond the image": ((1, 2, 1), (3, 2, 2), [1, 1, 1, 4, 5]),
+    "of single pixels": ((1, 20, 6, 6), (3, 20, 1, 1), [1, 1, 1, 1, 1, 0, 0, 0, 0]),
+    "with a stride beyond the image": ((1, 3, 5), (2, 3, 2), [1, 9, 1, 1, 0]),
+    "of no images": ((0, 3, 5), (2, 3, 2), [1, 1, 1, 0, 0]),
+    "of no filters": ((1, 3, 5), (0, 3, 2), [1, 1, 1, 0, 0]),
+    "of no channels": ((1, 0, 5), (2, 0, 2), [1, 1, 1, 0, 0]),
+}
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolutions(variant: str, name: str, biased: bool, threads: int) -> None:
+    size, kernel, geometry = CONVOLUTIONS[name]
+    x, weights = (RNG.normal(0, 1, shape).astype(np.float32) for shape in (size, kernel))
+    bias = RNG.normal(0, 1, kernel[0]).astype(np.float32)
+    invariants = [x, weights, bias][: 3 if biased else 2]
+    numbers = " ".join(map(str, [len(size) - 2, *geometry]))
+    text = f"conv {numbers} 2 3{' 4' if biased else ''}"
+    attributes = {"invariants": len(invariants), "step": text, "next": [1], "stacked": [2 + len(invariants)]}
+    _, (made,) = run([*start(1), np.zeros((), np.float32), *invariants], attributes, variant, threads)
+    expected = convolve(x.astype(np.float64), weights.astype(np.float64), bias if biased else 0, geometry)
+    np.testing.assert_allclose(made, expected, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("special", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["of images", "of each channel", "of one window"])
+def test_convolutions_of_what_is_not_finite(variant: str, name: str, special: float) -> None:
+    size, kernel, geometry = CONVOLUTIONS[name]
+    x, weights = (np.ones(shape, np.float32) for shape in (size, kernel))
+    x[0, 0, -1] = special
+    text = f"conv {' '.join(map(str, [len(size) - 2, *geometry]))} 2 3"
+    attributes = {"invariants": 2, "step": text, "next": [1], "stacked": [4]}
+    _, (made,) = run([*start(1), np.zeros((), np.float32), x, weights], attributes, variant)
+    # A tap that lies in the padding adds nothing: no window of zeros is one of infinities.
+    clean = convolve(np.where(np.isfinite(x), x, 0).astype(np.float64), weights.astype(np.float64), 0, geometry)
+    seen = convolve(np.isfinite(x) == 0, weights.astype(np.float64), 0, geometry) > 0
+    np.testing.assert_array_equal(made[~seen], clean[~seen])
+    np.testing.assert_array_equal(made[seen], np.full(seen.sum(), special, np.float32))
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -273,6 +348,55 @@ def test_views_of_carried_values_outlive_the_step(variant: str) -> None:
     np.testing.assert_array_equal(third, c)
 
 
+MOVING: dict[str, tuple[int, int, int, int, Any]] = {
+    "of one size": (0, 0, 4, 1, lambda x, i: x[i : i + 2]),
+    "of columns": (1, 0, 4, 1, lambda x, i: x[:, i : i + 2]),
+    "that grow": (0, 3, 4, 1, lambda x, i: x[: i + 2]),
+    "backwards": (-1, 4, 3, -2, lambda x, i: x[:, i + 2 : 0 : -2]),
+    "beyond the end": (0, 4, 0, -1, lambda x, i: x[i + 2 : i : -1]),
+}
+"""Axis, the values that are start and end (0 is i, 3 is 0, 4 is i + 2), the step, and what is meant."""
+
+
+@pytest.mark.parametrize("limit", [0, 1, 5])
+@pytest.mark.parametrize("name", MOVING)
+def test_slices_whose_bounds_are_computed(variant: str, name: str, limit: int) -> None:
+    """Each step adds the sum of the one before to the elements of a slice, and sums them up."""
+    axis, begin, end, step, reference = MOVING[name]
+    x, zero = RNG.normal(0, 1, (6, 7)).astype(np.float32), np.array([0])
+    text = f"map 0 ! i0:i64 | t0=add(i0,#2:i64) | t0:i64; slice_at 2 {axis} {begin} {end} {step}; map 5 1 ! i0:f32 i1:f32 | t0=add(i0,i1) | t0:f32; sum 6 0"
+    attributes = {"invariants": 2, "step": text, "next": [7], "stacked": [7]}
+    total, sums = run([*start(limit), np.zeros((), np.float32), x, zero], attributes, variant)
+    expected, state = [], 0.0
+    for i in range(limit):
+        state = float((reference(x.astype(np.float64), i) + state).sum())
+        expected.append(state)
+    np.testing.assert_allclose(sums, expected, rtol=1e-4)
+    np.testing.assert_allclose(total, state, rtol=1e-4)
+
+
+def test_slices_of_what_grows(variant: str) -> None:
+    """s gets a row that is the sum of its last two, or of the only one: bounds and the dims of what they cut change in each step."""
+    text = "map 0 ! i0:i64 | t0=sub(i0,#1:i64) t1=max(t0,#0:i64) t2=add(i0,#1:i64) | t1:i64 t2:i64; slice_at 1 0 2 3 1; sum 4 1 0; concat 0 1 5"
+    attributes = {"step": text, "next": [6], "growing": [0]}
+    (made,) = run([*start(8), np.ones((1, 3), np.float32)], attributes, variant)
+    np.testing.assert_array_equal(made, np.repeat([[1.0], [1], [2], [3], [5], [8], [13], [21], [34]], 3, 1))
+
+
+def test_bounds_that_are_carried(variant: str) -> None:
+    """Windows of x one behind the other, whose length a table gives."""
+    lengths, x = np.array([2, 1, 4, 0, 3]), RNG.normal(0, 1, 10).astype(np.float32)
+    text = "element 4 0 0; map 1 5 ! i0:i64 i1:i64 | t0=add(i0,i1) | t0:i64; slice_at 3 0 1 6 1; sum 7 0; map 8 2 ! i0:f32 i1:f32 | t0=add(i0,i1) | t0:f32"
+    attributes = {"carried": 2, "invariants": 2, "step": text, "next": [6, 9], "stacked": [8]}
+    place, total, sums = run([*start(5), np.array(0), np.float32(0), x, lengths], attributes, variant)
+    ends = np.cumsum(lengths)
+    np.testing.assert_allclose(
+        sums, [x[end - length : end].sum() for end, length in zip(ends, lengths, strict=True)], rtol=1e-5, atol=1e-6
+    )
+    np.testing.assert_allclose(total, x.sum(), rtol=1e-5)
+    assert place == 10
+
+
 def test_carried_values_are_swapped_and_counted(variant: str) -> None:
     a, b = np.arange(3, dtype=np.int64), np.arange(3, 6, dtype=np.int64)
     attributes = {
@@ -318,6 +442,17 @@ WRONG_NODES = {
     "a flag of two": ({"step": "sum 1 2 0"}, "is no statement"),
     "one operand of two": ({"step": "matmul 1"}, "is no statement"),
     "a norm without epsilon": ({"step": "layer 1 0"}, "is no statement"),
+    "a slice without an end": ({"step": "slice_at 1 0 0 1"}, "is no statement"),
+    "a convolution of three dims": ({"step": f"conv 3 1 {'1 ' * 12} 1 1"}, "is no statement"),
+    "a convolution without weights": ({"step": "conv 1 1 1 1 0 0 1"}, "is no statement"),
+    "bounds that depend on a slice": (
+        {"step": "slice_at 1 0 0 0 1; slice_at 1 0 0 3 1"},
+        "depend on another such slice",
+    ),
+    "bounds that depend on what grows": (
+        {"step": "slice_at 1 0 0 1 1", "growing": [0]},
+        "depend on a value whose dims may change",
+    ),
 }
 
 
@@ -373,6 +508,13 @@ MOVED = {
     "norms of numbers": ("l2 3 0 0", "not reduced so"),
     "a shape beyond all memory": ("expand 1 4611686018427387904; l1 4 0", "is too large"),
     "a shape whose product wraps around": ("reshape 2 9 6148914691236517206; sum 4 0 1", "is too large"),
+    "bounds that are floats": ("slice_at 2 0 0 1 1", "no int64 of one element"),
+    "several bounds": ("slice_at 2 0 0 3 1", "no int64 of one element"),
+    "an axis of a slice too many": ("slice_at 2 2 0 0 1", "cannot be moved"),
+    "weights of another rank": ("conv 1 1 1 1 0 0 2 2", "cannot be convolved"),
+    "a kernel larger than the image": ("unsqueeze 2 0; unsqueeze 2 1; conv 1 1 1 9 0 0 4 5", "cannot be convolved"),
+    "no groups": ("unsqueeze 2 0; conv 1 0 1 1 0 0 4 4", "too large or small"),
+    "a padding without end": (f"unsqueeze 2 0; conv 1 1 1 1 0 {2**40} 4 4", "too large or small"),
     "a largest of nothing": ("slice 2 0 0 0 1; argmax 4 0 0", "largest of no elements"),
 }  # fmt: skip
 

@@ -125,7 +125,7 @@ class Generator:
 
     # --- statements without bodies
     def statement(self) -> None:
-        options = [self.neg, self.neg, self.arithmetic, self.arithmetic, self.arithmetic, self.count_up, self.comparison, self.logic, self.scale, self.reduce, self.grow, self.length, self.list_step, self.list_step, self.optional, self.product, self.move, self.look_up]  # fmt: skip
+        options = [self.neg, self.neg, self.arithmetic, self.arithmetic, self.arithmetic, self.count_up, self.comparison, self.logic, self.scale, self.reduce, self.grow, self.length, self.list_step, self.list_step, self.optional, self.product, self.move, self.look_up, self.window, self.convolve]  # fmt: skip
         self.choose(options)()
 
     def neg(self) -> Value:
@@ -200,6 +200,39 @@ class Generator:
             self.pick("square").name if self.chance(0.5) else self.constant(self.rng.normal(0, 1, (3, 3)).astype("f"))
         )
         return self.op("Gather", [table, place], "row", axis=0)
+
+    def window(self) -> Value:
+        """The sums of some rows or columns, which numbers that are computed bound."""
+        data = self.pick(str(self.choose(["square", "square", "grown"])))
+        axis = int(self.rng.integers(0, 2))
+        first = self.op("Clip", [self.pick("number").name, self.constant(-2), self.constant(3)], "number").name
+        last = self.op("Add", [first, self.constant(int(self.rng.integers(-1, 3)))], "number").name
+        bounds = [
+            self.op("Unsqueeze", [one, self.constant([0])], "part").name
+            if self.chance(0.8)
+            else self.constant([int(self.choose([0, 1, 2**62]))])
+            for one in (first, last)
+        ]
+        steps = [self.constant([axis])] + [self.constant([int(self.choose([1, 2, -1]))])] * self.chance(0.4)
+        seen = self.op("Slice", [data.name, *bounds, *steps], "part").name
+        kept = int(axis == 1)
+        sums = self.op("ReduceSum", [seen, self.constant([axis])], "row" if axis == 0 else "part", keepdims=kept)
+        return sums if axis == 0 or data.kind == "grown" else self.op("Add", [data.name, sums.name], "square")
+
+    def convolve(self) -> Value:
+        """A square as two channels of three, or as an image."""
+        square, axes = self.pick("square").name, [0]
+        if self.chance(0.5):
+            kind = int(self.rng.integers(1, 3))
+            shape, attributes = (2, 2 // kind, 3), {"group": kind, "pads": [2, 0] if self.chance(0.5) else [1, 1]}
+        else:
+            axes, shape, attributes = [0, 1], (1, 1, 1, 2), {"pads": [0, 1, 0, 1], "dilations": [1, 2]}
+        image = self.op("Unsqueeze", [square, self.constant(axes)], "part").name
+        weights = [self.constant(self.rng.uniform(-0.5, 0.5, shape).astype(np.float32))]
+        if self.chance(0.5):
+            weights.append(self.constant(self.rng.normal(0, 1, shape[0]).astype(np.float32)))
+        made = self.op("Conv", [image, *weights], "part", **attributes).name
+        return self.op("Squeeze", [made, self.constant(axes)], "square")
 
     def count_up(self) -> Value:
         op = str(self.choose(["Add", "Add", "Sub", "Min", "Max"]))
@@ -326,7 +359,17 @@ class Generator:
         scope.values.extend(one for one in inputs if one.kind != "flag")
         for _ in range(int(self.rng.integers(2, 6))):
             self.choose(
-                [self.neg, self.arithmetic, self.arithmetic, self.product, self.count_up, self.move, self.look_up]
+                [
+                    self.neg,
+                    self.arithmetic,
+                    self.arithmetic,
+                    self.product,
+                    self.count_up,
+                    self.move,
+                    self.look_up,
+                    self.window,
+                    self.convolve,
+                ]
             )()
         reduction = str(self.choose(["ReduceMax", "ReduceMin", "ReduceSum", "ReduceMean", "ReduceL1", "ReduceL2"]))
         measured = self.op(reduction, [self.pick(str(self.choose(["row", "square"]))).name], "scalar", keepdims=0)

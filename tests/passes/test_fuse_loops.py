@@ -220,6 +220,11 @@ STEPS = {
     "the largest in order": "p, k = TopK(s, three) f = Cast<to = 1>(k) q = Add(p, f) r = ReduceSum<keepdims = 1>(q, last) s2 = Sub(s, r) z = Identity(s2)",
     "numbers added up": "k = ArgMax<axis = 1>(s) t = ReduceSum<keepdims = 0>(k) f = Cast<to = 1>(t) s2 = Sub(s, f) z = Identity(s2)",
     "a product of its own": "t = Transpose(s) m = MatMul(s, t) n0 = Softmax(m) s2 = MatMul(n0, s) z = Identity(s2)",
+    "a window of the iteration": "l = Add(i, many) j = Unsqueeze(i, first) k = Unsqueeze(l, first) p = Slice(row, j, k, first) r = ReduceSum<keepdims = 1>(p, first) s2 = Mul(s, r) z = Neg(s2)",
+    "rows and columns up to the iteration": "l = Add(i, many) m = Reshape(i, last) o2 = Reshape(l, last) b0 = Concat<axis = 0>(m, m) e0 = Concat<axis = 0>(o2, o2) p = Slice(s, b0, e0) r = ReduceMean<keepdims = 0>(p) s2 = Sub(s, r) z = Identity(s2)",
+    "a convolution along rows": "t = Unsqueeze(s, first) p = Conv<pads = [1, 1]>(t, along, bias3) q = Squeeze(p, first) s2 = Tanh(q) z = Identity(q)",
+    "a convolution of each row": "t = Unsqueeze(s, first) p = Conv<auto_pad = \"SAME_UPPER\", group = 3>(t, each) q = Squeeze(p, first) s2 = Tanh(q) z = Identity(q)",
+    "a convolution of an image": "t = Unsqueeze(s, image) p = Conv<pads = [1, 0, 1, 2], strides = [1, 2], dilations = [1, 2]>(t, square33) r = ReduceMax<keepdims = 0>(p) s2 = Sub(s, r) z = Identity(s2)",
     "a product with a matrix that is given": "m = MatMul(square, s) s2 = Tanh(m) z = Identity(m)",
 }  # fmt: skip
 
@@ -248,6 +253,13 @@ STEP_WEIGHTS = {
     "steps": np.array([1, 2]),
     "sizes38": np.array([3, 9]),
     "dims38": np.array([3, 8]),
+    "first": np.array([0]),
+    "many": np.array(3),
+    "image": np.array([0, 1]),
+    "bias3": RNG.normal(0, 1, 3).astype(np.float32),
+    "along": RNG.normal(0, 0.4, (3, 3, 3)).astype(np.float32),
+    "each": RNG.normal(0, 0.4, (3, 1, 2)).astype(np.float32),
+    "square33": RNG.normal(0, 0.4, (2, 1, 3, 3)).astype(np.float32),
     "square": RNG.normal(0, 0.4, (3, 3)).astype(np.float32),
 }
 
@@ -337,8 +349,10 @@ REFUSED = {
         "t = Unsqueeze(s, one1) r = ReduceSum<keepdims = 0>(t, outer) s2 = Add(s, r) z = Identity(s2) d = Identity(true)", "no neighbours"),
     "the last of equal elements": (
         "k = ArgMax<keepdims = 0, select_last_index = 1>(s) f = Cast<to = 1>(k) s2 = Add(s, f) z = Identity(s2) d = Identity(true)", "last of equal"),
-    "bounds that are computed": (
-        "j = Unsqueeze(i, zero1) p = Slice(s, j, one1) r = ReduceMax<keepdims = 0>(p) s2 = Add(s, r) z = Identity(s2) d = Identity(true)", "bounds are not constant"),
+    "bounds that depend on a slice": (
+        "j = Unsqueeze(i, zero1) p = Slice(a, j, one1) k = ArgMax<keepdims = 0>(p) l = ReduceMax<keepdims = 1>(k) q = Slice(s, zero1, l) r = ReduceMax<keepdims = 0>(q) s2 = Add(s, r) z = Identity(s2) d = Identity(true)", "another one whose bounds"),
+    "images of three dims": (
+        "t = Reshape(s, dims5) p = Conv(t, cube) s2 = Reshape(p, dims38) z = Identity(s2) d = Identity(true)", "more than two dims"),
 }  # fmt: skip
 
 
@@ -346,7 +360,8 @@ REFUSED = {
 def test_refuses(name: str) -> None:
     body, reason = REFUSED[name]
     before = loop(body)
-    for key, value in {"one1": [1], "zero1": [0], "outer": [0, 2]}.items():
+    weights = {"one1": [1], "zero1": [0], "outer": [0, 2], "dims5": [1, 3, 1, 2, 4], "dims38": [3, 8], "cube": np.ones((3, 3, 1, 1, 1), np.float32)}  # fmt: skip
+    for key, value in weights.items():
         before.graph.initializer.append(onnx.numpy_helper.from_array(np.array(value), key))
     report = PassManager("cpu", [PASS], explain=True).run(ir.load(before))
     assert not report.patches

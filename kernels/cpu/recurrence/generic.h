@@ -15,7 +15,7 @@ constexpr int kTogether = 4;
 template <int P>
 inline void multiply_row(const PackedProduct& product, std::int64_t j) {
   constexpr int kVectors = P * gemm::kVectorsOfPanel;
-  const float* const weights = product.weights + j * product.depth;
+  const float* const weights = product.weights + j / kPanelFloats * product.panel;
   simd::V::F sums[kVectors];
   for (int v = 0; v < kVectors; ++v)
     sums[v] = product.bias ? simd::V::load(product.bias + j + v * static_cast<int>(simd::V::kWidth)) : simd::V::set1(0.0f);
@@ -23,7 +23,7 @@ inline void multiply_row(const PackedProduct& product, std::int64_t j) {
     const simd::V::F one = simd::V::set1(product.x[k]);
 #pragma GCC unroll 16
     for (int v = 0; v < kVectors; ++v) {
-      const float* const panel = weights + (v / gemm::kVectorsOfPanel * product.depth + k) * kPanelFloats;
+      const float* const panel = weights + v / gemm::kVectorsOfPanel * product.panel + k * product.step;
       sums[v] =
           simd::V::accumulate(one, simd::V::load(panel + v % gemm::kVectorsOfPanel * static_cast<int>(simd::V::kWidth)), sums[v]);
     }
@@ -135,7 +135,7 @@ void multiply(const PackedProduct& product) {
     for (std::int64_t i = 0; i < product.rows; i += gemm::kRows) {
       const std::int64_t some_rows = product.rows - i < gemm::kRows ? product.rows - i : gemm::kRows;
       const std::int64_t some_columns = product.columns - j < kBlock ? product.columns - j : kBlock;
-      const gemm::Columns b{product.weights + j * depth, kPanelFloats, depth * kPanelFloats};
+      const gemm::Columns b{product.weights + j / kPanelFloats * product.panel, product.step, product.panel};
       const gemm::Target target{product.y + i * product.y_step + j, product.y_step, static_cast<std::size_t>(some_columns),
                                 product.bias ? product.bias + j : nullptr};
       gemm::multiply(static_cast<int>(some_rows), gemm::Strided{product.x + i * depth, depth}, 1, static_cast<std::size_t>(depth),

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <string>
 
+#include "kernels/cpu/gemm/panel.h"
 #include "kernels/cpu/recurrence/loop_plan.h"
 #include "kernels/cpu/recurrence/statement.h"
 #include "kernels/cpu/recurrence/text.h"
@@ -20,6 +21,26 @@ using elementwise::Shape;
 /// Multiplications of a product from which on threads share its columns.
 constexpr std::int64_t kSharedProduct = 1 << 18;
 constexpr std::int64_t kShareColumns = 64;
+/// Multiplications of a convolution from which on threads share it: some of 10 us are lost where they meet in each step.
+constexpr std::int64_t kSharedConvolution = 1 << 21;
+constexpr auto kPanelFloats = static_cast<std::int64_t>(gemm::kPanel);
+
+/// Marks the statements that bounds of slices are made of. Empty, or a sentence.
+std::string mark_early(LoopStep& step) {
+  std::vector<bool> needed(step.values, false);
+  for (const Statement& statement : step.statements)
+    if (statement.kind == Statement::kSlice) needed[statement.operands[1]] = needed[statement.operands[2]] = true;
+  for (std::size_t i = step.statements.size(); i-- > 0;) {
+    Statement& statement = step.statements[i];
+    for (std::size_t k = 0; k < statement.results; ++k) statement.early = statement.early || needed[statement.first + k];
+    if (!statement.early) continue;
+    if (statement.kind == Statement::kSlice) return "Bounds of a slice of its step depend on another such slice.";
+    for (const std::size_t value : statement.operands) needed[value] = true;
+  }
+  for (const std::size_t value : step.growing)
+    if (needed[1 + value]) return "Bounds of a slice of its step depend on a value whose dims may change.";
+  return "";
+}
 
 }  // namespace
 
@@ -38,6 +59,7 @@ Result<LoopStep> parse_loop(std::string_view text, LoopStep step) {
                          std::to_string(step.carried) + " carried values.");
   for (const std::size_t value : step.growing)
     if (value >= step.carried) return Made::failure("Its step carries no value " + std::to_string(value) + ".");
+  if (const std::string sentence = mark_early(step); !sentence.empty()) return Made::failure(sentence);
   std::vector<std::size_t> named = step.next;
   named.insert(named.end(), step.stacked.begin(), step.stacked.end());
   if (step.keep) named.push_back(*step.keep);
@@ -64,8 +86,8 @@ struct Multiplication {
 
   void columns(std::int64_t begin, std::int64_t end) const {
     const std::int64_t depth = matrix->depth;
-    variant->multiply(
-        {x, rows, depth, matrix->panels + begin * depth, bias ? bias + begin : nullptr, end - begin, y + begin, matrix->columns});
+    variant->multiply({x, rows, depth, matrix->panels + begin * depth, kPanelFloats, depth * kPanelFloats,
+                       bias ? bias + begin : nullptr, end - begin, y + begin, matrix->columns});
   }
 
   static void share(void* user, std::size_t index) {
@@ -115,13 +137,20 @@ class Runner {
     for (const LoopInput& one : problem_.carried) at_.push_back(static_cast<const char*>(one.data));
     for (const LoopInput& one : problem_.invariants) at_.push_back(static_cast<const char*>(one.data));
     at_.resize(step_.values);
+    for (auto& half : own_) half.resize(step_.values);
+    const auto is_slice = [](const Statement& statement) { return statement.kind == Statement::kSlice; };
+    plan_.bounds.resize(static_cast<std::size_t>(std::count_if(step_.statements.begin(), step_.statements.end(), is_slice)));
   }
 
-  /// Plans the next step, of carried values of these shapes. Empty, or a sentence.
+  /// Plans the first step. Empty, or a sentence.
   std::string plan() {
-    std::string sentence = plan_loop(problem_, plan_);
-    if (sentence.empty()) place();
-    return sentence;
+    const bool runs = problem_.begin && problem_.limit > 0;
+    std::string sentence = plan_early(problem_, plan_);
+    if (!sentence.empty()) return sentence;
+    place(true, ScratchOwner::kRecurrenceBounds);
+    sentence = read_bounds();
+    if (!sentence.empty() && !runs) plan_.bounds.assign(plan_.bounds.size(), {});
+    return sentence.empty() || !runs ? plan_rest(runs) : sentence;
   }
 
   Result<std::vector<LoopOutput>> run() {
@@ -130,8 +159,9 @@ class Runner {
     for (const std::size_t value : step_.stacked) made.push_back({plan_.values[value].type, plan_.values[value].shape, {}});
     bool keep = problem_.begin;
     for (iteration_ = 0; keep && iteration_ < problem_.limit; ++iteration_) {
-      std::string sentence = changed_ ? plan() : "";
-      if (sentence.empty()) sentence = run_step();
+      std::string sentence = iteration_ > 0 ? read_bounds() : "";
+      if (sentence.empty() && changed_) sentence = plan_rest(true);
+      if (sentence.empty()) sentence = run_statements(false);
       for (std::size_t i = 0; sentence.empty() && i < step_.stacked.size(); ++i)
         sentence = stack(made[step_.carried + i], step_.stacked[i]);
       if (!sentence.empty()) return Outputs::failure(std::move(sentence));
@@ -155,34 +185,72 @@ class Runner {
     return plan_.values[statement.operands[operand]].shape;
   }
 
-  /// Memory of computed values and of carried ones that are copied, twice: for this step and for the one before. The step before a
-  /// new plan has memory of its own.
-  void place() {
-    constexpr std::size_t kLine = 64;
-    std::size_t bytes = 0;
-    offsets_.assign(step_.values, 0);
-    for (std::size_t value = 1; value < step_.values; ++value) {
-      const bool carried = value <= step_.carried;
-      if (!carried && (value < step_.outer() || !plan_.has_own_memory(value))) continue;
-      offsets_[value] = bytes;
-      const std::size_t own = plan_.values[carried ? step_.next[value - 1] : value].bytes();
-      bytes += (own + kLine - 1) / kLine * kLine;
-    }
-    half_ = bytes;
+  std::string plan_rest(bool runs) {
+    std::string sentence = plan_loop(problem_, plan_, runs);
+    // The step before has memory of its own.
     plans_ += 1;
-    // What grows step by step should not ask for new memory in each.
-    const std::size_t whole = step_.growing.empty() ? 2 * bytes + kLine : std::bit_ceil(2 * bytes + kLine);
-    memory_ = scratch(whole, plans_ % 2 ? ScratchOwner::kRecurrence : ScratchOwner::kRecurrenceChanged);
+    if (sentence.empty()) place(false, plans_ % 2 ? ScratchOwner::kRecurrence : ScratchOwner::kRecurrenceChanged);
+    changed_ = false;
+    return sentence;
   }
 
-  char* own(std::size_t value) const { return memory_ + (iteration_ & 1 ? half_ : 0) + offsets_[value]; }
-
-  std::string run_step() {
-    std::size_t plan = 0;
+  /// Runs what bounds of slices are made of. Whether the step needs another plan is noted. Empty, or a sentence.
+  std::string read_bounds() {
+    if (plan_.bounds.empty()) return "";
+    std::string sentence = run_statements(true);
+    if (!sentence.empty()) return sentence;
+    auto bounds = plan_.bounds.begin();
     for (const Statement& statement : step_.statements) {
+      if (statement.kind != Statement::kSlice) continue;
+      const auto bound = [&](std::size_t i) { return *reinterpret_cast<const std::int64_t*>(at_[statement.operands[i]]); };
+      const Bounds now{bound(1), bound(2)};
+      if (now != *bounds && plan_.is_whole) {
+        LoopValue& value = plan_.values[statement.first];
+        Result<View> view = view_of_slice(statement, shape_of(statement, 0), now);
+        changed_ = changed_ || !view || view->shape != value.shape;
+        if (!changed_) value.view = std::move(*view);
+      }
+      *bounds++ = now;
+    }
+    return "";
+  }
+
+  /// Memory of what early or other statements make, and of carried values that are copied, twice: for this step and for the one
+  /// before.
+  void place(bool early, ScratchOwner owner) {
+    constexpr std::size_t kLine = 64;
+    std::vector<std::size_t> values;
+    for (std::size_t value = 1; !early && value <= step_.carried; ++value) values.push_back(value);
+    for (const Statement& statement : step_.statements)
+      for (std::size_t i = 0; statement.early == early && i < statement.results; ++i)
+        if (plan_.has_own_memory(statement.first + i)) values.push_back(statement.first + i);
+    std::vector<std::size_t> offsets;
+    std::size_t half = 0;
+    for (const std::size_t value : values) {
+      const std::size_t own = plan_.values[value <= step_.carried ? step_.next[value - 1] : value].bytes();
+      offsets.push_back(half);
+      half += (own + kLine - 1) / kLine * kLine;
+    }
+    // What changes step by step should not ask for new memory in each.
+    const bool may_change = !early && (!step_.growing.empty() || !plan_.bounds.empty());
+    char* const memory = scratch(may_change ? std::bit_ceil(2 * half + kLine) : 2 * half + kLine, owner);
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      own_[0][values[i]] = memory + offsets[i];
+      own_[1][values[i]] = memory + half + offsets[i];
+    }
+  }
+
+  char* own(std::size_t value) const { return own_[iteration_ & 1][value]; }
+
+  /// Runs what bounds of slices are made of, or the other statements. Empty, or a sentence.
+  std::string run_statements(bool early) {
+    std::size_t map = 0;
+    for (const Statement& statement : step_.statements) {
+      if (statement.kind == Statement::kMap) map += 1;
+      if (statement.early != early) continue;
       for (std::size_t i = 0; i < statement.results; ++i) at_[statement.first + i] = own(statement.first + i);
       switch (statement.kind) {
-        case Statement::kMap: run_map(statement, plan_.maps[plan++]); break;
+        case Statement::kMap: run_map(statement, plan_.maps[map - 1]); break;
         case Statement::kProduct: multiply(statement); break;
         case Statement::kMatmul: multiply_stacks(statement); break;
         case Statement::kSorted: sort(statement); break;
@@ -195,7 +263,9 @@ class Runner {
                        reinterpret_cast<std::int64_t*>(own(statement.first)));
           break;
         case Statement::kNormalize: normalize(statement); break;
-        case Statement::kView: move(statement); break;
+        case Statement::kView:
+        case Statement::kSlice: move(statement); break;
+        case Statement::kConvolution: convolve(statement); break;
         case Statement::kConcat: concatenate(statement); break;
         case Statement::kElement: take({&iteration_, 1}, statement); break;
         case Statement::kGather: {
@@ -319,6 +389,14 @@ class Runner {
                     const_cast<StackedMultiplication*>(&job));
   }
 
+  void convolve(const Statement& statement) const {
+    const Convolution& convolution = *plan_.values[statement.first].convolution;
+    const float* const bias = statement.operands.size() > 2 ? floats(statement, 2) : nullptr;
+    const ConvolutionData data{floats(statement, 0), floats(statement, 1), bias, own_floats(statement)};
+    recurrence::convolve(convolution, data, variant_,
+                         convolution.work() < kSharedConvolution ? ParallelFor::inline_loop() : parallel_for_);
+  }
+
   void run_map(const Statement& statement, elementwise::Plan& plan) const {
     for (std::size_t i = 0; i < statement.operands.size(); ++i) plan.inputs[i].data = at_[statement.operands[i]];
     for (std::size_t i = 0; i < statement.results; ++i) plan.outputs[i].data = own(statement.first + i);
@@ -390,9 +468,7 @@ class Runner {
   bool changed_ = false;  // whether the next step needs another plan
   std::size_t plans_ = 0;
   std::vector<const char*> at_, next_;  // where values are in this step, and carried ones in the next
-  std::vector<std::size_t> offsets_;
-  std::size_t half_ = 0;
-  char* memory_ = nullptr;
+  std::vector<char*> own_[2];           // the memory of values in even steps, and in odd ones
 };
 
 }  // namespace

@@ -18,13 +18,16 @@
 //     layer VALUE AXIS EPSILON [SCALE [BIAS]]   a normalization of rows along the last axis
 //     reshape VALUE DIMS, squeeze VALUE AXES, unsqueeze VALUE AXES, transpose VALUE PERMUTATION, slice VALUE AXIS START END STEP
 //     reshape_as VALUE SHAPE, expand_as VALUE SHAPE   to what a value from outside says
+//     slice_at VALUE AXIS START END STEP   a slice whose bounds are values, of one int64 each
+//     conv DIMS GROUP STRIDES DILATIONS PADS VALUE WEIGHTS [BIAS]   a convolution of images of one or two DIMS, channels first
 //     concat AXIS VALUES
 //     gather VALUE AXIS INDICES
 //     scatter VALUE INDICES UPDATES    a copy with parts replaced, as ScatterND says
 //     element VALUE AXIS REVERSE       what belongs to the iteration, in a sequence as long as the limit
 //
 // What only views a value copies nothing where the elements lie one after the other. Where the dims of a carried value change, as
-// those of a cache that a step appends to, the next step is planned anew.
+// those of a cache that a step appends to, the next step is planned anew. What bounds of slices are made of runs before the rest of
+// a step, so that it can be planned for slices of another size as well; nothing that changes its dims may be among it.
 #pragma once
 
 #include <cstddef>
@@ -52,6 +55,8 @@ struct Statement {
     kSorted,
     kNormalize,
     kView,
+    kSlice,
+    kConvolution,
     kConcat,
     kGather,
     kScatter,
@@ -66,6 +71,7 @@ struct Statement {
   norm::Kind norm = norm::Kind::kSoftmax;
   Move move = Move::kReshape;
   bool largest = false, keep_dims = false, reverse = false, places = false;
+  bool early = false;      // bounds of a slice are made of what it makes
   std::int64_t count = 0;  // of the largest elements
   float epsilon = 0.0f;
   std::vector<std::int64_t> numbers;   // axes, dims or bounds, in the order of the text

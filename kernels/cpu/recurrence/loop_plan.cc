@@ -1,6 +1,7 @@
 #include "kernels/cpu/recurrence/loop_plan.h"
 
 #include <algorithm>
+#include <limits>
 #include <span>
 
 #include "kernels/cpu/sizes.h"
@@ -44,10 +45,47 @@ std::optional<MatmulPlan> plan_matmul(Shape left, Shape right) {
   return plan;
 }
 
+/// A convolution of a tensor with weights, by the numbers of a statement; or what is wrong.
+Result<Convolution> plan_convolution(const Shape& x, const Shape& weights, std::span<const std::int64_t> numbers) {
+  using Made = Result<Convolution>;
+  constexpr std::int64_t kMost = std::int64_t{1} << 31;
+  const std::string shapes = "A tensor of the shape " + elementwise::text_of(x) +
+                             " cannot be convolved with weights of the shape " + elementwise::text_of(weights) + ".";
+  const std::size_t dims = numbers.size() / 4;
+  const std::int64_t groups = numbers[0];
+  if (x.size() != dims + 2 || weights.size() != dims + 2) return Made::failure(shapes);
+  for (std::size_t i = 0; i < numbers.size(); ++i)
+    if (numbers[i] < (i <= 2 * dims ? 1 : 0) || numbers[i] >= kMost)
+      return Made::failure("A number of its convolution is too large or small.");
+  if (x[1] % groups != 0 || weights[0] % groups != 0 || x[1] / groups != weights[1]) return Made::failure(shapes);
+  Convolution made;
+  made.batch = x[0];
+  made.groups = groups;
+  made.channels = x[1] / groups;
+  made.filters = weights[0] / groups;
+  for (std::size_t i = 0; i < dims; ++i) {
+    // An image of one dim is one line.
+    Window& window = made.windows[2 - dims + i];
+    window = {x[2 + i], weights[2 + i], 0, numbers[1 + i], numbers[1 + dims + i], numbers[1 + 2 * dims + i]};
+    const std::int64_t whole = window.size + window.padding + numbers[1 + 3 * dims + i];
+    const std::int64_t reach = (window.kernel - 1) * window.dilation + 1;
+    if (window.kernel < 1 || window.kernel >= kMost || whole < reach) return Made::failure(shapes);
+    window.places = (whole - reach) / window.stride + 1;
+  }
+  return made;
+}
+
+/// Plans the statements that bounds are made of, or the others.
 class Planner {
  public:
-  Planner(const LoopProblem& problem, LoopPlan& plan)
-      : problem_(problem), step_(*problem.step), plan_(plan), is_first_(plan.values.empty()), changed_(step_.values, is_first_) {
+  Planner(const LoopProblem& problem, LoopPlan& plan, bool early, bool runs)
+      : problem_(problem),
+        step_(*problem.step),
+        plan_(plan),
+        early_(early),
+        runs_(runs),
+        is_first_(!plan.is_whole),
+        changed_(step_.values, is_first_) {
     plan.values.resize(step_.values);
   }
 
@@ -58,13 +96,15 @@ class Planner {
     for (const LoopInput& one : problem_.invariants) note(one.type, one.shape);
     for (const Statement& statement : step_.statements) {
       next_ = statement.first;
+      if (statement.kind == Statement::kSlice) slice_ += 1;
       if (!is_concerned(statement)) continue;
       if (std::string sentence = infer(statement); !sentence.empty()) return sentence;
       // It may be what somebody asks for at run time.
       if (const Shape& made = plan_.values[statement.first].shape; !is_countable(made))
         return "Value " + std::to_string(statement.first) + " of the shape " + elementwise::text_of(made) + " is too large.";
     }
-    if (std::string sentence = check(); !sentence.empty()) return sentence;
+    if (std::string sentence = early_ ? check_bounds() : check(); !sentence.empty()) return sentence;
+    plan_.is_whole = !early_;
     return make_plans();
   }
 
@@ -74,7 +114,7 @@ class Planner {
     LoopValue& known = plan_.values[value];
     const bool same = !is_first_ && known.shape == shape && known.root == root.value_or(value);
     changed_[value] = !same;
-    known = {type, std::move(shape), root.value_or(value), along, {}, {}};
+    known = {type, std::move(shape), root.value_or(value), along, {}, {}, {}};
   }
 
   /// The value that was noted last.
@@ -82,7 +122,8 @@ class Planner {
 
   /// Whether a statement reads anything that is not as it was in the plan before.
   bool is_concerned(const Statement& statement) const {
-    return is_first_ ||
+    if (statement.early != early_) return false;
+    return is_first_ || statement.kind == Statement::kSlice ||
            std::any_of(statement.operands.begin(), statement.operands.end(), [&](std::size_t value) { return changed_[value]; });
   }
 
@@ -106,8 +147,19 @@ class Planner {
     return "";
   }
 
+  /// Before any is read.
+  std::string check_bounds() const {
+    for (const Statement& statement : step_.statements)
+      for (std::size_t i = 1; statement.kind == Statement::kSlice && i < 3; ++i) {
+        const LoopValue& bound = plan_.values[statement.operands[i]];
+        if (bound.type != DType::i64 || bound.elements() != 1) return "A bound of a slice of its step is no int64 of one element.";
+      }
+    return "";
+  }
+
   std::string infer(const Statement& statement) {
     switch (statement.kind) {
+      case Statement::kSlice: return infer_slice(statement);
       case Statement::kMap: return infer_map(statement);
       case Statement::kView: return infer_view(statement);
       case Statement::kConcat: return infer_concat(statement);
@@ -122,6 +174,7 @@ class Planner {
     switch (statement.kind) {
       case Statement::kProduct: return infer_product(statement);
       case Statement::kMatmul: return infer_matmul(statement);
+      case Statement::kConvolution: return infer_convolution(statement);
       case Statement::kNormalize: return infer_normalized(statement);
       case Statement::kSorted: return infer_sorted(statement);
       default: return infer_reduced(statement);
@@ -149,6 +202,20 @@ class Planner {
              elementwise::text_of(shape_of(statement, 1)) + " cannot be multiplied.";
     note(DType::f32, plan->shape);
     noted().matmul = std::move(*plan);
+    return "";
+  }
+
+  std::string infer_convolution(const Statement& statement) {
+    Result<Convolution> made = plan_convolution(shape_of(statement, 0), shape_of(statement, 1), statement.numbers);
+    if (!made) return made.error();
+    const std::int64_t filters = made->groups * made->filters;
+    if (statement.operands.size() > 2 && shape_of(statement, 2) != Shape{filters})
+      return "Its bias has the shape " + elementwise::text_of(shape_of(statement, 2)) + " and should have [" +
+             std::to_string(filters) + "].";
+    Shape shape{made->batch, filters};
+    for (std::size_t i = 4 - shape_of(statement, 0).size(); i < 2; ++i) shape.push_back(made->windows[i].places);
+    note(DType::f32, std::move(shape));
+    noted().convolution = *made;
     return "";
   }
 
@@ -237,6 +304,28 @@ class Planner {
     note(plan_.values[value].type, view->shape, view->is_dense() ? std::optional(plan_.values[value].root) : std::nullopt);
     noted().view = std::move(*view);
     return "";
+  }
+
+  std::string infer_slice(const Statement& statement) {
+    const std::size_t value = statement.operands[0];
+    const Bounds bounds = plan_.bounds[slice_ - 1];
+    Result<View> view = view_of_slice(statement, plan_.values[value].shape, bounds);
+    if (!view) return view.error();
+    if (!runs_) {
+      std::size_t axis = 0, end = 0;
+      find_axes(std::span(statement.numbers).first(1), view->shape.size(), axis, end);
+      view->shape[axis] = length_without_end(bounds, statement.numbers[1], view->shape[axis]);
+    }
+    note(plan_.values[value].type, view->shape, view->is_dense() ? std::optional(plan_.values[value].root) : std::nullopt);
+    noted().view = std::move(*view);
+    return "";
+  }
+
+  /// Of a tensor that does not end; one that is asked for to its end has what is there.
+  static std::int64_t length_without_end(const Bounds& bounds, std::int64_t step, std::int64_t there) {
+    constexpr std::int64_t kEnd = std::numeric_limits<std::int32_t>::max();
+    if (step < 0 || bounds.start < 0 || bounds.end < bounds.start || bounds.end >= kEnd) return there;
+    return (bounds.end - bounds.start + step - 1) / step;
   }
 
   std::string infer_concat(const Statement& statement) {
@@ -332,9 +421,11 @@ class Planner {
   const LoopProblem& problem_;
   const LoopStep& step_;
   LoopPlan& plan_;
+  const bool early_, runs_;
   const bool is_first_;
   std::vector<bool> changed_;  // of each value, whether its shape or place is not as it was
   std::size_t next_ = 0;       // the value that is noted next
+  std::size_t slice_ = 0;      // how many slices with bounds that are values have come
 };
 
 }  // namespace
@@ -347,6 +438,13 @@ std::int64_t LoopValue::elements() const {
 
 std::size_t LoopValue::bytes() const { return static_cast<std::size_t>(elements()) * elementwise::size_of(type); }
 
-std::string plan_loop(const LoopProblem& problem, LoopPlan& plan) { return Planner(problem, plan).plan(); }
+std::string plan_early(const LoopProblem& problem, LoopPlan& plan) { return Planner(problem, plan, true, true).plan(); }
+
+std::string plan_loop(const LoopProblem& problem, LoopPlan& plan, bool runs) { return Planner(problem, plan, false, runs).plan(); }
+
+Result<View> view_of_slice(const Statement& statement, const Shape& shape, const Bounds& bounds) {
+  const std::int64_t numbers[] = {statement.numbers[0], bounds.start, bounds.end, statement.numbers[1]};
+  return view_of(Move::kSlice, shape, numbers);
+}
 
 }  // namespace onnxopt::recurrence

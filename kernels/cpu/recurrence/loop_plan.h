@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "kernels/cpu/elementwise/plan.h"
+#include "kernels/cpu/recurrence/convolution.h"
 #include "kernels/cpu/recurrence/loop.h"
 #include "kernels/cpu/recurrence/tensors.h"
 
@@ -29,19 +30,35 @@ struct LoopValue {
   Along along;           // the operand of the statement that made it, around the axes that it names
   std::optional<View> view;
   std::optional<MatmulPlan> matmul;
+  std::optional<Convolution> convolution;
 
   std::int64_t elements() const;
   std::size_t bytes() const;
 };
 
+/// Bounds of a slice as values gave them.
+struct Bounds {
+  std::int64_t start = 0, end = 0;
+  bool operator==(const Bounds&) const = default;
+};
+
 struct LoopPlan {
   std::vector<LoopValue> values;
   std::vector<elementwise::Plan> maps;  // in their order
+  std::vector<Bounds> bounds;           // of slices whose bounds are values, in their order
+  bool is_whole = false;                // whether more than the early statements is planned
 
   bool has_own_memory(std::size_t value) const { return values[value].root == value; }
 };
 
-/// Plans a loop, or brings its plan up to date after carried values have got other shapes. Empty, or what is wrong with its inputs.
-std::string plan_loop(const LoopProblem& problem, LoopPlan& plan);
+/// Plans the statements that bounds of slices are made of, once and for all. Empty, or what is wrong with the loop's inputs.
+std::string plan_early(const LoopProblem& problem, LoopPlan& plan);
+
+/// Plans the others, or brings their plan up to date after carried values have got other shapes, or slices other bounds. A slice of
+/// a loop that does not run is as long as its bounds say.
+std::string plan_loop(const LoopProblem& problem, LoopPlan& plan, bool runs);
+
+/// What a statement with these bounds shows of a tensor of that shape, or what is wrong with it.
+Result<View> view_of_slice(const Statement& statement, const elementwise::Shape& shape, const Bounds& bounds);
 
 }  // namespace onnxopt::recurrence

@@ -7,6 +7,7 @@
 
 #include "kernels/cpu/elementwise/plan.h"
 #include "kernels/cpu/elementwise/tile.h"
+#include "kernels/cpu/gemm/panel.h"
 #include "kernels/cpu/recurrence/blocks.h"
 #include "kernels/cpu/recurrence/text.h"
 #include "kernels/cpu/scratch.h"
@@ -116,6 +117,7 @@ constexpr double kGrain = 40e3;
 /// Looks at a counter before a thread does what another one might be about to begin.
 constexpr int kPatience = 2000;
 constexpr int kNoPause = 200;
+constexpr auto kPanelFloats = static_cast<std::int64_t>(gemm::kPanel);
 
 /// Rows and columns of the domain, seen as rows of one width.
 struct Part {
@@ -251,8 +253,8 @@ class Worker {
     auto* y = reinterpret_cast<float*>(layout_.at(value, t)) + part.row * width + part.column;
     const float* bias = nullptr;
     if (product.bias != Product::kNoBias) bias = reinterpret_cast<const float*>(layout_.at(product.bias, t)) + part.column;
-    shared_.variant->multiply(
-        {x, part.rows, width, problem_.matrices[product.matrix] + part.column * width, bias, part.columns, y, width});
+    const float* const weights = problem_.matrices[product.matrix] + part.column * width;
+    shared_.variant->multiply({x, part.rows, width, weights, kPanelFloats, width * kPanelFloats, bias, part.columns, y, width});
   }
 
   void compute(std::size_t index, std::int64_t t, const Part& part) {

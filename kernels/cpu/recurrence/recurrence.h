@@ -80,12 +80,13 @@ struct Problem {
   std::span<const Sequence> stacked;  // written to
 };
 
-/// Rows of `depth` numbers times columns of a packed matrix: whole panels but for the last one.
+/// Rows of `depth` numbers times columns of a matrix in panels: whole ones but for the last, of which nothing is missing in memory.
 struct PackedProduct {
   const float* x;
   std::int64_t rows, depth;
   const float* weights;
-  const float* bias;  // of the columns; may be null
+  std::int64_t step, panel;  // floats from one row to the next, and from one panel to the next
+  const float* bias;         // of the columns; may be null
   std::int64_t columns;
   float* y;
   std::int64_t y_step;  // floats from one row to the next

@@ -42,6 +42,10 @@ class Reader {
     if (name == "map") return read_map();
     if (name == "product") return read_product(rest);
     if (name == "matmul") return is(Statement::kMatmul) && rest.size() == 2 && values(rest);
+    if (name == "slice_at")
+      return is(Statement::kSlice) && rest.size() == 5 && value(rest[0]) && numbers(rest.subspan(1, 1)) &&
+             values(rest.subspan(2, 2)) && numbers(rest.subspan(4));
+    if (name == "conv") return read_convolution(rest);
     if (name == "concat") return is(Statement::kConcat) && rest.size() > 1 && numbers(rest.first(1)) && values(rest.subspan(1));
     if (name == "gather")
       return is(Statement::kGather) && rest.size() == 3 && value(rest[0]) && numbers(rest.subspan(1, 1)) && value(rest[2]);
@@ -120,6 +124,15 @@ class Reader {
   bool read_product(Words rest) {
     if (rest.size() < 2 || rest.size() > 3 || !value(rest[0])) return false;
     return is(Statement::kProduct) && read_number(rest[1], matrices_, made_.matrix) && values(rest.subspan(2));
+  }
+
+  /// For each dim a stride, a dilation and two paddings.
+  bool read_convolution(Words rest) {
+    std::size_t dims = 0;
+    if (rest.empty() || !read_number(rest[0], 3, dims) || dims == 0) return false;
+    const std::size_t count = 1 + 4 * dims;
+    if (rest.size() < count + 3 || rest.size() > count + 4) return false;
+    return is(Statement::kConvolution) && numbers(rest.subspan(1, count)) && values(rest.subspan(1 + count));
   }
 
   bool read_reduced(Words rest) {

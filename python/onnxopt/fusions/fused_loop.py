@@ -9,7 +9,15 @@ import numpy as np
 
 from onnxopt import ir
 from onnxopt.fusions.fused_recurrence import body_text
-from onnxopt.fusions.loop_statements import MOST_WORK, Line, Statements, Word, multiplications, statements_of
+from onnxopt.fusions.loop_statements import (
+    MOST_WORK,
+    Line,
+    Statements,
+    Word,
+    bounds_of,
+    multiplications,
+    statements_of,
+)
 from onnxopt.loops import Carry, Loop, arranged, length
 from onnxopt.loops.trips import condition_is_true
 from onnxopt.ops import fused_elementwise as elementwise
@@ -29,6 +37,7 @@ NO_LIMIT = 2**63 - 1
 class _Map:
     """Element-wise nodes whose results have one shape, and those of the results that others need."""
 
+    early: bool
     nodes: list[ir.Node] = dataclasses.field(default_factory=list)
     outputs: list[ir.Value] = dataclasses.field(default_factory=list)
 
@@ -44,11 +53,14 @@ class _Analysis:
         self.parts: list[_Part] = []
         self.aliases: dict[ir.Value, ir.Value] = {}
         self._map_of: dict[ir.Value, _Map] = {}
+        self._early: set[ir.Node] = set()
         self.growing: list[int] = []
         self.keep: ir.Value | None = None
 
     def refuse(self) -> Refusal | None:
         refusal = self._refuse_form()
+        if refusal is None:
+            refusal = self._refuse_bounds()
         for node in self.loop.body if refusal is None else ():
             refusal = self._place(node)
             if refusal is not None:
@@ -77,7 +89,7 @@ class _Analysis:
                 )
             if self._keeps_shape(carry):
                 continue
-            if loop.is_scan or shapes.rank(carry.inside) is None:
+            if shapes.rank(carry.inside) is None:
                 return Refusal("the shape of '{}' may change", carry.inside.name, culprit=carry.inside)
             self.growing.append(index)
         if loop.condition_inside is None:
@@ -103,6 +115,23 @@ class _Analysis:
                 )
         return None
 
+    def _refuse_bounds(self) -> Refusal | None:
+        """Find the nodes that computed bounds of slices are made of: they run before the rest of the step is planned."""
+        values = [value for node in self.loop.body for value in bounds_of(node, self.ctx.shapes)]
+        growing = {self.loop.carries[index].inside for index in self.growing}
+        while values:
+            value = values.pop()
+            node = value.producer()
+            if value in growing:
+                return Refusal("bounds of a slice depend on '{}', which may grow", value.name, culprit=value)
+            if node is None or node.graph is not self.loop.body or node in self._early:
+                continue
+            if bounds_of(node, self.ctx.shapes):
+                return Refusal("bounds of a slice depend on another one whose bounds are computed", culprit=node)
+            self._early.add(node)
+            values += [one for one in node.inputs if one is not None]
+        return None
+
     def _named(self) -> list[ir.Value]:
         return [carry.after for carry in self.loop.carries] + [one.element for one in self.loop.scan_outputs]
 
@@ -125,8 +154,13 @@ class _Analysis:
             return refusal
         self._need(node)
         last = self.parts[-1] if self.parts else None
-        if not isinstance(last, _Map) or not self.ctx.shapes.same_shape(last.nodes[0].outputs[0], node.outputs[0]):
-            last = _Map()
+        early = node in self._early
+        if (
+            not isinstance(last, _Map)
+            or last.early is not early
+            or not self.ctx.shapes.same_shape(last.nodes[0].outputs[0], node.outputs[0])
+        ):
+            last = _Map(early)
             self.parts.append(last)
         last.nodes.append(node)
         self._map_of[node.outputs[0]] = last

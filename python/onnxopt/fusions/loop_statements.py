@@ -94,7 +94,7 @@ def statements_of(
     if operands[:1] in ([], [None]) or any(one is not None and shapes.rank(one) is None for one in operands):
         return Refusal("the rank of an operand of '{}' is unknown", node.op_type, culprit=node)
     types = TYPES.get(node.op_type, FLOATS)
-    data = operands if node.op_type in ("MatMul", "LayerNormalization") else operands[:1]
+    data = operands if node.op_type in ("MatMul", "LayerNormalization", "Conv") else operands[:1]
     if any(one is not None and shapes.dtype(one) not in types for one in data):
         return Refusal("'{}' is not of a type that the kernel has", node.op_type, culprit=node)
     lines = rule(_Node(node, operands, shapes, opset))
@@ -232,18 +232,85 @@ def _transpose(n: _Node) -> list[tuple[Word, ...]] | Refusal:
 
 @_on("Slice")
 def _slice(n: _Node) -> list[tuple[Word, ...]] | Refusal:
-    starts, ends = n.numbers("starts", 1), n.numbers("ends", 2)
-    if starts is None or ends is None or len(starts) != len(ends):
-        return Refusal("its bounds are not constant", culprit=n.node)
-    axes = n.numbers("axes", 3) or (None if n.get(3) is not None else tuple(range(len(starts))))
-    steps = n.numbers("steps", 4) or (None if n.get(4) is not None else (1,) * len(starts))
-    if axes is None or steps is None:
+    starts, ends, named = n.numbers("starts", 1), n.numbers("ends", 2), n.numbers("axes", 3)
+    count = _count(n, starts, ends, named)
+    axes = named or (None if n.get(3) is not None else tuple(range(count or 0)))
+    steps = n.numbers("steps", 4) or (None if n.get(4) is not None else (1,) * (count or 0))
+    if axes is None or steps is None or len(axes) != count or len(steps) != count:
         return Refusal("its axes or steps are not constant", culprit=n.node)
+    if starts is None or ends is None:
+        return _slice_at(n, axes, steps)
     lines: list[tuple[Word, ...]] = []
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
         bounds = (min(max(number, -FARTHEST), FARTHEST) for number in (start, end))
         lines.append(("slice", Line(len(lines) - 1) if lines else n[0], axis, *bounds, step))
     return lines or [("reshape", n[0], *(0 for _ in range(n.rank())))]
+
+
+def _count(n: _Node, *known: tuple[int, ...] | None) -> int | None:
+    """How many axes a Slice names; None where that is not known."""
+    sizes = {len(one) for one in known if one is not None}
+    for index in (1, 2):
+        shape = () if n.get(index) is None else n.shapes.static_shape(n[index])
+        sizes |= set(shape or ())
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def _slice_at(n: _Node, axes: Sequence[int], steps: Sequence[int]) -> list[tuple[Word, ...]] | Refusal:
+    if any(n.shapes.dtype(one) is not ir.DataType.INT64 for one in (n[1], n[2])):
+        return Refusal("its bounds are not int64", culprit=n.node)
+    if len(axes) == 1:
+        return [("slice_at", n[0], axes[0], n[1], n[2], steps[0])]
+    parts = [("slice", bounds, 0, place, place + 1, 1) for bounds in (n[1], n[2]) for place in range(len(axes))]
+    lines: list[tuple[Word, ...]] = [*parts]
+    for place, (axis, step) in enumerate(zip(axes, steps, strict=True)):
+        data = Line(len(lines) - 1) if place else n[0]
+        lines.append(("slice_at", data, axis, Line(place), Line(len(axes) + place), step))
+    return lines
+
+
+def bounds_of(node: ir.Node, shapes: ir.ShapeEnv) -> list[ir.Value]:
+    """The computed bounds of a Slice, which a step must know before it is planned; none where all are constant."""
+    if node.op_type != "Slice" or node.domain or "starts" in node.attributes:
+        return []
+    bounds = [value for value in node.inputs[1:3] if value is not None]
+    return [] if all(shapes.integers(value) is not None for value in bounds) else bounds
+
+
+@_on("Conv")
+def _convolution(n: _Node) -> list[tuple[Word, ...]] | Refusal:
+    weights, made = n.shapes.static_shape(n[1]), n.shapes.shape(n.node.outputs[0])
+    dims = n.rank(1) - 2
+    if dims not in (1, 2) or n.rank() != dims + 2:
+        return Refusal("it convolves images of more than two dims", culprit=n.node)
+    if weights is None or 0 in weights or made is None or multiplications(*made, *weights[1:]) > MOST_WORK:
+        return Refusal("its convolution is large, or of unknown shape", culprit=n.node)
+    strides = attribute(n.node, "strides", (1,) * dims)
+    dilations = attribute(n.node, "dilations", (1,) * dims)
+    pads = _pads(n, weights[2:], strides, dilations)
+    if pads is None:
+        return Refusal("its padding is not known", culprit=n.node)
+    geometry = (attribute(n.node, "group", 1), *strides, *dilations, *pads)
+    bias = n.get(2)
+    return [("conv", dims, *(int(one) for one in geometry), n[0], n[1], *(() if bias is None else (bias,)))]
+
+
+def _pads(n: _Node, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]) -> Sequence[int] | None:
+    """What is put before and behind each dim."""
+    kind = attribute(n.node, "auto_pad", "NOTSET")
+    if kind in ("NOTSET", "VALID"):
+        none = (0,) * (2 * len(kernel))
+        return none if kind == "VALID" else attribute(n.node, "pads", none)
+    shape = n.shapes.shape(n[0]) or ()
+    before: list[int] = []
+    behind: list[int] = []
+    for size, length, stride, dilation in zip(shape[2:], kernel, strides, dilations, strict=True):
+        if not isinstance(size, int):
+            return None
+        missing = max((-(-size // stride) - 1) * stride + (length - 1) * dilation + 1 - size, 0)
+        before.append(missing // 2 if kind == "SAME_UPPER" else missing - missing // 2)
+        behind.append(missing - before[-1])
+    return [*before, *behind]
 
 
 @_on("Split")

@@ -16,8 +16,9 @@ class FuseLoops(Pass):
     """Turn Loops, whether a limit or a condition of their own ends them, and Scans into FusedLoop nodes, which run without a graph around each step.
 
     Refused: carried values whose rank may change or of other types than float32, int32, int64 and bool, steps with other ops than element-wise
-    ones, products, reductions along neighbouring axes, Softmax, LayerNormalization, ArgMax, ArgMin and those that move elements, large products,
-    and bodies that read their condition.
+    ones, products, reductions along neighbouring axes, Softmax, LayerNormalization, ArgMax, ArgMin, convolutions of one or two dims and those that
+    move elements, large products and convolutions, slices whose bounds depend on other such slices or on what grows, and bodies that read their
+    condition.
     """
 
     name = "fuse_loops"
