@@ -252,3 +252,22 @@ def test_tensors_are_joined_along_an_axis_that_there_is(shape: str, axis: int, s
 def test_other_stacks_stay(before: onnx.ModelProto) -> None:
     after, _ = run_passes(before, PASS)
     assert op_list(after) == op_list(before)
+
+
+@pytest.mark.parametrize(
+    ("reduced", "gone", "left"),
+    [
+        ([1], [1], ["ReduceMax"]),
+        ([-1, 0], [0, 2], ["ReduceMax"]),
+        ([1], [], ["ReduceMax", "Squeeze"]),
+        ([1, 2], [1], ["ReduceMax", "Squeeze"]),
+    ],
+    ids=["one", "two", "all of size 1", "others"],
+)
+def test_squeezed_reductions(reduced: list[int], gone: list[int], left: list[str]) -> None:
+    squeeze = "Squeeze(a, gone)" if gone else "Squeeze(a)"
+    axes = {"axes": reduced, **({"gone": gone} if gone else {})}
+    before = graph(f"a = ReduceMax(x, axes)\n y = {squeeze}", shape="2,3,4", opset=18, **axes)
+    after, _ = run_passes(before, PASS)
+    assert op_list(after) == left
+    assert_same(before, after, feed(2, 3, 4), rtol=0, atol=0)

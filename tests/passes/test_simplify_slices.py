@@ -149,3 +149,16 @@ def test_a_concat_that_a_branch_captures_stays() -> None:
     after, _ = run_passes(before, PASS)
     assert op_list(after) == ["Concat", "Concat", "If"]
     assert_same(before, after, {"x": feeds()["x"], "f": np.array(True)})
+
+
+@pytest.mark.parametrize(
+    ("index", "left"),
+    [(0, ["Squeeze", "Neg"]), (-1, ["Squeeze", "Neg"]), ([0], ["Neg"]), ([0, 0], ["Gather", "Neg"])],
+)
+def test_lookup_of_all_there_is(index: int | list[int], left: list[str]) -> None:
+    before = model(
+        "g (float[3,1,9] x) => (y) { a = Gather<axis=1>(x, i)\n y = Neg(a) }", opset=12, i=np.array(index, np.int64)
+    )
+    after, _ = run_passes(before, PASS)
+    assert op_list(after) == left
+    assert_same(before, after, {"x": RNG.standard_normal((3, 1, 9)).astype(np.float32)}, rtol=0, atol=0)

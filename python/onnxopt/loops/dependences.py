@@ -38,6 +38,33 @@ SAFE_OPS = ELEMENTWISE - {"BitShift", "Div", "Mod", "Pow"} | {
 fit fail in every iteration alike."""
 
 
+RECURRENT_OPS = SAFE_OPS | frozenset(
+    [
+        "MatMul",
+        "Gemm",
+        "Concat",
+        "Split",
+        "Slice",
+        "Squeeze",
+        "Unsqueeze",
+        "Reshape",
+        "Gather",
+        "Identity",
+        "LSTM",
+        "GRU",
+        "RNN",
+        "Div",
+        "Pow",
+    ]
+)
+"""Element-wise ops and the ops of cells: loops of these alone over carried tensors are left to the passes that make one kernel of them."""
+
+
+def is_recurrent(node: ir.Node) -> bool:
+    """Whether a node may be part of the step of a recurrence."""
+    return not node.domain and node.op_type in RECURRENT_OPS
+
+
 def varying_values(body: ir.Graph, sources: Iterable[ir.Value]) -> set[ir.Value]:
     """The values of the body that depend on any of `sources`, themselves included."""
     varying = set(sources)

@@ -266,6 +266,7 @@ class Context:
         self.log = Log(self.budget, explain=explain)
         self.editor = Editor(self)
         self.not_foldable: set[ir.Node] = set()
+        self.rolled: set[ir.Graph] = set()  # bodies of Scans whose steps the model had written out
         self._nodes: dict[tuple[str, str], list[tuple[int, ir.Node]]] | None = None
         self._once: set[ir.Graph] | None = None
         self.refresh()

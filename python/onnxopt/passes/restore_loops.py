@@ -1,4 +1,4 @@
-"""Scans that may have no element to run for, and that no kernel took, become Loops again."""
+"""Scans that were made in the hope of a kernel, and that no kernel took, become again what they were."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ import numpy as np
 
 from onnxopt import ir
 from onnxopt.fusions import fused_loop
-from onnxopt.loops import Loop, ScanInput, ScanOutput, arranged, length, loops_of, runs_at_least_once
+from onnxopt.loops import Loop, ScanInput, ScanOutput, arranged, length, loops_of, runs_at_least_once, trip_count
 from onnxopt.passes.base import Context, Pass, PassResult, register_pass
+from onnxopt.passes.unroll_loops import unroll
 from onnxopt.rewrite.patch import Builder
 
 
 @register_pass
 class RestoreLoops(Pass):
-    """Turn Scans of which it is not certain that they run into Loops.
+    """Turn Scans of which it is not certain that they run into Loops, and write the steps of those out that `roll_steps` made.
 
     onnxruntime's Scan fails where its sequences are empty, where its Loop gives the initial values; `convert_loops` makes such Scans in
-    the hope of a kernel. Refused: Scans that run at least once.
+    the hope of a kernel. Refused: other Scans that run at least once.
     """
 
     name = "restore_loops"
@@ -25,13 +26,25 @@ class RestoreLoops(Pass):
     def run(self, model: ir.Model, ctx: Context) -> PassResult:
         patches = 0
         for loop in loops_of(ctx):
-            if loop.is_scan and not runs_at_least_once(loop, ctx) and _is_known(loop, ctx) and ctx.budget.take():
+            trips = trip_count(loop, ctx) if loop.body in ctx.rolled else None
+            if isinstance(trips, int):
+                patches += self._write_out(loop, trips, ctx)
+            elif loop.is_scan and not runs_at_least_once(loop, ctx) and _is_known(loop, ctx) and ctx.budget.take():
                 refusal = fused_loop.refuse(loop, ctx)
                 _restore(loop, self.name, ctx)
                 patches += 1
                 if refusal is not None:
                     ctx.log.refused(self.name, loop.node, refusal, 1)
         return PassResult(patches > 0, patches)
+
+    def _write_out(self, loop: Loop, trips: int, ctx: Context) -> bool:
+        if not ctx.budget.take():
+            return False
+        refusal = fused_loop.refuse(loop, ctx)
+        unroll(loop, trips, self.name, ctx)
+        if refusal is not None:
+            ctx.log.refused(self.name, loop.node, refusal, 1)
+        return True
 
 
 def _is_known(loop: Loop, ctx: Context) -> bool:

@@ -9,6 +9,7 @@ from onnxopt.ir import dims
 from onnxopt.passes.base import RulePass, register_pass
 from onnxopt.rewrite.patch import Builder
 from onnxopt.rewrite.pattern import op, pattern
+from onnxopt.rewrite.permutations import REDUCTIONS, constant_axes
 from onnxopt.rewrite.rules import Match, Refusal, Rule, RuleSet, attribute, rule
 
 VIEWS = ("Reshape", "Squeeze", "Unsqueeze", "Flatten")
@@ -127,10 +128,27 @@ def drop_allowzero(b: Builder, m: Match) -> ir.Value | Refusal | None:
     return b.Reshape(m.root.inputs[0], m.root.inputs[1])
 
 
+@pattern
+def _squeezed_reduction(p, x):  # type: ignore[no-untyped-def]
+    return p.Squeeze(p.op(REDUCTIONS, x, p.optional("axes"), as_="reduction"), p.optional("squeezed"))
+
+
+@rule(_squeezed_reduction)
+def drop_reduced_dims(b: Builder, m: Match) -> tuple[ir.Value, ...] | Refusal | None:
+    """A reduction whose dims go afterwards does not keep them."""
+    reduction, rank = m.node("reduction"), m.ctx.shapes.rank(m["x"])
+    if rank is None or attribute(reduction, "keepdims", 1) != 1:
+        return None
+    axes, gone = constant_axes(reduction, 1, rank), constant_axes(m.root, 1, rank)
+    if not axes or gone is None or sorted(axes) != sorted(gone):
+        return Refusal("other dims go than were reduced", culprit=reduction)
+    return b.copy_of(reduction, keepdims=0)
+
+
 @register_pass
 class SimplifyReshapes(RulePass):
     """Remove Reshapes, Squeezes, Unsqueezes and Flattens that keep the shape, and merge chains of them into one Reshape, and those of
-    tensors that are stacked.
+    tensors that are stacked; a Squeeze of what a reduction kept becomes part of it.
 
     Refused: chains whose final shape cannot be written as a constant target with copied dims and one -1.
     """
@@ -144,5 +162,6 @@ class SimplifyReshapes(RulePass):
             merge_views,
             concat_instead_of_stack,
             drop_allowzero,
+            drop_reduced_dims,
         ]
     )

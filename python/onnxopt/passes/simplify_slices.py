@@ -155,6 +155,24 @@ def _slice_inputs(b: Builder, bounds: Sequence[tuple[int, dims.Dim, dims.Dim, in
     return [starts, ends, axes, steps]
 
 
+@pattern
+def _lookup(p, x):  # type: ignore[no-untyped-def]
+    return p.Gather(x, p.const("index"))
+
+
+@rule(_lookup)
+def take_only_row(b: Builder, m: Match) -> ir.Value | Refusal | None:
+    """One index along a dim of size 1 takes all there is: the dim goes, or nothing changes."""
+    index, shape = ir.integers(m["index"]), m.ctx.shapes.shape(m["x"])
+    rank = m.ctx.shapes.rank(m["index"])
+    if index is None or len(index) != 1 or not shape or rank is None or rank > 1:
+        return None
+    axis = attribute(m.root, "axis", 0) % len(shape)
+    if shape[axis] != 1 or index[0] not in (0, -1):
+        return Refusal("it has more than the one element", culprit=m["x"])
+    return m["x"] if rank else b.squeeze(m["x"], axis)
+
+
 RULES = RuleSet(
     [
         Rule("drop_full_slice", op("Slice"), _first_input, _slices_all),
@@ -165,13 +183,14 @@ RULES = RuleSet(
         drop_empty_parts,
         merge_slices,
         drop_full_axes,
+        take_only_row,
     ]
 )
 
 
 @register_pass
 class SimplifySlices(RulePass):
-    """Remove Slices, Pads and Splits that keep everything; merge Slices, Concats, and Splits that are joined again.
+    """Remove Slices, Pads, Splits and Gathers that keep everything; merge Slices, Concats, and Splits that are joined again.
 
     Refused: bounds that are not constant, Slices of the same axis, Concats along different axes.
     """

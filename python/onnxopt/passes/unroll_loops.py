@@ -7,6 +7,7 @@ import numpy as np
 from onnxopt import ir
 from onnxopt.loops import Loop, loops_of, trip_count
 from onnxopt.loops.copies import copy_nodes
+from onnxopt.loops.dependences import is_recurrent
 from onnxopt.loops.trips import condition_is_true
 from onnxopt.loops.view import ScanOutput, state_of
 from onnxopt.passes.base import Context, Pass, PassResult, register_pass
@@ -46,7 +47,7 @@ class UnrollLoops(Pass):
             if refusal is not None:
                 ctx.log.refused(self.name, loop.node, refusal, 1)
             elif isinstance(trips, int) and ctx.budget.take():
-                _unroll(loop, trips, self.name, ctx)
+                unroll(loop, trips, self.name, ctx)
                 patches += 1
         return PassResult(patches > 0, patches)
 
@@ -81,32 +82,9 @@ def _bytes(body: ir.Graph) -> int:
     return sum(tensor.nbytes for tensor in ir.constant_tensors(ir.walk_graphs(body)))
 
 
-RECURRENT_OPS = frozenset(
-    [
-        "MatMul",
-        "Gemm",
-        "Concat",
-        "Split",
-        "Slice",
-        "Squeeze",
-        "Unsqueeze",
-        "Reshape",
-        "Gather",
-        "Identity",
-        "LSTM",
-        "GRU",
-        "RNN",
-    ]
-)
-"""Beside element-wise ops, the ops of cells: loops of these alone over carried tensors are left to the passes that make one kernel of them."""
-
-
 def _is_recurrence(loop: Loop, ctx: Context) -> bool:
-    from onnxopt.loops.dependences import SAFE_OPS
-
     tensors = all(_keeps_shape(carry.initial, carry.after, ctx) for carry in loop.carries)
-    known = all(not node.domain and (node.op_type in SAFE_OPS or node.op_type in RECURRENT_OPS or node.op_type in ("Div", "Pow")) for node in loop.body)  # fmt: skip
-    return bool(loop.carries) and tensors and known and condition_is_true(loop)
+    return bool(loop.carries) and tensors and all(map(is_recurrent, loop.body)) and condition_is_true(loop)
 
 
 def _keeps_shape(before: ir.Value, after: ir.Value, ctx: Context) -> bool:
@@ -114,7 +92,8 @@ def _keeps_shape(before: ir.Value, after: ir.Value, ctx: Context) -> bool:
     return shapes[0] is not None and shapes[0] == shapes[1]
 
 
-def _unroll(loop: Loop, trips: int, rule: str, ctx: Context) -> None:
+def unroll(loop: Loop, trips: int, rule: str, ctx: Context) -> None:
+    """Write the iterations of a loop out; the caller has taken the patch from the budget."""
     move_initializers(loop.body, ctx)
     graph = loop.node.graph
     assert graph is not None

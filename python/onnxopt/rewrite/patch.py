@@ -123,10 +123,14 @@ class Builder:
         """`value` with axes of size 1 there in the result."""
         return self._with_axes("Unsqueeze", value, axes)
 
-    def _with_axes(self, op_type: str, value: ir.Value, axes: Sequence[int]) -> ir.Value:
+    def sum(self, value: ir.Value, *axes: int) -> ir.Value:
+        """The sums of `value` along these axes, which go."""
+        return self._with_axes("ReduceSum", value, axes, keepdims=0)
+
+    def _with_axes(self, op_type: str, value: ir.Value, axes: Sequence[int], **attributes: int) -> ir.Value:
         if self.ctx.opset < AXES_INPUT_OPSET:
-            return self.op(op_type, [value], {"axes": list(axes)})[0]
-        return self.op(op_type, [value, self.constant(np.array(axes, np.int64), "axes")])[0]
+            return self.op(op_type, [value], {"axes": list(axes), **attributes})[0]
+        return self.op(op_type, [value, self.constant(np.array(axes, np.int64), "axes")], attributes)[0]
 
     def define(self, domain: str, op_type: str, overload: str, make: Callable[[], ir.Function]) -> None:
         """Bring the function that a custom op stands for, unless the model or the patch has it already."""

@@ -1,0 +1,312 @@
+"""Loops that are written out: the same nodes again and again, each time for the next element of a sequence and for what the step before
+left.
+
+Tracing exporters leave every loop of the model's source in this form. `find_steps` starts from values that are stacked in the end, one of
+each step, and goes through all steps abreast: what it calls a row is one value of each step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from onnxopt import ir
+from onnxopt.rewrite.permutations import constant_axes
+from onnxopt.rewrite.rules import Refusal, attribute
+
+if TYPE_CHECKING:
+    from onnxopt.passes.base import Context
+
+Row = tuple[ir.Value, ...]
+"""One value of each step, in order. A row that the last step has no use for is one shorter."""
+
+MOST_NODES = 64
+"""Nodes of a step, at most: more are hardly the step of a loop."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Element:
+    """What step `i` reads of a sequence: index `first + i` along `axis`, from `first` down when `reverse`; `kept` leaves a dim of size 1."""
+
+    sequence: ir.Value
+    axis: int
+    first: int
+    reverse: bool
+    kept: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Stack:
+    """A Concat of one value of each step along `axis`, where each has size 1, which `unsqueezed` ones got for it."""
+
+    node: ir.Node
+    row: Row
+    axis: int
+    unsqueezed: bool
+
+
+@dataclasses.dataclass(slots=True)
+class Steps:
+    """Steps that are alike.
+
+    Attributes:
+        count: how many.
+        nodes: the nodes of all steps, those that read others' results behind them.
+        elements: the rows that are elements of sequences.
+        states: for each row that is the state before each step, the row that is the state after it.
+        stacks: what is stacked of rows.
+    """
+
+    count: int
+    nodes: list[tuple[ir.Node, ...]] = dataclasses.field(default_factory=list)
+    elements: dict[Row, Element] = dataclasses.field(default_factory=dict)
+    states: dict[Row, Row] = dataclasses.field(default_factory=dict)
+    stacks: list[Stack] = dataclasses.field(default_factory=list)
+
+
+def stack_of(node: ir.Node, ctx: Context) -> Stack | None:
+    """A Concat as a stack of steps; None where it is none."""
+    rank = ctx.shapes.rank(node.outputs[0])
+    if rank is None or any(value is None for value in node.inputs):
+        return None
+    axis = attribute(node, "axis") % rank
+    given = tuple(value for value in node.inputs if value is not None)
+    bare = [_before_unsqueeze(value, axis, rank) for value in given]
+    if all(value is not None for value in bare):
+        return Stack(node, tuple(value for value in bare if value is not None), axis, True)
+    shapes = {ctx.shapes.shape(value) for value in given}
+    shape = shapes.pop()
+    return Stack(node, given, axis, False) if shape and not shapes and shape[axis] == 1 else None
+
+
+def _before_unsqueeze(value: ir.Value, axis: int, rank: int) -> ir.Value | None:
+    node = value.producer()
+    if node is None or node.op_type != "Unsqueeze" or node.domain:
+        return None
+    return node.inputs[0] if constant_axes(node, 1, rank) == (axis,) else None
+
+
+def find_steps(stack: Stack, first: int, ctx: Context) -> Steps | Refusal:
+    """The steps whose results are stacked, but for those before the `first`."""
+    matcher = _Matcher(len(stack.row) - first, ctx)
+    refusal = matcher.match(stack.row[first:])
+    return matcher.steps if refusal is None else refusal
+
+
+class _Mismatch(Exception):
+    """Why values of different steps do not correspond."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(str(refusal))
+        self.refusal = refusal
+
+
+class _Matcher:
+    """Finds what makes a row, and what that is made of, up to what all steps share."""
+
+    def __init__(self, count: int, ctx: Context) -> None:
+        self.ctx = ctx
+        self.steps = Steps(count)
+        self._known: dict[tuple[ir.Value, ir.Value], Row] = {}
+        self._made: dict[ir.Value, Row] = {}
+        self._waiting: list[tuple[Row, Refusal]] = []
+
+    def match(self, row: Row) -> Refusal | None:
+        try:
+            self._visit(row)
+            while self._waiting:
+                self._settle(*self._waiting.pop())
+        except _Mismatch as mismatch:
+            return mismatch.refusal
+        return None
+
+    def _settle(self, row: Row, refusal: Refusal) -> None:
+        """A row whose first value is not made as the others are is a state, if those are results of the steps before."""
+        if not self._is_state(row):
+            if len(row) < self.steps.count:
+                raise _Mismatch(refusal)
+            self._visit(row[1:])
+            if not self._is_state(row):
+                raise _Mismatch(refusal)
+
+    def _visit(self, row: Row) -> None:
+        if len(set(row)) == 1:
+            return
+        known = self._known.get((row[0], row[1]))
+        if known is not None:
+            if not _agree(known, row):
+                raise _Mismatch(Refusal("values of different steps are mixed", culprit=row[0]))
+            return
+        self._known[row[0], row[1]] = row
+        element = _element(row, self.ctx)
+        if element is not None:
+            self.steps.elements[row] = element
+        elif not self._is_state(row):
+            self._visit_nodes(row)
+
+    def _is_state(self, row: Row) -> bool:
+        after = self._made.get(row[1])
+        if after is None or not _agree(after, row[1:]):
+            return False
+        self.steps.states[row] = after
+        return True
+
+    def _visit_nodes(self, row: Row) -> None:
+        nodes = [value.producer() for value in row]
+        makers = tuple(node for node in nodes if node is not None)
+        refusal = _difference(row, makers)
+        if refusal is not None:
+            later = [node for node in nodes[1:] if node is not None]
+            if _difference(row[1:], tuple(later)) is None and len(row) == self.steps.count:
+                self._waiting.append((row, refusal))
+                return
+            raise _Mismatch(refusal)
+        if len(self.steps.nodes) >= MOST_NODES:
+            raise _Mismatch(Refusal("a step has more than {} nodes", MOST_NODES, culprit=makers[0]))
+        for results in zip(*(node.outputs for node in makers), strict=True):
+            self._made[results[0]] = self._known[results[0], results[1]] = results
+        for operands in zip(*(node.inputs for node in makers), strict=True):
+            present = tuple(value for value in operands if value is not None)
+            if len(present) == len(makers):
+                self._visit(present)
+            elif present:
+                raise _Mismatch(Refusal("some steps leave an input out", culprit=makers[0]))
+        self.steps.nodes.append(makers)
+
+
+def _agree(known: Row, row: Row) -> bool:
+    """Whether two rows are one, of which the last step may have no use."""
+    return all(a is b for a, b in zip(known, row, strict=False)) and abs(len(known) - len(row)) <= 1
+
+
+def _difference(row: Row, makers: tuple[ir.Node, ...]) -> Refusal | None:
+    """Why the nodes that make a row are not one of each step, all alike."""
+    if len(makers) != len(row) or len(set(makers)) != len(makers):
+        return Refusal("its values come from elsewhere", culprit=row[0])
+    first = makers[0]
+    if any(value.index() != row[0].index() for value in row) or ir.inner_graphs(first):
+        return Refusal("its values are made in different ways", culprit=first)
+    form = _form(first)
+    unlike = next((node for node in makers if _form(node) != form), None)
+    return None if unlike is None else Refusal("nodes of different steps differ", culprit=unlike)
+
+
+def _form(node: ir.Node) -> tuple[object, ...]:
+    attributes = sorted((name, _plain(attr.value)) for name, attr in node.attributes.items())
+    return node.domain, node.op_type, node.overload, len(node.inputs), len(node.outputs), tuple(attributes)
+
+
+def _plain(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _element(row: Row, ctx: Context) -> Element | None:
+    """The elements of a sequence, one after the other, or the other way round."""
+    reads = [_read(value, ctx) for value in row]
+    first = reads[0]
+    if first is None or any(read is None for read in reads):
+        return None
+    places = [read.first for read in reads if read is not None]
+    step = places[1] - places[0]
+    if abs(step) != 1 or places != list(range(places[0], places[0] + step * len(places), step)):
+        return None
+    if any(read is not None and dataclasses.replace(read, first=first.first) != first for read in reads):
+        return None
+    return dataclasses.replace(first, reverse=step < 0)
+
+
+def _read(value: ir.Value, ctx: Context) -> Element | None:
+    """A value as one index of a sequence."""
+    node = value.producer()
+    source = None if node is None else ir.input_at(node, 0)
+    shape = None if source is None else ctx.shapes.shape(source)
+    if node is None or node.domain or source is None or not shape:
+        return None
+    reader = READERS.get(node.op_type)
+    found = None if reader is None else reader(value, node, ctx)
+    if found is None:
+        return None
+    axis, place, kept = found
+    axis %= len(shape)
+    size = shape[axis]
+    if place < 0:
+        place += size if isinstance(size, int) else place
+    return Element(source, axis, place, False, kept) if place >= 0 else None
+
+
+Place = tuple[int, int, bool]
+"""An axis, an index along it, and whether the dim stays, with size 1."""
+
+
+def _gathered(value: ir.Value, node: ir.Node, ctx: Context) -> Place | None:
+    indices = ir.integers(node.inputs[1])
+    rank = None if node.inputs[1] is None else ctx.shapes.rank(node.inputs[1])
+    if indices is None or len(indices) != 1 or rank is None or rank > 1:
+        return None
+    return attribute(node, "axis", 0), indices[0], rank == 1
+
+
+def _sliced(value: ir.Value, node: ir.Node, ctx: Context) -> Place | None:
+    if len(node.inputs) < 4:
+        return None
+    starts, ends, axes = (ir.integers(ir.input_at(node, index)) for index in (1, 2, 3))
+    steps = (1,) if ir.input_at(node, 4) is None else ir.integers(node.inputs[4])
+    if starts is None or ends is None or axes is None or steps != (1,) or len(axes) != 1:
+        return None
+    shape = ctx.shapes.shape(value)
+    one = shape is not None and shape[axes[0]] == 1
+    return (axes[0], starts[0], True) if one and (ends[0] == starts[0] + 1 or starts[0] < 0) else None
+
+
+def _part(value: ir.Value, node: ir.Node, ctx: Context) -> Place | None:
+    axis = attribute(node, "axis", 0)
+    shapes = [ctx.shapes.shape(one) for one in node.outputs]
+    if any(shape is None or shape[axis] != 1 for shape in shapes):
+        return None
+    return axis, value.index() or 0, True
+
+
+READERS: dict[str, Callable[[ir.Value, ir.Node, Context], Place | None]] = {
+    "Gather": _gathered,
+    "Slice": _sliced,
+    "Split": _part,
+}
+
+
+def readers_outside(steps: Steps) -> Iterator[tuple[ir.Value, bool]]:
+    """The results of steps that something else than the steps and their stacks reads, and whether each is the last state."""
+    inside = set(itertools.chain.from_iterable(steps.nodes))
+    stacked = {stack.node for stack in steps.stacks}
+    for stack in steps.stacks:
+        if stack.unsqueezed:
+            stacked.update(maker for value in stack.node.inputs if value is not None and (maker := value.producer()))
+    finals = {after[-1] for after in steps.states.values() if len(after) == steps.count}
+    for node in inside:
+        for value in node.outputs:
+            if value.is_graph_output() or any(user not in inside and user not in stacked for user, _ in value.uses()):
+                yield value, value in finals
+
+
+def sequence_part(element: Element, count: int) -> tuple[int, int]:
+    """From which index to which the steps read the sequence."""
+    return (element.first - count + 1, element.first + 1) if element.reverse else (element.first, element.first + count)
+
+
+def same_sequence(a: Element, b: Element) -> bool:
+    """Whether two rows are the same elements, but for the dim that one of them keeps."""
+    return dataclasses.replace(a, kept=b.kept) == b
+
+
+__all__ = [
+    "Element",
+    "Row",
+    "Stack",
+    "Steps",
+    "find_steps",
+    "readers_outside",
+    "same_sequence",
+    "sequence_part",
+    "stack_of",
+]

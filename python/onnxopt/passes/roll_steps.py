@@ -1,0 +1,225 @@
+"""Steps that an exporter wrote out become the Scan that they were."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnxopt import ir
+from onnxopt.loops.dependences import is_recurrent
+from onnxopt.loops.steps import (
+    Element,
+    Row,
+    Stack,
+    Steps,
+    find_steps,
+    readers_outside,
+    same_sequence,
+    sequence_part,
+    stack_of,
+)
+from onnxopt.loops.view import SCAN_OPSET
+from onnxopt.passes.base import Context, Pass, PassResult, register_pass
+from onnxopt.passes.unroll_loops import PAYING_TRIPS
+from onnxopt.rewrite.driver import discard
+from onnxopt.rewrite.patch import Builder, Patch
+from onnxopt.rewrite.rules import Refusal
+
+SLICE_INPUTS_OPSET = 10
+"""The opset from which Slice takes where it begins and ends as inputs."""
+
+
+@register_pass
+class RollSteps(Pass):
+    """Put a Scan in the place of a recurrence whose steps are written out, as tracing exporters write every loop.
+
+    Steps are found from a Concat of one result of each: all alike, each with the next element of the same sequences and with what the step before
+    left. The first one may differ, as where its state is left out for being zero. Refused: few steps, steps without a state, with ops that no kernel runs step by
+    step, with states whose shape changes, whose results are read elsewhere, and targets without such kernels.
+    """
+
+    name = "roll_steps"
+    phase = "unroll"
+
+    def run(self, model: ir.Model, ctx: Context) -> PassResult:
+        if not ctx.target.custom_ops or ctx.opset < max(SCAN_OPSET, SLICE_INPUTS_OPSET) or ctx.options.unroll_nodes:
+            return PassResult(False)
+        stacks: dict[ir.Node, Stack] = {}
+        for node in ctx.nodes_of([("", "Concat")]):
+            found = stack_of(node, ctx) if len(node.inputs) > PAYING_TRIPS + 1 else None
+            if found is not None:
+                stacks[node] = found
+        patches = 0
+        for stack in stacks.values():
+            if stack.node.graph is not None:
+                patches += self._roll(stack, list(stacks.values()), ctx)
+        return PassResult(patches > 0, patches)
+
+    def _roll(self, stack: Stack, stacks: list[Stack], ctx: Context) -> bool:
+        refusal: Refusal | None = None
+        for first in (0, 1):
+            steps = find_steps(stack, first, ctx)
+            unfit = steps if isinstance(steps, Refusal) else _refusal(steps, stack, first, stacks, ctx)
+            if isinstance(steps, Steps) and unfit is None:
+                return self._apply(_Writer(steps, ctx, stack.node), first, ctx)
+            refusal = refusal or unfit
+        if refusal is not None:
+            ctx.log.refused(self.name, stack.node, refusal, 1)
+        return False
+
+    def _apply(self, writer: _Writer, first: int, ctx: Context) -> bool:
+        patch = writer.patch(self.name, first)
+        graph = patch.anchor.graph
+        assert graph is not None
+        if not ctx.editor.apply(patch):
+            discard(patch.nodes)
+            return False
+        ctx.has_subgraphs = True
+        ctx.rolled.update(inner for node in patch.nodes for inner in ir.inner_graphs(node))
+        steps = writer.steps
+        ctx.editor.remove_unused([*(nodes[-1] for nodes in steps.nodes), *(stack.node for stack in steps.stacks)])
+        ir.sort_nodes(graph)  # what reads the last state may lie before what stacks the results
+        return True
+
+
+def _refusal(steps: Steps, stack: Stack, first: int, stacks: list[Stack], ctx: Context) -> Refusal | None:
+    """Why steps that are alike are not rolled; else their stacks are known then."""
+    if not steps.states:
+        return Refusal("the steps carry no state")
+    unfit = next((nodes[0] for nodes in steps.nodes if not is_recurrent(nodes[0])), None)
+    if unfit is not None:
+        return Refusal("{} does not run inside of a kernel", unfit.op_type, culprit=unfit)
+    for before, after in steps.states.items():
+        shapes = [ctx.shapes.shape(value) for value in (before[0], after[0])]
+        if shapes[0] is None or shapes[0] != shapes[1] or ctx.shapes.dtype(after[0]) is None:
+            return Refusal("the shape of a state changes or is not known", culprit=after[0])
+    for row, element in steps.elements.items():
+        shape = ctx.shapes.shape(element.sequence) or ()
+        size = shape[element.axis]
+        start, end = sequence_part(element, steps.count)
+        if start < 0 or not isinstance(size, int) or end > size:
+            return Refusal("the sequence has fewer elements than there are steps", culprit=row[0])
+    rows = {nodes[0]: nodes for nodes in steps.nodes}
+    for one in stacks:
+        made = rows.get(one.row[first].producer()) if len(one.row) == steps.count + first else None  # type: ignore[arg-type]
+        if made is not None and [value.producer() for value in one.row[first:]] == list(made):
+            steps.stacks.append(one)
+    if stack not in steps.stacks:
+        return Refusal("the steps are no nodes")
+    outside = next((value for value, final in readers_outside(steps) if not final), None)
+    return None if outside is None else Refusal("'{}' is read elsewhere", outside.name, culprit=outside)
+
+
+class _Writer:
+    """Builds the Scan that stands for steps, before the node of a stack."""
+
+    def __init__(self, steps: Steps, ctx: Context, anchor: ir.Node) -> None:
+        self.steps, self.ctx = steps, ctx
+        self.builder = Builder(ctx, anchor)
+        self._inside: dict[tuple[ir.Value, ir.Value], ir.Value] = {}
+        self._inputs: list[ir.Value] = []
+        self._nodes: list[ir.Node] = []
+        self._results: list[ir.Value] = []
+
+    def patch(self, rule: str, first: int) -> Patch:
+        """The Scan and what makes of its outputs what was there; of stacks, the first values come from elsewhere."""
+        b, steps = self.builder, self.steps
+        initials, states = self._take_states()
+        sequences = self._take_elements()
+        for nodes in steps.nodes:
+            self._write(nodes)
+        for after in states:
+            self._give(after)
+        for stack in steps.stacks:
+            self._give(stack.row[first:])
+        imports = dict(self.ctx.model.graph.opset_imports)
+        body = ir.Graph(self._inputs, self._results, nodes=self._nodes, opset_imports=imports, name="step")
+        attributes = {
+            "body": ir.Attr("body", ir.AttributeType.GRAPH, body),
+            "num_scan_inputs": len(sequences),
+            "scan_input_axes": [element.axis for element, _ in sequences],
+            "scan_input_directions": [int(element.reverse) for element, _ in sequences],
+            "scan_output_axes": [stack.axis for stack in steps.stacks],
+        }
+        outputs = b.op("Scan", [*initials, *(value for _, value in sequences)], attributes, outputs=len(self._results))
+        read = {value for value, _ in readers_outside(steps)}
+        replaced = {after[-1]: final for after, final in zip(states, outputs, strict=False) if after[-1] in read}
+        for stack, stacked in zip(steps.stacks, outputs[len(states) :], strict=True):
+            whole = stacked if stack.unsqueezed else b.squeeze(stacked, stack.axis + 1)
+            before = [value for value in stack.node.inputs[:first] if value is not None]
+            replaced[stack.node.outputs[0]] = b.Concat(*before, whole, axis=stack.axis) if before else whole
+        return b.patch(rule, replaced)
+
+    def _take_states(self) -> tuple[list[ir.Value], list[Row]]:
+        initials: list[ir.Value] = []
+        for before, after in self.steps.states.items():
+            initials.append(before[0])
+            self._inside[before[0], before[1]] = self._input(after[0])
+        return initials, list(self.steps.states.values())
+
+    def _take_elements(self) -> list[tuple[Element, ir.Value]]:
+        taken: list[tuple[Element, ir.Value, ir.Value]] = []
+        for row, element in self.steps.elements.items():
+            inside = next((value for other, _, value in taken if same_sequence(other, element)), None)
+            if inside is None:
+                inside = self._input(row[0], None if not element.kept else element.axis)
+                taken.append((element, self._sequence(element), inside))
+            self._inside[row[0], row[1]] = self._unsqueezed(inside, element.axis) if element.kept else inside
+        return [(element, sequence) for element, sequence, _ in taken]
+
+    def _sequence(self, element: Element) -> ir.Value:
+        start, end = sequence_part(element, self.steps.count)
+        shape = self.ctx.shapes.shape(element.sequence) or ()
+        if start == 0 and end == shape[element.axis]:
+            return element.sequence
+        places = (self.builder.constant(np.array([place], np.int64)) for place in (start, end, element.axis))
+        return self.builder.Slice(element.sequence, *places)
+
+    def _unsqueezed(self, value: ir.Value, axis: int) -> ir.Value:
+        inner = Builder(self.ctx, self.builder.anchor)
+        result = inner.unsqueeze(value, axis)
+        self._nodes += inner.nodes
+        return result
+
+    def _write(self, nodes: tuple[ir.Node, ...]) -> None:
+        rows = list(zip(*(node.inputs for node in nodes), strict=True))
+        node = nodes[0]
+        copy = ir.Node(
+            node.domain,
+            node.op_type,
+            [self._operand(row) for row in rows],
+            list(node.attributes.values()),
+            num_outputs=len(node.outputs),
+            overload=node.overload,
+            name=self.ctx.names.node(node.name or node.op_type),
+        )
+        for new, old, second in zip(copy.outputs, node.outputs, nodes[1].outputs, strict=True):
+            new.name = self.ctx.names.value(old.name) if old.name else old.name
+            self._inside[old, second] = new
+        self._nodes.append(copy)
+
+    def _operand(self, row: tuple[ir.Value | None, ...]) -> ir.Value | None:
+        first, second = row[:2]
+        if first is None or second is None or all(value is first for value in row):
+            return first
+        return self._inside[first, second]
+
+    def _give(self, row: Row) -> None:
+        """Let a row be an output of the body, which must be of its own."""
+        value = self._inside[row[0], row[1]]
+        if value in self._results:
+            node = ir.Node("", "Identity", [value], name=self.ctx.names.node("result"))
+            node.outputs[0].name = self.ctx.names.value("result")
+            self._nodes.append(node)
+            value = node.outputs[0]
+        self._results.append(value)
+
+    def _input(self, like: ir.Value, without: int | None = None) -> ir.Value:
+        """An input of the body like a value, without one dim."""
+        shapes = self.ctx.shapes
+        dtype, shape = shapes.dtype(like), shapes.shape(like)
+        assert dtype is not None
+        made = ir.Value(name=self.ctx.names.value("step"), type=ir.TensorType(dtype))
+        if shape is not None:
+            shapes.set(made, dtype, tuple(dim for axis, dim in enumerate(shape) if axis != without))
+        self._inputs.append(made)
+        return made

@@ -1,0 +1,208 @@
+"""Steps that are written out become a Scan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import pytest
+
+from helpers import assert_same, model, op_list, run_passes
+from onnxopt import ir
+from onnxopt.passes.base import Options
+from onnxopt.pipeline import PassManager
+
+PASS = "roll_steps"
+STEPS = 12
+RNG = np.random.default_rng(0)
+
+NUMBERS = {f"n{step}": np.array(step) for step in range(STEPS + 2)}
+LISTS = {f"l{step}": np.array([step]) for step in range(STEPS + 2)}
+MORE = {"half": np.float32(0.5), "zero": np.zeros((2, 4), np.float32), "one": np.array([1])}
+
+
+def written_out(
+    step: Callable[[int], str],
+    *,
+    stack: str = "y",
+    inputs: str = "float[2,12,4] x",
+    outputs: str = "float[2,S,4] y",
+    before: str = "",
+    after: str = "",
+) -> onnx.ModelProto:
+    """A model of as many steps; `step` gives the nodes of one, which leave what is stacked in `e0`, `e1` ..."""
+    body = "\n".join(step(number) + f"\n u{number} = Unsqueeze(e{number}, one)" for number in range(STEPS))
+    joined = ", ".join(f"u{number}" for number in range(STEPS))
+    text = f"g ({inputs}) => ({outputs}) {{ {before} {body} {stack} = Concat<axis = 1>({joined}) {after} }}"
+    used = {
+        name: array for name, array in {**NUMBERS, **LISTS, **MORE}.items() if f"{name})" in text or f"{name}," in text
+    }
+    return model(text, **used)
+
+
+def average(number: int) -> str:
+    last = f"h{number - 1}" if number else "zero"
+    return f"""x{number} = Gather<axis = 1>(x, n{number})  k{number} = Mul({last}, half)
+        h{number} = Add(k{number}, x{number})  e{number} = Tanh(h{number})"""
+
+
+def from_the_back(number: int) -> str:
+    return average(number).replace(f"(x, n{number})", f"(x, n{STEPS - 1 - number})")
+
+
+def started_without_a_state(number: int) -> str:
+    return average(number) if number else "x0 = Gather<axis = 1>(x, n0)  h0 = Identity(x0)  e0 = Tanh(x0)"
+
+
+def sliced(number: int) -> str:
+    return average(number).replace(
+        f"x{number} = Gather<axis = 1>(x, n{number})",
+        f"s{number} = Slice(x, l{number}, l{number + 1}, one)  x{number} = Squeeze(s{number}, one)",
+    )
+
+
+def looked_up_as_a_list(number: int) -> str:
+    return average(number).replace(
+        f"x{number} = Gather<axis = 1>(x, n{number})",
+        f"s{number} = Gather<axis = 1>(x, l{number})  x{number} = Squeeze(s{number}, one)",
+    )
+
+
+def read_before_the_update(number: int) -> str:
+    last = f"h{number - 1}" if number else "zero"
+    update = f"k{number} = Mul({last}, half)  h{number} = Add(k{number}, x{number})" if number < STEPS - 1 else ""
+    return f"x{number} = Gather<axis = 1>(x, n{number})  e{number} = Add({last}, x{number})  {update}"
+
+
+def two_states(number: int) -> str:
+    h, c = (f"h{number - 1}", f"c{number - 1}") if number else ("zero", "zero")
+    return f"""x{number} = Gather<axis = 1>(x, n{number})  k{number} = Mul({h}, {c})  h{number} = Add(k{number}, x{number})
+        a{number} = Sub({h}, x{number})  c{number} = Tanh(a{number})  e{number} = Add(h{number}, c{number})"""
+
+
+CASES = {
+    "elements": average,
+    "from the back": from_the_back,
+    "a first step without a state": started_without_a_state,
+    "slices": sliced,
+    "lookups of one": looked_up_as_a_list,
+    "a state that is read before it is updated": read_before_the_update,
+    "two states that start alike": two_states,
+}
+
+
+@pytest.mark.parametrize("step", CASES.values(), ids=CASES)
+def test_rolls(step: Callable[[int], str]) -> None:
+    before = run_passes(written_out(step), "eliminate_noops", target="cpu")[0]
+    after, report = run_passes(before, PASS, target="cpu")
+    assert op_list(after).count("Scan") == 1 and op_list(after).count("Mul") <= 1, report.near_misses
+    assert_same(before, after, {"x": RNG.standard_normal((2, 12, 4)).astype(np.float32)})
+
+
+@pytest.mark.parametrize("step", CASES.values(), ids=CASES)
+def test_becomes_one_kernel(step: Callable[[int], str]) -> None:
+    before = written_out(step)
+    loaded = ir.load(onnx.ModelProto.FromString(before.SerializeToString()))
+    PassManager("cpu", strict=True).run(loaded)
+    after = ir.to_proto(loaded)
+    assert {"FusedRecurrence", "FusedLoop"} & set(op_list(after)) and "Scan" not in op_list(after)
+    feeds = {"x": RNG.standard_normal((2, 12, 4)).astype(np.float32)}
+    for library in (True, False):
+        assert_same(before, after, feeds, library=library)
+
+
+def test_steps_that_no_kernel_takes_are_written_out_again() -> None:
+    doubles = "x = Cast<to = 11>(z)  zero = Cast<to = 11>(zeros)  half = Cast<to = 11>(halves)"
+    before = written_out(
+        average, inputs="float[2,12,4] z, float[2,4] zeros, float halves", before=doubles, outputs="double[2,S,4] y"
+    )
+    del before.graph.initializer[:]
+    proto = onnx.ModelProto.FromString(before.SerializeToString())
+    used = {name: array for name, array in NUMBERS.items() if array < STEPS} | {"one": MORE["one"]}
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in used.items())
+    assert "Scan" in op_list(run_passes(proto, PASS, target="cpu")[0])
+    loaded = ir.load(proto)
+    PassManager("cpu", strict=True).run(loaded)
+    after = ir.to_proto(loaded)
+    assert "Scan" not in op_list(after) and op_list(after).count("Tanh") == STEPS
+    feeds = {"z": RNG.standard_normal((2, 12, 4)), "zeros": RNG.standard_normal((2, 4)), "halves": np.array(0.5)}
+    assert_same(proto, after, {name: np.asarray(array, np.float32) for name, array in feeds.items()}, library=True)
+
+
+def test_last_state_is_read() -> None:
+    before = written_out(average, outputs="float[2,S,4] y, float[2,4] z", after="z = Neg(h11)")
+    after, _ = run_passes(before, PASS, target="cpu")
+    assert sorted(op_list(after)) == ["Neg", "Scan"]
+    assert_same(before, after, {"x": RNG.standard_normal((2, 12, 4)).astype(np.float32)})
+
+
+def test_two_stacks_of_the_same_steps() -> None:
+    joined = ", ".join(f"w{number}" for number in range(STEPS))
+    before = written_out(
+        lambda number: f"{average(number)}  w{number} = Unsqueeze(h{number}, one)",
+        outputs="float[2,S,4] y, float[2,S,4] z",
+        after=f"z = Concat<axis = 1>({joined})",
+    )
+    after, _ = run_passes(before, PASS, target="cpu")
+    assert op_list(after) == ["Scan"]
+    assert_same(before, after, {"x": RNG.standard_normal((2, 12, 4)).astype(np.float32)})
+
+
+def test_part_of_a_longer_sequence() -> None:
+    before = written_out(average, inputs="float[2,14,4] x")
+    after, _ = run_passes(before, PASS, target="cpu")
+    assert op_list(after) == ["Slice", "Scan"]
+    assert_same(before, after, {"x": RNG.standard_normal((2, 14, 4)).astype(np.float32)})
+
+
+def mixed_up(number: int) -> str:
+    other = {3: 4, 4: 3}.get(number, number)
+    return average(number).replace(f"(x, n{number})", f"(x, n{other})")
+
+
+def unlike(number: int) -> str:
+    return average(number).replace("Tanh", "Sigmoid") if number == 7 else average(number)
+
+
+def other_factor(number: int) -> str:
+    return average(number).replace("half", "twice") if number == 7 else average(number)
+
+
+def sorted_each_step(number: int) -> str:
+    return average(number).replace(f"e{number} = Tanh(h{number})", f"e{number} = Hardmax(h{number})")
+
+
+def without_a_state(number: int) -> str:
+    return f"x{number} = Gather<axis = 1>(x, n{number})  e{number} = Tanh(x{number})"
+
+
+@pytest.mark.parametrize(
+    ("step", "after", "reason"),
+    [
+        (mixed_up, "", "different steps are mixed|come from elsewhere|carry no state"),
+        (unlike, "", "nodes of different steps differ"),
+        (other_factor, "", "come from elsewhere"),
+        (sorted_each_step, "", "Hardmax does not run inside of a kernel"),
+        (without_a_state, "", "carry no state"),
+        (average, "z = Neg(h5)", "'h5' is read elsewhere"),
+    ],
+    ids=["order", "op", "constant", "op without a kernel", "no state", "result read elsewhere"],
+)
+def test_leaves(step: Callable[[int], str], after: str, reason: str) -> None:
+    outputs = "float[2,S,4] y" + (", float[2,4] z" if after else "")
+    inputs = "float[2,12,4] x" + (", float twice" if step is other_factor else "")
+    proto = written_out(step, outputs=outputs, after=after, inputs=inputs)
+    found, report = run_passes(proto, PASS, target="cpu", explain=True)
+    assert "Scan" not in op_list(found)
+    assert any(any(part in str(near.refusal) for part in reason.split("|")) for near in report.near_misses), [
+        str(near.refusal) for near in report.near_misses
+    ]
+
+
+def test_targets_without_kernels_and_wanted_copies_stay() -> None:
+    proto = written_out(average)
+    assert "Scan" not in op_list(run_passes(proto, PASS, target="generic")[0])
+    loaded = ir.load(proto)
+    PassManager("cpu", [PASS], options=Options(unroll_nodes=1000), strict=True).run(loaded)
+    assert "Scan" not in op_list(ir.to_proto(loaded))
