@@ -1,4 +1,4 @@
-"""Records the order of what we declare of onnxruntime's C ABI: `python tests/csrc/record_abi.py .../onnxruntime_c_api.h`.
+"""Records the order of onnxruntime's C ABI: `python tests/csrc/record_abi.py .../onnxruntime_c_api.h`.
 
 The ABI is append-only, so a record of one version holds for all newer ones.
 """
@@ -12,7 +12,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORD = Path(__file__).with_name("onnxruntime_abi.json")
-FUNCTION = re.compile(r"ORT_API2_STATUS\(\s*(\w+)|ORT_CLASS_RELEASE2?\((\w+)\)|\(\s*ORT_API_CALL\s*\*\s*(\w+)\s*\)")
+FUNCTION = re.compile(
+    r"ORT_API2_STATUS\(\s*(\w+)|ORT_CLASS_RELEASE2?\((\w+)\)|\(\s*ORT_API_CALL\s*\*\s*(\w+)\s*\)|ORT_API_T\([^,]+,\s*(\w+)"
+)
 FIELD = re.compile(r"\*\s*(\w+)\s*\)\s*\(|OrtStatusPtr\(ORT_API_CALL\* (\w+)\)")
 Order = dict[str, list[str]]
 
@@ -25,17 +27,10 @@ def body(text: str, struct: str) -> str:
 
 
 def declared() -> dict[str, int]:
-    """The functions that we declare, and their places in the table."""
-    text = (ROOT / "csrc/ort/functions.inc").read_text()
-    return {name: int(place) for name, place in re.findall(r"ONNXOPT_ORT_FUNCTION\((\w+), (\d+)", text)}
-
-
-def declared_later() -> dict[str, int]:
-    """Those that we call where onnxruntime is new enough to have them."""
-    text = (ROOT / "csrc/ort/api.h").read_text()
-    return {
-        name: int(place) for place, name in re.findall(r"Entry<(\d+), OrtStatus.*?>\s*(\w+)\{table\}", text, re.DOTALL)
-    }
+    """The functions that we declare, and their places in the table; also those that only a newer onnxruntime has."""
+    listed = re.findall(r"ONNXOPT_ORT_FUNCTION\((\w+), (\d+)", (ROOT / "csrc/ort/functions.inc").read_text())
+    later = re.findall(r"Entry<(\d+), OrtStatus.*?>\s*(\w+)\{table\}", (ROOT / "csrc/ort/api.h").read_text(), re.DOTALL)
+    return {name: int(place) for name, place in [*listed, *((name, place) for place, name in later)]}
 
 
 def declared_fields() -> list[str]:
@@ -45,14 +40,13 @@ def declared_fields() -> list[str]:
 
 def functions_of(header: str) -> list[str]:
     """The functions of onnxruntime's table in order."""
-    return [m[1] or (m[2] and f"Release{m[2]}") or m[3] for m in FUNCTION.finditer(body(header, "OrtApi"))]
+    return [m[1] or (m[2] and f"Release{m[2]}") or m[3] or m[4] for m in FUNCTION.finditer(body(header, "OrtApi"))]
 
 
 def order_of(header: str) -> Order:
-    """The members of onnxruntime's tables in order, as far as ours go."""
-    functions = functions_of(header)
+    """The members of onnxruntime's tables in order."""
     fields = [first or second for first, second in FIELD.findall(body(header, "OrtCustomOp"))]
-    return {"OrtApi": functions[: max(declared().values()) + 1], "OrtCustomOp": fields[: len(declared_fields())]}
+    return {"OrtApi": functions_of(header), "OrtCustomOp": fields}
 
 
 if __name__ == "__main__":

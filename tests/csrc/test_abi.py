@@ -32,22 +32,21 @@ RECORD: dict[str, list[str]] = json.loads(abi.RECORD.read_text())
 def test_functions_have_their_places() -> None:
     ours = abi.declared()
     assert len(ours) > 30
+    assert "GetTensorElementTypeAndShapeDataReference" in ours
     assert {name: RECORD["OrtApi"][place] for name, place in ours.items()} == {name: name for name in ours}
 
 
 def test_fields_of_a_custom_op_are_in_order() -> None:
     assert len(RECORD["OrtCustomOp"]) > 20
-    assert abi.declared_fields() == RECORD["OrtCustomOp"]
+    ours = abi.declared_fields()
+    assert ours == RECORD["OrtCustomOp"][: len(ours)]
 
 
 def test_record_is_what_the_header_says() -> None:
     found = next((path for folder in FOLDERS if folder and (path := Path(folder) / HEADER).exists()), None)
     if found is None:
         pytest.skip(f"no {HEADER} on this machine; ONNXRUNTIME_INCLUDE may name its folder")
-    header = found.read_text()
-    assert abi.order_of(header) == RECORD
-    functions, later = abi.functions_of(header), abi.declared_later()
-    assert later
-    assert {name: functions[place : place + 1] or [name] for name, place in later.items()} == {
-        name: [name] for name in later
-    }
+    for struct, members in abi.order_of(found.read_text()).items():
+        both = min(len(members), len(RECORD[struct]))  # the header may be older or newer
+        assert both > 20
+        assert members[:both] == RECORD[struct][:both]
