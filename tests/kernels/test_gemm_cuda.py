@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from panels import pack
+from variants import skip_if_lacking
 
 native = pytest.importorskip("onnxopt._native", reason="the native module is not built")
 
@@ -197,8 +198,7 @@ def test_rows_are_computed_alike_alone_and_together(seed: int) -> None:
 
 @pytest.mark.parametrize("kind", DTYPES)
 def test_device_computes_the_same(kind: str) -> None:
-    if problem := native.cuda_problem():
-        pytest.skip(problem)
+    skip_if_lacking(native.cuda_problem())
     rng = np.random.default_rng(6)
     for rows, depth, columns in ((1, 64, 70), (300, 260, 300), (2000, 512, 1024)):
         x, matrix, bias = (

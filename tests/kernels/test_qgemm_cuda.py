@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from onnxopt.ops.qgemm import column_sums, pack
+from variants import skip_if_lacking
 
 native = pytest.importorskip("onnxopt._native", reason="the native module is not built")
 
@@ -75,8 +76,7 @@ def test_programs_with_values_of_all_widths(columns: int) -> None:
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_device_makes_the_same_bits(source: str) -> None:
-    if problem := native.cuda_problem():
-        pytest.skip(problem)
+    skip_if_lacking(native.cuda_problem())
     for rows, depth, columns in ((1, 64, 70), (300, 260, 300), (3000, 1024, 2048)):
         assert_agrees(*draw(source, rows, depth, columns), DEVICE)
 
