@@ -21,7 +21,7 @@ import helpers
 import onnxopt
 from onnxopt import ir, passes
 from onnxopt.errors import ModelError, OnnxOptError, OptionError, PassError
-from onnxopt.passes.base import REGISTRY, Context, Options, Pass, PassResult, register_pass
+from onnxopt.passes.base import REGISTRY, Context, Options, Pass, PassResult, RulePass, register_pass
 from onnxopt.pipeline import (
     MAX_ROUNDS,
     MIN_FUSED_OPSET,
@@ -33,6 +33,9 @@ from onnxopt.pipeline import (
     graphsurgeon_pass,
     optimize,
 )
+from onnxopt.rewrite.patch import Builder
+from onnxopt.rewrite.pattern import op
+from onnxopt.rewrite.rules import Match, RuleSet, rule
 from onnxopt.runtime.target import TARGETS
 
 GRAPH = (
@@ -220,6 +223,28 @@ def test_a_pass_that_fails_is_named_with_its_place(error: Exception) -> None:
         "Pass failing (number 3; passes before it: eliminate_noops, recording) failed: "
     )
     assert "It broke." in str(caught.value) and caught.value.__cause__ is error
+
+
+@rule(op("Tanh"))
+def stumble(b: Builder, m: Match) -> ir.Value:
+    b.Neg(b.Abs(m.root.inputs[0]))
+    raise ValueError("It broke.")
+
+
+class Stumbling(RulePass):
+    """Fails in a rule that has built nodes."""
+
+    name, phase, rules = "stumbling", "simplify", RuleSet([stumble])
+
+
+def test_a_rule_that_fails_leaves_the_graph_as_it_was() -> None:
+    loaded = ir.load(model())
+    before = ir.to_proto(loaded).SerializeToString()
+    with pytest.raises(PassError, match="It broke"):
+        PassManager("cpu", [Stumbling()]).run(loaded)
+    values = [*loaded.graph.inputs, *(node.outputs[0] for node in loaded.graph)]
+    assert all(user.graph is loaded.graph for value in values for user, _ in value.uses())
+    assert ir.to_proto(loaded).SerializeToString() == before
 
 
 def test_the_first_pass_has_none_before_it() -> None:

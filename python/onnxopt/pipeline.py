@@ -322,12 +322,12 @@ class PassManager:
             result = one.run(model, ctx)
             if self.strict:
                 ir.check_structure(model)
-        except (OptionError, RuntimeMissingError):
-            raise  # the pass is not to blame
-        except OnnxOptError as error:
-            raise PassError(f"{_where(one, done)}: {error}") from error
-        except Exception as error:
-            raise PassError(f"{_where(one, done)}: {type(error).__name__}: {error}") from error
+        except BaseException as error:
+            ir.release_strays(model)  # the caller may have handed over the model itself
+            if isinstance(error, (OptionError, RuntimeMissingError)) or not isinstance(error, Exception):
+                raise  # the pass is not to blame
+            what = str(error) if isinstance(error, OnnxOptError) else f"{type(error).__name__}: {error}"
+            raise PassError(f"{_where(one, done)}: {what}") from error
         seconds = time.perf_counter() - start
         for hook in self.instruments:
             hook("after", one.name, model, ctx)

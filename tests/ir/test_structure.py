@@ -55,3 +55,16 @@ def test_refuses_cycles() -> None:
     graph[0].replace_input_with(0, graph[-1].outputs[0])
     with pytest.raises(ModelError, match="cycle"):
         ir.sort_nodes(graph)
+
+
+def test_strays_use_nothing_any_more() -> None:
+    model = ir.load(helpers.model(CAPTURING))
+    x, (first, branching) = model.graph.inputs[0], model.graph
+    stray = ir.Node("", "Abs", [x])
+    branch = branching.attributes["then_branch"].as_graph()
+    inner = ir.Graph([], [], nodes=[ir.Node("", "Neg", [first.outputs[0]])])
+    holder = ir.Node("", "If", [model.graph.inputs[1]], [ir.make_attribute("then_branch", inner)])
+    ir.release_strays(model)
+    assert [user.op_type for user, _ in x.uses()] == ["Abs", "Neg"] and stray.inputs == (None,)
+    assert [user for user, _ in first.outputs[0].uses()] == [branch[0]]
+    assert holder.inputs == (None,) and branching.inputs[0] is model.graph.inputs[1]

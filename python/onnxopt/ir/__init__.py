@@ -71,7 +71,7 @@ from onnxopt.ir.statistics import (
     walk_graphs,
     weight_bytes,
 )
-from onnxopt.ir.structure import check_structure, sort_nodes
+from onnxopt.ir.structure import check_structure, release_strays, sort_nodes
 from onnxopt.ir.values import input_at, source_of, use_count
 
 __all__ = [
@@ -148,6 +148,7 @@ __all__ = [
     "packed_filters",
     "read_equation",
     "rebuild",
+    "release_strays",
     "save",
     "scalar",
     "set_input",

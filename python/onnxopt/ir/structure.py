@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 from onnx_ir import AttributeType, Graph, Model, Node, Value
 
 from onnxopt.errors import ModelError
+from onnxopt.ir.nodes import drop_inputs
 from onnxopt.ir.protos import inputs_with_captures
 from onnxopt.ir.signatures import Signature, signature
+from onnxopt.ir.statistics import walk_graphs
 
 _GRAPH_TYPES = frozenset({AttributeType.GRAPH, AttributeType.GRAPHS})
 
@@ -30,6 +33,20 @@ def check_structure(model: Model) -> None:
             _Checker(opsets.get("", 0)).check(graph, 0)
         except _NotVisibleError as error:
             raise ModelError(str(error)) from None
+
+
+def release_strays(model: Model) -> None:
+    """Let nodes that are in no graph use no value of the model any more: those that were built, and then something failed."""
+    graphs = [inner for graph in _outer_graphs(model) for inner in walk_graphs(graph)]
+    inside = {node for graph in graphs for node in graph}
+    for graph in graphs:
+        values = itertools.chain(graph.inputs, graph.initializers.values(), *(node.outputs for node in graph))
+        for stray in {user for value in values for user, _ in value.uses()} - inside:
+            drop_inputs(stray)
+
+
+def _outer_graphs(model: Model) -> list[Graph]:
+    return [model.graph, *(function.graph for function in model.functions.values())]
 
 
 def _check_signature(node: Node, opset: int) -> None:
