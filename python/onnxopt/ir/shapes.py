@@ -13,6 +13,7 @@ from onnx_ir import AttributeType, DataType, Function, Graph, Model, Node, Tenso
 from onnxopt.ir import constants, dims, schema_inference
 from onnxopt.ir.dims import Bounds, Dim, Expr
 from onnxopt.ir.statistics import walk_graphs
+from onnxopt.ir.values import input_at
 
 if TYPE_CHECKING:
     from onnxopt.ir.shape_rules import Rule
@@ -342,7 +343,7 @@ class ShapeEnv:
         opset, self.opset = self.opset, function.opset_imports.get("", self.opset)
         try:
             for index, formal in enumerate(function.inputs):
-                actual = node.inputs[index] if index < len(node.inputs) else None
+                actual = input_at(node, index)
                 self.forget(formal)
                 if actual is not None:
                     self.set(formal, self.dtype(actual), self.shape(actual), self.elements(actual))

@@ -301,7 +301,7 @@ def _reduce(batch: Batch, node: ir.Node, operands: list[Operand | None]) -> list
     if data is None:
         return None
     as_input = batch.opset >= REDUCTIONS_WITH_AXES_INPUT.get(node.op_type, 18)
-    given = node.inputs[1] if as_input and len(node.inputs) > 1 else None
+    given = ir.input_at(node, 1) if as_input else None
     axes = ir.integers(given) if as_input else attribute(node, "axes")
     if not axes:
         if given is not None or attribute(node, "noop_with_empty_axes", 0):

@@ -35,7 +35,7 @@ def parameters(node: ir.Node) -> list[float] | Refusal:
     """The parameters of an activation, from attributes or (Clip since opset 11) constant inputs."""
     found: list[float] = []
     for index, (name, default) in enumerate(ACTIVATIONS[node.op_type], start=1):
-        operand = node.inputs[index] if node.op_type == "Clip" and index < len(node.inputs) else None
+        operand = ir.input_at(node, index) if node.op_type == "Clip" else None
         number = attribute(node, name, default) if operand is None else ir.scalar(operand)
         if number is None:
             return Refusal("its {} is not constant", name, culprit=node)
