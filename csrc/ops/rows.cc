@@ -107,6 +107,20 @@ class Rows : public Kernel {
  protected:
   std::size_t first_of_epilogue() const { return prologue_.inputs() + layout_.affine(); }
 
+  /// What the kernels of processors and of devices are told alike.
+  template <class Problem>
+  Problem described(std::span<const Tensor> inputs, std::span<void* const> outputs, const Cut& made) const {
+    Problem problem;
+    problem.kind = layout_.kind;
+    problem.rows = made.rows;
+    problem.width = made.width;
+    problem.inner = made.inner;
+    problem.epsilon = layout_.epsilon;
+    problem.affine = affine(inputs, made);
+    problem.kept = layout_.kept ? static_cast<float*>(outputs.back()) : nullptr;
+    return problem;
+  }
+
   norm::Affine affine(std::span<const Tensor> inputs, const Cut& made) const {
     norm::Affine one{nullptr, nullptr, made.run, made.period};
     std::size_t next = prologue_.inputs();
@@ -131,15 +145,8 @@ class CpuRows final : public Rows {
     const Cut made = *cut(layout_, shape);
     if (made.rows == 0 || made.width == 0) return true;
     const std::size_t results = types.size() - (layout_.kept ? 1 : 0);
-    norm::Problem problem;
-    problem.kind = layout_.kind;
-    problem.rows = made.rows;
-    problem.width = made.width;
-    problem.inner = made.inner;
-    problem.epsilon = layout_.epsilon;
-    problem.affine = affine(inputs, made);
+    auto problem = described<norm::Problem>(inputs, outputs, made);
     problem.clip = epilogue_.clip();
-    problem.kept = layout_.kept ? static_cast<float*>(outputs.back()) : nullptr;
     if (!epilogue_.present() || (results == 1 && types[0].type == kFloat)) problem.y = static_cast<float*>(outputs[0]);
     // To the programs, the axes after the normalized ones are one where that is the same.
     const auto before_inputs = inputs.first(prologue_.inputs()), after_inputs = inputs.subspan(first_of_epilogue());
@@ -206,14 +213,7 @@ class CudaRows final : public Rows {
     const Shape& shape = types[0].shape;
     const Cut made = *cut(layout_, shape);
     if (made.rows == 0 || made.width == 0) return true;
-    norm::cuda::Problem problem;
-    problem.kind = layout_.kind;
-    problem.rows = made.rows;
-    problem.width = made.width;
-    problem.inner = made.inner;
-    problem.epsilon = layout_.epsilon;
-    problem.affine = affine(inputs, made);
-    problem.kept = layout_.kept ? static_cast<float*>(outputs.back()) : nullptr;
+    auto problem = described<norm::cuda::Problem>(inputs, outputs, made);
     std::optional<norm::Terms> terms;
     BoundProgram before, after;
     std::optional<norm::cuda::Bound> prologue, epilogue;

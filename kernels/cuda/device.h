@@ -65,6 +65,26 @@ ONNXOPT_IN_KERNEL L lanes_of(const Floats<L::kCount>& floats) {
   return lanes;
 }
 
+/// Neighbouring numbers, of which the first `count` are there.
+template <class Number, int E>
+ONNXOPT_IN_KERNEL elementwise::cuda::Vector<Number, E> read_numbers(const void* source, std::int64_t at, int count, bool vectors) {
+  const Number* const place = static_cast<const Number*>(source) + at;
+  elementwise::cuda::Vector<Number, E> numbers;
+  if (vectors)
+    numbers.read(place);
+  else
+    ONNXOPT_UNROLL for (int k = 0; k < E; ++k) numbers.values[k] = k < count ? place[k] : Number{0};
+  return numbers;
+}
+
+template <class Number, int E>
+ONNXOPT_IN_KERNEL void write_numbers(void* target, std::int64_t at, const elementwise::cuda::Vector<Number, E>& numbers, int count,
+                                     bool vectors) {
+  Number* const place = static_cast<Number*>(target) + at;
+  if (vectors) return numbers.write(place);
+  ONNXOPT_UNROLL for (int k = 0; k < E; ++k) if (k < count) place[k] = numbers.values[k];
+}
+
 /// Reads and writes neighbours, whose place is aligned as they are together.
 template <int E>
 ONNXOPT_IN_KERNEL Floats<E> read(const float* source) {

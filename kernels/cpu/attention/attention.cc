@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <thread>
 
+#include "kernels/cpu/rounding.h"
+
 namespace onnxopt::attention {
 
 #define ATTENTION_VARIANT(name, isa)      \
@@ -34,8 +36,6 @@ constexpr std::int64_t kLeastRows = 96, kMostResults = 1 << 15;
 constexpr std::int64_t kBlock = 24;
 /// Multiplications below which a second thread costs more than it saves.
 constexpr double kGrain = 2e5;
-
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 /// Into how many tasks the rows of a group are divided: as few as keep the processors busy.
 std::int64_t parts_of(std::int64_t groups, std::int64_t rows, std::int64_t width) {

@@ -9,6 +9,7 @@
 #include "kernels/cpu/attention/attention.h"
 #include "kernels/cpu/attention/transpose.h"
 #include "kernels/cpu/gemm/panel.h"
+#include "kernels/cpu/rounding.h"
 #include "kernels/cpu/scratch.h"
 #include "kernels/cpu/simd/functions.h"
 
@@ -38,7 +39,6 @@ constexpr float kHidden = -1e30f, kSeen = -1e29f;
 
 constexpr std::int64_t signed_of(std::size_t size) { return static_cast<std::int64_t>(size); }
 std::int64_t least(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
-std::int64_t round_up(std::int64_t a, std::int64_t step) { return (a + step - 1) / step * step; }
 
 /// A row of the heads that share keys.
 struct Place {

@@ -5,6 +5,7 @@
 
 #include "kernels/cpu/conv/plan.h"
 #include "kernels/cpu/gemm/micro.h"
+#include "kernels/cpu/rounding.h"
 #include "kernels/cpu/scratch.h"
 
 namespace onnxopt::conv {
@@ -21,8 +22,6 @@ constexpr auto kWidth = static_cast<std::int64_t>(V::kWidth);
 
 inline std::int64_t least(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 inline std::int64_t most(std::int64_t a, std::int64_t b) { return a < b ? b : a; }
-inline std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-inline std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * b; }
 
 /// Calls `use(begin, count)` for parts of [0, total) of nearly equal size, of at most `step` each.
 template <class Use>

@@ -4,6 +4,7 @@
 #include <limits>
 #include <numeric>
 
+#include "kernels/cpu/rounding.h"
 #include "kernels/cpu/scratch.h"
 
 namespace onnxopt::conv {
@@ -55,9 +56,6 @@ constexpr std::int64_t kInputTransform = 17, kOutputTransform = 15, kWeightTrans
 /// It has to take no more than this part of the time: it reads and writes more besides.
 constexpr double kWinogradGain = 0.8;
 constexpr std::int64_t kLeastWinogradChannels = 8;
-
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * b; }
 
 template <class AnyPlan>
 struct Job {

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "kernels/cpu/gemm/blocks.h"
+#include "kernels/cpu/rounding.h"
 #include "kernels/cpu/scratch.h"
 
 namespace onnxopt::gemm {
@@ -51,24 +53,16 @@ constexpr std::int64_t kSetDistance = 1024;
 constexpr std::int64_t kMostCopied = 2 << 20, kLeastColumns = 256;
 constexpr std::int64_t kPadding = 16;
 
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-std::int64_t round_up(std::int64_t a, std::int64_t step) { return ceil_div(a, step) * step; }
-
 struct Job {
   const Problem* problem;
   const Variant* variant;
-  Blocking blocking;
-  std::int64_t row_blocks_together, row_blocks, rows_together;
+  Blocks<Blocking> blocks;
 };
 
-/// Neighbouring tasks share columns, whose weights are then still in a cache.
 void run_task(void* user, std::size_t index) {
   const Job& job = *static_cast<const Job*>(user);
-  const auto task = static_cast<std::int64_t>(index);
-  const std::int64_t block = task % job.row_blocks;
-  const std::int64_t row =
-      block / job.row_blocks_together * job.rows_together + block % job.row_blocks_together * job.blocking.rows;
-  job.variant->run(*job.problem, job.blocking, row, task / job.row_blocks * job.blocking.columns);
+  const Block block = job.blocks.at(index);
+  job.variant->run(*job.problem, job.blocks.blocking, block.row, block.column);
 }
 
 struct Copy {
@@ -130,13 +124,8 @@ Blocking blocking_of(const Problem& problem) {
 void run(const Problem& problem, const Variant& variant, const ParallelFor& parallel_for) {
   if (problem.rows == 0 || problem.columns == 0) return;
   const Problem spread_out = spread(problem, parallel_for);
-  Job job{&spread_out, &variant, blocking_of(problem), 1, 1, problem.rows};
-  if (problem.epilogue) job.rows_together = problem.epilogue->rows_together();
-  job.blocking.rows = std::min(job.blocking.rows, job.rows_together);
-  job.row_blocks_together = ceil_div(job.rows_together, job.blocking.rows);
-  job.row_blocks = problem.rows / job.rows_together * job.row_blocks_together;
-  const std::int64_t column_blocks = ceil_div(problem.columns, job.blocking.columns);
-  parallel_for(static_cast<std::size_t>(job.row_blocks * column_blocks), run_task, &job);
+  Job job{&spread_out, &variant, blocks_of(problem, blocking_of(problem))};
+  parallel_for(job.blocks.count(), run_task, &job);
 }
 
 }  // namespace onnxopt::gemm

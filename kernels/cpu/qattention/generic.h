@@ -17,7 +17,6 @@ using attention::least;
 using attention::Place;
 using attention::Problem;
 using attention::Range;
-using attention::round_up;
 using attention::signed_of;
 using attention::Tile;
 using attention::Workspace;

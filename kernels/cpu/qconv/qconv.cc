@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "kernels/cpu/rounding.h"
 #include "kernels/cpu/scratch.h"
 
 namespace onnxopt::qconv {
@@ -45,9 +46,6 @@ constexpr std::int64_t kDepthwiseTask = 800'000;
 constexpr std::int64_t kCopied = 64 << 10;
 /// Channels that depthwise kernels read at once.
 constexpr std::int64_t kChannels = 32;
-
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * b; }
 
 /// A copy of x, line by line.
 struct Copy {

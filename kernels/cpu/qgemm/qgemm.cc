@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "kernels/cpu/gemm/blocks.h"
+#include "kernels/cpu/rounding.h"
 #include "kernels/cpu/scratch.h"
 
 namespace onnxopt::qgemm {
@@ -41,9 +43,6 @@ constexpr double kGrain = 6e5;
 constexpr std::int64_t kQuantized = 32 << 10;
 /// Rows of a power of two bytes would fall into few sets of the first-level cache.
 constexpr std::int64_t kSetDistance = 1024, kPadding = 64;
-
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-std::int64_t round_up(std::int64_t a, std::int64_t step) { return ceil_div(a, step) * step; }
 
 Blocking blocking_of(const Problem& problem) {
   const double work = static_cast<double>(problem.rows) * static_cast<double>(problem.columns) * static_cast<double>(problem.depth);
@@ -118,18 +117,13 @@ struct Job {
   const Problem* problem;
   const Operand* a;
   const Variant* variant;
-  Blocking blocking;
-  std::int64_t row_blocks_together, row_blocks, rows_together;
+  gemm::Blocks<Blocking> blocks;
 };
 
-/// Neighbouring tasks share columns, whose weights are then still in a cache.
 void run_task(void* user, std::size_t index) {
   const Job& job = *static_cast<const Job*>(user);
-  const auto task = static_cast<std::int64_t>(index);
-  const std::int64_t block = task % job.row_blocks;
-  const std::int64_t row =
-      block / job.row_blocks_together * job.rows_together + block % job.row_blocks_together * job.blocking.rows;
-  job.variant->run(*job.problem, *job.a, job.blocking, row, task / job.row_blocks * job.blocking.columns);
+  const gemm::Block block = job.blocks.at(index);
+  job.variant->run(*job.problem, *job.a, job.blocks.blocking, block.row, block.column);
 }
 
 }  // namespace
@@ -137,16 +131,11 @@ void run_task(void* user, std::size_t index) {
 void run(const Problem& problem, const Variant& variant, const ParallelFor& parallel_for) {
   if (problem.rows == 0 || problem.columns == 0) return;
   const Operand a = quantized(problem, variant, parallel_for);
-  Job job{&problem, &a, &variant, blocking_of(problem), 1, 1, problem.rows};
-  if (problem.epilogue) job.rows_together = problem.epilogue->rows_together();
-  job.blocking.rows = std::min(job.blocking.rows, job.rows_together);
-  job.row_blocks_together = ceil_div(job.rows_together, job.blocking.rows);
-  job.row_blocks = problem.rows / job.rows_together * job.row_blocks_together;
-  const auto tasks = static_cast<std::size_t>(job.row_blocks * ceil_div(problem.columns, job.blocking.columns));
-  if (tasks == 1)
+  Job job{&problem, &a, &variant, gemm::blocks_of(problem, blocking_of(problem))};
+  if (job.blocks.count() == 1)
     run_task(&job, 0);
   else
-    parallel_for(tasks, run_task, &job);
+    parallel_for(job.blocks.count(), run_task, &job);
 }
 
 }  // namespace onnxopt::qgemm

@@ -8,16 +8,14 @@
 namespace onnxopt::gemm::cuda {
 namespace {
 
+/// An element of `W` bytes.
+template <int W>
+using Number = std::conditional_t<W == 2, std::uint16_t, float>;
+
 /// Neighbouring elements, of which the first `count` are there, as floats.
 template <int W, int E>
 ONNXOPT_IN_KERNEL Floats<E> read_elements(const void* source, std::int64_t at, int count, bool vectors, bool brain) {
-  using Number = std::conditional_t<W == 2, std::uint16_t, float>;
-  const Number* const place = static_cast<const Number*>(source) + at;
-  ew::Vector<Number, E> numbers;
-  if (vectors)
-    numbers.read(place);
-  else
-    ONNXOPT_UNROLL for (int k = 0; k < E; ++k) numbers.values[k] = k < count ? place[k] : Number{0};
+  const auto numbers = read_numbers<Number<W>, E>(source, at, count, vectors);
   Floats<E> floats;
   ONNXOPT_UNROLL for (int k = 0; k < E; ++k) {
     if constexpr (W == 2)
@@ -30,17 +28,14 @@ ONNXOPT_IN_KERNEL Floats<E> read_elements(const void* source, std::int64_t at, i
 
 template <int W, int E>
 ONNXOPT_IN_KERNEL void write_elements(void* target, std::int64_t at, const Floats<E>& floats, int count, bool vectors, bool brain) {
-  using Number = std::conditional_t<W == 2, std::uint16_t, float>;
-  Number* const place = static_cast<Number*>(target) + at;
-  ew::Vector<Number, E> numbers;
+  ew::Vector<Number<W>, E> numbers;
   ONNXOPT_UNROLL for (int k = 0; k < E; ++k) {
     if constexpr (W == 2)
       numbers.values[k] = to_two_bytes(floats.values[k], brain);
     else
       numbers.values[k] = floats.values[k];
   }
-  if (vectors) return numbers.write(place);
-  ONNXOPT_UNROLL for (int k = 0; k < E; ++k) if (k < count) place[k] = numbers.values[k];
+  write_numbers(target, at, numbers, count, vectors);
 }
 
 /// Writes the results of a tile, [rows, kHeldStep] with the products side by side, or what the epilogue makes of them.
