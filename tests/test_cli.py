@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -250,6 +252,22 @@ def test_unknown_operations_are_said_to_be_unknown(model: Path, tmp_path: Path, 
 def test_malformed_dims_are_refused(text: str) -> None:
     with pytest.raises(OptionError, match="expected NAME=SIZE"):
         cli.parse_dims([text])
+
+
+def test_a_dim_that_is_given_twice_is_refused() -> None:
+    with pytest.raises(OptionError, match="--dim N=2: the dim 'N' is given twice"):
+        cli.parse_dims(["N=1", "N=2"])
+
+
+def test_output_that_cannot_be_written_is_named(model: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    target = tmp_path / f"{'n' * 240}.onnx"  # too long a name once it is that of a temporary file
+    code, _, err = run(capsys, "optimize", model, "-o", target)
+    assert code == 6 and err.startswith("onnxopt: The output cannot be written: ") and err.endswith(f": '{target}'\n")
+
+
+def test_python_runs_the_package_as_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "onnxopt", "--help"], capture_output=True, text=True, check=True)
+    assert "optimize" in done.stdout
 
 
 def test_dims_are_sizes_or_bounds() -> None:

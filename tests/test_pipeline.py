@@ -347,7 +347,7 @@ def test_passes_as_one_text_are_refused() -> None:
         optimize(model(), passes="fold_constants")
 
 
-@pytest.mark.parametrize("size", [-1, (5, 2), (-1, 2), "4", (1, 2, 3), (1, None), 1.5])
+@pytest.mark.parametrize("size", [-1, (5, 2), (-1, 2), "4", (1, 2, 3), (1, None), 1.5, 2**63])
 def test_sizes_of_dims_that_are_none_are_refused(size: Any) -> None:
     with pytest.raises(OptionError, match=r"The dim 'N' is .*expected a size or"):
         optimize(model(), dims={"N": size})

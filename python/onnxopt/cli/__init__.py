@@ -58,6 +58,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(arguments)
     except (OnnxOptError, OSError) as error:
-        payload: Mapping[str, object] = {"error": str(error), "kind": type(error).__name__}
-        typer.echo(json.dumps(payload) if as_json else f"onnxopt: {error}", err=not as_json)
+        of_system = isinstance(error, OSError) and error.filename is not None
+        sentence = f"{error.strerror}: '{error.filename}'" if of_system else str(error)  # type: ignore[union-attr]
+        payload: Mapping[str, object] = {"error": sentence, "kind": type(error).__name__}
+        typer.echo(json.dumps(payload) if as_json else f"onnxopt: {sentence}", err=not as_json)
         sys.exit(exit_code(error))

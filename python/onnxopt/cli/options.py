@@ -54,7 +54,7 @@ def parse_dims(texts: list[str] | None) -> dict[str, int | tuple[int, int]]:
     """Parse `N=1` and `S=1..512`.
 
     Raises:
-        OptionError: a text has another form, or bounds are in the wrong order.
+        OptionError: a text has another form, bounds are in the wrong order, or a dim is given twice.
     """
     dims: dict[str, int | tuple[int, int]] = {}
     for text in texts or []:
@@ -65,6 +65,8 @@ def parse_dims(texts: list[str] | None) -> dict[str, int | tuple[int, int]]:
             bounds = []
         if not (name and separator and len(bounds) in (1, 2) and bounds == sorted(bounds) and bounds[0] >= 0):
             raise OptionError(f"--dim {text}: expected NAME=SIZE or NAME=LOWEST..HIGHEST with sizes of at least 0.")
+        if name in dims:
+            raise OptionError(f"--dim {text}: the dim '{name}' is given twice.")
         dims[name] = bounds[0] if len(bounds) == 1 else (bounds[0], bounds[1])
     return dims
 

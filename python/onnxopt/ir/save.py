@@ -227,6 +227,11 @@ class _Writer:
                 self.target.unlink(missing_ok=True)
                 os.replace(data_temporary, data_path)
             os.replace(model_temporary, self.target)
+        except OSError as error:
+            named = [] if error.filename is None else [Path(error.filename)]
+            if error.errno is None or not {model_temporary, data_temporary}.issuperset(named):
+                raise  # of a file that the weights are read from
+            raise OSError(error.errno, f"The output cannot be written: {error.strerror}", str(self.target)) from error
         finally:
             model_temporary.unlink(missing_ok=True)
             data_temporary.unlink(missing_ok=True)

@@ -227,7 +227,7 @@ class Options:
             bounds = (size, size) if isinstance(size, int) else size
             if not _is_range(bounds):
                 raise OptionError(
-                    f"The dim '{name}' is {size!r}; expected a size or (lowest, highest) with sizes of at least 0."
+                    f"The dim '{name}' is {size!r}; expected a size or (lowest, highest) with sizes from 0 to 2**63 - 1."
                 )
         if self.fold_budget_bytes < 0:
             raise OptionError(f"fold_budget_bytes is {self.fold_budget_bytes}; expected at least 0.")
@@ -237,11 +237,14 @@ class Options:
             raise OptionError(f"unroll_factor is {self.unroll_factor}; expected at least 2.")
 
 
+LARGEST_DIM = 2**63 - 1
+
+
 def _is_range(bounds: object) -> bool:
     if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:
         return False
     lowest, highest = bounds
-    return isinstance(lowest, int) and isinstance(highest, int) and 0 <= lowest <= highest
+    return isinstance(lowest, int) and isinstance(highest, int) and 0 <= lowest <= highest <= LARGEST_DIM
 
 
 class Context:
