@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import sys
@@ -233,8 +234,9 @@ class _Writer:
                 raise  # of a file that the weights are read from
             raise OSError(error.errno, f"The output cannot be written: {error.strerror}", str(self.target)) from error
         finally:
-            model_temporary.unlink(missing_ok=True)
-            data_temporary.unlink(missing_ok=True)
+            for temporary in (model_temporary, data_temporary):
+                with contextlib.suppress(OSError):  # what could not be made
+                    temporary.unlink()
 
     def _write_data(self, file: BinaryIO, location: str) -> None:
         position = 0
