@@ -21,7 +21,7 @@ void fill(Floats& floats, Random& random) {
   for (std::int64_t i = 0; i < floats.count; ++i) floats[i] = std::uniform_real_distribution<float>(-1.0f, 1.0f)(random.engine);
 }
 
-/// Half of them as Winograd's filtering takes them, a quarter depthwise or with groups that are lanes of a vector.
+/// Half of them as Winograd's filtering takes them, a quarter depthwise or with groups that are lanes of a vector or a panel.
 conv::Geometry random_geometry(Random& random) {
   conv::Geometry g;
   const bool square = random.sometimes(2), sequence = square && random.sometimes(3), large = random.sometimes(6);

@@ -88,16 +88,27 @@ DEPTHWISE = [
 LANES = [
     Case(1, (9, 13), 24, 24, (3, 3), (1, 1), (1, 1, 1, 1), group=6),
     Case(2, (11, 10), 56, 56, (3, 3), (2, 2), (1, 1, 1, 1), group=7),
-    Case(1, (7, 19), 96, 96, (3, 3), (1, 1), (1, 0, 2, 1), group=6),
+    Case(1, (7, 19), 96, 96, (3, 3), (1, 1), (1, 0, 2, 1), group=12),
     Case(1, (6, 5), 6, 6, (3, 3), (1, 1), (1, 1, 1, 1), group=3),
     Case(2, (9, 8), 40, 40, (5, 5), (1, 1), (2, 2, 2, 2), group=5),
     Case(1, (12, 12), 64, 64, (3, 3), (1, 1), (2, 2, 2, 2), (2, 2), group=16),
-    Case(1, (6, 5), 64, 64, (1, 1), group=4),
+    Case(1, (6, 5), 64, 64, (1, 1), group=8),
     Case(2, (30,), 36, 36, (3,), (1,), (1, 1), group=9),
-    Case(1, (3, 3), 48, 48, (7, 7), (1, 1), (3, 3, 3, 3), group=3),
+    Case(1, (3, 3), 24, 24, (7, 7), (1, 1), (3, 3, 3, 3), group=12),
     Case(1, (1, 1), 12, 12, (3, 3), (1, 1), (1, 1, 1, 1), group=3),
 ]
 """Groups that are lanes of a vector."""
+PANELS = [
+    Case(1, (9, 13), 48, 48, (3, 3), (2, 2), (1, 1, 1, 1), group=3),
+    Case(2, (9, 18), 32, 32, (3, 3), (2, 2), (0, 0, 1, 1), group=2),
+    Case(1, (7, 19), 144, 144, (5, 5), (1, 2), (2, 0, 1, 2), group=9),
+    Case(1, (12, 12), 64, 64, (3, 3), (1, 1), (2, 2, 2, 2), (2, 2), group=4),
+    Case(1, (3, 4), 32, 32, (7, 7), (1, 1), (3, 3, 3, 3), group=2),
+    Case(1, (7, 7), 144, 144, (3, 3), (1, 1), (1, 1, 1, 1), group=9),
+    Case(2, (30,), 48, 48, (4,), (1,), (1, 1), group=3),
+    Case(1, (6, 5), 64, 64, (1, 1), group=4),
+]
+"""Groups that are panels."""
 WINOGRAD = [
     Case(1, (40, 40), 32, 48, (3, 3), (1, 1), (1, 1, 1, 1)),
     Case(1, (31, 30), 64, 40, (3, 3), (1, 1), (0, 0, 0, 0)),
@@ -152,7 +163,7 @@ def assert_close(actual: np.ndarray, expected: np.ndarray, error: float) -> None
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("case", CASES + DEPTHWISE + LANES, ids=str)
+@pytest.mark.parametrize("case", CASES + DEPTHWISE + LANES + PANELS, ids=str)
 def test_equals_float64(case: Case, variant: str) -> None:
     x, w, bias = case.arrays()
     assert_close(run(case, x, w, bias, variant=variant, biased=1), convolve(case, x, w) + bias, 2e-6)
@@ -168,7 +179,7 @@ def test_winograd_equals_float64(case: Case, variant: str) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(
-    "case", [CASES[0], CASES[1], CASES[8], *CASES[-3:], *DEPTHWISE[:2], *LANES[:3], *WINOGRAD], ids=str
+    "case", [CASES[0], CASES[1], CASES[8], *CASES[-3:], *DEPTHWISE[:2], *LANES[:3], *PANELS[:3], *WINOGRAD], ids=str
 )
 def test_threads_do_not_change_a_bit(case: Case, variant: str) -> None:
     x, w, _ = case.arrays()
@@ -179,7 +190,9 @@ def test_threads_do_not_change_a_bit(case: Case, variant: str) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf, 3e38])
-@pytest.mark.parametrize("case", [CASES[3], DEPTHWISE[0], LANES[0], *(WINOGRAD[i] for i in (0, 5, 8, 10, 12))], ids=str)
+@pytest.mark.parametrize(
+    "case", [CASES[3], DEPTHWISE[0], LANES[0], PANELS[0], *(WINOGRAD[i] for i in (0, 5, 8, 10, 12))], ids=str
+)
 def test_what_is_not_finite_reaches_its_windows_alone(case: Case, number: float, variant: str) -> None:
     x, w, _ = case.arrays()
     w = np.abs(w) + np.float32(0.1)
@@ -197,7 +210,7 @@ def test_what_is_not_finite_reaches_its_windows_alone(case: Case, number: float,
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(
-    "case", [CASES[1], DEPTHWISE[0], LANES[0], WINOGRAD[0], Case(1, (14, 14), 40, 70, (3, 3))], ids=str
+    "case", [CASES[1], DEPTHWISE[0], LANES[0], PANELS[0], WINOGRAD[0], Case(1, (14, 14), 40, 70, (3, 3))], ids=str
 )
 @pytest.mark.parametrize(
     "expression",

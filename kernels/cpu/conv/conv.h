@@ -28,10 +28,14 @@ struct Geometry {
   std::int64_t taps() const { return kernel[0] * kernel[1]; }
   std::int64_t pixels() const { return batch * output[0] * output[1]; }
   bool is_depthwise() const { return groups > 1 && groups == channels && filters == groups; }
-  /// Whether groups have as many filters as channels, and whole ones fill a vector of 16: depthwise, or nearly so.
+  /// Whether groups have as many filters as channels, and several whole ones fill a vector of 16: depthwise, or nearly so.
   bool is_lanewise() const {
     const std::int64_t depth = channels / groups;
-    return groups > 1 && filters == channels && depth > 0 && static_cast<std::int64_t>(gemm::kPanel) % depth == 0;
+    return groups > 1 && filters == channels && (depth == 1 || depth == 2 || depth == 4 || depth == 8);
+  }
+  /// Whether the filters of a group, as many as its channels, fill one panel of 16, and read a window.
+  bool is_panelwise() const {
+    return groups > 1 && filters == channels && channels == groups * static_cast<std::int64_t>(gemm::kPanel) && taps() > 1;
   }
 };
 

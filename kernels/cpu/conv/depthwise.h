@@ -1,5 +1,5 @@
-// Depthwise convolutions, those whose groups are lanes of a vector, and pooling: vectors of channels, a few neighbouring pixels of
-// the output at a time.
+// Depthwise convolutions, those whose groups are lanes of a vector or a panel, and pooling: vectors of channels, a few neighbouring
+// pixels of the output at a time.
 #pragma once
 
 #include <limits>
@@ -58,6 +58,8 @@ inline void store_channels(float* p, F x, std::size_t count) {
 struct OwnChannel {
   static constexpr std::int64_t depth() { return 1; }
   static constexpr std::int64_t offset(std::int64_t, std::int64_t) { return 0; }
+  /// From a tap's weights to those of a vector of channels.
+  static constexpr std::int64_t weights_of(std::int64_t channel) { return channel; }
 
   template <bool Whole>
   static F read(const float* p, std::int64_t, std::size_t count) {
@@ -88,9 +90,10 @@ struct Products : OwnChannel {
   }
 };
 
-/// Where lane i of a lane's group lies, for all lanes of a vector: a table for groups of 2, 4 ... lanes each, up to a whole vector.
+/// Where lane i of a lane's group lies, for all lanes of a vector: a table for groups of 2, 4 and 8 lanes each, where a vector has
+/// more.
 struct LaneTables {
-  static constexpr int kCount = V::kWidth == 16 ? 4 : V::kWidth == 8 ? 3 : 2;
+  static constexpr int kCount = V::kWidth == 4 ? 2 : 3;
 
   constexpr LaneTables() : lanes() {
     for (int table = 0; table < kCount; ++table)
@@ -126,6 +129,24 @@ struct LaneProducts : Products {
  private:
   std::int64_t channels_;
   const std::int32_t (*lanes_)[V::kWidth];
+};
+
+/// The same where a group is a panel: all lanes read one channel at a time.
+struct PanelProducts : Products {
+  static constexpr auto kDepth = static_cast<std::int64_t>(kPanel);
+
+  PanelProducts(const Products& products, std::int64_t taps) : Products(products), panel_(taps * kDepth * kDepth) {}
+
+  static constexpr std::int64_t depth() { return kDepth; }
+  static std::int64_t offset(std::int64_t channel, std::int64_t i) { return i - channel % kDepth; }
+  std::int64_t weights_of(std::int64_t channel) const { return channel / kDepth * panel_ + channel % kDepth; }
+  template <bool Whole>
+  static F read(const float* p, std::int64_t, std::size_t) {
+    return V::set1(*p);
+  }
+
+ private:
+  std::int64_t panel_;  // floats of its weights
 };
 
 struct Maxima : OwnChannel {
@@ -189,7 +210,7 @@ inline void run_vectors(const Window& w, const Body& body, std::int64_t channel,
 #pragma GCC unroll 4
   for (int v = 0; v < N; ++v) fetch_next_line<P>(w, channel + v * kWidth);
   const float* line = w.first + channel;
-  const float* weight_line = w.weights + channel;
+  const float* weight_line = w.weights + body.weights_of(channel);
   for (std::int64_t ky = w.ky.begin; ky < w.ky.end; ++ky, line += w.line_step, weight_line += w.weight_line) {
     const float* tap = line;
     const float* weights = weight_line;
@@ -197,7 +218,8 @@ inline void run_vectors(const Window& w, const Body& body, std::int64_t channel,
       for (std::int64_t i = 0; i < body.depth(); ++i) {
 #pragma GCC unroll 4
         for (int v = 0; v < N; ++v) {
-          const F weight = body.template weight<Whole>(weights + i * w.weight_channel + v * kWidth, count);
+          const std::int64_t further = body.weights_of(channel + v * kWidth) - body.weights_of(channel);
+          const F weight = body.template weight<Whole>(weights + i * w.weight_channel + further, count);
           const float* x = tap + v * kWidth + body.offset(channel + v * kWidth, i);
 #pragma GCC unroll 8
           for (int p = 0; p < P; ++p, x += w.pixel_step)
@@ -223,7 +245,7 @@ inline void run_shared(const Window& w, Range inside, const Body& body, std::int
   for (F& sum : sums) sum = start;
   fetch_next_line<P>(w, channel);
   const float* line = w.first + channel;
-  const float* weights = w.weights + channel;
+  const float* weights = w.weights + body.weights_of(channel);
   for (std::int64_t ky = w.ky.begin; ky < w.ky.end; ++ky, line += w.line_step, weights += w.weight_line)
     for (std::int64_t i = 0; i < body.depth(); ++i) {
       F taps[K];
@@ -371,12 +393,12 @@ class Line {
   const float* top_;
 };
 
-/// Some channels of lines of results, the first of which goes to `y`, strip by strip.
+/// Some channels of lines of results, the first of which goes to `y`, strip by strip. A row of weights has `width`.
 template <class Body>
-inline void lines_of_strips(const Plan& plan, Range lines, Range channels, float* y, const Body& products) {
+inline void lines_of_strips(const Plan& plan, Range lines, Range channels, float* y, std::int64_t width, const Body& products) {
   const Convolution& convolution = *plan.convolution;
   const Geometry& g = convolution.geometry;
-  const Taps weights{convolution.weights, products.depth() * g.channels, g.channels};
+  const Taps weights{convolution.weights, products.depth() * width, width};
   in_even_parts(g.output[1], plan.strip_pixels, [&](std::int64_t begin, std::int64_t count) {
     const Range pixels{begin, begin + count};
     for (std::int64_t number = lines.begin; number < lines.end; ++number) {
@@ -388,9 +410,11 @@ inline void lines_of_strips(const Plan& plan, Range lines, Range channels, float
 
 inline void depthwise_lines(const Plan& plan, Range lines, Range channels, float* y) {
   const Convolution& convolution = *plan.convolution;
+  const Geometry& g = convolution.geometry;
   const Products products{convolution.bias, convolution.clip, convolution.gate};
-  if (plan.group_channels == 1) return lines_of_strips(plan, lines, channels, y, products);
-  lines_of_strips(plan, lines, channels, y, LaneProducts(products, plan.group_channels));
+  if (plan.group_channels == 1) return lines_of_strips(plan, lines, channels, y, g.channels, products);
+  if (g.is_lanewise()) return lines_of_strips(plan, lines, channels, y, g.channels, LaneProducts(products, plan.group_channels));
+  lines_of_strips(plan, lines, channels, y, PanelProducts::kDepth, PanelProducts(products, g.taps()));
 }
 
 inline void run_depthwise(const Plan& plan, std::int64_t task) {

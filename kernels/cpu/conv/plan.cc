@@ -34,6 +34,8 @@ constexpr std::int64_t kPanelFloats = 48 * 1024;
 /// Floats of the windows of a strip, which stay in the first-level cache from line to line.
 constexpr std::int64_t kStripFloats = 6 * 1024;
 constexpr std::int64_t kStripPixels = 8;
+/// Groups of a task, where they are panels.
+constexpr std::int64_t kStripGroups = 8;
 /// Floats between a depthwise convolution and the product that reads them.
 constexpr std::int64_t kSeparableFloats = 64 * 1024;
 /// Pixels of an inverted residual's output that are computed together: a few blocks of rows; and the least of a line.
@@ -53,6 +55,8 @@ constexpr std::int64_t kMostTransformedFloats = 4 << 20;
 /// What one of Winograd's transformations takes for 16 channels (inputs), filters (outputs) and weights: of a column or row of a
 /// tile.
 constexpr std::int64_t kInputTransform = 17, kOutputTransform = 15, kWeightTransform = 13;
+/// What it takes to begin and to end the products of a tile's point, in channels.
+constexpr std::int64_t kTileCall = 8;
 /// It has to take no more than this part of the time: it reads and writes more besides.
 constexpr double kWinogradGain = 0.8;
 constexpr std::int64_t kLeastWinogradChannels = 8;
@@ -235,6 +239,18 @@ Plan plan_depthwise(const Convolution& convolution) {
   return plan;
 }
 
+/// Where groups are panels: a vector multiplies so often that the second-level cache delivers weights and windows in time, in
+/// order.
+Plan plan_panelwise(const Convolution& convolution) {
+  const Geometry& g = convolution.geometry;
+  const std::int64_t strips = ceil_div(g.groups, kStripGroups), groups = ceil_div(g.groups, strips), lines = g.batch * g.output[0];
+  Plan plan = plan_lines(convolution, lines, g.output[1] * groups * (g.taps() * kPanel + 4));
+  plan.task_lines = ceil_div(lines, ceil_div(lines, plan.task_lines));
+  plan.strip_channels = groups * kPanel;
+  plan.strip_pixels = g.output[1];
+  return plan;
+}
+
 Plan plan_narrow(const Convolution& convolution) {
   const Geometry& g = convolution.geometry;
   return plan_lines(convolution, g.batch * g.output[0], g.output[1] * ceil_div(g.filters, kPanel) * (g.taps() * g.channels + 4));
@@ -255,7 +271,7 @@ bool prefers_winograd(const Geometry& g) {
   const std::int64_t transforming = tiles * (kInputTransform * transforms(columns, lines) * vectors +
                                              kOutputTransform * transforms(columns, tile_outputs(g.kernel[0])) * panels) +
                                     kWeightTransform * transforms(columns, g.kernel[0]) * channels * panels;
-  const std::int64_t work = tiles * tile_points(g) * channels * panels + transforming;
+  const std::int64_t work = tiles * tile_points(g) * (channels + kTileCall) * panels + transforming;
   return static_cast<double>(work) < kWinogradGain * static_cast<double>(g.pixels() * g.taps() * channels * panels);
 }
 
@@ -288,8 +304,9 @@ Convolution along_the_width(Convolution convolution) {
 
 void run_lines(const Convolution& convolution, const Variant& variant, const ParallelFor& parallel_for) {
   const Geometry& g = convolution.geometry;
-  if (g.is_lanewise()) {
-    const Plan plan = plan_depthwise(convolution);
+  const bool panelwise = g.is_panelwise() && convolution.added == nullptr && !prefers_winograd(g);
+  if (g.is_lanewise() || panelwise) {
+    const Plan plan = panelwise ? plan_panelwise(convolution) : plan_depthwise(convolution);
     const std::int64_t line_tasks = ceil_div(g.batch * g.output[0], plan.task_lines);
     return run_tasks(plan, variant.depthwise, line_tasks * ceil_div(g.channels, plan.strip_channels), parallel_for);
   }

@@ -13,6 +13,9 @@ from onnxopt.ir.mapped import MappedTensor
 from onnxopt.ir.packed import PANEL
 from onnxopt.ir.protos import array_tensor
 
+LANES = (1, 2, 4, 8)
+"""Channels of groups that share a panel of 16."""
+
 
 def is_depthwise(shape: tuple[int, ...], groups: int) -> bool:
     """Whether every filter [M, C / groups, ...] reads one channel of its own."""
@@ -20,9 +23,9 @@ def is_depthwise(shape: tuple[int, ...], groups: int) -> bool:
 
 
 def is_lanewise(shape: tuple[int, ...], groups: int) -> bool:
-    """Whether groups of filters [M, C / groups, ...] have as many filters as channels, and whole ones fill a panel: they are depthwise,
-    or nearly so."""
-    return groups > 1 and shape[0] == groups * shape[1] > 0 and PANEL % shape[1] == 0
+    """Whether groups of filters [M, C / groups, ...] have as many filters as channels, and several whole ones fill a panel: they are
+    depthwise, or nearly so."""
+    return groups > 1 and shape[0] == groups * shape[1] and shape[1] in LANES
 
 
 def packed_shape(shape: tuple[int, ...], groups: int) -> tuple[int, ...]:
