@@ -35,6 +35,7 @@ void multiply_block(const Problem& problem, const Operand& a, std::int64_t row, 
       target.gelu = problem.gelu;
       target.added = problem.added ? problem.added + at * problem.columns + first : nullptr;
       target.added_ld = problem.columns;
+      if (first + kTogether < problem.columns) b.fetch_next(block, blocks);
       multiply(static_cast<int>(end - i), Strided{a.data + at * a.row_step, a.row_step}, 1, groups, b, target);
     }
   }

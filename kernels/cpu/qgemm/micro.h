@@ -75,6 +75,16 @@ struct Indirect {
 struct Columns {
   const std::int8_t* data;
   std::ptrdiff_t panel;
+
+  /// Asks for a part of the columns behind these, one of as many as there are `blocks` of rows that read these: the first block
+  /// that reads them would have to wait for all. They go to the second-level cache, since the first one is full of these.
+  void fetch_next(std::int64_t block, std::int64_t blocks) const {
+    constexpr std::int64_t kLine = 64;
+    const std::int64_t all = static_cast<std::int64_t>(kColumns / kPanel) * panel;
+    const std::int8_t* const next = data + all;
+    for (std::int64_t at = all * block / blocks / kLine * kLine; at < all * (block + 1) / blocks; at += kLine)
+      __builtin_prefetch(next + at, 0, 2);
+  }
 };
 
 /// Where a block lies in C, and what its sums become. Pointers are to the block's first row and column.
@@ -93,12 +103,33 @@ struct Target {
   bool gelu = false;
 };
 
+/// Asks for the results' memory: where it comes from another core's cache or from memory, the stores would wait for it.
 template <int R, int N>
-inline void start_block(Dot::Sums (&sums)[R][N], const Target&) {
+inline void start_block(Dot::Sums (&sums)[R][N], const Target& t) {
 #pragma GCC unroll 12
-  for (int r = 0; r < R; ++r)
+  for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
     for (int v = 0; v < N; ++v) sums[r][v] = Dot::zero();
+#pragma GCC unroll 4
+    for (int v = 0; v < N; v += kVectorsOfPanel) __builtin_prefetch(t.c + r * t.ld + v * static_cast<int>(V::kWidth), 1);
+  }
+}
+
+/// Rows of a function that takes several instructions, which wait for each other: a few rows at a time give the processor others.
+template <int R>
+inline void gelu_of_rows(F (&y)[R]) {
+  constexpr int kTogether = 4;
+#pragma GCC unroll 4
+  for (int r = 0; r + kTogether <= R; r += kTogether) {
+    simd::Pack<kTogether> some;
+#pragma GCC unroll 4
+    for (int i = 0; i < kTogether; ++i) some.v[i] = y[r + i];
+    some = simd::coarse_gelu(some);
+#pragma GCC unroll 4
+    for (int i = 0; i < kTogether; ++i) y[r + i] = some.v[i];
+  }
+#pragma GCC unroll 4
+  for (int r = R / kTogether * kTogether; r < R; ++r) y[r] = simd::coarse_gelu(simd::Pack<1>{y[r]}).v[0];
 }
 
 template <int R, int N>
@@ -110,15 +141,21 @@ inline void finish_block(const Dot::Sums (&sums)[R][N], const Target& t) {
     const Dot::Numbers of_columns = Dot::load_numbers(t.sums + column, count);
     const F scales = V::load_first(t.column_scales + column, count);
     const F bias = t.bias ? V::load_first(t.bias + column, count) : V::set1(0.0f);
+    F y[R];
 #pragma GCC unroll 12
-    for (int r = 0; r < R; ++r) {
-      F y = V::mul(Dot::shifted(sums[r][v], t.zeros[r], of_columns), V::mul(V::set1(t.row_scales[r]), scales));
-      y = V::add(y, bias);
-      if (t.added) y = V::add(y, V::load_first(t.added + r * t.added_ld + column, count));
-      if (t.clip) y = V::min(V::set1(t.clip->high), V::max(V::set1(t.clip->low), y));
-      if (t.gelu) y = simd::coarse_gelu(simd::Pack<1>{y}).v[0];
-      V::store_first(t.c + r * t.ld + column, y, count);
+    for (int r = 0; r < R; ++r)
+      y[r] = V::add(V::mul(Dot::shifted(sums[r][v], t.zeros[r], of_columns), V::mul(V::set1(t.row_scales[r]), scales)), bias);
+    if (t.added)
+#pragma GCC unroll 12
+      for (int r = 0; r < R; ++r) y[r] = V::add(y[r], V::load_first(t.added + r * t.added_ld + column, count));
+    if (t.clip) {
+      const F low = V::set1(t.clip->low), high = V::set1(t.clip->high);
+#pragma GCC unroll 12
+      for (int r = 0; r < R; ++r) y[r] = V::min(high, V::max(low, y[r]));
     }
+    if (t.gelu) gelu_of_rows(y);
+#pragma GCC unroll 12
+    for (int r = 0; r < R; ++r) V::store_first(t.c + r * t.ld + column, y[r], count);
   }
 }
 

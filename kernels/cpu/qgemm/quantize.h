@@ -20,16 +20,28 @@ struct Quantization {
 /// The range of a row with 0 in it, cut into 255 steps. A row with what is not finite gets the scale NaN, and so its results.
 inline Quantization quantization_of(const float* x, std::int64_t count) {
   constexpr auto kWidth = static_cast<std::int64_t>(V::kWidth);
+  constexpr int kChains = 4;  // vectors that do not wait for each other
   const F nothing = V::set1(0.0f);
-  F low = nothing, high = nothing, doubt = nothing;
-  for (std::int64_t i = 0; i < count; i += kWidth) {
-    const F one = count - i >= kWidth ? V::load(x + i) : V::load_first(x + i, static_cast<std::size_t>(count - i), nothing);
-    low = V::min(low, one);
-    high = V::max(high, one);
-    doubt = V::add(doubt, V::mul(one, nothing));
+  F low[kChains], high[kChains], doubt[kChains];
+  for (int c = 0; c < kChains; ++c) low[c] = high[c] = doubt[c] = nothing;
+  const auto look = [&](F one, int c) {
+    low[c] = V::min(low[c], one);
+    high[c] = V::max(high[c], one);
+    doubt[c] = V::add(doubt[c], V::mul(one, nothing));
+  };
+  std::int64_t i = 0;
+  for (; i + kChains * kWidth <= count; i += kChains * kWidth)
+#pragma GCC unroll 4
+    for (int c = 0; c < kChains; ++c) look(V::load(x + i + c * kWidth), c);
+  for (; i + kWidth <= count; i += kWidth) look(V::load(x + i), 0);
+  if (i < count) look(V::load_first(x + i, static_cast<std::size_t>(count - i), nothing), 0);
+  for (int c = 1; c < kChains; ++c) {
+    low[0] = V::min(low[0], low[c]);
+    high[0] = V::max(high[0], high[c]);
+    doubt[0] = V::add(doubt[0], doubt[c]);
   }
-  const float least = -V::largest(V::negate(low)), most = V::largest(high);
-  if (V::sum(doubt) != 0.0f) return {std::numeric_limits<float>::quiet_NaN(), 0};
+  const float least = -V::largest(V::negate(low[0])), most = V::largest(high[0]);
+  if (V::sum(doubt[0]) != 0.0f) return {std::numeric_limits<float>::quiet_NaN(), 0};
   // The range of large numbers may not be one itself.
   const float scale = most / 255.0f - least / 255.0f;
   if (scale < std::numeric_limits<float>::min()) return {0.0f, 0};
