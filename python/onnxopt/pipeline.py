@@ -42,6 +42,7 @@ PHASES: Mapping[str, tuple[str, ...]] = {
     ),
     "fold": ("fold_shapes", "fold_constants", "decide_ifs_by_rank", "inline_ifs", "inline_loops"),
     "unroll": (
+        "concat_instead_of_scatters",
         "roll_steps",
         "broadcast_inside_loops",
         "drop_dead_carries",
