@@ -233,6 +233,8 @@ CONVOLUTIONS: dict[str, tuple[tuple[int, ...], tuple[int, ...], list[int]]] = {
     "of images": ((2, 3, 9, 11), (20, 3, 3, 3), [1, 1, 1, 1, 1, 1, 1, 1, 1]),
     "of many places": ((1, 16, 40, 33), (37, 16, 3, 3), [1, 1, 1, 1, 1, 1, 0, 1, 1]),
     "with strides and dilations": ((1, 4, 13, 17), (5, 4, 3, 2), [1, 2, 3, 2, 4, 3, 0, 1, 5]),
+    "with a kernel larger than the image": ((1, 3, 4, 3), (5, 3, 5, 7), [1, 1, 1, 1, 1, 2, 3, 2, 3]),
+    "dilated to lines as long": ((2, 2, 21, 18), (3, 2, 3, 2), [1, 1, 1, 2, 5, 3, 4, 0, 1]),
     "of groups": ((2, 6, 7, 7), (9, 2, 3, 1), [3, 1, 1, 1, 1, 0, 0, 0, 0]),
     "of each channel": ((2, 5, 8, 9), (10, 1, 3, 3), [5, 2, 1, 1, 2, 1, 1, 2, 1]),
     "of lines": ((3, 7, 70), (4, 7, 5), [1, 1, 1, 2, 2]),
@@ -381,6 +383,14 @@ def test_slices_of_what_grows(variant: str) -> None:
     attributes = {"step": text, "next": [6], "growing": [0]}
     (made,) = run([*start(8), np.ones((1, 3), np.float32)], attributes, variant)
     np.testing.assert_array_equal(made, np.repeat([[1.0], [1], [2], [3], [5], [8], [13], [21], [34]], 3, 1))
+
+
+def test_bounds_of_no_steps(variant: str) -> None:
+    text = "element 2 0 0; slice_at 1 0 4 4 1; sum 5 0"
+    attributes = {"invariants": 2, "step": text, "next": [1], "stacked": [6]}
+    given, sums = run([*start(0), ROW, np.zeros(0, np.int64), ROW], attributes, variant)
+    assert sums.shape == (0,)
+    np.testing.assert_array_equal(given, ROW)
 
 
 def test_bounds_that_are_carried(variant: str) -> None:

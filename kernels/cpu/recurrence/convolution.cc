@@ -62,6 +62,29 @@ void filter_channel(void* user, std::size_t index) {
   }
 }
 
+/// Whether lines of the result are as long as those of the image: a tap sees a whole image at a distance.
+bool sees_images(const Job& job) {
+  return job.down().stride == 1 && job.along().stride == 1 && job.along().places == job.along().size;
+}
+
+/// Writes what a tap sees of a channel from a place on, where it sees images: one piece, beside whose lines zeros are the padding.
+void gather_image(const Job& job, const float* channel, std::int64_t i, std::int64_t j, std::int64_t place, std::int64_t count,
+                  float* to) {
+  const Window &down = job.down(), &along = job.along();
+  const std::int64_t width = along.size, behind = place + count, distance = down.at(0, i) * width + along.at(0, j);
+  const Inside lines(down, i), columns(along, j);
+  const std::int64_t begin = std::clamp(std::max(lines.begin * width, -distance), place, behind);
+  const std::int64_t end = std::clamp(std::min(lines.end * width, job.image() - distance), begin, behind);
+  std::fill(to, to + begin - place, 0.0f);
+  std::copy(channel + begin + distance, channel + end + distance, to + begin - place);
+  std::fill(to + end - place, to + count, 0.0f);
+  if (columns.begin == 0 && columns.end == width) return;
+  for (std::int64_t line = place / width * width; line < behind; line += width) {
+    for (std::int64_t k = std::max(line, place); k < std::min(line + columns.begin, behind); ++k) to[k - place] = 0.0f;
+    for (std::int64_t k = std::max(line + columns.end, place); k < std::min(line + width, behind); ++k) to[k - place] = 0.0f;
+  }
+}
+
 /// Writes what a tap sees of a channel from a place on; zeros are the padding.
 void gather_tap(const Job& job, const float* channel, std::int64_t i, std::int64_t j, std::int64_t place, std::int64_t count,
                 float* to) {
@@ -97,11 +120,12 @@ void multiply_windows(void* user, std::size_t index) {
   const std::int64_t wide = single ? 1 : (count + kPanel - 1) / kPanel * kPanel;
   auto* const windows =
       reinterpret_cast<float*>(scratch(static_cast<std::size_t>(depth * wide) * sizeof(float), ScratchOwner::kRecurrenceTiles));
+  const auto gather = sees_images(job) ? gather_image : gather_tap;
   float* to = windows;
   for (std::int64_t channel = 0; channel < all.channels; ++channel)
     for (std::int64_t i = 0; i < down.kernel; ++i)
       for (std::int64_t j = 0; j < along.kernel; ++j, to += wide) {
-        gather_tap(job, job.data.x + (member * all.channels + channel) * job.image(), i, j, first, count, to);
+        gather(job, job.data.x + (member * all.channels + channel) * job.image(), i, j, first, count, to);
         std::fill(to + count, to + wide, 0.0f);
       }
   const float* const weights = job.data.weights + group * all.filters * depth;

@@ -142,7 +142,7 @@ class Runner {
     plan_.bounds.resize(static_cast<std::size_t>(std::count_if(step_.statements.begin(), step_.statements.end(), is_slice)));
   }
 
-  /// Plans the first step. Empty, or a sentence.
+  /// Plans the first step. Empty, or a sentence. A loop that does not run may have nothing that bounds could be read from.
   std::string plan() {
     const bool runs = problem_.begin && problem_.limit > 0;
     std::string sentence = plan_early(problem_, plan_);
@@ -267,7 +267,9 @@ class Runner {
         case Statement::kSlice: move(statement); break;
         case Statement::kConvolution: convolve(statement); break;
         case Statement::kConcat: concatenate(statement); break;
-        case Statement::kElement: take({&iteration_, 1}, statement); break;
+        case Statement::kElement:
+          if (!take({&iteration_, 1}, statement)) return outside(statement);
+          break;
         case Statement::kGather: {
           const auto* const indices = reinterpret_cast<const std::int64_t*>(at_[statement.operands[1]]);
           if (!take({indices, static_cast<std::size_t>(elements_of(shape_of(statement, 1)))}, statement)) return outside(statement);
