@@ -64,10 +64,25 @@ def test_elements_without_the_split_dim() -> None:
     assert_same(before, after, FEEDS)
 
 
+@pytest.mark.parametrize("opset", [11, 13, 18])
+@pytest.mark.parametrize(
+    ("split", "result"),
+    [("axis = 1>(x)", "float[a, b]"), ("axis = -1, keepdims = 0>(x)", "float[a]"), ("axis = 1>(x, one)", "float[a, b]")],
+    ids=["parts of one", "elements", "a length of one"],
+)  # fmt: skip
+def test_places_of_run_time_in_what_was_split_into_ones(split: str, result: str, opset: int) -> None:
+    body = f"s = SplitToSequence<{split} r = SequenceAt(s, at) n = SequenceLength(s)"
+    before = model(f"g (float[t, u] x, int64 at) => ({result} r, int64 n) {{ {body} }}", opset=opset, **NUMBERS)
+    after, _ = run_passes(before, PASS)
+    assert not any("Sequence" in op for op in op_list(after))
+    for place in (0, 1, -1):
+        assert_same(before, after, {"x": FEEDS["x"], "at": np.array(place)}, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(
     "body",
-    ["s = SequenceConstruct(x, y) r = SequenceAt(s, at)", "a = SequenceConstruct(x, y) s = SequenceInsert(a, x, at) r = SequenceAt(s, last)"],
-    ids=["read", "inserted"],
+    ["s = SequenceConstruct(x, y) r = SequenceAt(s, at)", "a = SequenceConstruct(x, y) s = SequenceInsert(a, x, at) r = SequenceAt(s, last)", "s = SplitToSequence<axis = 1>(x, two) r = SequenceAt(s, at)", "s = SplitToSequence<axis = 0, keepdims = 0>(x, one) r = SequenceAt(s, at)"],
+    ids=["read", "inserted", "longer parts", "dims that are understood differently"],
 )  # fmt: skip
 def test_refuses_places_of_run_time(body: str) -> None:
     before = model(text(body), **NUMBERS)

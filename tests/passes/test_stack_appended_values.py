@@ -92,6 +92,29 @@ def test_list(name: str) -> None:
     )
 
 
+@pytest.mark.parametrize("name", USES)
+def test_list_that_begins_with_elements(name: str) -> None:
+    use, output = USES[name]
+    text = LIST.replace("SequenceEmpty<dtype = 1>()", "SequenceConstruct(a0, a1)")
+    rows = {"a0": X[0].copy(), "a1": X[2].copy()}
+    before = model(f"g (int64 n, float[6,3] x) => ({output}) {{ {text} {use} }}", **rows, **CONSTANTS)
+    after, _ = run_passes(before, PASS, "eliminate_dead_code")
+    assert not {"SequenceConstruct", "ConcatFromSequence", "SequenceAt", "SequenceLength"} & set(op_list(after))
+    assert body_inputs(after) == 0
+    assert_same(before, after, feeds(0, 2, 4), rtol=0, atol=0)
+
+
+def test_list_that_begins_with_an_element_of_another_shape_stays() -> None:
+    text = LIST.replace("SequenceEmpty<dtype = 1>()", "SequenceConstruct(a0)").replace("seq(float[3])", "seq(float[t])")
+    before = model(
+        f"g (int64 n, float[6,3] x) => (float[v] y) {{ {text} y = ConcatFromSequence<axis = 0>(l) }}",
+        a0=np.ones(2, np.float32),
+        **CONSTANTS,
+    )
+    _, report = run_passes(before, PASS)
+    assert not report.patches
+
+
 def test_element_from_outside() -> None:
     text = LIST.replace("SequenceInsert(a, f)", "SequenceInsert(a, row)")
     before = model(

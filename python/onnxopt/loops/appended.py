@@ -29,12 +29,13 @@ class Grown:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Listed:
-    """A carried sequence to which each iteration appends `element`, and the nodes that read what it holds in the end."""
+    """A carried sequence of `start` to which each iteration appends `element`, and the nodes that read what it holds in the end."""
 
     carry: Carry
     append: ir.Node
     element: ir.Value
     users: tuple[ir.Node, ...]
+    start: tuple[ir.Value, ...]
 
 
 def appended(carry: Carry, loop: Loop, ctx: Context) -> Grown | Listed | None:
@@ -61,9 +62,15 @@ def _grown(carry: Carry, loop: Loop, ctx: Context) -> Grown | None:
 
 
 def _listed(carry: Carry, loop: Loop, ctx: Context) -> Listed | None:
-    node, start = carry.after.producer(), carry.initial.producer()
-    if start is None or start.op_type != "SequenceEmpty" or start.domain or carry.final is None:
+    node, first = carry.after.producer(), carry.initial.producer()
+    if (
+        first is None
+        or first.op_type not in ("SequenceEmpty", "SequenceConstruct")
+        or first.domain
+        or carry.final is None
+    ):
         return None
+    start = tuple(value for value in first.inputs if value is not None)
     if node is None or node.op_type != "SequenceInsert" or node.domain or node.inputs[0] is not carry.inside:
         return None
     element = node.inputs[1]
@@ -74,7 +81,11 @@ def _listed(carry: Carry, loop: Loop, ctx: Context) -> Listed | None:
     users = tuple(dict.fromkeys(user for user, _ in carry.final.uses()))
     known = ctx.shapes.dtype(element) is not None and ctx.shapes.rank(element) is not None
     fit = all(_can_read(user, element, loop, ctx) for user in users)
-    return Listed(carry, node, element, users) if known and fit else None
+    alike = all(
+        ctx.shapes.same_shape(one, element) is True and ctx.shapes.dtype(one) is ctx.shapes.dtype(element)
+        for one in start
+    )
+    return Listed(carry, node, element, users, start) if known and fit and alike else None
 
 
 def _is_read(carry: Carry, loop: Loop) -> bool:
@@ -119,7 +130,7 @@ def finals(found: Grown | Listed, output: ScanOutput, builder: Builder) -> dict[
     assert stacked is not None
     if isinstance(found, Listed):
         outer = [user for user in found.users if user.graph is builder.anchor.graph]
-        return {user.outputs[0]: _read(user, found.element, stacked, builder) for user in outer}
+        return {user.outputs[0]: _read(user, found, stacked, builder) for user in outer}
     final, initial = found.carry.final, found.carry.initial
     if final is None:
         return {}
@@ -148,7 +159,7 @@ def finish(found: Grown | Listed, output: ScanOutput, loop: Loop, ctx: Context) 
         if user.graph is None or user.graph is loop.node.graph:
             continue
         builder = Builder(ctx, user)
-        made = _read(user, found.element, stacked, builder)
+        made = _read(user, found, stacked, builder)
         user.graph.insert_before(user, builder.nodes)
         for node in builder.nodes:
             ctx.shapes.infer_node(node)
@@ -164,11 +175,13 @@ def _along(stacked: ir.Value, axis: int, rank: int, builder: Builder) -> ir.Valu
     return builder.Transpose(stacked, perm=[*range(1, axis + 1), 0, *range(axis + 1, rank)])
 
 
-def _read(user: ir.Node, element: ir.Value, stacked: ir.Value, builder: Builder) -> ir.Value:
+def _read(user: ir.Node, found: Listed, stacked: ir.Value, builder: Builder) -> ir.Value:
     """What a node makes of the list, from the stacked elements."""
-    shapes = builder.ctx.shapes
+    shapes, element = builder.ctx.shapes, found.element
     rank = shapes.rank(element)
     assert rank is not None
+    if found.start:
+        stacked = builder.Concat(*(builder.unsqueeze(one, 0) for one in found.start), stacked, axis=0)
     if user.op_type == "SequenceAt":
         return builder.Gather(stacked, user.inputs[1], axis=0)
     if user.op_type == "SequenceLength":

@@ -74,11 +74,50 @@ def _split(node: ir.Node, ctx: Context) -> list[Element] | None:
     if not isinstance(size, int) or size > MAX_STEPS:
         return None
     split = ir.input_at(node, 1)
+    if _has_unclear_dims(node):
+        return None
     if split is None:
         dropped = not attribute(node, "keepdims", 1)
         return [_Part(data, axis, place, place + 1, dropped) for place in range(size)]
     ends = _ends(split, size)
     return None if ends is None else [_Part(data, axis, *pair, False) for pair in itertools.pairwise([0, *ends])]
+
+
+def _has_unclear_dims(node: ir.Node) -> bool:
+    """Whether a split by given lengths asks for elements without the dim: the standard ignores that, onnxruntime does not."""
+    return ir.input_at(node, 1) is not None and not attribute(node, "keepdims", 1)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Slices:
+    """The elements of a tensor that was split into parts of one, however many there are along `axis`."""
+
+    data: ir.Value
+    axis: int
+    kept: bool
+
+    @staticmethod
+    def of(sequence: ir.Value | None, ctx: Context) -> _Slices | None:
+        source = ir.source_of(sequence)
+        node = None if source is None else source.producer()
+        if node is None or node.op_type != "SplitToSequence" or node.domain or node.inputs[0] is None:
+            return None
+        rank, axis, split = ctx.shapes.rank(node.inputs[0]), attribute(node, "axis", 0), ir.input_at(node, 1)
+        if rank is None or not -rank <= axis < rank:
+            return None
+        tensor = ir.constant(split)
+        if split is not None and (tensor is None or len(tensor.shape) != 0 or ir.scalar(split) != 1):
+            return None
+        if _has_unclear_dims(node):
+            return None
+        return _Slices(node.inputs[0], axis % rank, bool(attribute(node, "keepdims", 1)))
+
+    def take(self, place: ir.Value, builder: Builder) -> ir.Value:
+        element = builder.Gather(self.data, place, axis=self.axis)
+        return builder.unsqueeze(element, self.axis) if self.kept else element
+
+    def count(self, builder: Builder) -> ir.Value:
+        return builder.Gather(builder.Shape(self.data), builder.constant(np.array(self.axis, np.int64)), axis=0)
 
 
 def _ends(split: ir.Value, size: int) -> list[int] | None:
@@ -138,8 +177,8 @@ class SimplifySequences(Pass):
     """Replace what is read from sequences and optional values by what was put into them.
 
     `SequenceAt` becomes the element, `SequenceLength` a constant, `ConcatFromSequence` a Concat; an optional value that was made from a
-    value is that value. Refused: sequences that a loop or a branch gives, and places that are not constant or outside of the sequence,
-    which fail in the original.
+    value is that value. Of a tensor that was split into parts of one, elements are gathered by numbers that are computed. Refused: sequences
+    that a loop or a branch gives, other places that are not constant, and those outside of the sequence, which fail in the original.
     """
 
     name = "simplify_sequences"
@@ -164,14 +203,20 @@ class SimplifySequences(Pass):
 def _at(node: ir.Node, builder: Builder) -> ir.Value | None:
     elements = elements_of(node.inputs[0], builder.ctx)
     place = None if elements is None else _place(node, 1, len(elements), 0)
-    if elements is None or place is None or place >= len(elements):
+    if elements is not None and place is not None and place < len(elements):
+        return _built(elements[place], builder)
+    slices, index = _Slices.of(node.inputs[0], builder.ctx), ir.input_at(node, 1)
+    if slices is None or index is None or ir.constant(index) is not None or builder.ctx.shapes.shape(index) != ():
         return None
-    return _built(elements[place], builder)
+    return slices.take(index, builder)
 
 
 def _length(node: ir.Node, builder: Builder) -> ir.Value | None:
     elements = elements_of(node.inputs[0], builder.ctx)
-    return None if elements is None else builder.constant(np.array(len(elements), np.int64), "length")
+    if elements is not None:
+        return builder.constant(np.array(len(elements), np.int64), "length")
+    slices = _Slices.of(node.inputs[0], builder.ctx)
+    return None if slices is None else slices.count(builder)
 
 
 def _concat(node: ir.Node, builder: Builder) -> ir.Value | None:
