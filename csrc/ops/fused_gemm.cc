@@ -54,18 +54,7 @@ class FusedGemm : public Kernel {
   }
 
  protected:
-  Shape result_shape(std::span<const Tensor> inputs) const {
-    Shape shape = inputs[0].shape;
-    shape.back() = layout_.columns;
-    return shape;
-  }
-
-  static std::int64_t rows_of(std::span<const Tensor> inputs) {
-    const Shape& x = inputs[0].shape;
-    std::int64_t rows = 1;
-    for (std::size_t axis = 0; axis + 1 < x.size(); ++axis) rows *= x[axis];
-    return rows;
-  }
+  Shape result_shape(std::span<const Tensor> inputs) const { return with_columns(inputs[0].shape, layout_.columns); }
 
   /// A sentence that says which input does not fit; empty when all do.
   std::string wrong_input(std::span<const Tensor> inputs) const {
@@ -108,8 +97,15 @@ class CpuGemm final : public FusedGemm {
  private:
   gemm::Problem problem_of(std::span<const Tensor> inputs) const {
     const std::int64_t depth = inputs[0].shape.back();
-    return {
-        static_cast<const float*>(inputs[0].data), depth, rows_of(inputs), depth, layout_.columns, nullptr, 0, nullptr, nullptr};
+    return {static_cast<const float*>(inputs[0].data),
+            depth,
+            rows_of(inputs[0].shape),
+            depth,
+            layout_.columns,
+            nullptr,
+            0,
+            nullptr,
+            nullptr};
   }
 
   Result<bool> run_floats(std::span<const Tensor> inputs, std::span<const TensorType> types, std::span<void* const> outputs,
@@ -202,7 +198,7 @@ class CudaGemm final : public FusedGemm {
     gemm::cuda::Problem problem;
     problem.a = inputs[0].data;
     problem.precision = precision_of(inputs[0].type);
-    problem.rows = rows_of(inputs);
+    problem.rows = rows_of(inputs[0].shape);
     problem.depth = inputs[0].shape.back();
     problem.columns = layout_.columns;
     if (problem.rows == 0) return true;

@@ -1,8 +1,6 @@
 #include "csrc/ops/qgemm.h"
 
 #include <algorithm>
-#include <functional>
-#include <numeric>
 
 #include "csrc/ops/bound_program.h"
 #include "csrc/ops/device.h"
@@ -68,15 +66,7 @@ class QGemm : public Kernel {
                              : qgemm::Source::kFloat;
   }
 
-  static std::int64_t rows_of(const Shape& x) {
-    return std::accumulate(x.begin(), x.end() - 1, std::int64_t{1}, std::multiplies());
-  }
-
-  Shape result_shape(std::span<const Tensor> inputs) const {
-    Shape shape = inputs[0].shape;
-    shape.back() = layout_.columns;
-    return shape;
-  }
+  Shape result_shape(std::span<const Tensor> inputs) const { return with_columns(inputs[0].shape, layout_.columns); }
 
   Layout layout_;
   EpilogueProgram epilogue_;

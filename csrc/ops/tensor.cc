@@ -1,6 +1,8 @@
 #include "csrc/ops/tensor.h"
 
 #include <atomic>
+#include <functional>
+#include <numeric>
 #include <string_view>
 
 namespace onnxopt::ops {
@@ -40,6 +42,15 @@ std::string text_of(const Shape& shape) {
 std::string fresh_dim() {
   static std::atomic<std::uint64_t> next{0};
   return "onnxopt_dim_" + std::to_string(next++);
+}
+
+std::int64_t rows_of(const Shape& shape) {
+  return std::accumulate(shape.begin(), shape.end() - 1, std::int64_t{1}, std::multiplies());
+}
+
+Shape with_columns(Shape shape, std::int64_t columns) {
+  shape.back() = columns;
+  return shape;
 }
 
 std::string too_few(std::span<const Tensor> inputs, std::size_t least) {

@@ -52,6 +52,12 @@ struct Tensor : TensorType {
 /// A number as sentences show it.
 std::string number(auto value) { return std::to_string(value); }
 
+/// How many rows a tensor has: its dims but the last one. Not for scalars.
+std::int64_t rows_of(const Shape& shape);
+
+/// The shape with rows of another length.
+Shape with_columns(Shape shape, std::int64_t columns);
+
 /// A sentence where an op that needs `least` inputs got fewer; empty where it did not.
 std::string too_few(std::span<const Tensor> inputs, std::size_t least);
 
