@@ -60,3 +60,21 @@ def test_attributes_that_are_left_out_have_the_default_of_the_schema(attributes:
         length=np.array(6),
     )
     check(before, 1, 20, 1)
+
+
+@pytest.mark.parametrize("call", ["Reshape(x, s)", "Expand(x, s)", "ConstantOfShape(s)"])
+def test_as_many_dims_as_no_tensor_has_are_not_made(call: str) -> None:
+    loaded = ir.load(helpers.model(f"g (float[1, 3] x, int64[2147483648] s) => (y) {{ y = {call} }}"))
+    env = ir.ShapeEnv(loaded)
+    env.infer_model()
+    assert env.shape(loaded.graph.outputs[0]) is None
+
+
+def test_sizes_that_no_file_has_bits_for_are_not_written() -> None:
+    text = "g (float[1, 4] x) => (y) { r = Constant<value = int64[2] {1, 4611686018427387904}>() t = Tile(x, r) y = Abs(t) }"
+    loaded = ir.load(helpers.model(text))
+    env = ir.ShapeEnv(loaded)
+    env.infer_model()
+    env.write_back(loaded)
+    (y,) = ir.to_proto(loaded).graph.output
+    assert not y.type.tensor_type.HasField("shape")

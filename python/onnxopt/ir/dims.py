@@ -282,10 +282,13 @@ def product(dims: tuple[Dim, ...]) -> Dim:
     return result
 
 
+LARGEST = (1 << 63) - 1
+
+
 def is_plain(dim: Dim) -> bool:
-    """Whether the dim can stand in a model: an int, or a symbol that the model itself named."""
+    """Whether the dim can stand in a model: an int that a file has bits for, or a symbol that the model itself named."""
     if isinstance(dim, int):
-        return True
+        return -LARGEST <= dim <= LARGEST
     name = dim.symbol
     return name is not None and not name.startswith("?")
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from onnxopt import ir
 from onnxopt.errors import OnnxOptError, OptionError
+from onnxopt.ir.dims import LARGEST
 from onnxopt.rewrite.driver import Driver, walk
 from onnxopt.rewrite.editor import Editor
 from onnxopt.rewrite.rules import Refusal, RuleSet
@@ -237,14 +238,11 @@ class Options:
             raise OptionError(f"unroll_factor is {self.unroll_factor}; expected at least 2.")
 
 
-LARGEST_DIM = 2**63 - 1
-
-
 def _is_range(bounds: object) -> bool:
     if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:
         return False
     lowest, highest = bounds
-    return isinstance(lowest, int) and isinstance(highest, int) and 0 <= lowest <= highest <= LARGEST_DIM
+    return isinstance(lowest, int) and isinstance(highest, int) and 0 <= lowest <= highest <= LARGEST
 
 
 class Context:

@@ -124,17 +124,20 @@ def _squeeze(env: ShapeEnv, node: Node) -> None:
     )
 
 
+def _unknown_but_rank(env: ShapeEnv, node: Node, index: int) -> Shape | None:
+    """The shape of a result of which an input of the node has the dims: as many as that input has elements, if there may be so many."""
+    count = shape_at(env, node, index)
+    rank = count[0] if count else None
+    return unknown(rank) if isinstance(rank, int) and rank <= MAX_ELEMENTS else None  # type: ignore[arg-type]
+
+
 @on("Reshape")
 def _reshape(env: ShapeEnv, node: Node) -> None:
     shape = shape_at(env, node, 0)
     target = integers(node, "shape") or env.elements(input_at(node, 1))
     dtype = dtype_at(env, node)
     if target is None:
-        count = shape_at(env, node, 1)
-        rank = count[0] if count else None
-        return env.set(
-            node.outputs[0], dtype, unknown(rank) if isinstance(rank, int) else None, env.elements(node.inputs[0])
-        )
+        return env.set(node.outputs[0], dtype, _unknown_but_rank(env, node, 1), env.elements(node.inputs[0]))
     return env.set(
         node.outputs[0],
         dtype,
@@ -223,9 +226,9 @@ def _grid(elements: Shape | None, shape: Shape) -> np.ndarray | None:
 def _expand(env: ShapeEnv, node: Node) -> None:
     shape, target = shape_at(env, node, 0), env.elements(input_at(node, 1))
     if shape is None or target is None:
-        count = shape_at(env, node, 1)
-        rank = count[0] if count and shape is not None else None
-        known = unknown(max(rank, len(shape))) if isinstance(rank, int) and shape is not None else None
+        known = _unknown_but_rank(env, node, 1)
+        if known is not None:
+            known = None if shape is None else unknown(max(len(known), len(shape)))
         return env.set(node.outputs[0], dtype_at(env, node), known)
     result = broadcast(env, [shape, target])
     elements = env.elements(node.inputs[0])
@@ -262,9 +265,7 @@ def _constant_of_shape(env: ShapeEnv, node: Node) -> None:
             fill = int(tensor.numpy().reshape(-1)[0])
     shape = env.elements(node.inputs[0])
     if shape is None:
-        count = shape_at(env, node, 0)
-        rank = count[0] if count else None
-        return env.set(node.outputs[0], dtype, unknown(rank) if isinstance(rank, int) else None)
+        return env.set(node.outputs[0], dtype, _unknown_but_rank(env, node, 0))
     elements = None
     if fill is not None and len(shape) <= 1 and all(map(_small, shape)):
         elements = (fill,) * (shape[0] if shape else 1)  # type: ignore[operator]
