@@ -92,9 +92,10 @@ def test_a_model_without_functions_is_not_changed() -> None:
     assert not report.records[0].modified
 
 
-def test_attributes() -> None:
+@pytest.mark.parametrize("kind", [onnx.AttributeProto.FLOAT, None], ids=["typed", "untyped"])
+def test_attributes(kind: int | None) -> None:
     leaky = node("LeakyRelu", "a", "b")
-    leaky.attribute.add(name="alpha", ref_attr_name="slope", type=onnx.AttributeProto.FLOAT)
+    leaky.attribute.add(name="alpha", ref_attr_name="slope", type=kind)
     before = calling("y = Leaky<slope=0.5>(x)", function("Leaky", leaky, attributes=["slope"]))
     after, _ = inlined(before)
     assert [(one.name, one.f) for one in after.graph.node[0].attribute] == [("alpha", 0.5)]

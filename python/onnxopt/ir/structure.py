@@ -60,6 +60,8 @@ def _check_signature(node: Node, opset: int) -> None:
         if inputs[index] is None:
             raise ModelError(f"The {_describe(node)} leaves out its input {index}, which {node.op_type} needs.")
     for name, attribute in node.attributes.data.items():
+        if attribute.is_ref() and attribute.type is AttributeType.UNDEFINED:
+            continue  # as the function's caller gives it
         if known.attributes.get(name, attribute.type) != attribute.type:
             raise ModelError(
                 f"The attribute '{name}' of the {_describe(node)} is of type {attribute.type.name}, which is wrong."
