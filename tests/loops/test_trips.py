@@ -13,8 +13,6 @@ from onnxopt.loops import loops_of, runs_at_least_once, trip_count
 from onnxopt.passes.base import Context, Options
 from onnxopt.runtime.target import Target
 
-INFINITE = np.array((1 << 63) - 1)
-
 
 def count(proto: onnx.ModelProto, **dims: int | tuple[int, int]) -> tuple[str, bool]:
     """The trip count of the model's loop as text, and whether it certainly runs."""

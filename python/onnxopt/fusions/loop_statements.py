@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 from onnxopt import ir
 from onnxopt.ir.dims import Dim
+from onnxopt.loops.rules import filing
 from onnxopt.ops import fused_loop as op
 from onnxopt.rewrite.patch import AXES_INPUT_OPSET
 from onnxopt.rewrite.rules import Refusal, attribute
@@ -101,14 +102,7 @@ def statements_of(
     return lines if isinstance(lines, Refusal) else Statements(node, lines)
 
 
-def _on(*ops: str) -> Callable[[Rule], Rule]:
-    def register(rule: Rule) -> Rule:
-        RULES.update(dict.fromkeys(ops, rule))
-        return rule
-
-    return register
-
-
+_on = filing(RULES)
 FLOATS = frozenset({ir.DataType.FLOAT})
 NUMBERS = FLOATS | {ir.DataType.INT32, ir.DataType.INT64}
 MOVES = (

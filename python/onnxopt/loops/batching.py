@@ -14,6 +14,7 @@ import numpy as np
 
 from onnxopt import ir
 from onnxopt.ir.elementwise import ELEMENTWISE, UNIDIRECTIONAL
+from onnxopt.loops.rules import filing
 from onnxopt.rewrite.patch import AXES_INPUT_OPSET, Builder
 from onnxopt.rewrite.rules import attribute
 
@@ -87,13 +88,7 @@ class Batch:
 Rule = Callable[[Batch, ir.Node, list["Operand | None"]], "list[ir.Value] | None"]
 RULES: dict[str, Rule] = {}
 
-
-def _on(*ops: str) -> Callable[[Rule], Rule]:
-    def register(rule: Rule) -> Rule:
-        RULES.update(dict.fromkeys(ops, rule))
-        return rule
-
-    return register
+_on = filing(RULES)
 
 
 def can_batch(node: ir.Node) -> bool:

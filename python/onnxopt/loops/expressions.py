@@ -15,6 +15,7 @@ import numpy as np
 from onnxopt import ir
 from onnxopt.ir import shape_rules
 from onnxopt.loops.recurrent_ops import KNOWN_ACTIVATIONS, Form, form_of
+from onnxopt.loops.rules import filing
 from onnxopt.loops.view import Loop
 from onnxopt.rewrite.rules import attribute
 
@@ -281,13 +282,7 @@ def columns(one: Expression, begin: int, end: int) -> Expression | None:
 Rule = Callable[["Context", ir.Node, Sequence[Expression]], "list[Expression | None]"]
 RULES: dict[str, Rule] = {}
 
-
-def _on(*ops: str) -> Callable[[Rule], Rule]:
-    def register(rule: Rule) -> Rule:
-        RULES.update(dict.fromkeys(ops, rule))
-        return rule
-
-    return register
+_on = filing(RULES)
 
 
 @_on("Identity")
