@@ -149,7 +149,9 @@ def test_leaves(case: str) -> None:
     assert not after.functions
 
 
-@pytest.mark.parametrize(("shape", "fused"), [("4,8", False), ("64,64", True), ("N,8", True)])
+@pytest.mark.parametrize(
+    ("shape", "fused"), [("4,8", False), ("64,64", True), ("N,8", False), ("N,64", True), ("N,2,8", True)]
+)
 def test_few_ops_on_a_small_tensor_are_left(shape: str, fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     after = fuse(model(f"g (float[{shape}] x) => (float[{shape}] y) {{ a = Exp(x) y = Neg(a) }}"))

@@ -12,6 +12,7 @@ from onnx import numpy_helper
 
 from helpers import assert_same, model, op_list, ops, run_passes
 from onnxopt import ir
+from onnxopt.fusions.sizes import UNKNOWN_ROWS
 from onnxopt.pipeline import PassManager
 
 pytest.importorskip("onnxopt._native", reason="the native library is not built")
@@ -273,12 +274,13 @@ def test_refuses_weights_that_a_caller_may_replace() -> None:
     assert op_list(fuse(before)) == ["MatMul"]
 
 
-def test_refuses_few_rows_of_a_small_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("rows", "taken_for"), [("1", 1), ("N", UNKNOWN_ROWS)])
+def test_refuses_few_rows_of_a_small_matrix(rows: str, taken_for: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    before = make("g (float[1,12] x) => (float[1,20] y) { y = MatMul(x, w) }")
+    before = make(f"g (float[{rows},12] x) => (float[{rows},20] y) {{ y = MatMul(x, w) }}")
     after, report = run_passes(before, PASS, target="cpu", explain=True)
     assert op_list(after) == ["MatMul"]
-    assert "1 rows are too few" in str(report.near_misses[0].refusal)
+    assert f"{taken_for} rows are too few" in str(report.near_misses[0].refusal)
 
 
 # --- other targets, and once more ---

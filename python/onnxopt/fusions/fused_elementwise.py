@@ -8,10 +8,9 @@ nodes, as far as the region reaches.
 from __future__ import annotations
 
 import dataclasses
-import math
 
 from onnxopt import ir
-from onnxopt.fusions import quantized
+from onnxopt.fusions import quantized, sizes
 from onnxopt.fusions.blocked_layout import BlockedLayout, is_convolution
 from onnxopt.ops import fused_elementwise as op
 from onnxopt.ops.base import overload_of, prepare_model
@@ -84,9 +83,9 @@ def all_regions(graph: ir.Graph, ctx: Context) -> list[list[ir.Node]]:
 
 
 def _is_worthwhile(nodes: list[ir.Node], ctx: Context) -> bool:
-    shape, costs = ctx.shapes.static_shape(nodes[0].outputs[0]), ctx.target.costs
+    count, costs = sizes.elements(nodes[0].outputs[0], ctx), ctx.target.costs
     # What a branch or a loop's body computes is one step's work: of unknown size, it is taken to be small.
-    small = nodes[0].graph is not ctx.model.graph if shape is None else math.prod(shape) <= costs.small_region_elements
+    small = nodes[0].graph is not ctx.model.graph if count is None else count <= costs.small_region_elements
     casts = _casts(nodes, ctx)
     if casts and len(nodes) <= casts + 1:
         refusal = Refusal(
@@ -96,6 +95,7 @@ def _is_worthwhile(nodes: list[ir.Node], ctx: Context) -> bool:
         return False
     if len(nodes) >= costs.small_region_nodes or (not small and _has_least_nodes(nodes)):
         return True
+    shape = ctx.shapes.shape(nodes[0].outputs[0])
     refusal = Refusal("{} nodes over shape {} gain nothing", len(nodes), shape, culprit=nodes[0])
     ctx.log.refused("fuse_elementwise", nodes[0], refusal, len(nodes))
     return False

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
-
 from onnxopt import ir
-from onnxopt.fusions import halves, nodes
+from onnxopt.fusions import halves, nodes, sizes
 from onnxopt.ops import fused_gemm as op
 from onnxopt.passes.base import Context
 from onnxopt.rewrite.patch import Builder
@@ -47,9 +45,9 @@ def _is_worthwhile(m: Match, node: ir.Node, shape: tuple[int, ...]) -> bool | Re
         return Refusal("a matrix of {} is too narrow", shape, culprit=node)
     if ir.use_count(m["w"]) > 1 and not _is_read_by_products(m["w"], m.ctx):
         return Refusal("others use the weights '{}' as they are", m["w"].name, culprit=m["w"])
-    rows = m.ctx.shapes.static_shape(m["x"])
-    if rows is not None and math.prod(rows) * columns < m.ctx.target.costs.product_work:
-        return Refusal("{} rows are too few", math.prod(rows[:-1]), culprit=node)
+    count = sizes.elements(m["x"], m.ctx)
+    if count is not None and count * columns < m.ctx.target.costs.product_work:
+        return Refusal("{} rows are too few", count // depth, culprit=node)
     return not awaits_bias(m, columns)
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from onnxopt import ir
-from onnxopt.fusions import halves
+from onnxopt.fusions import halves, sizes
 from onnxopt.fusions.fused_gemm import MIN_DEPTH, is_transposed
 from onnxopt.ops.fused_gemm import MAX_PRODUCTS
 from onnxopt.passes.base import Context, Pass, PassResult, register_pass
@@ -80,8 +78,8 @@ def _build(split: ir.Node, ctx: Context) -> Patch | Refusal | None:
     width = columns // count
     if any(shape is None or shape[-1] != width for shape in parts) or width % ir.PANEL or count > MAX_PRODUCTS:
         return Refusal("its parts are not up to {} of one width of whole panels", MAX_PRODUCTS, culprit=split)
-    rows = shapes.static_shape(x)
-    small = rows is not None and math.prod(rows) * width < ctx.target.costs.product_work
+    size = sizes.elements(x, ctx)
+    small = size is not None and size * width < ctx.target.costs.product_work
     if small or depth < MIN_DEPTH or depth * columns * dtype.itemsize > MOST_BYTES:
         return Refusal("a matrix of {} is too small or too large", whole, culprit=product)
     if bias is not None and (ir.constant(bias) is None or shapes.static_shape(bias) != (columns,)):
