@@ -197,6 +197,13 @@ inline void fetch_next_line(const Window& w, std::int64_t channel) {
     for (std::int64_t p = 0; p < P; ++p) __builtin_prefetch(x + p * w.pixel_step);
 }
 
+/// The columns of the next pixels of a line come into the second-level cache, where products leave the time for it.
+template <int C>
+inline void fetch_next_columns(const float* x, std::int64_t step) {
+#pragma GCC unroll 16
+  for (std::int64_t c = 0; c < C; ++c) __builtin_prefetch(x + c * step, 0, 2);
+}
+
 /// P pixels, N vectors of channels from `channel` on.
 template <int P, int N, bool Whole, class Body>
 inline void run_vectors(const Window& w, const Body& body, std::int64_t channel, std::size_t count, float* y) {
@@ -246,7 +253,8 @@ inline void run_shared(const Window& w, Range inside, const Body& body, std::int
   fetch_next_line<P>(w, channel);
   const float* line = w.first + channel;
   const float* weights = w.weights + body.weights_of(channel);
-  for (std::int64_t ky = w.ky.begin; ky < w.ky.end; ++ky, line += w.line_step, weights += w.weight_line)
+  for (std::int64_t ky = w.ky.begin; ky < w.ky.end; ++ky, line += w.line_step, weights += w.weight_line) {
+    if constexpr (std::is_same_v<Body, PanelProducts>) fetch_next_columns<P * S>(line + (P * S + K - S) * w.tap_step, w.tap_step);
     for (std::int64_t i = 0; i < body.depth(); ++i) {
       F taps[K];
 #pragma GCC unroll 8
@@ -262,6 +270,7 @@ inline void run_shared(const Window& w, Range inside, const Body& body, std::int
           if (c >= kx && (c - kx) % S == 0 && c - kx < P * S) sums[(c - kx) / S] = Body::join(sums[(c - kx) / S], x, taps[kx]);
       }
     }
+  }
 #pragma GCC unroll 8
   for (int p = 0; p < P; ++p) store_channels<Whole>(y + p * w.result_step + channel, body.end(sums[p]), count);
 }
