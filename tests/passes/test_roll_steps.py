@@ -177,6 +177,25 @@ def without_a_state(number: int) -> str:
     return f"x{number} = Gather<axis = 1>(x, n{number})  e{number} = Tanh(x{number})"
 
 
+def test_results_that_need_the_last_state_stay() -> None:
+    """y_i = h_i h_last: what all steps read is made by the last one."""
+    proto = written_out(lambda number: average(number).replace("Tanh", "Neg"), outputs="float[2,S,4] y")
+    for node in proto.graph.node:
+        if node.op_type == "Neg":
+            node.op_type = "Mul"
+            node.input.append("h11")
+    proto.graph.node.sort(
+        key=lambda node: {"Unsqueeze": 2, "Concat": 3}.get(node.op_type, int(node.output[0].startswith("e")))
+    )
+    found, report = run_passes(proto, PASS, target="cpu", explain=True)
+    assert "Scan" not in op_list(found)
+    assert "computed from a step" in str(report.near_misses[-1].refusal)
+
+
+def without_a_sequence(number: int) -> str:
+    return average(number).replace(f"x{number} = Gather<axis = 1>(x, n{number})", f"x{number} = Identity(half)")
+
+
 @pytest.mark.parametrize(
     ("step", "after", "reason"),
     [
@@ -185,14 +204,16 @@ def without_a_state(number: int) -> str:
         (other_factor, "", "come from elsewhere"),
         (sorted_each_step, "", "Hardmax does not run inside of a kernel"),
         (without_a_state, "", "carry no state"),
+        (without_a_sequence, "", "read no sequence"),
         (average, "z = Neg(h5)", "'h5' is read elsewhere"),
     ],
-    ids=["order", "op", "constant", "op without a kernel", "no state", "result read elsewhere"],
+    ids=["order", "op", "constant", "op without a kernel", "no state", "no sequence", "result read elsewhere"],
 )
 def test_leaves(step: Callable[[int], str], after: str, reason: str) -> None:
     outputs = "float[2,S,4] y" + (", float[2,4] z" if after else "")
     inputs = "float[2,12,4] x" + (", float twice" if step is other_factor else "")
     proto = written_out(step, outputs=outputs, after=after, inputs=inputs)
+    proto = run_passes(proto, "eliminate_noops", target="cpu")[0]
     found, report = run_passes(proto, PASS, target="cpu", explain=True)
     assert "Scan" not in op_list(found)
     assert any(any(part in str(near.refusal) for part in reason.split("|")) for near in report.near_misses), [
@@ -206,3 +227,81 @@ def test_targets_without_kernels_and_wanted_copies_stay() -> None:
     loaded = ir.load(proto)
     PassManager("cpu", [PASS], options=Options(unroll_nodes=1000), strict=True).run(loaded)
     assert "Scan" not in op_list(ir.to_proto(loaded))
+
+
+class RandomSteps:
+    """Steps of random element-wise ops and products on [2, 4], with one to three states and two sequences that are read both ways."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.states = [f"s{index}_" for index in range(self.rng.integers(1, 4))]
+        self.axis = {"x": int(self.rng.integers(0, 3)), "z": 1}
+        self.plan = [self._choice() for _ in range(self.rng.integers(2, 8))]
+        self.updated = self.rng.choice(len(self.plan), len(self.states))
+        self.stacked = self.rng.choice(len(self.plan), self.rng.integers(1, 3), replace=False)
+        self.reads_last = bool(self.rng.integers(0, 2))
+
+    def _choice(self) -> tuple[str, str, str]:
+        op_type = str(self.rng.choice(["Add", "Sub", "Mul", "Tanh", "Sigmoid", "MatMul"]))
+        sources = ["x", "z", "back", *self.states, *(f"t{index}_" for index in range(len(getattr(self, "plan", []))))]
+        return op_type, str(self.rng.choice(sources)), str(self.rng.choice(sources))
+
+    def _operand(self, name: str, step: int, made: int) -> str:
+        if name in self.states:
+            return f"{name}{step}"
+        return f"{name}{step}" if not name.startswith("t") or int(name[1:-1]) < made else f"x{step}"
+
+    def step(self, step: int) -> str:
+        sizes = [f"x{step} = Gather<axis = {self.axis['x']}>(x, n{step})", f"z{step} = Gather<axis = 1>(z, n{step})"]
+        lines = [*sizes, f"back{step} = Gather<axis = 1>(z, n{STEPS - 1 - step})"]
+        for index, (op_type, first, second) in enumerate(self.plan):
+            a, b = (self._operand(name, step, index) for name in (first, second))
+            operands = f"{a}, matrix" if op_type == "MatMul" else a if op_type in ("Tanh", "Sigmoid") else f"{a}, {b}"
+            lines.append(f"t{index}_{step} = {op_type}({operands})")
+        lines += [
+            f"{state}{step + 1} = Tanh(t{source}_{step})"
+            for state, source in zip(self.states, self.updated, strict=True)
+        ]
+        lines += [f"u{index}_{step} = Unsqueeze(t{index}_{step}, one)" for index in self.stacked]
+        return "\n".join(lines)
+
+    def model(self) -> onnx.ModelProto:
+        shape = [2, 4]
+        shape.insert(self.axis["x"], STEPS)
+        starts = ", ".join(f"float[2,4] {state}0" for state in self.states)
+        joined = [
+            f"y{index} = Concat<axis = 1>({', '.join(f'u{index}_{step}' for step in range(STEPS))})"
+            for index in self.stacked
+        ]
+        outputs = [f"float[2,{STEPS},4] y{index}" for index in self.stacked]
+        if self.reads_last:
+            outputs.append("float[2,4] w")
+            joined.append(f"w = Neg({self.states[0]}{STEPS})")
+        nodes = "\n".join([*map(self.step, range(STEPS)), *joined])
+        text = f"g (float[{','.join(map(str, shape))}] x, float[2,{STEPS},4] z, {starts}) => ({', '.join(outputs)}) {{ {nodes} }}"
+        matrix = self.rng.standard_normal((4, 4)).astype(np.float32)
+        used = {name: array for name, array in NUMBERS.items() if array < STEPS} | {"one": MORE["one"]}
+        return model(text, matrix=matrix, **used)
+
+    def feeds(self, proto: onnx.ModelProto) -> dict[str, np.ndarray]:
+        shapes = {one.name: [dim.dim_value for dim in one.type.tensor_type.shape.dim] for one in proto.graph.input}
+        return {name: self.rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", range(4))
+def test_random_steps(batch: int) -> None:
+    rolled = 0
+    for seed in range(batch, 80, 4):
+        steps = RandomSteps(seed)
+        before = steps.model()
+        loaded = ir.load(onnx.ModelProto.FromString(before.SerializeToString()))
+        report = PassManager("cpu", strict=True).run(loaded)
+        rolled += sum(stats.applied for (_, rule), stats in report.rules.items() if rule == PASS)
+        after, feeds = ir.to_proto(loaded), steps.feeds(before)
+        for library in (True, False):
+            try:
+                assert_same(before, after, feeds, rtol=1e-4, atol=1e-5, library=library)
+            except Exception as error:
+                raise AssertionError(f"seed {seed}: {error}") from error
+    assert rolled >= 3

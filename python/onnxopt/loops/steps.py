@@ -289,6 +289,25 @@ def readers_outside(steps: Steps) -> Iterator[tuple[ir.Value, bool]]:
                 yield value, value in finals
 
 
+def needs_itself(steps: Steps) -> bool:
+    """Whether what all steps share, or a sequence or first state of them, is computed from what a step makes: that is no loop."""
+    inside = set(itertools.chain.from_iterable(steps.nodes))
+    slots = [slot for nodes in steps.nodes for slot in zip(nodes[0].inputs, nodes[1].inputs, strict=True)]
+    shared = [first for first, second in slots if first is not None and first is second]
+    given = [element.sequence for element in steps.elements.values()] + [before[0] for before in steps.states]
+    waiting = [value.producer() for value in (*shared, *given)]
+    seen: set[ir.Node] = set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        if node in inside:
+            return True
+        seen.add(node)
+        waiting += [value.producer() for value in ir.inputs_with_captures(node)]
+    return False
+
+
 def sequence_part(element: Element, count: int) -> tuple[int, int]:
     """From which index to which the steps read the sequence."""
     return (element.first - count + 1, element.first + 1) if element.reverse else (element.first, element.first + count)
@@ -305,6 +324,7 @@ __all__ = [
     "Stack",
     "Steps",
     "find_steps",
+    "needs_itself",
     "readers_outside",
     "same_sequence",
     "sequence_part",

@@ -12,6 +12,7 @@ from onnxopt.loops.steps import (
     Stack,
     Steps,
     find_steps,
+    needs_itself,
     readers_outside,
     same_sequence,
     sequence_part,
@@ -85,6 +86,8 @@ def _refusal(steps: Steps, stack: Stack, first: int, stacks: list[Stack], ctx: C
     """Why steps that are alike are not rolled; else their stacks are known then."""
     if not steps.states:
         return Refusal("the steps carry no state")
+    if not steps.elements:
+        return Refusal("the steps read no sequence")
     unfit = next((nodes[0] for nodes in steps.nodes if not is_recurrent(nodes[0])), None)
     if unfit is not None:
         return Refusal("{} does not run inside of a kernel", unfit.op_type, culprit=unfit)
@@ -106,7 +109,9 @@ def _refusal(steps: Steps, stack: Stack, first: int, stacks: list[Stack], ctx: C
     if stack not in steps.stacks:
         return Refusal("the steps are no nodes")
     outside = next((value for value, final in readers_outside(steps) if not final), None)
-    return None if outside is None else Refusal("'{}' is read elsewhere", outside.name, culprit=outside)
+    if outside is not None:
+        return Refusal("'{}' is read elsewhere", outside.name, culprit=outside)
+    return Refusal("what all steps read is computed from a step") if needs_itself(steps) else None
 
 
 class _Writer:
