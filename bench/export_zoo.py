@@ -414,6 +414,17 @@ ZOO: dict[str, Callable[[], Export]] = {
             hidden_size=512, num_hidden_layers=3, num_attention_heads=8, intermediate_size=2048, vocab_size=1000
         ),
     ),
+    # The loops over tokens of these are written out by the exporter, step by step.
+    "mamba": lambda: decoder(hf.MambaModel, hf.MambaConfig(num_hidden_layers=2, vocab_size=1000), "script"),
+    "rwkv": lambda: decoder(
+        hf.RwkvModel, hf.RwkvConfig(hidden_size=768, num_hidden_layers=2, vocab_size=1000), "script"
+    ),
+    "recurrentgemma": lambda: decoder(
+        hf.RecurrentGemmaModel,
+        hf.RecurrentGemmaConfig(
+            hidden_size=512, num_hidden_layers=3, num_attention_heads=8, intermediate_size=2048, vocab_size=1000
+        ),
+    ),
     "clipvision": lambda: vision(hf.CLIPVisionModel, hf.CLIPVisionConfig(num_hidden_layers=3)),
     "beit": lambda: vision(hf.BeitModel, hf.BeitConfig(num_hidden_layers=3, use_relative_position_bias=True)),
     "swinv2": lambda: vision(
