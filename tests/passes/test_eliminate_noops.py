@@ -174,6 +174,17 @@ def test_single_nodes(before: onnx.ModelProto, left: list[str]) -> None:
     assert_same(before, after, feed(), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("user", ["d = Sub(x, e)", "b = Cast<to=9>(x)\n d = Where(b, x, e)"])
+@pytest.mark.parametrize("other", ["y = Concat<axis=-1>(d, e)", "y = Mul(d, e)"])
+def test_an_expand_goes_for_all_or_for_none(user: str, other: str) -> None:
+    before = graph(f"e = Expand(c, k)\n {user}\n {other}", c=number(2, shape=(1, 5)), k=np.array([3, 5]))
+    after, _ = run_passes(before, *PASSES)
+    expanded = [node.output[0] for node in after.graph.node if node.op_type == "Expand"]
+    readers = [node.op_type for node in after.graph.node if set(expanded) & set(node.input)]
+    assert len(readers) == (2 if "Concat" in other else 0)
+    assert_same(before, after, feed())
+
+
 @pytest.mark.parametrize("sizes", [(1, 3), (3, 1), (3, 3), (0, 1)])
 @pytest.mark.parametrize(
     "body", ["e = Expand(z, s)\n y = Sub(x, e)", "b = Cast<to=9>(z)\n e = Expand(b, s)\n y = Where(e, x, c)"]

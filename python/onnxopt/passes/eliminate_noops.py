@@ -127,9 +127,19 @@ def _is_expanded_anyway(m: Match, expand: ir.Node, others: Sequence[ir.Value]) -
     return shape_rules.broadcast(shapes, [target, whole]) == whole
 
 
+def _stays(expand: ir.Node) -> bool:
+    """Whether an Expand is there for others as well: what it made is then read faster than broadcast again."""
+    users = [user for user, _ in expand.outputs[0].uses()]
+    return expand.outputs[0].is_graph_output() or any(
+        user.domain or user.op_type not in (*BROADCASTING, "Where") for user in users
+    )
+
+
 def _other_has_shape(m: Match) -> bool | Refusal:
     if m.root.inputs[0] is m.root.inputs[1]:
         return False
+    if _stays(m.node("expand")):
+        return Refusal("others read what it is expanded to", culprit=m.node("expand"))
     if _is_expanded_anyway(m, m.node("expand"), [m["x"]]):
         return True
     return Refusal("'{}' may be broadcast to another shape", m["x"].name, culprit=m.root)
@@ -147,7 +157,7 @@ def drop_expand_in_where(b: Builder, m: Match) -> ir.Value | None:
     inputs = list(m.root.inputs)
     for index, value in enumerate(inputs):
         expand = None if value is None else value.producer()
-        if expand is None or expand.op_type != "Expand" or expand.domain:
+        if expand is None or expand.op_type != "Expand" or expand.domain or _stays(expand):
             continue
         if _is_expanded_anyway(m, expand, [other for other in inputs if other is not None and other is not value]):
             return b.Where(*inputs[:index], expand.inputs[0], *inputs[index + 1 :])
