@@ -149,6 +149,17 @@ def test_two_stacks_of_the_same_steps() -> None:
     assert_same(before, after, {"x": RNG.standard_normal((2, 12, 4)).astype(np.float32)})
 
 
+def test_reshapes_that_add_the_dim_are_no_part_of_a_step() -> None:
+    before = written_out(average)
+    before.graph.initializer.append(onnx.numpy_helper.from_array(np.array([2, 1, 4]), "row"))
+    for node in before.graph.node:
+        if node.op_type == "Unsqueeze":
+            node.op_type, node.input[1] = "Reshape", "row"
+    after, _ = run_passes(before, PASS, target="cpu")
+    assert op_list(after) == ["Scan"]
+    assert_same(before, after, {"x": RNG.standard_normal((2, 12, 4)).astype(np.float32)})
+
+
 def test_part_of_a_longer_sequence() -> None:
     before = written_out(average, inputs="float[2,14,4] x")
     after, _ = run_passes(before, PASS, target="cpu")

@@ -73,7 +73,7 @@ def stack_of(node: ir.Node, ctx: Context) -> Stack | None:
         return None
     axis = attribute(node, "axis") % rank
     given = tuple(value for value in node.inputs if value is not None)
-    bare = [_before_unsqueeze(value, axis, rank) for value in given]
+    bare = [_before_unsqueeze(value, axis, rank, ctx) for value in given]
     if all(value is not None for value in bare):
         return Stack(node, tuple(value for value in bare if value is not None), axis, True)
     shapes = {ctx.shapes.shape(value) for value in given}
@@ -81,11 +81,17 @@ def stack_of(node: ir.Node, ctx: Context) -> Stack | None:
     return Stack(node, given, axis, False) if shape and not shapes and shape[axis] == 1 else None
 
 
-def _before_unsqueeze(value: ir.Value, axis: int, rank: int) -> ir.Value | None:
+def _before_unsqueeze(value: ir.Value, axis: int, rank: int, ctx: Context) -> ir.Value | None:
+    """What gets a dim of size 1 there to be stacked."""
     node = value.producer()
-    if node is None or node.op_type != "Unsqueeze" or node.domain:
+    source = None if node is None or node.domain else ir.input_at(node, 0)
+    if node is None or source is None:
         return None
-    return node.inputs[0] if constant_axes(node, 1, rank) == (axis,) else None
+    if node.op_type == "Unsqueeze":
+        return source if constant_axes(node, 1, rank) == (axis,) else None
+    before, after = ctx.shapes.static_shape(source), ctx.shapes.static_shape(value)
+    added = node.op_type == "Reshape" and before is not None and after == (*before[:axis], 1, *before[axis:])
+    return source if added else None
 
 
 def find_steps(stack: Stack, first: int, ctx: Context) -> Steps | Refusal:

@@ -68,13 +68,17 @@ def _joined(last: ir.Node, ctx: Context) -> tuple[Builder, ir.Value] | Refusal |
     if shape is None or not math.prod(shape):
         return Refusal("the shape of the tensor is not known")
     parts: list[_Part] = []
+    written = 0
     node: ir.Node | None = last
     while node is not None:
         part = _part(node, shape)
         if isinstance(part, Refusal):
             return part if len(parts) > 1 or node is last else Refusal("what is written before stays in part")
+        if parts and part.axis != parts[0].axis:
+            return Refusal("what is written before stays in part")
         parts.append(part)
-        if _is_full(parts, shape):
+        written += part.end - part.start
+        if written >= shape[part.axis]:
             break
         before = node.inputs[0].producer() if node.inputs[0] is not None else None
         node = before if before is not None and before.op_type in SCATTERS and _next_of(before) is node else None
@@ -89,10 +93,9 @@ def _joined(last: ir.Node, ctx: Context) -> tuple[Builder, ir.Value] | Refusal |
 
 def _is_full(parts: list[_Part], shape: tuple[int, ...]) -> bool:
     """Whether parts along one axis are all of a tensor and overlap nowhere."""
-    if len({part.axis for part in parts}) != 1 or sum(part.end - part.start for part in parts) != shape[parts[0].axis]:
-        return False
-    starts = sorted((part.start, part.end) for part in parts)
-    return all(end == start for (_, end), (start, _) in itertools.pairwise(starts))
+    spans = sorted((part.start, part.end) for part in parts)
+    joined = all(end == start for (_, end), (start, _) in itertools.pairwise(spans))
+    return joined and (spans[0][0], spans[-1][1]) == (0, shape[parts[0].axis])
 
 
 def _part(node: ir.Node, shape: tuple[int, ...]) -> _Part | Refusal:
