@@ -129,7 +129,7 @@ def test_a_run_with_a_budget_is_a_prefix_of_the_whole_run() -> None:
 
 def arithmetic() -> onnx.ModelProto:
     text = "a = Identity (x) b = Mul (a, two) c = Mul (b, two) d = Tanh (c) e = Exp (d) y = Neg (e)"
-    return helpers.model(f"g (float[N, 8] x) => (float[N, 8] y) {{ {text} }}", two=np.array(2, np.float32))
+    return helpers.model(f"g (float[N, 4096] x) => (float[N, 4096] y) {{ {text} }}", two=np.array(2, np.float32))
 
 
 def equal_initializers() -> onnx.ModelProto:
