@@ -16,8 +16,8 @@ import sys
 import time
 import traceback
 import warnings
-from pathlib import Path
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import onnx
