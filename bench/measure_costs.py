@@ -45,6 +45,7 @@ class Probe:
         cost: the cost at which the fusion is applied from this size on, and not at the size before it.
         pays_below: the fusion pays up to a size, not from a size on.
         fast_math: the fusion changes the order of sums.
+        quantized: what is measured are bytes instead of floats, not a fusion.
     """
 
     sizes: Sequence[int]
@@ -54,6 +55,7 @@ class Probe:
     cost: Callable[[int, int], float]
     pays_below: bool = False
     fast_math: bool = False
+    quantized: bool = False
 
 
 def model(text: str, **shapes: tuple[int, ...]) -> onnx.ModelProto:
@@ -171,6 +173,13 @@ def linear_recurrence(steps: int, elements: int) -> onnx.ModelProto:
     return model(text, h0=(elements,))
 
 
+def rounded_convolution(filters: int, side: int, channels: int = 64) -> onnx.ModelProto:
+    """A convolution of pixels whose channels lie side by side already."""
+    text = f"""(float[1, {side}, {side}, {channels}] x) => (float[1, {side}, {side}, {filters}] y) {{
+        a = Transpose <perm = [0, 3, 1, 2]> (x) b = Conv (a, w) y = Transpose <perm = [0, 2, 3, 1]> (b) }}"""
+    return model(text, w=(filters, channels, 1, 1))
+
+
 def first(size: int, _: int) -> float:
     return size
 
@@ -241,23 +250,31 @@ PROBES: Mapping[str, Probe] = {
         [1 << k for k in range(9)], functools.partial(linear_recurrence, 4096),
         {"chunked_steps": 0, "chunked_elements": NEVER}, {"chunked_steps": NEVER}, lambda size, before: before, pays_below=True, fast_math=True,
     ),
+    "rounding_work": Probe(
+        [1 << k for k in range(5, 13)], functools.partial(rounded_convolution, side=8),
+        {"rounding_work": 0, "rounding_element_work": 0}, {"rounding_work": NEVER}, lambda filters, before: filters * 64 * 8 * 8, quantized=True,
+    ),
+    # The filters are the multiplications for each element.
+    "rounding_element_work": Probe(
+        [2, 4, 6, 8, 12, 16, 24, 32, 48, 64], functools.partial(rounded_convolution, side=112),
+        {"rounding_work": 0, "rounding_element_work": 0}, {"rounding_work": NEVER}, first, quantized=True,
+    ),
 }  # fmt: skip
 
 
 def speed_of_fusion(made: onnx.ModelProto, probe: Probe, rounds: int, threads: int) -> float | None:
     """The speed with the fusion relative to without, the median of the rounds; None where both are the same model."""
-    target = Target.named("cpu")
-    models = [
-        onnxopt.optimize(
-            made,
-            target=dataclasses.replace(target, costs=target.costs.replaced(costs)),
-            options=onnxopt.Options(fast_math=probe.fast_math),
-        )
-        for costs in (probe.plain, probe.fused)
-    ]
+    inputs = random_inputs(made, dims={}, seed=0)
+    models = []
+    for costs in (probe.plain, probe.fused):
+        target = Target.named("cpu")
+        target = dataclasses.replace(target, costs=target.costs.replaced(costs))
+        if probe.quantized:
+            models.append(onnxopt.quantize(made, calibration=[inputs], target=target))
+        else:
+            models.append(onnxopt.optimize(made, target=target, options=onnxopt.Options(fast_math=probe.fast_math)))
     if models[0] == models[1]:
         return None
-    inputs = random_inputs(made, dims={}, seed=0)
     plain, fused = (functools.partial(onnxopt.session(one, threads=threads).run, None, inputs) for one in models)
     return statistics.median(itertools.islice(bench.ratios(plain, fused, bench.BURST_SECONDS / 2), rounds))
 

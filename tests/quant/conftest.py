@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from onnxopt.quant import regions
+from helpers import set_costs
 
 
 @pytest.fixture(autouse=True)
 def every_region_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     """Making bytes of floats costs nothing."""
-    monkeypatch.setattr(regions, "ROUNDING_WORK", 0)
-    monkeypatch.setattr(regions, "ROUNDING_ELEMENT", 0)
+    set_costs(monkeypatch, rounding_work=0, rounding_element_work=0)

@@ -9,13 +9,12 @@ from helpers import model
 from onnxopt import ir
 from onnxopt.quant.placement import place
 from onnxopt.quant.regions import too_small
+from onnxopt.runtime.costs import Costs
 
 RNG = np.random.default_rng(0)
 
 
-@pytest.fixture
-def every_region_pays() -> None:
-    """Not here: what is measured decides."""
+COSTS = Costs.of("cpu").replaced({"rounding_work": 1_000_000, "rounding_element_work": 7})
 
 
 def found(body: str, channels: int, size: str = "16,16") -> list[str]:
@@ -25,7 +24,7 @@ def found(body: str, channels: int, size: str = "16,16") -> list[str]:
     )
     shapes = ir.ShapeEnv(loaded)
     shapes.infer_model()
-    small = too_small(place(loaded, shapes, epilogues=True), shapes)
+    small = too_small(place(loaded, shapes, epilogues=True), shapes, COSTS)
     return [node.outputs[0].name or "" for node in loaded.graph if ir.node_name(node) in small]
 
 

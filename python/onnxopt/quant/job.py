@@ -34,6 +34,7 @@ from onnxopt.quant.regions import too_small
 from onnxopt.quant.result import ActivationResult, LayerResult, MetricResult, Quantization
 from onnxopt.quant.search import Candidate, search
 from onnxopt.quant.weights import QuantizedMatrix, quantize_columns
+from onnxopt.runtime.target import Target
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -57,7 +58,7 @@ class Task:
     """What every run is told: the arguments of `quantize` of these names."""
 
     format: str
-    target: str
+    target: Target
     dims: dict[str, int | tuple[int, int]]
     keep: frozenset[str]
     tick: Callable[..., object]
@@ -98,7 +99,7 @@ class Job:
     """Of weights that become integers alone."""
 
     def _context(self) -> Context:
-        return Context(self.model, target=PassManager(self.target).target, options=self.options)
+        return Context(self.model, target=self.target, options=self.options)
 
     def _place(self) -> None:
         """Find the layers, and the activations that become bytes."""
@@ -191,8 +192,8 @@ class Job:
         sized = ir.ShapeEnv(self.model, {**samples.sizes(self.model, self.kept[0]), **self.options.dims})
         sized.infer_model()
         self.layers = layers.describe(self._nodes(), sized)
-        if self.format == "fused" and self.target == "cpu":
-            self.small = too_small(self._placement(self._context(), self.keep), sized)
+        if self.format == "fused" and self.target.name == "cpu":
+            self.small = too_small(self._placement(self._context(), self.keep), sized, self.target.costs)
 
     def _functions(self) -> dict[str, ranges.Function]:
         """Of activations that are rounded before something is computed of them element by element: what that is."""
@@ -374,7 +375,14 @@ class Job:
 
     def _key(self, metric: str) -> str:
         """A text that stands for all that measurements depend on."""
-        parts = [__version__, ir.fingerprint(self.model), self._digest.hexdigest(), self.format, self.target, metric]
+        parts = [
+            __version__,
+            ir.fingerprint(self.model),
+            self._digest.hexdigest(),
+            self.format,
+            repr(self.target),
+            metric,
+        ]
         if self.form is not None:
             parts.append(repr(self.form))
         limits = sorted(self.options.ranges.items())

@@ -13,6 +13,7 @@ from onnxopt.quant.blocks import WeightFormat
 from onnxopt.quant.budget import Budget, Metric
 from onnxopt.quant.job import Job, Task
 from onnxopt.quant.result import Quantization
+from onnxopt.runtime.target import Target
 
 FORMATS = ("fused", "qdq")
 ROUNDINGS = ("nearest", "adaptive")
@@ -26,7 +27,7 @@ def quantize(
     calibration: samples.Source | None = None,
     format: str = "fused",
     method: str = "mse",
-    target: str = "cpu",
+    target: Target | str = "cpu",
     smooth: bool = True,
     bias_correction: bool = True,
     rounding: str = "nearest",
@@ -84,7 +85,8 @@ def quantize(
     budget = _budget(max_drop, metric, calibration)
     original = ir.load_copy(model) if calibration is not None else None
     loaded = ir.load(model)
-    task = Task(format, target, dict(dims or {}), frozenset(keep), tick)
+    aim = Target.named(target) if isinstance(target, str) else target
+    task = Task(format, aim, dict(dims or {}), frozenset(keep), tick)
     if weights is None:
         job = Job(loaded, task, smooth=smooth, bias_correction=bias_correction, adaptive=rounding == "adaptive")
     else:

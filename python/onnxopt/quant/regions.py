@@ -7,13 +7,10 @@ import math
 from onnxopt import ir
 from onnxopt.inspection import node_flops
 from onnxopt.quant.placement import CONVOLUTIONS, Placement, makers_of
-
-ROUNDING_WORK, ROUNDING_ELEMENT = 1_000_000, 7
-"""Multiplications of convolutions that save what a QuantizeLinear takes, and those for each of its elements: of PP-OCR's classifier, where
-convolutions of 1.2 million take 20 instead of 29 us, and a QuantizeLinear 7 us and 0.05 ns for each element."""
+from onnxopt.runtime.costs import Costs
 
 
-def too_small(placement: Placement, shapes: ir.ShapeEnv) -> frozenset[str]:
+def too_small(placement: Placement, shapes: ir.ShapeEnv, costs: Costs) -> frozenset[str]:
     """The names of convolutions whose region, as far as bytes go from one to the next, has fewer multiplications than it takes to make its
     bytes of floats. `shapes` are those of a sample; regions of unknown size are none of them.
     """
@@ -30,7 +27,9 @@ def too_small(placement: Placement, shapes: ir.ShapeEnv) -> frozenset[str]:
     read = {(regions.of(node), node.inputs[0]) for node in placement.fresh}
     for region, value in read:
         shape = None if value is None else shapes.static_shape(value)
-        price[region] = price.get(region, 0.0) + ROUNDING_WORK + ROUNDING_ELEMENT * math.prod(shape or ())
+        price[region] = (
+            price.get(region, 0.0) + costs.rounding_work + costs.rounding_element_work * math.prod(shape or ())
+        )
     return frozenset(
         ir.node_name(node)
         for node in placement.nodes

@@ -37,6 +37,8 @@ class Costs:
     gru_hidden: int
     chunked_steps: int
     chunked_elements: int
+    rounding_work: int
+    rounding_element_work: int
 
     @staticmethod
     @functools.cache
