@@ -247,14 +247,17 @@ class RandomSteps:
         self.rng = np.random.default_rng(seed)
         self.states = [f"s{index}_" for index in range(self.rng.integers(1, 4))]
         self.axis = {"x": int(self.rng.integers(0, 3)), "z": 1}
-        self.plan = [self._choice() for _ in range(self.rng.integers(2, 8))]
+        self.plan: list[tuple[str, str, str]] = []
+        for _ in range(self.rng.integers(2, 8)):
+            self.plan.append(self._choice())
+        self.plan.append(("Add", self.states[0], f"t{len(self.plan) - 1}_"))
         self.updated = self.rng.choice(len(self.plan), len(self.states))
-        self.stacked = self.rng.choice(len(self.plan), self.rng.integers(1, 3), replace=False)
+        self.stacked = sorted({len(self.plan) - 1, int(self.rng.integers(0, len(self.plan)))})
         self.reads_last = bool(self.rng.integers(0, 2))
 
     def _choice(self) -> tuple[str, str, str]:
         op_type = str(self.rng.choice(["Add", "Sub", "Mul", "Tanh", "Sigmoid", "MatMul"]))
-        sources = ["x", "z", "back", *self.states, *(f"t{index}_" for index in range(len(getattr(self, "plan", []))))]
+        sources = ["x", "z", "back", *self.states, *(f"t{index}_" for index in range(len(self.plan)))]
         return op_type, str(self.rng.choice(sources)), str(self.rng.choice(sources))
 
     def _operand(self, name: str, step: int, made: int) -> str:
@@ -315,4 +318,4 @@ def test_random_steps(batch: int) -> None:
                 assert_same(before, after, feeds, rtol=1e-4, atol=1e-5, library=library)
             except Exception as error:
                 raise AssertionError(f"seed {seed}: {error}") from error
-    assert rolled >= 3
+    assert rolled >= 8

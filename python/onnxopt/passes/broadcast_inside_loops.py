@@ -51,9 +51,8 @@ def _region(one: ScanInput, loop: Loop, ctx: Context) -> list[ir.Node]:
         found[node] = None
         stack += [operand for operand in node.inputs if operand is not None]
     kept: set[ir.Node] = set()
-    for node in reversed(
-        found
-    ):  # what grows, and what is made of that; the rest is computed as quickly before the loop
+    # What grows, and what is made of that: the rest is computed as quickly before the loop.
+    for node in reversed(found):
         makers = {operand.producer() for operand in node.inputs if operand is not None}
         if makers & kept or _grows(node, one, ctx):
             kept.add(node)

@@ -59,9 +59,13 @@ class RollSteps(Pass):
         refusal: Refusal | None = None
         for first in (0, 1):
             steps = find_steps(stack, first, ctx)
-            unfit = steps if isinstance(steps, Refusal) else _refusal(steps, stack, first, stacks, ctx)
-            if isinstance(steps, Steps) and unfit is None:
-                return self._apply(_Writer(steps, ctx, stack.node), first, ctx)
+            if isinstance(steps, Steps):
+                steps.stacks = [one for one in stacks if _stacks(one, steps, first)]
+                unfit = _refusal(steps, stack, ctx)
+                if unfit is None:
+                    return self._apply(_Writer(steps, ctx, stack.node), first, ctx)
+            else:
+                unfit = steps
             refusal = refusal or unfit
         if refusal is not None:
             ctx.log.refused(self.name, stack.node, refusal, 1)
@@ -82,8 +86,16 @@ class RollSteps(Pass):
         return True
 
 
-def _refusal(steps: Steps, stack: Stack, first: int, stacks: list[Stack], ctx: Context) -> Refusal | None:
-    """Why steps that are alike are not rolled; else their stacks are known then."""
+def _stacks(stack: Stack, steps: Steps, first: int) -> bool:
+    """Whether a stack is one of what nodes of the steps make, behind values from elsewhere before the first."""
+    if len(stack.row) != steps.count + first:
+        return False
+    makers = tuple(value.producer() for value in stack.row[first:])
+    return makers in steps.nodes
+
+
+def _refusal(steps: Steps, stack: Stack, ctx: Context) -> Refusal | None:
+    """Why steps that are alike are not rolled."""
     if not steps.states:
         return Refusal("the steps carry no state")
     if not steps.elements:
@@ -101,11 +113,6 @@ def _refusal(steps: Steps, stack: Stack, first: int, stacks: list[Stack], ctx: C
         start, end = sequence_part(element, steps.count)
         if start < 0 or not isinstance(size, int) or end > size:
             return Refusal("the sequence has fewer elements than there are steps", culprit=row[0])
-    rows = {nodes[0]: nodes for nodes in steps.nodes}
-    for one in stacks:
-        made = rows.get(one.row[first].producer()) if len(one.row) == steps.count + first else None  # type: ignore[arg-type]
-        if made is not None and [value.producer() for value in one.row[first:]] == list(made):
-            steps.stacks.append(one)
     if stack not in steps.stacks:
         return Refusal("the steps are no nodes")
     outside = next((value for value, final in readers_outside(steps) if not final), None)

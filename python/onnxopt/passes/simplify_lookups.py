@@ -18,8 +18,6 @@ INDEX_TYPES = frozenset({ir.DataType.INT32, ir.DataType.INT64})
 CLIP_OPSET = 12
 """Since then Clip takes integers."""
 
-"""Since then Squeeze takes its axes as an input."""
-
 
 def _table(value: ir.Value | None, ctx: Context) -> ir.TensorProtocol | None:
     """A constant matrix of floats, small enough for what is computed of it to be folded."""

@@ -14,8 +14,6 @@ from onnxopt.passes.base import Context, Pass, PassResult, register_pass
 from onnxopt.rewrite.patch import Builder
 from onnxopt.rewrite.rules import Refusal
 
-"""The opset from which Unsqueeze takes its axes as an input."""
-
 PAYING_NODES = 64
 """Nodes up to which a loop is written out unasked: each iteration of a loop costs the runtime about what a few nodes do, and what is known
 of a single iteration often folds; more nodes than this make a model longer to load than its runs get shorter."""
