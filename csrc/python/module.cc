@@ -14,6 +14,7 @@
 #include "csrc/ops/op.h"
 #include "csrc/python/dlpack.h"
 #include "csrc/python/panels.h"
+#include "csrc/python/products.h"
 #include "csrc/registry.h"
 #include "python/onnxopt/include/onnxopt/kernel.h"
 
@@ -462,6 +463,36 @@ void write_panels(int file, const py::array& array, std::size_t width, std::size
   throw py::error_already_set();
 }
 
+/// The axes of weights, and how a factor that broadcasts to them goes along.
+std::vector<products::Axis> broadcast_axes(const py::array& weights, const py::array& factor) {
+  const py::ssize_t extra = weights.ndim() - factor.ndim();
+  if (extra < 0) throw py::value_error("The factor has more axes than the weights.");
+  std::vector<products::Axis> axes(static_cast<std::size_t>(weights.ndim()));
+  std::size_t step = 1;
+  for (py::ssize_t axis = weights.ndim() - 1; axis >= 0; --axis) {
+    const py::ssize_t size = axis < extra ? 1 : factor.shape(axis - extra);
+    if (size != 1 && size != weights.shape(axis)) throw py::value_error("The factor does not broadcast to the weights.");
+    axes[static_cast<std::size_t>(axis)] = {static_cast<std::size_t>(weights.shape(axis)), size == 1 ? 0 : step};
+    step *= static_cast<std::size_t>(size);
+  }
+  return axes;
+}
+
+py::object multiply_weights(const py::array& weights, const py::array_t<double, py::array::c_style>& factor) {
+  const auto usual = py::dtype::of<float>();
+  if (!weights.dtype().is(usual) && !weights.dtype().equal(usual)) throw py::value_error("The weights are not float32.");
+  if (!(weights.flags() & py::array::c_style)) throw py::value_error("The weights do not lie in order.");
+  const std::vector<products::Axis> axes = products::merged(broadcast_axes(weights, factor));
+  py::array result(usual, std::vector<py::ssize_t>(weights.shape(), weights.shape() + weights.ndim()));
+  const auto* source = static_cast<const std::byte*>(weights.data());
+  auto* target = static_cast<float*>(result.mutable_data());
+  const bool finite = [&] {
+    const py::gil_scoped_release release;
+    return weights.size() == 0 || products::multiply(source, factor.data(), axes, target);
+  }();
+  return finite ? py::object(result) : py::none();
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
@@ -497,6 +528,10 @@ PYBIND11_MODULE(_native, module) {
   module.def("refusal", &refusal, py::arg("op"), py::arg("attributes"), py::arg("variant"),
              "Why a variant takes no node of such attributes; empty where it does.");
   module.def("load_kernels", &load_kernels, py::arg("path"), "Make the kernels of a library of the user's known, for good.");
+  module.def(
+      "multiply_weights", &multiply_weights, py::arg("weights"), py::arg("factor"),
+      "Weights of float32 times a factor that broadcasts to them, multiplied in float64 and rounded once; None where a product "
+      "is not finite.");
   module.def("make_panels", &make_panels, py::arg("array"), py::arg("width"),
              "Constants [columns, rows, taps] as panels [ceil(columns / width), taps, rows, width], missing columns being zero.");
   module.def("write_panels", &write_panels, py::arg("file"), py::arg("array"), py::arg("width"), py::arg("block_bytes"),

@@ -83,10 +83,40 @@ def test_small_models_stay_byte_for_byte() -> None:
     assert wire.split(data) == data
 
 
-def test_typed_data_stays() -> None:
+def _with_initializer(tensor: onnx.TensorProto | bytes) -> bytes:
+    """A model with one initializer, whose bytes may be any."""
     model = helpers.model("g (float[1] x) => (float[N] y) { y = Add (x, w) }")
-    model.graph.initializer.append(onnx.helper.make_tensor("w", 1, LARGE.shape, LARGE.tolist()))
-    data = model.SerializeToString()
+    model.ClearField("graph")
+    payload = tensor if isinstance(tensor, bytes) else tensor.SerializeToString()
+    graph = wire.field(5, len(payload)) + payload
+    return model.SerializeToString() + wire.field(7, len(graph)) + graph
+
+
+@pytest.mark.parametrize(("data_type", "kind"), [(onnx.TensorProto.FLOAT, "<f4"), (onnx.TensorProto.DOUBLE, "<f8")])
+def test_elements_that_lie_as_bytes_do_are_found(data_type: int, kind: str) -> None:
+    data = _with_initializer(onnx.helper.make_tensor("w", data_type, LARGE.shape, LARGE.tolist()))
+    ((offset, length),) = _ranges(wire.split(data)).values()
+    assert np.array_equal(np.frombuffer(data[offset : offset + length], kind), LARGE)
+
+
+_ONE_BY_ONE = b"".join(wire.varint(4 << 3 | 5) + one.tobytes() for one in LARGE)
+_TYPED = onnx.helper.make_tensor("w", onnx.TensorProto.FLOAT, LARGE.shape, LARGE.tolist()).SerializeToString()
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        pytest.param(onnx.helper.make_tensor("w", onnx.TensorProto.INT64, LARGE.shape, LARGE.tolist()), id="numbers"),
+        pytest.param(onnx.helper.make_tensor("w", onnx.TensorProto.COMPLEX64, LARGE.shape, LARGE.tolist()), id="pairs"),
+        pytest.param(
+            onnx.TensorProto(data_type=1, dims=LARGE.shape).SerializeToString() + _ONE_BY_ONE, id="one by one"
+        ),
+        pytest.param(_TYPED + _TYPED, id="two pieces"),
+        pytest.param(_TYPED + _tensor("w").SerializeToString(), id="two kinds"),
+    ],
+)
+def test_elements_that_do_not_stay(tensor: onnx.TensorProto | bytes) -> None:
+    data = _with_initializer(tensor)
     assert wire.split(data) == data
 
 

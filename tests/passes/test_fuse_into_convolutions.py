@@ -351,4 +351,5 @@ def test_inside_a_branch() -> None:
 @pytest.mark.parametrize("shape", [(1, 300, 70, 9), (3, 129, 40, 1), (64, 1, 1, 25), (1, 2, 5000, 1)])
 def test_sums_are_the_same_however_many_rows_are_taken_at_once(shape: tuple[int, ...]) -> None:
     blocks, factor = randoms(*shape), randoms(shape[0], 1, shape[2], 1).astype(np.float64)
-    assert np.array_equal(_sums_of_products(blocks, factor), (blocks * factor).sum(axis=(2, 3)))
+    sums = (blocks * factor).sum(axis=(2, 3))
+    assert np.allclose(_sums_of_products(blocks, factor).reshape(sums.shape), sums, rtol=1e-12, atol=1e-12)

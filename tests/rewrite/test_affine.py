@@ -17,6 +17,7 @@ from onnxopt.rewrite.affine import (
     affine_of,
     may_copy,
     rounded,
+    scaled,
     scaled_weights,
 )
 from onnxopt.rewrite.patch import Builder
@@ -102,9 +103,28 @@ def test_scaled_weights_are_rounded_once(dtype: type) -> None:
     factor = RNG.uniform(0.3, 3, (5, 1))
     kind = {np.float16: "float16", np.float32: "float", np.float64: "double"}[dtype]
     b, w = weights_of(helpers.model(f"g ({kind}[5] x) => (y) {{ y = MatMul(x, w) }}", w=weights))
-    scaled = scaled_weights(b, w, factor)
-    assert isinstance(scaled, ir.Value)
-    np.testing.assert_array_equal(ir.small_array(scaled), (weights.astype(np.float64) * factor).astype(dtype))
+    made = scaled_weights(b, w, factor)
+    assert isinstance(made, ir.Value)
+    np.testing.assert_array_equal(ir.small_array(made), (weights.astype(np.float64) * factor).astype(dtype))
+
+
+@pytest.mark.parametrize(
+    ("shape", "factor"),
+    [
+        ((2, 4, 3, 9), (2, 4, 1, 1)),
+        ((2, 4, 3, 9), (2, 1, 3, 1)),
+        ((4, 3), (3,)),
+        ((4, 3), (4, 3)),
+        ((4, 3), ()),
+        ((1, 4, 1), (1,)),
+        ((0, 3), (3,)),
+    ],
+)
+def test_factors_broadcast_to_weights(shape: tuple[int, ...], factor: tuple[int, ...]) -> None:
+    weights, numbers = RNG.standard_normal(shape).astype(np.float32), RNG.standard_normal(factor)
+    tensor = scaled(weights, numbers, ir.DataType.FLOAT, shape)
+    assert tensor is not None
+    np.testing.assert_array_equal(tensor.numpy(), (weights * numbers).astype(np.float32))
 
 
 @pytest.mark.parametrize(
@@ -123,6 +143,7 @@ def test_scaled_weights_are_rounded_once(dtype: type) -> None:
 def test_weights_that_the_type_cannot_hold_are_refused(weights: np.ndarray, factor: float, fits: bool) -> None:
     dtype = ir.DataType.FLOAT if weights.dtype == np.float32 else ir.DataType.FLOAT16
     assert (rounded(weights.astype(np.float64) * factor, dtype) is not None) is fits
+    assert (scaled(weights, np.array(factor), dtype, weights.shape) is not None) is fits
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,14 @@ from onnxopt.ir.constants import SMALL_ELEMENTS, constant, integers, scalar, sma
 from onnxopt.ir.equations import read_equation
 from onnxopt.ir.fingerprint import fingerprint
 from onnxopt.ir.graphsurgeon import apply_graphsurgeon, from_graphsurgeon, to_graphsurgeon
-from onnxopt.ir.lazy import ScaledTensor, StreamedTensor, TransposedTensor, can_stream_transpose, is_streamed
+from onnxopt.ir.lazy import (
+    ScaledTensor,
+    StreamedTensor,
+    TransposedTensor,
+    can_stream_transpose,
+    is_streamed,
+    multiply_weights,
+)
 from onnxopt.ir.load import load, load_copy, without_collector
 from onnxopt.ir.mapped import MappedTensor
 from onnxopt.ir.nodes import (
@@ -137,6 +144,7 @@ __all__ = [
     "load_copy",
     "make_attribute",
     "make_node",
+    "multiply_weights",
     "node_name",
     "node_to_proto",
     "nodes_of",

@@ -106,6 +106,13 @@ def make_panels(array: np.ndarray, width: int) -> np.ndarray:
     return made
 
 
+def multiply_weights(weights: np.ndarray, factor: np.ndarray) -> np.ndarray | None:
+    """float32 weights that lie in order times a factor that broadcasts to them, multiplied in float64 and rounded once: the products
+    of all weights in float64 never lie in memory. None where one is not finite."""
+    made: np.ndarray | None = _native().multiply_weights(weights, factor)
+    return made
+
+
 def write_panels(target: BinaryIO, array: np.ndarray, width: int, block_bytes: int | None = None) -> None:
     """Append what `make_panels` makes to an unbuffered file, a block of about `block_bytes` (`BLOCK_BYTES`) at a time.
 

@@ -1,6 +1,7 @@
 """Protobuf's wire format around an ONNX model: finding large tensors in a file without parsing it, and splicing them back.
 
-A tensor's `raw_data` is a byte range of the .onnx file. `split` walks only length-delimited fields that are large enough to hold
+A tensor's `raw_data` is a byte range of the .onnx file, and so is `float_data` or `double_data`, whose elements lie packed as they do
+there. `split` walks only length-delimited fields that are large enough to hold
 one, and copies everything else into a skeleton whose large tensors point at their range.
 
 Source: https://protobuf.dev/programming-guides/encoding/ and onnx.proto for the field numbers.
@@ -10,6 +11,8 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable
+
+import onnx
 
 from onnxopt.errors import ModelError
 
@@ -22,7 +25,10 @@ LARGE_BYTES = 4096
 Buffer = bytes | mmap.mmap
 
 _LENGTH_DELIMITED = 2
+_DATA_TYPE = 2
 _RAW_DATA = 9
+_PACKED_DATA = {4: onnx.TensorProto.FLOAT, 10: onnx.TensorProto.DOUBLE}
+"""Fields of one element after the other, and the type of tensors whose elements these are (those of complex numbers are pairs)."""
 _DATA_LOCATION = 14
 _EXTERNAL_DATA = 13
 # message: {field number: message type of that field}; fields that can hold a tensor, and nothing else, are walked.
@@ -128,22 +134,32 @@ def _skip(buffer: Buffer, position: int, end: int, kind: int) -> tuple[int, int]
 
 
 def _tensor(buffer: Buffer, start: int, end: int, _: int) -> list[bytes]:
-    """A TensorProto with its raw_data replaced by external_data entries that name its range; one without raw_data as it is."""
-    parts: list[bytes] = []
-    kept = position = start
-    found: tuple[int, int] | None = None
+    """A TensorProto with its data replaced by external_data entries that name its range; one whose data is no one range of bytes as
+    it is."""
+    position = start
+    data_type = 0
+    found: list[tuple[int, int, int, int]] = []
     while position < end:
         field_start = position
         tag, position = _read_varint(buffer, position, end)
+        value = position
         position, payload = _skip(buffer, position, end, tag & 7)
-        if tag >> 3 == _RAW_DATA and payload >= 0 and position - payload >= LARGE_BYTES:
-            found = (payload, position - payload)
-            parts.append(buffer[kept:field_start])
-            kept = position
-    parts.append(buffer[kept:end])
-    if found is not None:
-        parts.append(external_entries(INSIDE, *found))
-    return parts
+        number = tag >> 3
+        if number == _DATA_TYPE and payload < 0:
+            data_type = _read_varint(buffer, value, end)[0]
+        elif number == _RAW_DATA or number in _PACKED_DATA:
+            found.append((number, field_start, payload, position))
+    if len(found) != 1:
+        return [buffer[start:end]]
+    ((number, field_start, payload, position),) = found
+    is_range = number == _RAW_DATA or _PACKED_DATA[number] == data_type
+    if not is_range or payload < 0 or position - payload < LARGE_BYTES:
+        return [buffer[start:end]]
+    return [
+        buffer[start:field_start],
+        buffer[position:end],
+        external_entries(INSIDE, payload, position - payload),
+    ]
 
 
 def external_entries(location: str, offset: int, length: int) -> bytes:

@@ -201,19 +201,17 @@ def _bias_of_shift(m: Match, weights: _Weights, affine: Affine) -> np.ndarray | 
 
 
 BLOCK_ELEMENTS = 1 << 13
-"""Products that lie in memory at once: their place is the same cache lines for every block, not new pages for every convolution."""
+"""Weights that lie in memory as float64 at once: their place is the same cache lines for every block, not new pages for every convolution."""
 
 
 def _sums_of_products(blocks: np.ndarray, factor: np.ndarray) -> np.ndarray:
     """(blocks * factor).sum(axis=(2, 3)) where the factor has one row: a few rows at a time."""
     groups, rows, columns, kernel = blocks.shape
     step = max(BLOCK_ELEMENTS // (groups * columns * kernel), 1)
-    if step >= rows:
-        return np.asarray((blocks * factor).sum(axis=(2, 3)))
-    sums = np.empty((groups, rows))
+    sums = np.empty((groups, rows, 1))
     for start in range(0, rows, step):
         part = slice(start, start + step)
-        (blocks[:, part] * factor).sum(axis=(2, 3), out=sums[:, part])
+        np.matmul(blocks[:, part].sum(axis=3, dtype=np.float64), factor[:, 0], out=sums[:, part])
     return sums
 
 

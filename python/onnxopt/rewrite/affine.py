@@ -195,10 +195,8 @@ def scaled(
     where the element type cannot hold it."""
     if dtype is not ir.DataType.FLOAT:
         return rounded((weights.astype(np.float64) * factor).reshape(shape), dtype)
-    result = np.empty(weights.shape, np.float32)  # the products of all weights in float64 never lie in memory
-    with np.errstate(over="ignore"):
-        np.multiply(weights, factor, out=result, casting="same_kind")
-    return ir.tensor_of(result.reshape(shape), dtype) if np.isfinite(result).all() else None
+    result = ir.multiply_weights(np.ascontiguousarray(weights), factor)
+    return None if result is None else ir.tensor_of(result.reshape(shape), dtype)
 
 
 def rounded(exact: np.ndarray, dtype: ir.DataType) -> ir.TensorProtocol | None:
