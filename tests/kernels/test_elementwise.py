@@ -146,8 +146,8 @@ def result_of(name: str) -> str:
     )
 
 
-DIVIDING = ("sigmoid", "tanh", "silu", "mish", "gelu_tanh")
-"""Where a variant may divide by an estimated reciprocal; each is within the bounds above."""
+APPROXIMATED = ("sigmoid", "tanh", "silu", "mish", "gelu_tanh", "erf")
+"""Where a variant may divide by an estimated reciprocal or look coefficients up; `test_elementwise_accuracy` bounds each."""
 
 
 @pytest.mark.parametrize(("op", "operands", "literals"), FLOAT_OPS)
@@ -160,9 +160,11 @@ def test_vector_variants_give_the_same_bits(op: str, operands: int, literals: in
         run_one(op, *inputs, parameters=parameters_of(literals), result=result_of(op), variant=v) for v in vectors
     )
     for other in others:
-        if op in DIVIDING:
+        if op in APPROXIMATED:
             with np.errstate(over="ignore"):
                 np.testing.assert_array_almost_equal_nulp(np.nan_to_num(other), np.nan_to_num(first), 4)
+        elif op == "gelu":  # whose far tail is as good as its operand
+            np.testing.assert_allclose(other, first, rtol=2**-22, atol=2**-24)
         else:
             assert_same_bits(other, first)
 

@@ -18,6 +18,7 @@ struct V {
   static constexpr int kPack = 2;
   static constexpr int kMatrixRows = 6, kMatrixPanels = 1;
   static constexpr bool kHalves = false;
+  static constexpr bool kTables = false;
 
   static F set1(float x) { return _mm256_set1_ps(x); }
   static F load(const float* p) { return _mm256_loadu_ps(p); }

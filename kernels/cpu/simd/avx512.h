@@ -18,6 +18,7 @@ struct V {
   static constexpr int kPack = 8;
   static constexpr int kMatrixRows = 12, kMatrixPanels = 2;
   static constexpr bool kHalves = true;  // whether half a vector may take less time
+  static constexpr bool kTables = true;  // whether elements of a table are fetched as fast as numbers are multiplied
 
   static F set1(float x) { return _mm512_set1_ps(x); }
   static F load(const float* p) { return _mm512_loadu_ps(p); }
@@ -50,6 +51,16 @@ struct V {
   static F sqrt(F x) { return _mm512_sqrt_ps(x); }
   /// Element lanes[i] of x for each i.
   static F permute(F x, const std::int32_t* lanes) { return _mm512_permutexvar_ps(_mm512_loadu_si512(lanes), x); }
+  /// For each element the one of a table that the lowest bits of its own say.
+  static F lookup(const float (&table)[16], F x) { return _mm512_permutexvar_ps(_mm512_castps_si512(x), _mm512_load_ps(table)); }
+  static F lookup(const float (&table)[32], F x) {
+    return _mm512_permutex2var_ps(_mm512_load_ps(table), _mm512_castps_si512(x), _mm512_load_ps(table + 16));
+  }
+  /// Bits of which the lowest four say in which half of which octave x lies, up to 16; what is below 2^-4 is taken to be 2^-4.
+  static F half_octave(F x) {
+    constexpr int kLeast = 0x3d800000, kShift = 22;
+    return _mm512_castsi512_ps(_mm512_srli_epi32(_mm512_max_epi32(_mm512_castps_si512(x), _mm512_set1_epi32(kLeast)), kShift));
+  }
   static F min(F a, F b) { return _mm512_min_ps(a, b); }
   static F max(F a, F b) { return _mm512_max_ps(a, b); }
   static F abs(F x) { return _mm512_abs_ps(x); }

@@ -1,6 +1,6 @@
 """Fit the polynomials of `functions.h`: weighted least squares, reweighted towards the minimax solution (Lawson's algorithm).
 
-Run it to print the coefficients, lowest degree first, and the relative error of each fit before rounding.
+Run it to print the coefficients, lowest degree first, and the relative error of each fit before rounding, and to write `tables.h`.
 Source of the method: C. L. Lawson, "Contributions to the theory of linear least maximum approximation", 1961.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
@@ -28,6 +29,8 @@ def fit(x: np.ndarray, target: np.ndarray, weight: np.ndarray, degree: int) -> t
         if error.max() < lowest:
             best, lowest = solution, float(error.max())
         lawson = lawson * error
+        if not lawson.any():  # as good as float64 is
+            break
         lawson /= lawson.sum()
     return best / largest ** np.arange(degree + 1), lowest
 
@@ -68,6 +71,96 @@ def main() -> None:
     f = f[np.abs(f) > 1e-3]
     log_p = (np.log1p(f) - f + f * f / 2) / f**3
     report("log(1 + f) = f - f^2/2 + f^3 p(f)", *fit(f, log_p, np.abs(f**3 / np.log1p(f)), 7))
+
+    Path(__file__).with_name("tables.h").write_text(tables())
+
+
+# --- tables: a polynomial of the distance to the middle of an interval for each of them -----------------------------
+HALF_OCTAVES = [2.0**octave * half for octave in range(-4, 4) for half in (1, 1.5)]
+TANH_END = 9.25
+ERF_SPACING = 33 / 256
+TAIL_SPACING = 1 / 4
+POINTS = 32
+
+
+def tables() -> str:
+    """The text of `tables.h`. Coefficients [degree, interval]."""
+    middles, tanh = np.zeros(len(HALF_OCTAVES)), np.zeros((7, len(HALF_OCTAVES)))
+    for low, high in zip(HALF_OCTAVES, [*HALF_OCTAVES[1:], 16.0], strict=True):
+        entry = int(np.float32(low).view(np.uint32)) >> 22 & 15
+        if low == HALF_OCTAVES[0]:  # this one begins at 0
+            tanh[1:, entry] = _odd(np.tanh, 1.0, high, 6)
+        elif low < TANH_END:
+            middles[entry] = (low + min(high, TANH_END)) / 2
+            tanh[:, entry] = _near(np.tanh, middles[entry], min(high, TANH_END) - middles[entry], 6)
+
+    erf = np.zeros((6, POINTS))
+    erf[1:, 0] = _odd(lambda t: each(math.erf, t), 2 / math.sqrt(math.pi), ERF_SPACING / 2, 5)
+    tail = np.zeros((6, POINTS))
+    tail[:, 0] = _near(_normal_tail, 0, TAIL_SPACING / 2, 5)
+    for point in range(1, POINTS):
+        erf[:, point] = _near(lambda t: each(math.erf, t), point * ERF_SPACING, ERF_SPACING / 2, 5)
+        if point < POINTS - 1:
+            tail[:, point] = _near(_normal_tail, point * TAIL_SPACING, TAIL_SPACING / 2, 5)
+    erf[1] -= 1
+    return "\n".join(
+        [
+            "// Polynomials of tanh, erf and the normal distribution's tail in intervals, [degree][interval]: made by fit_coefficients.py.",
+            "#pragma once\n",
+            "namespace onnxopt::simd {",
+            "namespace {\n",
+            "// clang-format off",
+            f"constexpr float kTanhEnd = {TANH_END}f;  // from there on it is 1",
+            _array("kTanhMiddles[16]", middles),
+            _array("kTanhTable[7][16]", tanh),
+            f"constexpr float kErfSpacing = {_literal(ERF_SPACING)};",
+            f"constexpr float kErfEnd = {_literal((POINTS - 1) * ERF_SPACING)};",
+            _array("kErfValues[32]", erf[0]),
+            "// What is left of erf at a distance d from there is d + d p(d).",
+            _array("kErfTable[5][32]", erf[1:]),
+            f"constexpr float kTailSpacing = {_literal(TAIL_SPACING)};",
+            f"constexpr float kTailEnd = {_literal((POINTS - 1) * TAIL_SPACING)};  // there it is 0",
+            _array("kTailTable[6][32]", tail),
+            "// clang-format on\n",
+            "}  // namespace",
+            "}  // namespace onnxopt::simd\n",
+        ]
+    )
+
+
+def _near(function: Callable[[np.ndarray], np.ndarray], middle: float, radius: float, degree: int) -> np.ndarray:
+    """Coefficients of function(middle + d) for |d| <= radius."""
+    d = chebyshev(-radius, radius)
+    exact = function(middle + d)
+    return fit(d, exact, 1 / exact, degree)[0]
+
+
+def _odd(function: Callable[[np.ndarray], np.ndarray], slope: float, end: float, degree: int) -> np.ndarray:
+    """Coefficients of d, d^2, ... of an odd function up to `end`, the first of which is given."""
+    d = chebyshev(1e-4, end)
+    exact = function(d)
+    coefficients = np.zeros(degree)
+    coefficients[0] = slope
+    coefficients[2::2] = fit(d * d, (exact / d - slope) / d**2, d**3 / exact, (degree - 1) // 2 - 1)[0]
+    return coefficients
+
+
+def _normal_tail(t: np.ndarray) -> np.ndarray:
+    return each(math.erfc, t / math.sqrt(2)) / 2
+
+
+def _literal(number: float) -> str:
+    text = f"{np.float32(number):.9g}"
+    return f"{text}f" if "." in text or "e" in text else f"{text}.0f"
+
+
+def _array(declaration: str, values: np.ndarray) -> str:
+    """A table as C++."""
+    if values.ndim == 1:
+        lines = [", ".join(map(_literal, row)) for row in values.reshape(-1, 8)]
+    else:
+        lines = ["{" + ", ".join(map(_literal, row)) + "}" for row in values]
+    return f"alignas(64) constexpr float {declaration} = {{\n    " + ",\n    ".join(lines) + "};"
 
 
 def each(function: Callable[[float], float], x: np.ndarray) -> np.ndarray:

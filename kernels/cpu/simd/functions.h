@@ -1,12 +1,14 @@
 // Functions of a pack of floats. Every function takes any number of vectors, `F` being a Pack.
 //
 // Sources of the approximations: J.-M. Muller, "Elementary Functions" (argument reduction, reconstruction by scaling); erf as
-// 1 - exp(p(|x|)) after N. Juffa; coefficients by fit_coefficients.py.
+// 1 - exp(p(|x|)) after N. Juffa; coefficients by fit_coefficients.py. Where vectors are looked up in tables, tanh, erf and gelu
+// are polynomials of the distance to the middle of one of a few intervals.
 #pragma once
 
 #include <limits>
 
 #include "kernels/cpu/simd/pack.h"
+#include "kernels/cpu/simd/tables.h"
 
 namespace onnxopt::simd {
 namespace {
@@ -18,6 +20,17 @@ inline F polynomial(F x, const float (&c)[K]) {
     return splat<F>(c[From]);
   else
     return fma(polynomial<From + 1>(x, c), x, splat<F>(c[From]));
+}
+
+/// c[From] + c[From + 1] x + ..., of the coefficients that the lowest bits of `interval` say.
+template <std::size_t From = 0, class F, std::size_t K, std::size_t N>
+inline F polynomial(F x, const float (&c)[K][N], F interval) {
+  if constexpr (From + 1 == K) {
+    return lookup(c[From], interval);
+  } else {
+    const F rest = polynomial<From + 1>(x, c, interval);  // before the next coefficients are looked up: registers are few
+    return fma(rest, x, lookup(c[From], interval));
+  }
 }
 
 /// NaN passes.
@@ -138,9 +151,29 @@ inline F silu(F x) {
 /// tanh(x) = x + x^3 p(x^2) for |x| <= 0.75.
 constexpr float kTanh[] = {-0.333330691f, 0.133265212f, -0.0533902571f, 0.0196649134f, -0.00476949057f};
 
+/// The nearest of points that lie so far apart, the first one at 0; x >= 0.
+template <class F>
+struct Nearest {
+  F number;  // its lowest bits are those of the point's number
+  F distance;
+};
+
+template <class F>
+inline Nearest<F> nearest(F x, float spacing) {
+  const F number = fma(x, splat<F>(1 / spacing), splat<F>(kRounding));
+  return {number, fnma(number - splat<F>(kRounding), splat<F>(spacing), x)};
+}
+
+template <class F>
+inline F tanh_by_table(F x) {
+  const F t = min(splat<F>(kTanhEnd), abs(x)), interval = half_octave(t);
+  return copysign(polynomial(t - lookup(kTanhMiddles, interval), kTanhTable, interval), x);
+}
+
 /// 1 - 2 / (e^2|x| + 1) where that does not cancel; beyond 10 it is 1 in float.
 template <class F>
 inline F tanh(F x) {
+  if constexpr (V::kTables) return tanh_by_table(x);
   const F one = splat<F>(1.0f);
   const F t = abs(x), square = t * t;
   const F small = fma(t * square, polynomial(square, kTanh), t);
@@ -154,8 +187,19 @@ inline F tanh(F x) {
 constexpr float kErfSmall[] = {0.128379166f, -0.376126021f, 0.112831131f, -0.0268208086f, 0.00508513488f, -0.000653526047f};
 constexpr float kErfLarge[] = {-0.00174844719f, -1.61968613f, -0.933603585f, -0.135158792f, 0.0237571038f, -0.00197723298f};
 
+/// c[0] + (d + c[1] d + ...): near 0, where c[0] is 0, the error of c[1] is that of a small part.
+template <class F>
+inline F erf_by_table(F x) {
+  const Nearest<F> point = nearest(min(splat<F>(kErfEnd), abs(x)), kErfSpacing);
+  const F d = point.distance;
+  const F more = fma(polynomial(d, kErfTable, point.number), d, d);
+  return copysign(more + lookup(kErfValues, point.number), x);
+}
+
 template <class F>
 inline F erf(F x) {
+  if constexpr (V::kTables && sizeof(F) > 4 * sizeof(V::F)) return in_parts<4>(x, [](auto part) { return erf(part); });
+  if constexpr (V::kTables) return erf_by_table(x);
   const F t = abs(x);
   const F small = fma(polynomial(t * t, kErfSmall), t, t);
   const F power = polynomial(min(splat<F>(4.0f), t), kErfLarge);
@@ -219,14 +263,24 @@ constexpr float kTail[] = {-1.0f,           -1.15110791f,     -0.459178388f,    
                            0.00723234005f,  -0.000276206847f, -0.000125356644f, 2.60746401e-05f,
                            -1.69359464e-06f};
 
-/// x (1 + erf(x / sqrt 2)) / 2, which is x times the tail beyond -x.
+/// The part of the normal distribution beyond t >= 0.
 template <class F>
-inline F gelu(F x) {
-  const F t = abs(x);
+inline F normal_tail(F t) {
+  if constexpr (V::kTables) {
+    const Nearest<F> point = nearest(min(splat<F>(kTailEnd), t), kTailSpacing);
+    return polynomial(point.distance, kTailTable, point.number);
+  }
   const auto gone = t > splat<F>(10.5f);
   const F power = polynomial(without(gone, t), kTail);
   const F n = round_small(power);
-  const F tail = without(gone, short_power<F>({n, power - n}));
+  return without(gone, short_power<F>({n, power - n}));
+}
+
+/// x (1 + erf(x / sqrt 2)) / 2, which is x times the tail beyond -x.
+template <class F>
+inline F gelu(F x) {
+  if constexpr (V::kTables && sizeof(F) > 4 * sizeof(V::F)) return in_parts<4>(x, [](auto part) { return gelu(part); });
+  const F tail = normal_tail(abs(x));
   return x * select(x < splat<F>(0.0f), tail, splat<F>(1.0f) - tail);
 }
 

@@ -69,6 +69,35 @@ inline void split(Pack<N> x, Pack<N>& m, Pack<N>& e) {
   for (int i = 0; i < N; ++i) V::split(x.v[i], m.v[i], e.v[i]);
 }
 
+/// A function of so many vectors at a time: one that needs many registers.
+template <int P, int N, class Body>
+inline Pack<N> in_parts(Pack<N> x, Body body) {
+  static_assert(N % P == 0);
+  Pack<N> r;
+  for (int i = 0; i < N; i += P) {
+    Pack<P> part;
+    for (int k = 0; k < P; ++k) part.v[k] = x.v[i + k];
+    part = body(part);
+    for (int k = 0; k < P; ++k) r.v[i + k] = part.v[k];
+  }
+  return r;
+}
+
+/// `V::lookup` and `V::half_octave`, for vectors that have tables.
+template <int N, std::size_t K, class Vectors = V>
+inline Pack<N> lookup(const float (&table)[K], Pack<N> x) {
+  Pack<N> r;
+  _Pragma("GCC unroll 8") for (int i = 0; i < N; ++i) r.v[i] = Vectors::lookup(table, x.v[i]);
+  return r;
+}
+
+template <int N, class Vectors = V>
+inline Pack<N> half_octave(Pack<N> x) {
+  Pack<N> r;
+  _Pragma("GCC unroll 8") for (int i = 0; i < N; ++i) r.v[i] = Vectors::half_octave(x.v[i]);
+  return r;
+}
+
 /// Vectors `distance` elements apart; a distance of 0 repeats the first.
 template <class F>
 inline F load(const float* p, std::size_t distance) {

@@ -21,6 +21,7 @@ struct V {
   static constexpr int kPack = 2;
   static constexpr int kMatrixRows = 2, kMatrixPanels = 1;
   static constexpr bool kHalves = false;
+  static constexpr bool kTables = false;
 
   static F set1(float x) { return F{x, x, x, x}; }
   static F load(const float* p) {
