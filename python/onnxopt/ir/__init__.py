@@ -58,6 +58,7 @@ from onnxopt.ir.packed import PANEL, PackedTensor, int4, pack, packed
 from onnxopt.ir.packed_filters import PackedFilters, is_depthwise, is_lanewise, pack_filters, packed_filters
 from onnxopt.ir.protos import (
     ArrayTensor,
+    array_tensor,
     captures,
     function_to_proto,
     inputs_with_captures,
@@ -116,6 +117,7 @@ __all__ = [
     "add_initializer",
     "annotated",
     "apply_graphsurgeon",
+    "array_tensor",
     "as_kind_of",
     "can_stream_transpose",
     "captures",

@@ -132,7 +132,7 @@ class _Writer:
             # The reset gate lies between the product and its bias when it is applied after the product.
             apart = lbr and gate == 2
             bias = form.w_bias[direction, gate] + (0 if apart else form.r_bias[direction, gate])
-            product = b.MatMul(x, b.constant(np.ascontiguousarray(form.w[direction, gate].T), "W"))
+            product = b.MatMul(x, b.constant(ir.array_tensor(form.w[direction, gate].T), "W"))
             sequences.append(b.Add(product, b.constant(bias.astype(np.float32), "bias")))
         step = _Step(form, direction, self.ctx, b)
         initial = [self._initial(index, direction) for index in step.initial_inputs]
@@ -210,7 +210,7 @@ class _Step:
         return [self._op(self.activations[0], self._op("Add", x[0], self._product(h, 0)))]
 
     def _product(self, h: ir.Value, gate: int) -> ir.Value:
-        weights = np.ascontiguousarray(self.form.r[self.direction, gate].T)
+        weights = ir.array_tensor(self.form.r[self.direction, gate].T)  # which is packed of the order that it has
         return self._op("MatMul", h, self.outer.constant(weights, "R"))
 
     def _op(self, op_type: str, *inputs: ir.Value) -> ir.Value:
