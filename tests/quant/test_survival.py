@@ -133,6 +133,23 @@ def test_products_in_branches_stay_in_float(format: str) -> None:
 
 
 @FORMATS
+@pytest.mark.parametrize("move", ["Transpose<perm=[0,2,3,1]>(r)", "MaxPool<kernel_shape=[2,2]>(r)", "Identity(r)"])
+def test_what_branches_capture_behind_a_move(format: str, move: str) -> None:
+    """onnxruntime ends the process where it finds integers before such a move."""
+    text = f"""g (float[N,8,8,9] x, bool c) => (float[N,8,8,9] y) {{
+        a = Conv<pads=[1,1,1,1]>(x, w, b) r = Relu(a) t = {move} m = Conv(r, v)
+        z = If(c) <
+            then_branch = p () => (float[1] p) {{ p = ReduceMax<keepdims=0,axes=[0,1,2,3]>(t) }},
+            else_branch = q () => (float[1] q) {{ n = Neg(t) q = ReduceMax<keepdims=0,axes=[0,1,2,3]>(n) }}
+        >
+        y = Add(m, z)
+    }}"""
+    proto = model(text, w=normal(8, 8, 3, 3) / 8, b=normal(8), v=normal(8, 8, 1, 1) / 3)
+    result = check(proto, [{"x": normal(1, 8, 8, 9), "c": np.array(n % 2 == 0)} for n in range(3)], format)
+    assert [one.precision for one in result.layers] == ["int8", "int8"]
+
+
+@FORMATS
 def test_weights_that_are_computed_stay_in_float(format: str) -> None:
     text = "g (float[N,32] x, float[32,32] w) => (float[N,32] y) { a = MatMul(x, w) y = MatMul(a, v) }"
     data = [{"x": normal(5, 32), "w": normal(32, 32) / 6} for _ in range(3)]

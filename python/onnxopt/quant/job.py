@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 MIN_OPSET = 13
 """The opset from which on weights have a scale per channel."""
 
-WRITE = ("write_qdq", "eliminate_common_subexpressions", "eliminate_dead_code")
+WRITE = ("write_qdq", "eliminate_common_subexpressions", "dequantize_after_moves", "eliminate_dead_code")
 MEASURED_SAMPLES = 8
 """Samples on which the outputs of both models are compared."""
 
