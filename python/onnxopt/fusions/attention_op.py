@@ -11,7 +11,7 @@ from onnxopt import ir
 from onnxopt.fusions import fused_attention as fusion
 from onnxopt.fusions import halves
 from onnxopt.fusions.attention_axes import Placed
-from onnxopt.fusions.fused_attention import Mask, Scores, Unfit
+from onnxopt.fusions.attention_scores import Mask, Scores, Unfit, fitting
 from onnxopt.ir.dims import Dim
 from onnxopt.passes.base import Context
 from onnxopt.rewrite.patch import Builder, Patch
@@ -160,7 +160,7 @@ class _Writer:
     def _fitting(self, kind: str, mask: ir.Value, keys: _Keys) -> Mask:
         sizes = self.q.sizes
         dims = (sizes["b"], sizes["h"], sizes["s"], keys.rows)
-        return fusion.fitting(kind, mask, ("b", "h", "q", "t"), dims, self.ctx)
+        return fitting(kind, mask, ("b", "h", "q", "t"), dims, self.ctx)
 
 
 def _checked_type(node: ir.Node, ctx: Context) -> ir.DataType:
