@@ -168,7 +168,7 @@ def _declare_weights(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
     declared, kept = [], []
     for tensor in graph.initializer:
         array = numpy_helper.to_array(tensor)
-        is_weight = array.dtype.kind == "f" and array.size > 0 and float(np.max(np.abs(array))) < MASK_VALUE
+        is_weight = array.dtype.kind == "f" and array.size > 0 and not _is_mask(array)
         if is_weight and array.size > INLINE_ELEMENTS:
             declared.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(array.shape)))
             continue
@@ -181,6 +181,11 @@ def _declare_weights(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
     del graph.initializer[:]
     graph.initializer.extend(kept)
     return declared
+
+
+def _is_mask(array: np.ndarray) -> bool:
+    """Whether a tensor hides something: it has elements that no weight has, or zeros and ones alone."""
+    return float(np.max(np.abs(array))) >= MASK_VALUE or bool(np.isin(array, (0, 1)).all())
 
 
 def _open_dims(graph: onnx.GraphProto) -> None:

@@ -439,11 +439,13 @@ DECODERS: dict[str, tuple[str, Any, Any, dict[str, Any], str]] = {
     "gptj": ("GPTJModel, interleaved rotary", hf.GPTJConfig, hf.GPTJModel, {"vocab_size": 32, "n_embd": 16, "n_layer": 1, "n_head": 2, "rotary_dim": 4, "n_inner": 32, "n_positions": 16, "bos_token_id": 1, "eos_token_id": 1}, "ts17 dyn18"),
     "gpt2": ("GPT2Model", hf.GPT2Config, hf.GPT2Model, {"vocab_size": 32, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 16, "bos_token_id": 1, "eos_token_id": 1}, "ts14 ts17 ts17s dyn18"),
     "opt": ("OPTModel", hf.OPTConfig, hf.OPTModel, {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "ffn_dim": 32, "max_position_embeddings": 32, "word_embed_proj_dim": 16}, "ts17 dyn18"),
+    "openai_gpt": ("OpenAIGPTModel, scores b - 1e4 (1 - b)", hf.OpenAIGPTConfig, hf.OpenAIGPTModel, {"vocab_size": 32, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 8}, "ts17 ts17s dyn18"),
+    "xglm": ("XGLMModel, scores and masks not below the lowest number", hf.XGLMConfig, hf.XGLMModel, {"vocab_size": 32, "d_model": 16, "num_layers": 1, "attention_heads": 2, "ffn_dim": 32, "max_position_embeddings": 32}, "ts17 dyn18"),
     "bloom": ("BloomModel, ALiBi", hf.BloomConfig, hf.BloomModel, {"vocab_size": 32, "hidden_size": 16, "n_layer": 1, "n_head": 2}, "ts17 dyn18"),
 }  # fmt: skip
 
 
-EAGER_ONLY = ("gemma2", "gptj", "bloom")
+EAGER_ONLY = ("gemma2", "gptj", "openai_gpt", "xglm", "bloom")
 """Models for which transformers has no sdpa."""
 
 

@@ -144,6 +144,106 @@ def test_boolean_mask(order: str, word: str, fill: str) -> None:
     assert_same(proto, operands() | {"m": mask})
 
 
+TRIANGLE = np.tril(np.ones((1, 1, 9, 9), np.float32))
+SCALED = "c = Constant<value_float = 0.25>() d = Mul(s, c) "
+HIDING = {
+    "constants": (SCALED + "e = Mul(d, b) a = Add(e, f) p = Softmax<axis = -1>(a)", {"f": -1e4 * (1 - TRIANGLE)}),
+    "in the other order": (
+        SCALED + "e = Mul(b, d) a = Add(f, e) p = Softmax<axis = -1>(a)",
+        {"f": -1e4 * (1 - TRIANGLE)},
+    ),
+    "another mask after it": (
+        SCALED + "e = Mul(d, b) a = Add(e, f) g = Add(a, m) p = Softmax<axis = -1>(g)",
+        {"f": -1e4 * (1 - TRIANGLE), "m": normal(1, 2, 9, 9)},
+    ),
+    "scaled after it": (
+        "e = Mul(s, b) a = Add(e, f) " + SCALED.replace("(s,", "(a,") + "p = Softmax<axis = -1>(d)",
+        {"f": -1e4 * (1 - TRIANGLE)},
+    ),
+    "computed": (
+        "r = Sub(one, b) f = Mul(r, low) e = Mul(s, b) a = Add(e, f) p = Softmax<axis = -1>(a)",
+        {"one": np.array(1, np.float32), "low": np.array(-1e4, np.float32)},
+    ),
+    "a part of a table": (
+        """t = Slice(table, zero, size, two) b = Slice(t, zero, size, three) r = Sub(one, b) f = Mul(low, r)
+        e = Mul(s, b) a = Add(e, f) p = Softmax<axis = -1>(a)""",
+        {
+            "one": np.array(1, np.float32),
+            "low": np.array(-1e4, np.float32),
+            "size": np.array([9]),
+            "zero": np.array([0]),
+            "two": np.array([2]),
+            "three": np.array([3]),
+            "table": np.tril(np.ones((1, 1, 20, 20), np.float32)),
+        },
+    ),
+}
+
+
+def square(between: str, weights: dict[str, Array], b: Array = TRIANGLE) -> onnx.ModelProto:
+    """Nine rows and keys."""
+    text = f"""g (float[2,2,9,8] q, float[2,2,9,8] k, float[2,2,9,6] v) => (float[2,2,9,6] y) {{
+        kt = Transpose<perm = [0, 1, 3, 2]>(k)  s = MatMul(q, kt)  {between}  y = MatMul(p, v) }}"""
+    return model(text, **weights, **({} if "b = " in between else {"b": b}))
+
+
+@pytest.mark.parametrize("case", HIDING)
+def test_scores_that_are_hidden_by_a_product_and_a_sum(case: str) -> None:
+    proto = square(*HIDING[case])
+    assert fused(proto)["masks"].split()[0] == f"keep={-2500.0 if case == 'scaled after it' else -10000.0}"
+    assert_same(proto, operands(2, 9, 9))
+
+
+@pytest.mark.parametrize(
+    "f", [-1e4 * TRIANGLE, -1e4 * (1 - TRIANGLE) + 1, -1e4 * (1 - TRIANGLE[0]), np.linspace(-9, -8, 81)]
+)
+def test_refuses_sums_that_are_not_those_of_hidden_scores(f: Array) -> None:
+    between = HIDING["constants"][0]
+    proto = square(between, {"f": f.reshape((1, 1, 9, 9) if f.ndim == 1 else f.shape).astype(np.float32)})
+    assert any("scaled by no constant" in one for one in refusals(proto))
+
+
+def test_refuses_products_with_other_numbers_than_zero_and_one() -> None:
+    proto = square(*HIDING["constants"], b=TRIANGLE / 2)
+    assert any("scaled by no constant" in one for one in refusals(proto))
+
+
+LOWEST = float(np.finfo(np.float32).min)
+LIMITED = {
+    "mask": "a = Add(s, m) x = Max(a, low) p = Softmax<axis = -1>(x)",
+    "mask, the number first": "a = Add(m, s) x = Max(low, a) p = Softmax<axis = -1>(x)",
+    "scaled mask": SCALED + "a = Add(d, m) x = Max(a, low) p = Softmax<axis = -1>(x)",
+    "scores": "x = Max(s, low) p = Softmax<axis = -1>(x)",
+    "a mask after it": "x = Max(s, low) a = Add(x, m) p = Softmax<axis = -1>(a)",
+}
+
+
+@pytest.mark.parametrize("constant", [False, True])
+@pytest.mark.parametrize("case", LIMITED)
+def test_scores_that_are_limited_from_below(case: str, constant: bool) -> None:
+    """Rows that are hidden whole take the mean of all values."""
+    mask = np.where(RNG.random((2, 1, 5, 7)) < 0.5, LOWEST, 0).astype(np.float32)
+    if case not in ("scores", "a mask after it"):
+        mask[0, 0, 1], mask[1, 0, 3], mask[1, 0, 4, :3] = -np.inf, LOWEST, -np.inf
+    between = LIMITED[case]
+    weights = {"low": np.array(LOWEST, np.float32)} | ({"m": mask} if constant and "m" in between else {})
+    declared = "" if constant or case == "scores" else ", float[B,1,S,T] m"
+    proto = model(
+        f"""g ({CORE.replace("B", "2").replace("S", "5").replace("T", "7") if constant else CORE}{declared}) => (float[?,2,?,6] y) {{
+        kt = Transpose<perm = [0, 1, 3, 2]>(k)  s = MatMul(q, kt)  {between}  y = MatMul(p, v) }}""",
+        **weights,
+    )
+    assert_same(proto, operands() | ({"m": mask} if declared else {}))
+
+
+def test_keys_and_values_of_a_single_batch_without_its_dim() -> None:
+    proto = model("""g (float[1,2,5,8] q, float[2,8,7] k, float[2,7,6] v, float[1,1,5,7] m) => (float[1,2,5,6] y) {
+        s = MatMul(q, k)  a = Add(s, m)  p = Softmax<axis = -1>(a)  y = MatMul(p, v) }""")
+    found = fused(proto)
+    assert (found["k"], found["v"], found["kv_heads"]) == ("h d s", "h s d", 2)
+    assert_same(proto, {"q": normal(1, 2, 5, 8), "k": normal(2, 8, 7), "v": normal(2, 7, 6), "m": normal(1, 1, 5, 7)})
+
+
 def test_mask_of_scores_whose_batches_are_written_as_windows() -> None:
     """Axes of size 1 that reshaped scores have, and the mask with them, are none of the op's."""
     text = f"""g ({CORE}, float[1,2,1,S,T] m) => (float[B,2,S,6] y) {{
@@ -447,6 +547,18 @@ REFUSED = {
         "the weights are reshaped",
     ),
     "scaled by a tensor": (core("a = Mul(s, m) p = Softmax<axis = -1>(a)", ", float[S,T] m"), "scaled by no constant"),
+    "limited by another number": (
+        core("c = Constant<value_float = -9.0>() a = Max(s, c) p = Softmax<axis = -1>(a)"),
+        "limited from below",
+    ),
+    "limited after two masks": (
+        core(
+            f"""c = Constant<value_float = {LOWEST!r}>() a = Add(s, m) b = Add(a, n) d = Max(b, c)
+            p = Softmax<axis = -1>(d)""",
+            ", float[S,T] m, float[S,T] n",
+        ),
+        "limited after the mask 'm'",
+    ),
     "another op between": (core("a = Abs(s) p = Softmax<axis = -1>(a)"), "Abs is between"),
     "mask that broadcasts the scores": (
         core("a = Add(s, m) p = Softmax<axis = -1>(a)", ", float[B,2,S,U] m"),

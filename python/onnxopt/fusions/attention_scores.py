@@ -23,6 +23,8 @@ SINGLE = ("b", "h", "q", "t")
 JOINED = ("x", "bh")
 """Labels of dims that have both batches and heads."""
 
+LOWEST = float(np.finfo(np.float32).min)
+
 MOST_STEPS = 16
 """Nodes between a product and its Softmax that are looked at."""
 
@@ -38,7 +40,8 @@ class Unfit(Exception):
 @dataclasses.dataclass(frozen=True, slots=True)
 class Mask:
     """What is done to the scores by `value`, its axes of size 1 that stand for no axis of the scores, by what numbers that are added are
-    multiplied first, whether the first axis has both batches and heads, and the order of its axes where it is another one."""
+    multiplied first, whether the first axis has both batches and heads, the order of its axes where it is another one, and whether numbers
+    that are added are not to be below the lowest one."""
 
     kind: str
     value: ir.Value
@@ -46,6 +49,7 @@ class Mask:
     factor: float = 1.0
     joined: bool = False
     order: tuple[int, ...] = ()
+    limited: bool = False
 
 
 @dataclasses.dataclass(slots=True)
@@ -57,6 +61,7 @@ class Scores:
     softcap: float = 0.0
     masks: list[Mask] = dataclasses.field(default_factory=list)
     scaled: ir.Node | None = None
+    limited: ir.Node | None = None
 
 
 def producer(value: ir.Value | None) -> ir.Node | None:
@@ -123,6 +128,8 @@ def _mask(kind: str, mask: ir.Value, scores: Scores, ctx: Context, factor: float
     dims = ctx.shapes.shape(scores.placed.value)
     if scores.softcap:
         raise Unfit("scores are capped after the mask '{}'", mask.name, culprit=scores.scaled)
+    if scores.limited is not None:
+        raise Unfit("scores are limited after the mask '{}'", mask.name, culprit=scores.limited)
     return fitting(kind, mask, scores.placed.labels, dims, ctx, factor)
 
 
@@ -164,7 +171,7 @@ def _may_equal(dim: Dim, other: Dim, ctx: Context) -> bool:
 def _scale(scores: Scores, node: ir.Node, ctx: Context) -> None:
     factor, index = factor_of(node)
     if factor is None:
-        raise Unfit("the scores are scaled by no constant", culprit=node)
+        return _hide(scores, node, ctx)
     value = input_of(node, index)
     tanh = value.producer()
     if tanh is not None and tanh.op_type == "Tanh" and scores.scaled is None and ir.use_count(value) == 1:
@@ -172,6 +179,67 @@ def _scale(scores: Scores, node: ir.Node, ctx: Context) -> None:
     scores.scaled = node
     scores.scale *= factor
     _continue(scores, value, ctx)
+    return None
+
+
+def _hide(scores: Scores, node: ir.Node, ctx: Context) -> None:
+    """Scores times b plus c (1 - b), where b has zeros and ones: scores become c where b is 0."""
+    index = 1 if _is_product(node.inputs[1], ctx) and not _is_product(node.inputs[0], ctx) else 0
+    shown, (add, _), outer = input_of(node, 1 - index), next(iter(node.outputs[0].uses())), scores.masks[:1]
+    is_added = (
+        node.op_type == "Mul" and add.op_type == "Add" and [one.value for one in outer if one.value in add.inputs]
+    )
+    fill = _fill(shown, outer[0].value) if is_added else None
+    if fill is None:
+        raise Unfit("the scores are scaled by no constant", culprit=node)
+    _continue(scores, input_of(node, index), ctx)
+    scores.masks[0] = _mask(f"keep={float32(fill * scores.scale)!r}", shown, scores, ctx)
+
+
+def _fill(shown: ir.Value, added: ir.Value) -> float | None:
+    """The number c for which `added` is c (1 - shown), if `shown` has zeros and ones alone."""
+    numbers = _constant_behind_slices(shown)
+    if numbers is None or not np.isin(numbers, (0, 1)).all():
+        return None
+    maker, tensor = producer(added), ir.constant(added)
+    if tensor is None:
+        factor, index = factor_of(maker)
+        one = None if maker is None or factor is None else producer(maker.inputs[index])
+        is_rest = one is not None and one.op_type == "Sub" and one.inputs[1] is shown and ir.scalar(one.inputs[0]) == 1
+        return factor if is_rest else None
+    rest = np.asarray(tensor.numpy())
+    fills = np.unique(rest[numbers == 0]) if rest.shape == numbers.shape else np.empty(0)
+    return float(fills[0]) if fills.size == 1 and not rest[numbers == 1].any() else None
+
+
+def _constant_behind_slices(value: ir.Value | None) -> np.ndarray | None:
+    """Numbers of which a value has some."""
+    while (node := producer(value)) is not None and node.op_type == "Slice" and not node.domain:
+        value = node.inputs[0]
+    tensor = None if value is None else ir.constant(value)
+    return None if tensor is None else np.asarray(tensor.numpy())
+
+
+def _limit(scores: Scores, node: ir.Node, ctx: Context) -> None:
+    """The maximum of scores + mask and the lowest number is scores + the maximum of the mask and that number: what is added to it is rounded
+    away, unless scores are nearly as large or infinite."""
+    numbers = [ir.scalar(value) for value in node.inputs]
+    lowest = [index for index, number in enumerate(numbers) if number is not None and number <= LOWEST]
+    if len(numbers) != 2 or len(lowest) != 1 or ctx.shapes.dtype(node.outputs[0]) is not ir.DataType.FLOAT:
+        raise Unfit("scores are limited from below", culprit=node)
+    value = input_of(node, 1 - lowest[0])
+    add = producer(value)
+    _continue(scores, value, ctx)
+    if add is not None and add.op_type == "Add" and not add.domain and ir.use_count(value) == 1:
+        _add(scores, add, ctx)
+        scores.masks[0] = dataclasses.replace(scores.masks[0], limited=not _is_above(scores.masks[0].value))
+    scores.limited = node
+
+
+def _is_above(mask: ir.Value) -> bool:
+    """Whether the numbers of a mask are constants that are not below the lowest one."""
+    tensor = ir.constant(mask)
+    return tensor is not None and bool((np.asarray(tensor.numpy()) >= LOWEST).all())
 
 
 def factor_of(node: ir.Node | None) -> tuple[float | None, int]:
@@ -226,11 +294,14 @@ def _is_product(value: ir.Value | None, ctx: Context) -> bool:
             return False
         if node.op_type == "MatMul":
             return True
-        if node.op_type == "Add" and _is_product(node.inputs[1], ctx):
+        is_pair = node.op_type == "Add" or (node.op_type == "Mul" and factor_of(node)[0] is None)
+        if is_pair and _is_product(node.inputs[1], ctx):
             return True
         index = 0 if node.op_type == "Sub" else factor_of(node)[1]
         if node.op_type == "Where":
             index = 1 if ir.scalar(node.inputs[1]) is None else 2
+        if node.op_type == "Max":
+            index = 0 if ir.scalar(node.inputs[0]) is None else 1
         value = node.inputs[index]
     return False
 
@@ -239,6 +310,7 @@ SCORE_STEPS = {
     "Add": _add,
     "Sub": _subtract,
     "Where": _where,
+    "Max": _limit,
     "Mul": _scale,
     "Div": _scale,
     "Cast": _cast,
@@ -255,6 +327,10 @@ SCORE_STEPS = {
 def prepared(b: Builder, mask: Mask, heads: int) -> ir.Value:
     """A mask as the op reads it, which broadcasts to [batches, heads, rows, keys]."""
     value = mask.value
+    if mask.kind.startswith(("keep", "hide")):
+        value = _as_booleans(b, value)
+    if mask.limited:
+        value = b.shared("Max", [value, b.constant(np.array(LOWEST, np.float32), "lowest")])
     if mask.factor == -1.0:
         value = b.shared("Neg", [value])
     elif mask.factor != 1.0:
@@ -270,3 +346,12 @@ def prepared(b: Builder, mask: Mask, heads: int) -> ir.Value:
     if heads == 1:
         return b.unsqueeze(value, 1)
     return b.Reshape(b.unsqueeze(value, 0), b.constant(np.array([-1, heads, 0, 0], np.int64), "apart"))
+
+
+def _as_booleans(b: Builder, value: ir.Value) -> ir.Value:
+    if b.ctx.shapes.dtype(value) is ir.DataType.BOOL:
+        return value
+    tensor = ir.constant(value)
+    if tensor is not None:
+        return b.constant(np.asarray(tensor.numpy()).astype(bool), "mask")
+    return b.shared("Cast", [value], {"to": ir.DataType.BOOL.value})

@@ -33,8 +33,8 @@ def build(node: ir.Node, ctx: Context) -> Patch | Refusal | None:
         return Refusal("its heads are not side by side, or share keys", culprit=node)
     if found.rotation is not None or made.softcap or made.nan_to_zero or made.masks not in ((), ("add",)):
         return Refusal("it is rotated, capped, or has masks that are not added", culprit=node)
-    if any(mask.factor != 1.0 or mask.order for mask in found.masks):
-        return Refusal("its mask is scaled or transposed", culprit=node)
+    if any(mask.factor != 1.0 or mask.order or mask.limited for mask in found.masks):
+        return Refusal("its mask is scaled, transposed or limited", culprit=node)
     if masks and not _is_whole(masks[0], q, k, made.heads, ctx):
         return Refusal("its mask is not one number for every score", culprit=masks[0])
     anchor = found.result.producer()

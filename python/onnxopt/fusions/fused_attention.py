@@ -220,9 +220,11 @@ def _place(value: ir.Value, rows: Labels, ctx: Context, like: ir.Value | None = 
     if shape is None or len(shape) not in BATCH:
         raise Unfit("'{}' of shape {} has no batches and heads", value.name, shape, culprit=value)
     outer = BATCH[len(shape)]
+    result = None if like is None else ctx.shapes.shape(like)
+    if result is not None and len(result) == len(shape) + 1 and result[0] == 1:
+        outer, result = BATCH[len(result)][1:], result[1:]
     placed = axes.place(value, (*outer, *rows), ctx)
     assert placed is not None
-    result = None if like is None else ctx.shapes.shape(like)
     if result is None:
         return placed
     if len(result) != len(shape):
