@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -180,7 +181,14 @@ def test_bench_refuses_models_with_other_inputs(model: Path, tmp_path: Path, cap
         (("optimize", "{model}", "-o", "out.onnx", "--external-data", "cloud"), 2),
         (("optimize", "{model}", "-o", "out.onnx", "--report", "report.pdf"), 2),
         (("optimize", "{model}", "-o", "out.onnx", "--report", "missing/report.html"), 2),
+        (("optimize", "{model}", "-o", "out.onnx", "--report", "folder.html"), 2),
         (("optimize", "{model}", "-o", "missing/out.onnx"), 2),
+        (("optimize", "{model}", "-o", "pipe"), 2),
+        (("tune", "{model}", "--input-shapes", "x:2x8", "-o", "{model}"), 2),
+        (("tune", "{model}", "--input-shapes", "x:2x8", "-o", "folder.html"), 2),
+        (("verify", "{model}", "{model}", "--seed", "-1"), 2),
+        (("bench-kernel", "FusedNorm", "--chart", "chart.png"), 2),
+        (("bench-kernel", "FusedNorm", "--chart", "missing/chart.svg"), 2),
         (("inspect", "{garbage}"), 3),
     ],
 )
@@ -190,6 +198,8 @@ def test_bad_input_gets_a_sentence_and_its_exit_code(
     monkeypatch.chdir(tmp_path)
     garbage = tmp_path / "garbage.onnx"
     garbage.write_bytes(b"not a model")
+    os.mkfifo("pipe")
+    Path("folder.html").mkdir()
     before = model.read_bytes()
     found, _, err = run(capsys, *(one.format(model=model, garbage=garbage) for one in arguments))
     assert found == code

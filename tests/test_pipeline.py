@@ -199,6 +199,13 @@ def test_rounds_go_on_while_each_leaves_fewer_nodes(monkeypatch: pytest.MonkeyPa
     helpers.assert_same(proto, after, {"x0": np.random.default_rng(0).standard_normal((1, 1, 64)).astype(np.float32)})
 
 
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
+    ran: list[str] = []
+    with pytest.raises(OptionError, match="does not exist"):
+        optimize(model(), tmp_path / "missing" / "out.onnx", instruments=[lambda _, name, *rest: ran.append(name)])
+    assert not ran
+
+
 def test_a_pass_that_never_settles_is_stopped_and_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
     own = Recording(1000)
     report = with_in_pipeline(monkeypatch, own).run(ir.load(model()))

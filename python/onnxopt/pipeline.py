@@ -471,6 +471,8 @@ def optimize(
     original = ir.load_copy(model) if verify and isinstance(model, ir.Model) else model
     with ir.without_collector():
         loaded = ir.load(model)
+        if output is not None:
+            ir.check_output(output, loaded)
         warnings = [] if plan is None else plan.check(loaded)
         result = manager.run(loaded)
         result.warnings.extend(warnings)

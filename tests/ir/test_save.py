@@ -171,6 +171,36 @@ def test_refuses_unknown_mode_and_missing_folder(tmp_path: Path) -> None:
         ir.save(model, tmp_path)
 
 
+@pytest.mark.parametrize("linked", [False, True])
+def test_refuses_what_is_no_ordinary_file(tmp_path: Path, linked: bool) -> None:
+    """A device or a pipe would be gone."""
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    with pytest.raises(OptionError, match="is not an ordinary file"):
+        ir.save(ir.load(_proto()), link if linked else pipe)
+    assert pipe.is_fifo() and link.is_symlink()
+
+
+def test_a_link_is_replaced_and_the_file_that_it_names_stays(tmp_path: Path) -> None:
+    old, link = tmp_path / "old.onnx", tmp_path / "link.onnx"
+    old.write_bytes(OLD)
+    link.symlink_to(old)
+    ir.save(ir.load(_proto()), link)
+    assert not link.is_symlink() and old.read_bytes() == OLD
+    onnx.checker.check_model(link)
+
+
+@pytest.mark.parametrize("protected", ["out.onnx", "."])
+def test_refuses_what_may_not_be_written(tmp_path: Path, protected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, access = tmp_path / "out.onnx", os.access
+    out.write_bytes(OLD)
+    monkeypatch.setattr(os, "access", lambda path, mode: access(path, mode) and Path(path) != tmp_path / protected)
+    with pytest.raises(PermissionError, match="cannot be written"):
+        ir.save(ir.load(_proto()), out)
+    assert out.read_bytes() == OLD
+
+
 # --- failures --------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("mode", ["inside", "external"])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError, MemoryError])

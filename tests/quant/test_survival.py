@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import onnx
 import pytest
 
 from helpers import evaluate, model
-from onnxopt.errors import CalibrationError
+from onnxopt.errors import CalibrationError, OptionError
 from onnxopt.quant import Quantization, quantize
 
 pytest.importorskip("onnxopt._native", reason="the native library is not built")
@@ -160,6 +161,14 @@ def test_weights_that_are_computed_stay_in_float(format: str) -> None:
 def test_models_without_anything_to_quantize(format: str) -> None:
     result = check(model("g (float[N] x) => (float[N] y) { y = Sin(x) }"), [{"x": normal(5)}], format, max_drop="20dB")
     assert result.layers == [] and result.quantized == {} and result.metric is not None and result.metric.within
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
+    def samples() -> list[dict[str, Array]]:
+        raise AssertionError("the samples are read")
+
+    with pytest.raises(OptionError, match="does not exist"):
+        quantize(convolutions(), tmp_path / "missing" / "out.onnx", calibration=samples)
 
 
 def test_no_samples_at_all() -> None:

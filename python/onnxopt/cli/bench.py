@@ -10,6 +10,7 @@ import typer
 from onnxopt.cli.app import app
 from onnxopt.cli.options import Dims, Json, Kernels, load_kernels, parse_dims, parse_sizes
 from onnxopt.cli.output import make_console, print_json, print_table, progress
+from onnxopt.cli.reports import check_report
 
 if TYPE_CHECKING:
     from onnxopt.kernelbench import KernelBench
@@ -67,6 +68,8 @@ def bench_kernel(
     from onnxopt.kernelbench import bench_kernel as run
     from onnxopt.kernelbench import load_problems
 
+    if chart is not None:
+        check_report(chart, "--chart", (".svg",))
     load_kernels(kernels)
     with progress(f"Measuring {op}") as tick:
         found = run(

@@ -26,8 +26,11 @@ def measure_latency(result: Report | Quantization, models: list[Path], dim: list
         result.warnings.append(f"Latency was not measured: {error}")
 
 
-def check_report(path: Path) -> None:
-    if path.suffix not in (".html", ".json"):
-        raise OptionError(f"--report {path}: expected a name that ends in .html or .json.")
+def check_report(path: Path, option: str = "--report", suffixes: tuple[str, ...] = (".html", ".json")) -> None:
+    """Refuse, before the work, a file that an option names and that could not be written after it."""
+    if path.suffix not in suffixes:
+        raise OptionError(f"{option} {path}: expected a name that ends in {' or '.join(suffixes)}.")
     if not path.absolute().parent.is_dir():
-        raise OptionError(f"--report {path}: the folder '{path.parent}' does not exist.")
+        raise OptionError(f"{option} {path}: the folder '{path.parent}' does not exist.")
+    if path.is_dir():
+        raise OptionError(f"{option} {path}: that is a folder.")

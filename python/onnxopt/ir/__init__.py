@@ -67,7 +67,7 @@ from onnxopt.ir.protos import (
     tensor_of,
     tensor_to_proto,
 )
-from onnxopt.ir.save import as_kind_of, rebuild, save, to_proto
+from onnxopt.ir.save import as_kind_of, check_output, rebuild, save, to_proto
 from onnxopt.ir.shapes import ShapeEnv, given_name, is_open, open_dims, unknown_dims, unnamed_dim
 from onnxopt.ir.statistics import (
     constant_tensors,
@@ -121,6 +121,7 @@ __all__ = [
     "as_kind_of",
     "can_stream_transpose",
     "captures",
+    "check_output",
     "check_structure",
     "constant",
     "constant_tensors",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -52,20 +53,36 @@ def save(model: Model, path: str | os.PathLike[str], *, external_data: str | Non
         OptionError: the mode is unknown or impossible, or the output would overwrite a file that the model reads.
         OSError: the file cannot be written; nothing is left behind.
     """
-    target = Path(path)
     mode = external_data or "auto"
     if mode not in MODES:
         raise OptionError(f"external_data '{mode}' is unknown; the modes are {', '.join(MODES)}.")
-    if target.is_dir():
-        raise OptionError(f"The output '{target}' is a folder.")
-    if not target.parent.is_dir():
-        raise OptionError(f"The folder '{target.parent}' of the output does not exist.")
-    _refuse_overwriting(model, target)
+    target = check_output(path, model)
     _remove_stale(target)
     large, entries = _elsewhere(model, mode, target)
     with without_collector():
         proto = _skeleton(model, entries)
     _Writer(target, proto, large).write(_external(mode, large))
+
+
+def check_output(path: str | os.PathLike[str], model: Model | None = None) -> Path:
+    """The path of an output, if a file can be written there. Long work asks before it begins.
+
+    Raises:
+        OptionError: it is a folder, a device or a pipe, its folder does not exist, or it is a file that the model reads.
+        OSError: it may not be written.
+    """
+    target = Path(path)
+    if target.is_dir():
+        raise OptionError(f"The output '{target}' is a folder.")
+    if target.exists() and not target.is_file():
+        raise OptionError(f"The output '{target}' is not an ordinary file.")
+    if not target.parent.is_dir():
+        raise OptionError(f"The folder '{target.parent}' of the output does not exist.")
+    if not all(os.access(one, os.W_OK) for one in (target, target.parent) if one.exists()):
+        raise PermissionError(errno.EACCES, f"The output cannot be written: {os.strerror(errno.EACCES)}", str(target))
+    if model is not None:
+        _refuse_overwriting(model, target)
+    return target
 
 
 def to_proto(model: Model) -> onnx.ModelProto:

@@ -85,6 +85,8 @@ def quantize(
     budget = _budget(max_drop, metric, calibration)
     original = ir.load_copy(model) if calibration is not None else None
     loaded = ir.load(model)
+    if output is not None:
+        ir.check_output(output, loaded)
     aim = Target.named(target) if isinstance(target, str) else target
     task = Task(format, aim, dict(dims or {}), frozenset(keep), tick)
     if weights is None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxopt import ir
-from onnxopt.errors import ModelError, VerificationError, first_line
+from onnxopt.errors import ModelError, OptionError, VerificationError, first_line
 from onnxopt.ir import DataType
 from onnxopt.rewrite.driver import walk
 from onnxopt.runtime.library import session
@@ -113,12 +113,15 @@ def verify(
         optimized: the model to compare with it.
         samples: how many random inputs, drawn over the named dims.
         dims: sizes or bounds of named dims.
-        seed: seed of the inputs.
+        seed: seed of the inputs, at least 0.
 
     Raises:
+        OptionError: the seed is negative.
         ModelError: the optimized model does not load although the original does.
         RuntimeMissingError: onnxruntime or the native library is missing.
     """
+    if seed < 0:
+        raise OptionError(f"The seed {seed} is negative.")
     with _as_path(original) as first, _as_path(optimized) as second:
         return _verify_files(first, second, samples, dims or {}, seed)
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from onnxopt import ir
 from onnxopt.tuning.file import Dims, Tuning
 from onnxopt.tuning.search import DEFAULT, ORIGINAL, Candidate, Journal, Search
 from onnxopt.tuning.workbench import Workbench
@@ -67,10 +68,10 @@ def tune(
 
     Raises:
         ModelError: the model cannot be read, or does not run at these shapes.
-        OptionError: shapes do not fit the model, or the journal is of another tuning.
+        OptionError: shapes do not fit the model, the journal is of another tuning, or the output cannot be a file or is the model's.
         RuntimeMissingError: onnxruntime or the native library is missing.
     """
-    start, file = time.monotonic(), Path(output)
+    start, file = time.monotonic(), ir.check_output(output, ir.load(model))
     with tempfile.TemporaryDirectory(prefix="onnxopt-tune-") as folder:
         bench = Workbench(
             Path(model),
