@@ -479,6 +479,31 @@ def test_rotary_embedding(part: str, crossed: str, rows_first: bool) -> None:
     shape = tuple(map(int, dims.split(",")))
     tables = {name: normal(*map(int, table.split(",")), width) for name in ("cos", "sin")}
     assert_same(proto, {"q": normal(*shape, 8), "k": normal(*shape, 8), "v": normal(3, 2, 5, 8)} | tables)
+    standard, _ = run_passes(fuse(proto)[0], "inline_custom_ops", "lift_constants")
+    again = fused(standard)
+    assert all(again.get(name) == found.get(name) for name in ("rotary", "interleaved", "heads", "masks"))
+
+
+@pytest.mark.parametrize(
+    ("columns", "axis", "rotary"),
+    [
+        ([4, 5, 6, 7, 0, 1, 2, 3], -1, "q"),
+        ([1, 0, 3, 2, 5, 4, 7, 6], 3, "q"),
+        ([4, 5, 6, 7, 0, 1, 3, 2], 3, ""),
+        ([0, 1, 2, 3, 4, 5, 6, 7], 3, ""),
+        ([4, 5, 6, 7, 0, 1, 2, 3], 2, ""),
+    ],
+)
+def test_rotary_embedding_whose_partners_are_gathered(columns: list[int], axis: int, rotary: str) -> None:
+    proto = model(
+        f"""g (float[3,2,8,8] q, float[3,2,8,5] k, float[3,2,5,8] v, float[8,8] cos, float[8,8] sin) => (float[3,2,8,8] y) {{
+        x = Gather<axis = {axis}>(q, columns)  a = Mul(q, cos)  b = Mul(x, sin)  r = Add(a, b)
+        s = MatMul(r, k)  p = Softmax<axis = -1>(s)  y = MatMul(p, v) }}""",
+        columns=np.array(columns),
+    )
+    assert fused(proto).get("rotary", "") == rotary
+    shapes = {"q": (3, 2, 8, 8), "k": (3, 2, 8, 5), "v": (3, 2, 5, 8), "cos": (8, 8), "sin": (8, 8)}
+    assert_same(proto, {name: normal(*shape) for name, shape in shapes.items()})
 
 
 @pytest.mark.parametrize("width", [4, 8])

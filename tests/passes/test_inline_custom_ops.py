@@ -7,6 +7,7 @@ import onnx
 import pytest
 from onnx import helper
 
+import onnxopt
 from helpers import assert_same, model, ops, run_passes, set_costs
 from onnxopt import ir
 from onnxopt.fusions import fused_elementwise as fusion
@@ -83,6 +84,21 @@ def test_optimizing_again_changes_nothing() -> None:
     PassManager("cpu").run(again)
     assert [f.overload for f in ir.to_proto(again).functions] == [f.overload for f in once.functions]
     assert ops(ir.to_proto(again)) == ops(once)
+
+
+INTEGERS = """g (float[N,64] x) => (float[N,64] y) {
+    a = MatMul(x, w) b = Gelu(a) c = MatMul(b, w) d = Add(c, x) y = Softmax<axis = -1>(d) }"""
+
+
+@pytest.mark.parametrize("weights", [None, "int8", "int4"])
+def test_model_of_integers_stays_for_a_processor_alone(weights: str | None) -> None:
+    matrix = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+    once = onnxopt.quantize(model(INTEGERS, opset=21, ir_version=10, w=matrix), weights=weights)
+    again, standard = onnxopt.optimize(once), onnxopt.optimize(once, target="generic")
+    assert ops(again) == ops(once) and all_domains(again) != {""} and all_domains(standard) == {""}
+    x = {"x": np.random.default_rng(1).standard_normal((5, 64)).astype(np.float32)}
+    assert_same(once, again, x)
+    assert_same(once, standard, x, rtol=1e-4, atol=1e-4)
 
 
 def test_leaves_functions_that_the_model_came_with() -> None:

@@ -26,7 +26,7 @@ def inline(
     from onnxopt.pipeline import optimize as run
 
     reports: list[Report] = []
-    run(model, output, passes=["inline_custom_ops", "eliminate_dead_code"], report=reports.append)
+    run(model, output, target="generic", passes=["inline_custom_ops", "eliminate_dead_code"], report=reports.append)
     if as_json:
         print_json(report_json(reports[0]))
     else:

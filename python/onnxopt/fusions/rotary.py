@@ -190,7 +190,23 @@ def _exchanges(value: ir.Value, x: ir.Value, ctx: Context) -> tuple[bool, bool] 
     signed = _exchanges_halves(value, x, ctx)
     if signed is not None:
         return signed, False
+    if (interleaved := _gathers_partners(value, x, ctx)) is not None:
+        return True, interleaved
     return (False, True) if _exchanges_neighbours(value, x, ctx) else None
+
+
+def _gathers_partners(value: ir.Value, x: ir.Value, ctx: Context) -> bool | None:
+    """Whether `value` has the columns of x in another order, neighbours exchanged (True) or halves (False); None where it has not."""
+    node, shape = value.producer(), ctx.shapes.shape(x)
+    if node is None or node.op_type != "Gather" or node.domain or node.inputs[0] is not x or not shape:
+        return None
+    width, rank = shape[-1], len(shape)
+    columns = ctx.shapes.integers(node.inputs[1])
+    if not isinstance(width, int) or width % 2 or columns is None or attribute(node, "axis", 0) % rank != rank - 1:
+        return None
+    if columns == tuple(column ^ 1 for column in range(width)):
+        return True
+    return False if columns == tuple((column + width // 2) % width for column in range(width)) else None
 
 
 def _exchanges_neighbours(value: ir.Value, x: ir.Value, ctx: Context) -> bool:

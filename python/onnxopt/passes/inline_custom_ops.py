@@ -12,14 +12,18 @@ from onnxopt.rewrite.rules import Refusal
 EMITTED_DOMAINS = frozenset({DOMAIN, "com.microsoft"})
 """Domains of the ops that onnxopt emits. Its functions have an overload, which tells them from those of others."""
 
+ROUNDING = {"cpu": frozenset({"QGemm", "QConv", "QAttention"}), "cuda": frozenset({"QGemm", "QConv"})}
+"""By target, the ops of integers for which it has kernels."""
+
 
 @register_pass
 class InlineCustomOps(Pass):
     """Put the body of every op that onnxopt emitted in its place, constants as initializers.
 
     So a model that was optimized before can be optimized anew, also for a target without custom ops. Refused: nodes
-    whose function the model does not hold, and bodies of another opset than the model's. Functions that the model came
-    with stay.
+    whose function the model does not hold, bodies of another opset than the model's, and nodes of integers for which the target has
+    a kernel: the many ops that round in their bodies would not become one node again. For a processor, which has kernels for all ops, a
+    model that holds such a node stays as it is. Functions that the model came with stay.
     """
 
     name = "inline_custom_ops"
@@ -29,6 +33,8 @@ class InlineCustomOps(Pass):
         if not any(_is_emitted(*key) for key in model.functions):
             return PassResult(False)
         nodes = [node for node in walk(model.graph) if _is_emitted(*node.op_identifier())]
+        if ctx.target.name == "cpu" and any(_is_of_integers(node, ctx) for node in nodes):
+            return PassResult(False)
         patches = sum(self._inline(node, model, ctx) for node in nodes)
         self._remove_functions(model)
         return PassResult(patches > 0, patches)
@@ -68,9 +74,16 @@ def _is_emitted(domain: str, name: str, overload: str) -> bool:
     return domain in EMITTED_DOMAINS and bool(overload)
 
 
+def _is_of_integers(node: ir.Node, ctx: Context) -> bool:
+    packed = ctx.target.name == "cpu" and node.op_type == "FusedGemm" and "block" in node.attributes
+    return packed or node.op_type in ROUNDING.get(ctx.target.name, ())
+
+
 def _refuse(node: ir.Node, function: ir.Function | None, ctx: Context) -> Refusal | None:
     if function is None:
         return Refusal("the model holds no body of {}", node.op_type, culprit=node)
+    if _is_of_integers(node, ctx):
+        return Refusal("the target multiplies the integers of {}", node.op_type, culprit=node)
     if function.opset_imports.get("", ctx.opset) != ctx.opset:
         return Refusal("the body of {} is of another opset than the model", node.op_type, culprit=node)
     if len(node.inputs) != len(function.inputs) or len(node.outputs) != len(function.outputs):
