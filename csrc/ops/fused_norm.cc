@@ -18,6 +18,7 @@ Result<RowsLayout> read_layout(const Attributes& attributes) {
   if (layout.axis >= 0 || layout.inner < 0) return Made::failure("Its attribute 'axis' is not negative, or 'inner' is.");
   layout.groups = attributes.integer("groups").value_or(0);
   if (layout.groups < 0) return Made::failure("Its attribute 'groups' is negative.");
+  layout.channels_last = attributes.integer("channels_last").value_or(0) != 0;
   layout.scaled = attributes.integer("scaled").value_or(0) != 0;
   layout.biased = attributes.integer("biased").value_or(0) != 0;
   layout.kept = attributes.integer("kept").value_or(0) != 0;
@@ -27,7 +28,7 @@ Result<RowsLayout> read_layout(const Attributes& attributes) {
 }  // namespace
 
 const Op& fused_norm() {
-  static const char* const attributes[] = {"kind",   "axis",   "inner", "groups",   "epsilon",
+  static const char* const attributes[] = {"kind",   "axis",   "inner", "groups",   "channels_last", "epsilon",
                                            "scaled", "biased", "kept",  "prologue", "epilogue"};
   static const Op op{"FusedNorm", attributes, rows_variants(), create_rows<read_layout>, infer_rows<read_layout>};
   return op;

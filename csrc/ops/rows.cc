@@ -19,6 +19,7 @@ struct Cut {
   std::int64_t rows = 1, width = 1, inner = 1;
   Shape affine;
   std::int64_t run = 1, period = 1;
+  std::int64_t groups = 0;  // of a row, whose channels lie last
 };
 
 Result<Cut> cut(const RowsLayout& layout, const Shape& shape) {
@@ -26,13 +27,22 @@ Result<Cut> cut(const RowsLayout& layout, const Shape& shape) {
   const auto rank = static_cast<std::int64_t>(shape.size());
   Cut made;
   if (layout.groups != 0) {
-    if (rank < 3) return Made::failure("Input 0 has the shape " + text_of(shape) + " and should be [N, channels, ...].");
-    if (shape[1] % layout.groups != 0)
-      return Made::failure("Its " + number(shape[1]) + " channels are no " + number(layout.groups) + " groups.");
+    if (rank < 3)
+      return Made::failure("Input 0 has the shape " + text_of(shape) + " and should be " +
+                           (layout.channels_last ? "[N, ..., channels]." : "[N, channels, ...]."));
+    const std::int64_t channels = layout.channels_last ? shape.back() : shape[1];
+    if (channels % layout.groups != 0)
+      return Made::failure("Its " + number(channels) + " channels are no " + number(layout.groups) + " groups.");
+    made.affine = {channels};
+    if (layout.channels_last) {
+      made.rows = shape[0];
+      for (std::size_t axis = 1; axis < shape.size(); ++axis) made.width *= shape[axis];
+      made.groups = layout.groups;
+      return made;
+    }
     for (std::size_t axis = 2; axis < shape.size(); ++axis) made.run *= shape[axis];
-    made.affine = {shape[1]};
     made.rows = shape[0] * layout.groups;
-    made.width = shape[1] / layout.groups * made.run;
+    made.width = channels / layout.groups * made.run;
     made.period = layout.groups;
     return made;
   }
@@ -146,6 +156,7 @@ class CpuRows final : public Rows {
     if (made.rows == 0 || made.width == 0) return true;
     const std::size_t results = types.size() - (layout_.kept ? 1 : 0);
     auto problem = described<norm::Problem>(inputs, outputs, made);
+    problem.groups = made.groups;
     problem.clip = epilogue_.clip();
     if (!epilogue_.present() || (results == 1 && types[0].type == kFloat)) problem.y = static_cast<float*>(outputs[0]);
     // To the programs, the axes after the normalized ones are one where that is the same.
@@ -254,6 +265,9 @@ Result<Description> read(const Attributes& attributes, const RowsLayout& layout,
   if (!prologue) return Made::failure(prologue.error());
   Result<EpilogueProgram> epilogue = EpilogueProgram::read(attributes, 1, isa);
   if (!epilogue) return Made::failure(epilogue.error());
+  if (layout.channels_last && layout.groups == 0) return Made::failure("Its channels lie last, and it has no groups of them.");
+  if (layout.channels_last && prologue->present())
+    return Made::failure("It has a prologue, which groups of channels that lie last do not.");
   if (layout.kept && !prologue->present()) return Made::failure("It keeps the result of a prologue that it does not have.");
   return Description{layout, std::move(*prologue), std::move(*epilogue)};
 }
@@ -261,6 +275,7 @@ Result<Description> read(const Attributes& attributes, const RowsLayout& layout,
 /// A kernel for a CUDA device, or its code on the host.
 Result<std::unique_ptr<Kernel>> make_cuda_kernel(Description description, std::string_view name) {
   using Made = Result<std::unique_ptr<Kernel>>;
+  if (description.layout.channels_last) return Made::failure("The CUDA kernel takes no groups of channels that lie last.");
   const auto place = place_of<norm::cuda::Problem, norm::cuda::emulate, norm::cuda::kernels>(name == kEmulatedVariant);
   if (!place) return Made::failure(place.error());
   return Made(std::make_unique<CudaRows>(std::move(description), *place));

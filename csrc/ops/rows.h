@@ -12,9 +12,10 @@ namespace onnxopt::ops {
 struct RowsLayout {
   norm::Kind kind = norm::Kind::kLayer;
   float epsilon = 0.0f;
-  std::int64_t axis = -1;   // the first one of a row, from the last
-  std::int64_t inner = 0;   // how many axes after the row's
-  std::int64_t groups = 0;  // where it is not 0, a row is a group of channels, which are the second axis
+  std::int64_t axis = -1;      // the first one of a row, from the last
+  std::int64_t inner = 0;      // how many axes after the row's
+  std::int64_t groups = 0;     // where it is not 0, a row is a group of channels, which are the second axis,
+  bool channels_last = false;  // or the last one
   bool scaled = false, biased = false, kept = false;
 
   std::size_t affine() const { return static_cast<std::size_t>(scaled) + static_cast<std::size_t>(biased); }

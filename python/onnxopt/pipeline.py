@@ -100,6 +100,7 @@ PHASES: Mapping[str, tuple[str, ...]] = {
         "fuse_qconvs",
         "quantize_before_moves",
         "move_transposes_to_convolutions",
+        "fuse_group_norms",
         "convolutions_channels_last",
         "fuse_squeeze_excite",
         "sink_transposes",

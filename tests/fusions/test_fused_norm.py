@@ -18,7 +18,15 @@ from onnxopt.runtime.costs import Costs
 pytest.importorskip("onnxopt._native", reason="the native library is not built")
 
 Array = np.ndarray[Any, Any]
-PASSES = ("lift_constants", "fuse_norms", "fuse_softmax", "fuse_epilogues", "fuse_prologues", "eliminate_dead_code")
+PASSES = (
+    "lift_constants",
+    "fuse_group_norms",
+    "fuse_norms",
+    "fuse_softmax",
+    "fuse_epilogues",
+    "fuse_prologues",
+    "eliminate_dead_code",
+)
 
 
 def draw(*shape: int, seed: int = 0) -> Array:

@@ -171,6 +171,87 @@ def test_groups(shape: tuple[int, ...], groups: int, variant: str) -> None:
     assert_close(actual, expected * scale.reshape(dims) + bias.reshape(dims), 2e-6)
 
 
+CPU = [name for name in SUPPORTED if name != EMULATED]
+LAST = [((2, 5, 8), 2), ((2, 5, 7, 8), 8), ((1, 3, 2, 5, 6), 1), ((2, 64, 12), 3), ((3, 1, 4), 2), ((1, 2000, 3), 1), ((2, 700, 96), 32),
+        ((1, 9, 9, 130), 26), ((1, 5, 5000), 5), ((1, 3, 5, 1), 1)]  # fmt: skip
+
+
+def in_groups(x: Array, groups: int) -> Array:
+    """Groups of the last dim, normalized."""
+    n, *places, channels = x.shape
+    return normalized(x.reshape(n, math.prod(places), groups, channels // groups), (1, 3)).reshape(x.shape)
+
+
+@pytest.mark.parametrize(("shape", "groups"), LAST)
+@pytest.mark.parametrize("name", CPU)
+def test_groups_of_channels_that_lie_last(shape: tuple[int, ...], groups: int, name: str) -> None:
+    x, scale, bias = draw(*shape, scale=3, offset=2), draw(shape[-1], seed=1), draw(shape[-1], seed=2)
+    (actual,) = run("FusedNorm", [x, scale, bias], name, groups=groups, channels_last=1, scaled=1, biased=1)
+    assert_close(actual, in_groups(x, groups) * scale + bias)
+    for flags, affine in (({}, []), ({"scaled": 1}, [scale]), ({"biased": 1}, [bias])):
+        (actual,) = run("FusedNorm", [x, *affine], name, groups=groups, channels_last=1, **flags)
+        assert_close(
+            actual, in_groups(x, groups) * (scale if "scaled" in flags else 1) + (bias if "biased" in flags else 0)
+        )
+
+
+@pytest.mark.parametrize("offset", [100.0, -1e4, 1e6])
+@pytest.mark.parametrize("name", CPU)
+def test_groups_that_lie_last_beside_a_large_mean(offset: float, name: str) -> None:
+    x = draw(1, 3000, 24, offset=offset)
+    (actual,) = run("FusedNorm", [x], name, groups=4, channels_last=1)
+    assert_close(actual, in_groups(x, 4))
+
+
+@pytest.mark.parametrize("name", CPU)
+def test_groups_that_lie_last_and_begin_with_other_numbers(name: str) -> None:
+    """The first places say nothing of the others."""
+    x = draw(1, 4000, 16, scale=1e-2, offset=1e3)
+    x[:, :40] = 0
+    (actual,) = run("FusedNorm", [x], name, groups=2, channels_last=1)
+    assert_close(actual, in_groups(x, 2), 3e-6)
+
+
+@pytest.mark.parametrize("name", CPU)
+def test_groups_that_lie_last_with_an_epilogue(name: str) -> None:
+    x, other = draw(2, 70, 48), draw(2, 70, 48, seed=1)
+    program = "i0:f32 i1:f32 | t0=silu(i0) t1=add(t0,i1) | t1:f32"
+    (actual,) = run("FusedNorm", [x, other], name, groups=8, channels_last=1, epilogue=program)
+    assert_close(actual, silu(in_groups(x, 8)) + other)
+    both = "i0:f32 | t0=silu(i0) t1=less(i0,t0) | t0:f32 t1:bool"
+    actual, less = run("FusedNorm", [x], name, groups=8, channels_last=1, epilogue=both)
+    assert_close(actual, silu(in_groups(x, 8)))
+    assert less.dtype == np.bool_
+    (actual,) = run("FusedNorm", [x], name, groups=8, channels_last=1, epilogue="i0:f32 | t0=relu(i0) | t0:f32")
+    assert_close(actual, np.maximum(in_groups(x, 8), 0))
+
+
+@pytest.mark.parametrize("number", [NAN, INF, -INF])
+@pytest.mark.parametrize("name", CPU)
+def test_numbers_that_are_not_finite_concern_their_group_alone(number: float, name: str) -> None:
+    x = draw(2, 300, 32)
+    expected = in_groups(x, 4).reshape(2, 300, 4, 8)
+    x[1, 7, 9] = number
+    (actual,) = run("FusedNorm", [x], name, groups=4, channels_last=1)
+    actual = actual.reshape(2, 300, 4, 8)
+    assert np.isnan(actual[1, :, 1]).all()
+    actual[1, :, 1] = expected[1, :, 1]
+    assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("name", CPU)
+def test_groups_that_lie_last_do_not_depend_on_threads(name: str) -> None:
+    x = draw(2, 3000, 40)
+    results = [run("FusedNorm", [x], name, threads, groups=5, channels_last=1)[0] for threads in (1, 2, 4)]
+    assert np.array_equal(results[0], results[1])
+    assert np.array_equal(results[0], results[2])
+
+
+def test_the_cuda_kernel_takes_no_groups_that_lie_last() -> None:
+    with pytest.raises(ValueError, match="takes no groups of channels that lie last"):
+        run("FusedNorm", [draw(1, 3, 4)], EMULATED, groups=2, channels_last=1)
+
+
 def test_groups_have_no_inner_axes(variant: str) -> None:
     """The attribute is not read, however large it is."""
     x = draw(1, 4, 5)

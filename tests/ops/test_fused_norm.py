@@ -69,6 +69,8 @@ LAYOUTS = [
     (fused_norm.Layout("layer", -1, 1, 4), (2, 8, 5)),
     (fused_norm.Layout("layer", -1, 2, 8), (2, 8, 3, 5)),
     (fused_norm.Layout("layer", -1, 3, 1), (2, 4, 3, 2, 5)),
+    (fused_norm.Layout("layer", -1, 2, 4, channels_last=True), (2, 3, 5, 8)),
+    (fused_norm.Layout("layer", -1, 1, 6, channels_last=True), (2, 5, 6)),
 ]
 
 
@@ -158,6 +160,15 @@ MISUSES: dict[str, tuple[str, dict[str, Any], list[Array], str]] = {
     "negative groups": ("FusedNorm", {"groups": -1}, [ones(1, 4, 2)], "Its attribute 'groups' is negative."),
     "groups without axes after the channels": (
         "FusedNorm", {"groups": 2}, [X], "Input 0 has the shape [3,8] and should be [N, channels, ...].",
+    ),
+    "channels that lie last and are no groups": (
+        "FusedNorm", {"groups": 3, "channels_last": 1}, [ones(1, 3, 4)], "Its 4 channels are no 3 groups.",
+    ),
+    "channels that lie last without groups": (
+        "FusedNorm", {"channels_last": 1}, [ones(1, 3, 4)], "Its channels lie last, and it has no groups of them.",
+    ),
+    "a prologue before channels that lie last": (
+        "FusedNorm", {"groups": 2, "channels_last": 1, "prologue": ADD}, [ones(1, 3, 4), ones(1, 3, 4)], "It has a prologue,",
     ),
     "channels that are no groups": ("FusedNorm", {"groups": 3}, [ones(1, 4, 2)], "Its 4 channels are no 3 groups."),
     "no scale": ("FusedNorm", {"scaled": 1}, [X], "It got 1 inputs and needs at least 2."),

@@ -412,3 +412,17 @@ def test_body_reads_what_a_region_around_it_made_once() -> None:
     x = RNG.standard_normal((1, 6, 9, 9)).astype(np.float32)
     for trips in (0, 3):
         assert_equal(before, after, {"x": x, "n": np.array(trips)})
+
+
+def test_convolution_of_unknown_rank_is_left() -> None:
+    """Also between others that are converted."""
+    text = """g (float[1,32,8,8] x, int64[R] shape) => (float[A,32,B,C] y) {
+        a = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(x, w)
+        b = Reshape(a, shape)
+        c = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(b, w)
+        y = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(c, w)
+    }"""
+    before = model(text, **weights(w=(32, 32, 3, 3)))
+    after = convert(before)
+    feeds = {"x": np.ones((1, 32, 8, 8), np.float32), "shape": np.array([1, 32, 4, 16])}
+    assert_equal(before, after, feeds)

@@ -487,7 +487,12 @@ void run_column_blocks(const Problem& p, std::int64_t begin, std::int64_t end) {
 }
 
 }  // namespace
+}  // namespace onnxopt::norm
 
+// What it needs comes first.
+#include "kernels/cpu/norm/groups.h"
+
+namespace onnxopt::norm {
 namespace ONNXOPT_VARIANT {
 
 void run(const Problem& p, std::int64_t begin, std::int64_t end) {
@@ -496,6 +501,10 @@ void run(const Problem& p, std::int64_t begin, std::int64_t end) {
   else
     run_column_blocks(p, begin, end);
 }
+
+void measure(const Problem& p, const Places& places, const Moment& moment) { measure_channels(p, places, moment); }
+
+void scale(const Problem& p, const Places& places, const Line& line) { scale_channels(p, places, line); }
 
 }  // namespace ONNXOPT_VARIANT
 }  // namespace onnxopt::norm

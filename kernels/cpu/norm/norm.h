@@ -49,6 +49,9 @@ struct Terms {
 struct Problem {
   Kind kind = Kind::kLayer;
   std::int64_t rows = 0, width = 0, inner = 1;
+  /// Where it is not 0, rows are images whose channels, `line` of them, lie last and are normalized in so many groups: a row has
+  /// the moments of a group, and factors and terms are of the channels. There is no prologue.
+  std::int64_t groups = 0;
   float epsilon = 0.0f;
   Affine affine;
   const float* x = nullptr;            // null where the prologue or the terms make it
@@ -70,11 +73,34 @@ constexpr std::int64_t kShortChunk = 64;
 /// Columns that are computed together.
 constexpr std::int64_t kColumns = 64;
 
-/// One implementation, for one instruction set. `run` computes rows [begin, end), or blocks of columns.
+/// Places [begin, end) of an image, each of which has all channels.
+struct Places {
+  std::int64_t image, begin, end;
+};
+
+/// Mean and sum of squared differences to it, of each channel. Means are those of the differences to a number close by, which a
+/// float tells more of.
+struct Moment {
+  float* middle;
+  float* mean;
+  float* squares;
+};
+
+/// What becomes of each channel: (x - mean) factor + term.
+struct Line {
+  const float* mean;
+  const float* factor;
+  const float* term;
+};
+
+/// One implementation, for one instruction set. `run` computes rows [begin, end), or blocks of columns; `measure` and `scale` are
+/// for groups of channels that lie last.
 struct Variant {
   const char* name;
   const char* isa;
   void (*run)(const Problem&, std::int64_t begin, std::int64_t end);
+  void (*measure)(const Problem&, const Places&, const Moment&);
+  void (*scale)(const Problem&, const Places&, const Line&);
 };
 
 /// The variants that were built, best first; the portable one is last.

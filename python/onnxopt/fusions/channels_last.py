@@ -13,10 +13,11 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from onnxopt import ir
-from onnxopt.fusions import fused_conv, fused_conv_transpose, fused_pool, fused_resize
+from onnxopt.fusions import fused_conv, fused_conv_transpose, fused_norm, fused_pool, fused_resize
 from onnxopt.fusions.blocked_layout import BLOCK, resizes_in_blocks
 from onnxopt.ops.fused_conv import channels_first, channels_last
 from onnxopt.ops.fused_elementwise import LOWERINGS
+from onnxopt.ops.fused_norm import SPEC as FUSED_NORM
 from onnxopt.passes.base import Context
 from onnxopt.rewrite.patch import Builder, Patch
 from onnxopt.rewrite.permutations import Move, is_identity, move, permutation
@@ -36,6 +37,9 @@ WINOGRAD_KERNELS = frozenset({(3,), (5,), (3, 3), (5, 5)})
 """Kernels of such convolutions, of sequences and of images."""
 
 IMAGE_RANK = 4
+
+NORM = FUSED_NORM.name
+"""The only op of our own that is there before regions are converted."""
 
 MAX_ACTIVATION_NODES = 3
 """Nodes of an activation between two convolutions: HardSwish and SiLU are two."""
@@ -80,6 +84,7 @@ KERNELS: Mapping[str, Kernel] = {
     "BatchNormalization": Kernel(_refuse_batch_norm, _build_batch_norm),
     "ConvTranspose": Kernel(fused_conv_transpose.refuse, fused_conv_transpose.build, gain=1.0),
     "Resize": Kernel(fused_resize.refuse, fused_resize.build),
+    NORM: Kernel(fused_norm.refuse_channels_last, fused_norm.build_channels_last),
 }
 """Every op that does not run in any layout. Those without a gain are converted only behind others."""
 
@@ -114,11 +119,13 @@ class Finder:
         return resizes_in_blocks(node, self.ctx)
 
     def _visit(self, node: ir.Node) -> None:
-        if node.domain or not node.outputs:
+        if (node.domain and node.op_type != NORM) or not node.outputs:
             return
         kernel = KERNELS.get(node.op_type)
         if kernel is not None and (kernel.gain or self._is_near(node.inputs[0])):
-            refusal = kernel.refuse(node, self.ctx.shapes)
+            refusal = self._refuse_rank(node)
+            if refusal is None:
+                refusal = kernel.refuse(node, self.ctx.shapes)
             if refusal is None:
                 near = self._is_near(node.inputs[0])
                 if node.op_type == "Conv" and not near and fused_conv.reads_planar(node, self.ctx):
@@ -127,6 +134,12 @@ class Finder:
                 return
             self.ctx.log.refused(RULE, node, refusal, 1)
         self._visit_any_layout(node)
+
+    def _refuse_rank(self, node: ir.Node) -> Refusal | None:
+        x = node.inputs[0]
+        if x is None or self.ctx.shapes.rank(x) is None:
+            return Refusal("the rank of its input is not known", culprit=node)
+        return None
 
     def _visit_any_layout(self, node: ir.Node) -> None:
         """Let a node join that runs in any layout and reads a tensor of a region."""
@@ -199,6 +212,8 @@ class Finder:
             return read and node.op_type not in IN_BLOCKS
         if node.op_type == "Resize":
             return not resizes_in_blocks(node, self.ctx)
+        if node.op_type == NORM:
+            return True
         return node.op_type == "ConvTranspose" or (node.op_type == "Conv" and self._is_of_lanes(node))
 
     def _is_of_lanes(self, conv: ir.Node) -> bool:

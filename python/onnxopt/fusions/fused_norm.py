@@ -1,4 +1,5 @@
-"""Which normalizations become FusedNorm, and how: standard ops, and written out ones where the opset has no op."""
+"""Which normalizations become FusedNorm, and how: standard ops, and written out ones where the opset has no op. Those of groups of channels
+can have these last."""
 
 from __future__ import annotations
 
@@ -104,9 +105,10 @@ def _fuse_decomposed(b: Builder, m: Match, kind: str, means: tuple[str, ...]) ->
 def _affine_of(b: Builder, layout: op.Layout, shape: Sequence[object], value: ir.Value) -> ir.Value | None:
     """A constant that is multiplied with or added to a tensor of that shape, as a scale or bias; None where it is none."""
     own = layout.affine_shape(shape)
-    found = forms.with_trailing_shape(b, value, (*own, *[1] * layout.inner))
+    inner = 0 if layout.channels_last else layout.inner
+    found = forms.with_trailing_shape(b, value, (*own, *[1] * inner))
     tensor = None if found is None else ir.constant(found)
-    if tensor is None or layout.inner == 0:
+    if tensor is None or inner == 0:
         return found
     return b.constant(tensor.numpy().reshape(tensor.shape.numpy()[: len(own)]), value.name or "constant")
 
@@ -226,6 +228,18 @@ def fuse_reshaped_group_norm(b: Builder, m: Match) -> ir.Value | Refusal:
     return _make(b, m, op.Layout("layer", -1, len(shape) - 2, groups, epsilon), [m["x"]])
 
 
+@rule(_scaled)
+def fuse_scale_of_groups(b: Builder, m: Match) -> ir.Value | Refusal:
+    """A constant factor of each channel."""
+    return _with_affine(b, m, "factor", scaled=True)
+
+
+@rule(_biased)
+def fuse_bias_of_groups(b: Builder, m: Match) -> ir.Value | Refusal:
+    """A constant term of each channel."""
+    return _with_affine(b, m, "term", biased=True)
+
+
 RULES = RuleSet(
     [
         fuse_norm,
@@ -234,7 +248,29 @@ RULES = RuleSet(
         fuse_decomposed_rms_norm,
         fuse_scale,
         fuse_bias,
-        fuse_group_norm,
-        fuse_reshaped_group_norm,
     ]
 )
+
+GROUP_RULES = RuleSet([fuse_group_norm, fuse_reshaped_group_norm, fuse_scale_of_groups, fuse_bias_of_groups])
+
+
+# --- channels that lie last ----------------------------------------------------------------------------------------
+def refuse_channels_last(node: ir.Node, shapes: ir.ShapeEnv) -> Refusal | None:
+    """Why a normalization of [N, C, ...] cannot have its channels last."""
+    x = node.inputs[0]
+    if not attribute(node, "groups", 0) or attribute(node, "channels_last", 0):
+        return Refusal("it is not of groups of the second axis", culprit=node)
+    if x is None or shapes.rank(x) is None or "prologue" in node.attributes or "epilogue" in node.attributes:
+        return Refusal("it has a program of its own", culprit=node)
+    return None
+
+
+def build_channels_last(b: Builder, node: ir.Node, x: ir.Value) -> ir.Value:
+    """The normalization of a tensor that has its channels last."""
+    rank = b.ctx.shapes.rank(node.outputs[0])
+    assert rank is not None
+    layout = dataclasses.replace(op.Layout.of(node, rank), channels_last=True)
+    overload = layout.overload(b.ctx.opset)
+    b.define(op.SPEC.domain, op.SPEC.name, overload, lambda: op.body(layout, b.ctx.opset))
+    inputs = [x, *node.inputs[1:]]
+    return b.op(op.SPEC.name, inputs, layout.attributes(), domain=op.SPEC.domain, overload=overload, name=node.name)[0]

@@ -72,6 +72,8 @@ def build(host: ir.Node, ctx: Context) -> tuple[Patch, list[ir.Node]] | Refusal:
     """The patch that lets `host` compute what makes its first input, and the nodes that it replaces."""
     x = host.inputs[0]
     assert x is not None
+    if attribute(host, "channels_last", 0):
+        return Refusal("its kernel reads the tensor twice", culprit=host)
     nodes = grow(x, host, ctx)
     if not nodes:
         return Refusal("nothing element-wise makes '{}' alone", x.name, culprit=host)

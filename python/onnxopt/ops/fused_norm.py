@@ -3,7 +3,7 @@
 Inputs: those of the prologue (without one: the tensor); with `scaled` and `biased` a factor and a term; what else the epilogue reads.
 Outputs: those of the epilogue (without one: the normalized tensor); with `kept` the prologue's result. Attributes: `kind` (layer or rms);
 `axis` (negative, the first of the normalized axes) and `inner` (how many axes follow them), scale and bias having the dims of these axes; or
-`groups`, of the channels of [N, C, ...], scale and bias being [C]; `epsilon`; `prologue` and `epilogue` (expressions, see fused_elementwise). All float32, but for what the expressions say.
+`groups`, of the channels of [N, C, ...], or with `channels_last` of [N, ..., C] (then without prologue), scale and bias being [C]; `epsilon`; `prologue` and `epilogue` (expressions, see fused_elementwise). All float32, but for what the expressions say.
 """
 
 from __future__ import annotations
@@ -17,11 +17,24 @@ import numpy as np
 from onnxopt import ir
 from onnxopt.ir import DataType
 from onnxopt.ops.base import BodyBuilder, OpSpec, overload_of
+from onnxopt.ops.fused_conv import channels_first, channels_last
 from onnxopt.rewrite.rules import attribute
 
 SPEC = OpSpec(
     name="FusedNorm",
-    attributes=("kind", "axis", "inner", "groups", "epsilon", "scaled", "biased", "kept", "prologue", "epilogue"),
+    attributes=(
+        "kind",
+        "axis",
+        "inner",
+        "groups",
+        "channels_last",
+        "epsilon",
+        "scaled",
+        "biased",
+        "kept",
+        "prologue",
+        "epilogue",
+    ),
     dtypes=(DataType.FLOAT,),
     tolerance={DataType.FLOAT: 1e-5},
 )
@@ -40,6 +53,7 @@ class Layout:
     epsilon: float = 1e-5
     scaled: bool = False
     biased: bool = False
+    channels_last: bool = False
 
     @staticmethod
     def of(node: ir.Node, rank: int) -> Layout:
@@ -53,18 +67,21 @@ class Layout:
             attribute(node, "epsilon", 1e-5),
             bool(attribute(node, "scaled", 0)),
             bool(attribute(node, "biased", 0)),
+            bool(attribute(node, "channels_last", 0)),
         )
 
     def attributes(self) -> dict[str, Any]:
         where = {"groups": self.groups} if self.groups else {"axis": self.axis}
         if self.inner and not self.groups:
             where["inner"] = self.inner
-        flags = {name: 1 for name in ("scaled", "biased") if getattr(self, name)}
+        flags = {name: 1 for name in ("channels_last", "scaled", "biased") if getattr(self, name)}
         return {"kind": self.kind, **where, "epsilon": self.epsilon, **flags}
 
     def affine_shape(self, shape: Sequence[object]) -> tuple[object, ...]:
         """The dims of scale and bias for a tensor of that shape."""
-        return (shape[1],) if self.groups else tuple(shape[self.axis : len(shape) - self.inner])
+        if self.groups:
+            return (shape[-1] if self.channels_last else shape[1],)
+        return tuple(shape[self.axis : len(shape) - self.inner])
 
     def overload(self, opset: int) -> str:
         return overload_of(f"{opset}|{self}")
@@ -74,7 +91,11 @@ def body(layout: Layout, opset: int) -> ir.Function:
     """The function of a node without prologue and epilogue."""
     builder = BodyBuilder(1 + layout.scaled + layout.biased, opset)
     x, *affine = builder.inputs
-    if layout.groups:
+    if layout.groups and layout.channels_last:
+        rank = layout.inner + 2
+        planar = builder.op("Transpose", [x], {"perm": channels_first(rank)})
+        result = builder.op("Transpose", [_grouped(builder, layout, planar, affine)], {"perm": channels_last(rank)})
+    elif layout.groups:
         result = _grouped(builder, layout, x, affine)
     elif (op_type := _standard_op(layout, opset)) is not None:
         result = builder.op(op_type, [x, *affine], {"axis": layout.axis, "epsilon": layout.epsilon})
