@@ -26,14 +26,14 @@ void multiply_block(const Problem& problem, const Operand& a, std::int64_t row, 
     const std::int64_t first = column + j;
     const Columns b{problem.weights + first / static_cast<std::int64_t>(kPanel) * panel, panel};
     for (std::int64_t block = 0; block < blocks; ++block) {
-      const std::int64_t i = rows * block / blocks, end = rows * (block + 1) / blocks, at = row + i;
+      const std::int64_t i = rows * block / blocks, end = rows * (block + 1) / blocks, at = row + i - a.first;
       Target target{c + i * ld + j,      ld,           static_cast<std::size_t>(least(columns - j, kTogether)),
                     a.scales + at,       a.zeros + at, problem.weight_scales + first,
                     problem.sums + first};
       target.bias = problem.bias ? problem.bias + first : nullptr;
       target.clip = problem.clip;
       target.gelu = problem.gelu;
-      target.added = problem.added ? problem.added + at * problem.columns + first : nullptr;
+      target.added = problem.added ? problem.added + (row + i) * problem.columns + first : nullptr;
       target.added_ld = problem.columns;
       if (first + kTogether < problem.columns) b.fetch_next(block, blocks);
       multiply(static_cast<int>(end - i), Strided{a.data + at * a.row_step, a.row_step}, 1, groups, b, target);

@@ -43,12 +43,13 @@ struct Problem {
   std::int32_t bytes_zero = 0, bytes_lowest = 0;  // `bytes_lowest` is that of the type: 0 or -128
 };
 
-/// A as the products read it: rows of uint8, a multiple of `kGroup` long, and the scale and zero point of each.
+/// Rows of A from `first` on, as the products read them: uint8, a multiple of `kGroup` long, and the scale and zero point of each.
 struct Operand {
   const std::uint8_t* data;
   std::int64_t row_step;
   const float* scales;
   const std::int32_t* zeros;
+  std::int64_t first;
 };
 
 /// Rows and columns of a task. It depends on the sizes alone, not on the number of threads.
