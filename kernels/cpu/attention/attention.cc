@@ -29,6 +29,8 @@ namespace {
 constexpr double kTask = 3e6;
 /// Tasks for each processor, so that none waits long for another's last one.
 constexpr std::int64_t kTasksEach = 4;
+/// Tasks of whole groups are a multiple of so many: no processor computes one of few tasks while others have none.
+constexpr std::int64_t kEven = 4;
 /// The least rows of a task, each of which packs the keys for itself, and the most floats of its results, which stay in the
 /// second-level cache.
 constexpr std::int64_t kLeastRows = 96, kMostResults = 1 << 15;
@@ -75,7 +77,8 @@ void run(const Problem& problem, const Variant& variant, const ParallelFor& para
   Job job{&problem, &variant, groups, group_rows, 1, group_rows};
   if (group_work <= kTask) {
     const auto most = static_cast<std::int64_t>(kTask / group_work);
-    job.task_groups = std::clamp<std::int64_t>(most, 1, std::max<std::int64_t>(groups / 2, 1));
+    const std::int64_t tasks = std::min(round_up(ceil_div(groups, most), kEven), groups);
+    job.task_groups = ceil_div(groups, tasks);
   } else {
     const std::int64_t rows = ceil_div(group_rows, parts_of(groups, group_rows, problem.width));
     job.task_rows = ceil_div(rows, kBlock) * kBlock;
