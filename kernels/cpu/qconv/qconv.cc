@@ -34,8 +34,9 @@ constexpr auto kGroup = static_cast<std::int64_t>(qgemm::kGroup), kPanel = stati
 constexpr std::int64_t kRowStep = 12, kColumnStep = 32;
 /// Multiplications of a task: about 30 us of one core; below the second, threads cost more than they save.
 constexpr std::int64_t kTask = 4'000'000, kGrain = 600'000;
-/// So many tasks at least, if they are large enough: with fewer, a thread waits for the other's last one.
-constexpr std::int64_t kFewTasks = 8;
+/// So many tasks at least, if they are large enough: with fewer, a thread waits for the other's last one. A multiple of `kEven`
+/// where they are more than two, as much of the work each: no processor computes one of few while others have none.
+constexpr std::int64_t kFewTasks = 8, kEven = 4;
 /// Bytes of x that stay in the second-level cache while a task walks over its columns.
 constexpr std::int64_t kCachedBytes = 256 << 10;
 /// Bytes of weights that stay in the first-level cache while rows are read and results are written.
@@ -177,13 +178,18 @@ void plan_product(Plan& plan) {
   const std::int64_t row_work = plan.taps * std::max<std::int64_t>(plan.depth, 32) * round_up(filters, kPanel);
   const std::int64_t work = rows * row_work * g.groups;
   const std::int64_t most = std::max(kCachedBytes / std::max<std::int64_t>(channels, 1) / g.strides[0] / g.strides[1], kRowStep);
-  const std::int64_t tasks = std::max(work / kTask, std::clamp<std::int64_t>(work / kGrain, 1, kFewTasks));
+  const std::int64_t wanted = std::max(work / kTask, std::clamp<std::int64_t>(work / kGrain, 1, kFewTasks));
+  const std::int64_t tasks = wanted > 2 ? round_up(wanted, kEven) : wanted;
   // Weights that do not fit into the cache are read once, by all rows that do.
   const bool cuts_rows = plan.taps * plan.depth * filters <= kCachedBytes || rows > 4 * most;
-  plan.task_rows = std::min(cuts_rows ? round_up(ceil_div(rows * g.groups, tasks), kRowStep) : rows, round_up(most, kRowStep));
+  const std::int64_t least_row_tasks = ceil_div(rows, round_up(most, kRowStep));
+  const std::int64_t most_row_tasks = std::max(ceil_div(rows, kRowStep), least_row_tasks);
+  const std::int64_t row_tasks_wanted =
+      cuts_rows ? std::clamp(ceil_div(tasks, g.groups), least_row_tasks, most_row_tasks) : least_row_tasks;
+  plan.task_rows = ceil_div(rows, row_tasks_wanted);
   plan.row_tasks = ceil_div(rows, plan.task_rows);
   const std::int64_t row_tasks = plan.row_tasks * g.groups;
-  plan.task_columns = round_up(ceil_div(filters, row_tasks < tasks ? ceil_div(tasks, row_tasks) : 1), kColumnStep);
+  plan.task_columns = even_part(filters, row_tasks < tasks ? ceil_div(tasks, row_tasks) : 1, kColumnStep);
   plan.column_tasks = ceil_div(filters, plan.task_columns);
   plan.rows_first = plan.taps * plan.depth * std::min(filters, plan.task_columns) <= kNearBytes;
 }

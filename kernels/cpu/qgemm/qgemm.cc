@@ -61,7 +61,7 @@ Blocking blocking_of(const Problem& problem) {
   if (weights_fit || problem.rows > 4 * most_rows)
     row_blocks = std::max(row_blocks, std::min(tasks, ceil_div(problem.rows, kRowStep)));
   Blocking blocking{ceil_div(problem.rows, row_blocks), problem.columns};
-  if (row_blocks < tasks) blocking.columns = round_up(ceil_div(problem.columns, ceil_div(tasks, row_blocks)), kColumnStep);
+  if (row_blocks < tasks) blocking.columns = even_part(problem.columns, ceil_div(tasks, row_blocks), kColumnStep);
   return blocking;
 }
 
