@@ -1,12 +1,14 @@
 """Loops that are written out: the same nodes again and again, each time for the next element of a sequence and for what the step before
 left.
 
-Tracing exporters leave every loop of the model's source in this form. `find_steps` starts from values that are stacked in the end, one of
-each step, and goes through all steps abreast: what it calls a row is one value of each step.
+Tracing exporters leave every loop of the model's source in this form. What is called a row is one value of each step. `stack_of` sees a row
+in what is stacked in the end, `find_last_states` finds rows by following elements of a sequence forward, and `find_steps` goes back from a
+row, through all steps abreast.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
@@ -65,6 +67,12 @@ class Steps:
     states: dict[Row, Row] = dataclasses.field(default_factory=dict)
     stacks: list[Stack] = dataclasses.field(default_factory=list)
 
+    @property
+    def updates_all(self) -> bool:
+        """Whether the last step updates every state. Where a constant stands for what the first one computes of its state, what the others
+        compute of theirs looks like a state that the last one leaves as it is."""
+        return all(len(after) == self.count for after in self.states.values())
+
 
 def stack_of(node: ir.Node, ctx: Context) -> Stack | None:
     """A Concat as a stack of steps; None where it is none."""
@@ -94,10 +102,84 @@ def _before_unsqueeze(value: ir.Value, axis: int, rank: int, ctx: Context) -> ir
     return source if added else None
 
 
-def find_steps(stack: Stack, first: int, ctx: Context) -> Steps | Refusal:
-    """The steps whose results are stacked, but for those before the `first`."""
-    matcher = _Matcher(len(stack.row) - first, ctx)
-    refusal = matcher.match(stack.row[first:])
+def find_last_states(least: int, ctx: Context) -> Iterator[Row]:
+    """Rows of at least as many values, the last of which is read otherwise than those before: it may be the last state of steps.
+
+    They are computed of elements of sequences; what is computed of others comes before those. The value of the first step is left out where
+    that is made in another way. Nothing is certain of them but that their nodes are of one op.
+    """
+    for elements in _element_rows(least, ctx):
+        for row in (elements, elements[::-1]):
+            for made in _made_of(row, len(row), set()):
+                if _uses(made[-1]).keys() != _uses(made[-2]).keys():
+                    yield made
+
+
+def _element_rows(least: int, ctx: Context) -> Iterator[Row]:
+    """The elements of sequences that are read one by one, in their order."""
+    read_by: dict[ir.Value, list[ir.Node]] = {}
+    for node in ctx.nodes_of([("", op_type) for op_type in READERS]):
+        if node.inputs[0] is not None:
+            read_by.setdefault(node.inputs[0], []).append(node)
+    for readers in read_by.values():
+        values = [value for node in readers for value in node.outputs]
+        if len(values) < least:
+            continue
+        places: dict[Element, dict[int, ir.Value]] = {}
+        for value in values:
+            element = _read(value, ctx)
+            if element is not None:
+                places.setdefault(dataclasses.replace(element, first=0), {})[element.first] = value
+        for found in places.values():
+            row = [found[place] for place in sorted(found)]
+            if len(row) >= least and max(found) - min(found) == len(row) - 1:
+                yield tuple(row)
+
+
+Use = tuple[object, ...]
+"""How a value is read: by which op, as which operand, beside which constants, and as the how many-th of such."""
+
+
+def _uses(value: ir.Value) -> dict[Use, ir.Node]:
+    counts: collections.Counter[Use] = collections.Counter()
+    found: dict[Use, ir.Node] = {}
+    for node, index in value.uses():
+        shared = (id(other) if other is not None and other.is_initializer() else None for other in node.inputs)
+        use = (node.domain, node.op_type, index, *shared)
+        found[*use, counts[use]] = node
+        counts[use] += 1
+    return found
+
+
+def _made_of(row: Row, count: int, seen: set[ir.Node]) -> Iterator[Row]:
+    """The rows that are computed of a row within each of `count` steps or all but the first, each behind those that are computed of it; the
+    row itself is last."""
+    first, *uses = (_uses(value) for value in row)
+    for use, last in uses[-1].items():
+        later = {node: None for each in uses if (node := each.get(use)) is not None}
+        before = _counterpart(use, uses[0], first)
+        fits = len(later) == len(row) - 1 and last not in seen and (before is not None or len(row) == count)
+        if not fits or len(seen) >= MOST_NODES:
+            continue
+        seen.add(last)
+        nodes = [*later] if before is None else [before, *later]
+        for made in zip(*(node.outputs for node in nodes), strict=False):
+            yield from _made_of(made, count, seen)
+    yield row
+
+
+def _counterpart(use: Use, uses: dict[Use, ir.Node], first: dict[Use, ir.Node]) -> ir.Node | None:
+    """What reads a value in the first step as another one is read in the second; its state may be a constant."""
+    alike = [[other for other in every if other[:3] == use[:3]] for every in (uses, first)]
+    if use not in uses or len(alike[0]) != len(alike[1]):
+        return None
+    return first[alike[1][alike[0].index(use)]]
+
+
+def find_steps(row: Row, ctx: Context) -> Steps | Refusal:
+    """The steps that make a row."""
+    matcher = _Matcher(len(row), ctx)
+    refusal = matcher.match(row)
     return matcher.steps if refusal is None else refusal
 
 
@@ -329,6 +411,7 @@ __all__ = [
     "Row",
     "Stack",
     "Steps",
+    "find_last_states",
     "find_steps",
     "needs_itself",
     "readers_outside",

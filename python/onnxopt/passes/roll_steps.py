@@ -11,6 +11,7 @@ from onnxopt.loops.steps import (
     Row,
     Stack,
     Steps,
+    find_last_states,
     find_steps,
     needs_itself,
     readers_outside,
@@ -25,6 +26,9 @@ from onnxopt.rewrite.driver import discard
 from onnxopt.rewrite.patch import Builder, Patch
 from onnxopt.rewrite.rules import Refusal
 
+LEAST_STEPS = PAYING_TRIPS + 2
+"""The first of which may be left out."""
+
 SLICE_INPUTS_OPSET = 10
 """The opset from which Slice takes where it begins and ends as inputs."""
 
@@ -33,9 +37,10 @@ SLICE_INPUTS_OPSET = 10
 class RollSteps(Pass):
     """Put a Scan in the place of a recurrence whose steps are written out, as tracing exporters write every loop.
 
-    Steps are found from a Concat of one result of each: all alike, each with the next element of the same sequences and with what the step before
-    left. The first one may differ, as where its state is left out for being zero. Refused: few steps, steps without a state, with ops that no kernel runs step by
-    step, with states whose shape changes, whose results are read elsewhere, and targets without such kernels.
+    Steps are found from a Concat of one result of each, or from the last state where that alone is read: all alike, each with the next element of
+    the same sequences and with what the step before left. The first one may differ, as where its state is left out for being zero. Refused: few steps,
+    steps without a state, with ops that no kernel runs step by step, with states whose shape changes, whose results are read elsewhere, and targets
+    without such kernels.
     """
 
     name = "roll_steps"
@@ -46,29 +51,39 @@ class RollSteps(Pass):
             return PassResult(False)
         stacks: dict[ir.Node, Stack] = {}
         for node in ctx.nodes_of([("", "Concat")]):
-            found = stack_of(node, ctx) if len(node.inputs) > PAYING_TRIPS + 1 else None
+            found = stack_of(node, ctx) if len(node.inputs) >= LEAST_STEPS else None
             if found is not None:
                 stacks[node] = found
         patches = 0
         for stack in stacks.values():
             if stack.node.graph is not None:
-                patches += self._roll(stack, list(stacks.values()), ctx)
+                patches += self._roll(stack.row, stack, list(stacks.values()), ctx)
+        for row in find_last_states(LEAST_STEPS, ctx):
+            graphs = {None if node is None else node.graph for node in (value.producer() for value in row)}
+            if len(graphs) == 1 and None not in graphs:
+                patches += self._roll(row, None, [], ctx)
         return PassResult(patches > 0, patches)
 
-    def _roll(self, stack: Stack, stacks: list[Stack], ctx: Context) -> bool:
+    def _roll(self, row: Row, stack: Stack | None, stacks: list[Stack], ctx: Context) -> bool:
+        anchor = row[-1].producer() if stack is None else stack.node
+        assert anchor is not None
         refusal: Refusal | None = None
+        found: list[tuple[bool, int, Steps]] = []
         for first in (0, 1):
-            steps = find_steps(stack, first, ctx)
+            steps = find_steps(row[first:], ctx)
             if isinstance(steps, Steps):
                 steps.stacks = [one for one in stacks if _stacks(one, steps, first)]
                 unfit = _refusal(steps, stack, ctx)
-                if unfit is None:
-                    return self._apply(_Writer(steps, ctx, stack.node), first, ctx)
             else:
                 unfit = steps
+            if isinstance(steps, Steps) and unfit is None:
+                found.append((not steps.updates_all, first, steps))
             refusal = refusal or unfit
+        if found:
+            _, first, steps = min(found, key=lambda one: one[:2])
+            return self._apply(_Writer(steps, ctx, anchor), first, ctx)
         if refusal is not None:
-            ctx.log.refused(self.name, stack.node, refusal, 1)
+            ctx.log.refused(self.name, anchor, refusal, 1)
         return False
 
     def _apply(self, writer: _Writer, first: int, ctx: Context) -> bool:
@@ -94,8 +109,8 @@ def _stacks(stack: Stack, steps: Steps, first: int) -> bool:
     return makers in steps.nodes
 
 
-def _refusal(steps: Steps, stack: Stack, ctx: Context) -> Refusal | None:
-    """Why steps that are alike are not rolled."""
+def _refusal(steps: Steps, stack: Stack | None, ctx: Context) -> Refusal | None:
+    """Why steps that are alike, and were found from a stack or from a last state, are not rolled."""
     if not steps.states:
         return Refusal("the steps carry no state")
     if not steps.elements:
@@ -113,7 +128,7 @@ def _refusal(steps: Steps, stack: Stack, ctx: Context) -> Refusal | None:
         start, end = sequence_part(element, steps.count)
         if start < 0 or not isinstance(size, int) or end > size:
             return Refusal("the sequence has fewer elements than there are steps", culprit=row[0])
-    if stack not in steps.stacks:
+    if stack is not None and stack not in steps.stacks:
         return Refusal("the steps are no nodes")
     outside = next((value for value, final in readers_outside(steps) if not final), None)
     if outside is not None:
@@ -150,8 +165,9 @@ class _Writer:
             "num_scan_inputs": len(sequences),
             "scan_input_axes": [element.axis for element, _ in sequences],
             "scan_input_directions": [int(element.reverse) for element, _ in sequences],
-            "scan_output_axes": [stack.axis for stack in steps.stacks],
         }
+        if steps.stacks:
+            attributes["scan_output_axes"] = [stack.axis for stack in steps.stacks]
         outputs = b.op("Scan", [*initials, *(value for _, value in sequences)], attributes, outputs=len(self._results))
         read = {value for value, _ in readers_outside(steps)}
         replaced = {after[-1]: final for after, final in zip(states, outputs, strict=False) if after[-1] in read}
