@@ -234,6 +234,18 @@ def test_two_stacks_of_the_same_steps() -> None:
     assert_same(before, after, {"x": RNG.standard_normal((2, 12, 4)).astype(np.float32)})
 
 
+def test_two_stacks_of_which_none_needs_the_other() -> None:
+    joined = ", ".join(f"w{number}" for number in range(STEPS))
+    before = written_out(
+        lambda number: f"{average(number)}  s{number} = Sigmoid(h{number})  w{number} = Unsqueeze(s{number}, one)",
+        outputs="float[2,S,4] y, float[2,S,4] z",
+        after=f"z = Concat<axis = 1>({joined})",
+    )
+    after, _ = run_passes(before, PASS, target="cpu")
+    assert op_list(after) == ["Scan"]
+    assert_same(before, after, {"x": RNG.standard_normal((2, 12, 4)).astype(np.float32)})
+
+
 def test_reshapes_that_add_the_dim_are_no_part_of_a_step() -> None:
     before = written_out(average)
     before.graph.initializer.append(onnx.numpy_helper.from_array(np.array([2, 1, 4]), "row"))

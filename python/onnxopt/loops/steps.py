@@ -11,7 +11,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from onnxopt import ir
@@ -176,10 +176,10 @@ def _counterpart(use: Use, uses: dict[Use, ir.Node], first: dict[Use, ir.Node]) 
     return first[alike[1][alike[0].index(use)]]
 
 
-def find_steps(row: Row, ctx: Context) -> Steps | Refusal:
-    """The steps that make a row."""
-    matcher = _Matcher(len(row), ctx)
-    refusal = matcher.match(row)
+def find_steps(rows: Sequence[Row], ctx: Context) -> Steps | Refusal:
+    """The steps that make rows of one length."""
+    matcher = _Matcher(len(rows[0]), ctx)
+    refusal = matcher.match(rows)
     return matcher.steps if refusal is None else refusal
 
 
@@ -201,9 +201,10 @@ class _Matcher:
         self._made: dict[ir.Value, Row] = {}
         self._waiting: list[tuple[Row, Refusal]] = []
 
-    def match(self, row: Row) -> Refusal | None:
+    def match(self, rows: Iterable[Row]) -> Refusal | None:
         try:
-            self._visit(row)
+            for row in rows:
+                self._visit(row)
             while self._waiting:
                 self._settle(*self._waiting.pop())
         except _Mismatch as mismatch:
@@ -371,7 +372,7 @@ def readers_outside(steps: Steps) -> Iterator[tuple[ir.Value, bool]]:
         if stack.unsqueezed:
             stacked.update(maker for value in stack.node.inputs if value is not None and (maker := value.producer()))
     finals = {after[-1] for after in steps.states.values() if len(after) == steps.count}
-    for node in inside:
+    for node in itertools.chain.from_iterable(steps.nodes):
         for value in node.outputs:
             if value.is_graph_output() or any(user not in inside and user not in stacked for user, _ in value.uses()):
                 yield value, value in finals
@@ -407,6 +408,7 @@ def same_sequence(a: Element, b: Element) -> bool:
 
 
 __all__ = [
+    "MOST_NODES",
     "Element",
     "Row",
     "Stack",

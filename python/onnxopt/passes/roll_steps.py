@@ -7,6 +7,7 @@ import numpy as np
 from onnxopt import ir
 from onnxopt.loops.dependences import is_recurrent
 from onnxopt.loops.steps import (
+    MOST_NODES,
     Element,
     Row,
     Stack,
@@ -57,33 +58,23 @@ class RollSteps(Pass):
         patches = 0
         for stack in stacks.values():
             if stack.node.graph is not None:
-                patches += self._roll(stack.row, stack, list(stacks.values()), ctx)
+                patches += self._roll(stack.row, stack.node, stacks, ctx)
         for row in find_last_states(LEAST_STEPS, ctx):
             graphs = {None if node is None else node.graph for node in (value.producer() for value in row)}
-            if len(graphs) == 1 and None not in graphs:
-                patches += self._roll(row, None, [], ctx)
+            anchor = row[-1].producer()
+            if anchor is not None and len(graphs) == 1 and None not in graphs:
+                patches += self._roll(row, anchor, {}, ctx)
         return PassResult(patches > 0, patches)
 
-    def _roll(self, row: Row, stack: Stack | None, stacks: list[Stack], ctx: Context) -> bool:
-        anchor = row[-1].producer() if stack is None else stack.node
-        assert anchor is not None
-        refusal: Refusal | None = None
-        found: list[tuple[bool, int, Steps]] = []
-        for first in (0, 1):
-            steps = find_steps(row[first:], ctx)
-            if isinstance(steps, Steps):
-                steps.stacks = [one for one in stacks if _stacks(one, steps, first)]
-                unfit = _refusal(steps, stack, ctx)
-            else:
-                unfit = steps
-            if isinstance(steps, Steps) and unfit is None:
-                found.append((not steps.updates_all, first, steps))
-            refusal = refusal or unfit
+    def _roll(self, row: Row, anchor: ir.Node, stacks: dict[ir.Node, Stack], ctx: Context) -> bool:
+        matches = [_match(row, first, anchor, stacks, ctx) for first in (0, 1)]
+        found = [(not one.updates_all, first, one) for first, one in enumerate(matches) if isinstance(one, Steps)]
         if found:
             _, first, steps = min(found, key=lambda one: one[:2])
             return self._apply(_Writer(steps, ctx, anchor), first, ctx)
-        if refusal is not None:
-            ctx.log.refused(self.name, anchor, refusal, 1)
+        refusal = matches[0]
+        assert isinstance(refusal, Refusal)
+        ctx.log.refused(self.name, anchor, refusal, 1)
         return False
 
     def _apply(self, writer: _Writer, first: int, ctx: Context) -> bool:
@@ -101,6 +92,41 @@ class RollSteps(Pass):
         return True
 
 
+def _match(row: Row, first: int, anchor: ir.Node, stacks: dict[ir.Node, Stack], ctx: Context) -> Steps | Refusal:
+    """The steps from the `first` on that make a row, and other stacks that read what they make, or why they are not rolled."""
+    rows = [row]
+    while True:
+        steps = find_steps([one[first:] for one in rows], ctx)
+        if isinstance(steps, Refusal):
+            return steps
+        steps.stacks = [one for one in stacks.values() if one.node.graph is not None and _stacks(one, steps, first)]
+        refusal = _refusal(steps, ctx)
+        if refusal is not None:
+            return refusal
+        if anchor in stacks and stacks[anchor] not in steps.stacks:
+            return Refusal("the steps are no nodes")
+        outside = next((value for value, final in readers_outside(steps) if not final), None)
+        if outside is None:
+            return Refusal("what all steps read is computed from a step") if needs_itself(steps) else steps
+        more = [one.row for one in _stacks_of(outside, stacks) if len(one.row) == len(row) and one.row not in rows]
+        if not more:
+            return Refusal("'{}' is read elsewhere", outside.name, culprit=outside)
+        rows = [*more, *rows]
+
+
+def _stacks_of(value: ir.Value, stacks: dict[ir.Node, Stack]) -> list[Stack]:
+    """The stacks that a value is near to, on the way to which it goes through no more nodes than a step has."""
+    values, seen, found = [value], set[ir.Node](), []
+    for one in values:
+        for node, _ in one.uses():
+            if node in stacks:
+                found.append(stacks[node])
+            elif node not in seen and len(seen) < MOST_NODES:
+                seen.add(node)
+                values += node.outputs
+    return found
+
+
 def _stacks(stack: Stack, steps: Steps, first: int) -> bool:
     """Whether a stack is one of what nodes of the steps make, behind values from elsewhere before the first."""
     if len(stack.row) != steps.count + first:
@@ -109,8 +135,8 @@ def _stacks(stack: Stack, steps: Steps, first: int) -> bool:
     return makers in steps.nodes
 
 
-def _refusal(steps: Steps, stack: Stack | None, ctx: Context) -> Refusal | None:
-    """Why steps that are alike, and were found from a stack or from a last state, are not rolled."""
+def _refusal(steps: Steps, ctx: Context) -> Refusal | None:
+    """Why steps that are alike are not rolled, whatever reads them."""
     if not steps.states:
         return Refusal("the steps carry no state")
     if not steps.elements:
@@ -128,12 +154,7 @@ def _refusal(steps: Steps, stack: Stack | None, ctx: Context) -> Refusal | None:
         start, end = sequence_part(element, steps.count)
         if start < 0 or not isinstance(size, int) or end > size:
             return Refusal("the sequence has fewer elements than there are steps", culprit=row[0])
-    if stack is not None and stack not in steps.stacks:
-        return Refusal("the steps are no nodes")
-    outside = next((value for value, final in readers_outside(steps) if not final), None)
-    if outside is not None:
-        return Refusal("'{}' is read elsewhere", outside.name, culprit=outside)
-    return Refusal("what all steps read is computed from a step") if needs_itself(steps) else None
+    return None
 
 
 class _Writer:
