@@ -35,10 +35,11 @@ def written_out(
     outputs: str = "float[2,S,4] y",
     before: str = "",
     after: str = "",
+    reverse: bool = False,
 ) -> onnx.ModelProto:
-    """A model of as many steps; `step` gives the nodes of one, which leave what is stacked in `e0`, `e1` ..."""
+    """A model of as many steps; `step` gives the nodes of one, which leave what is stacked in `e0`, `e1` ..., the last one first with `reverse`."""
     body = "\n".join(step(number) + f"\n u{number} = Unsqueeze(e{number}, one)" for number in range(STEPS))
-    joined = ", ".join(f"u{number}" for number in range(STEPS))
+    joined = ", ".join(f"u{number}" for number in range(STEPS)[:: -1 if reverse else 1])
     text = f"g ({inputs}) => ({outputs}) {{ {before} {body} {stack} = Concat<axis = 1>({joined}) {after} }}"
     used = {
         name: array for name, array in {**NUMBERS, **LISTS, **MORE}.items() if f"{name})" in text or f"{name}," in text
@@ -97,9 +98,10 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize("reverse", [False, True], ids=["in order", "last one first"])
 @pytest.mark.parametrize("step", CASES.values(), ids=CASES)
-def test_rolls(step: Callable[[int], str]) -> None:
-    before = run_passes(written_out(step), "eliminate_noops", target="cpu")[0]
+def test_rolls(step: Callable[[int], str], reverse: bool) -> None:
+    before = run_passes(written_out(step, reverse=reverse), "eliminate_noops", target="cpu")[0]
     after, report = run_passes(before, PASS, target="cpu")
     assert op_list(after).count("Scan") == 1 and op_list(after).count("Mul") <= 1, report.near_misses
     assert_same(before, after, {"x": RNG.standard_normal((2, 12, 4)).astype(np.float32)})
@@ -379,6 +381,7 @@ class RandomSteps:
         self.plan.append(("Add", self.states[0], f"t{len(self.plan) - 1}_"))
         self.updated = self.rng.choice(len(self.plan), len(self.states))
         self.stacked = sorted({len(self.plan) - 1, int(self.rng.integers(0, len(self.plan)))}) if stacks else []
+        self.order = self.rng.choice([1, -1], 2)
         self.read = self.states[: self.rng.integers(0 if stacks else 1, 2 if stacks else len(self.states) + 1)]
 
     def _choice(self) -> tuple[str, str, str]:
@@ -410,7 +413,7 @@ class RandomSteps:
         shape.insert(self.axis["x"], STEPS)
         starts = ", ".join(f"float[2,4] {state}0" for state in self.states)
         joined = [
-            f"y{index} = Concat<axis = 1>({', '.join(f'u{index}_{step}' for step in range(STEPS))})"
+            f"y{index} = Concat<axis = 1>({', '.join(f'u{index}_{step}' for step in range(STEPS)[:: self.order[index % 2]])})"
             for index in self.stacked
         ]
         outputs = [f"float[2,{STEPS},4] y{index}" for index in self.stacked]

@@ -41,12 +41,18 @@ class Element:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Stack:
-    """A Concat of one value of each step along `axis`, where each has size 1, which `unsqueezed` ones got for it."""
+    """A Concat of one value of each step along `axis`, where each has size 1, which `unsqueezed` ones got for it. With `reverse` the last step's
+    value comes first; the row is in the order of the steps."""
 
     node: ir.Node
     row: Row
     axis: int
     unsqueezed: bool
+    reverse: bool = False
+
+    def turned(self) -> Stack:
+        """The stack if the steps run the other way round."""
+        return dataclasses.replace(self, row=self.row[::-1], reverse=not self.reverse)
 
 
 @dataclasses.dataclass(slots=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from onnxopt import ir
@@ -58,23 +60,27 @@ class RollSteps(Pass):
         patches = 0
         for stack in stacks.values():
             if stack.node.graph is not None:
-                patches += self._roll(stack.row, stack.node, stacks, ctx)
+                patches += self._roll((stack.row, stack.row[::-1]), stack.node, stacks, ctx)
         for row in find_last_states(LEAST_STEPS, ctx):
             graphs = {None if node is None else node.graph for node in (value.producer() for value in row)}
             anchor = row[-1].producer()
             if anchor is not None and len(graphs) == 1 and None not in graphs:
-                patches += self._roll(row, anchor, {}, ctx)
+                patches += self._roll((row,), anchor, {}, ctx)
         return PassResult(patches > 0, patches)
 
-    def _roll(self, row: Row, anchor: ir.Node, stacks: dict[ir.Node, Stack], ctx: Context) -> bool:
-        matches = [_match(row, first, anchor, stacks, ctx) for first in (0, 1)]
-        found = [(not one.updates_all, first, one) for first, one in enumerate(matches) if isinstance(one, Steps)]
-        if found:
-            _, first, steps = min(found, key=lambda one: one[:2])
-            return self._apply(_Writer(steps, ctx, anchor), first, ctx)
-        refusal = matches[0]
-        assert isinstance(refusal, Refusal)
-        ctx.log.refused(self.name, anchor, refusal, 1)
+    def _roll(self, orders: Sequence[Row], anchor: ir.Node, stacks: dict[ir.Node, Stack], ctx: Context) -> bool:
+        """Roll what makes a row, in the first order of its values that is one of steps."""
+        refusal: Refusal | None = None
+        for row in orders:
+            matches = [_match(row, first, anchor, stacks, ctx) for first in (0, 1)]
+            found = [(not one.updates_all, first, one) for first, one in enumerate(matches) if isinstance(one, Steps)]
+            if found:
+                _, first, steps = min(found, key=lambda one: one[:2])
+                return self._apply(_Writer(steps, ctx, anchor), first, ctx)
+            if refusal is None and isinstance(matches[-1], Refusal):
+                refusal = matches[-1]
+        if refusal is not None:
+            ctx.log.refused(self.name, anchor, refusal, 1)
         return False
 
     def _apply(self, writer: _Writer, first: int, ctx: Context) -> bool:
@@ -99,16 +105,18 @@ def _match(row: Row, first: int, anchor: ir.Node, stacks: dict[ir.Node, Stack], 
         steps = find_steps([one[first:] for one in rows], ctx)
         if isinstance(steps, Refusal):
             return steps
-        steps.stacks = [one for one in stacks.values() if one.node.graph is not None and _stacks(one, steps, first)]
+        present = [one for one in stacks.values() if one.node.graph is not None]
+        steps.stacks = [one for one in (*present, *(one.turned() for one in present)) if _stacks(one, steps, first)]
         refusal = _refusal(steps, ctx)
         if refusal is not None:
             return refusal
-        if anchor in stacks and stacks[anchor] not in steps.stacks:
+        if anchor in stacks and anchor not in {one.node for one in steps.stacks}:
             return Refusal("the steps are no nodes")
         outside = next((value for value, final in readers_outside(steps) if not final), None)
         if outside is None:
             return Refusal("what all steps read is computed from a step") if needs_itself(steps) else steps
-        more = [one.row for one in _stacks_of(outside, stacks) if len(one.row) == len(row) and one.row not in rows]
+        near = [one.turned() if stacks[anchor].row != row else one for one in _stacks_of(outside, stacks)]
+        more = [one.row for one in near if len(one.row) == len(row) and one.row not in rows]
         if not more:
             return Refusal("'{}' is read elsewhere", outside.name, culprit=outside)
         rows = [*more, *rows]
@@ -189,14 +197,21 @@ class _Writer:
         }
         if steps.stacks:
             attributes["scan_output_axes"] = [stack.axis for stack in steps.stacks]
+            attributes["scan_output_directions"] = [int(stack.reverse) for stack in steps.stacks]
         outputs = b.op("Scan", [*initials, *(value for _, value in sequences)], attributes, outputs=len(self._results))
         read = {value for value, _ in readers_outside(steps)}
         replaced = {after[-1]: final for after, final in zip(states, outputs, strict=False) if after[-1] in read}
         for stack, stacked in zip(steps.stacks, outputs[len(states) :], strict=True):
             whole = stacked if stack.unsqueezed else b.squeeze(stacked, stack.axis + 1)
-            before = [value for value in stack.node.inputs[:first] if value is not None]
-            replaced[stack.node.outputs[0]] = b.Concat(*before, whole, axis=stack.axis) if before else whole
+            replaced[stack.node.outputs[0]] = self._with_first_steps(whole, stack, first)
         return b.patch(rule, replaced)
+
+    def _with_first_steps(self, whole: ir.Value, stack: Stack, first: int) -> ir.Value:
+        if first == 0:
+            return whole
+        given = [value for value in stack.node.inputs if value is not None]
+        parts = [whole, *given[-first:]] if stack.reverse else [*given[:first], whole]
+        return self.builder.Concat(*parts, axis=stack.axis)
 
     def _take_states(self) -> tuple[list[ir.Value], list[Row]]:
         initials: list[ir.Value] = []
