@@ -98,7 +98,7 @@ LANES = [
     Case(1, (1, 1), 12, 12, (3, 3), (1, 1), (1, 1, 1, 1), group=3),
 ]
 """Groups that are lanes of a vector."""
-PANELS = [
+GROUPED = [
     Case(1, (9, 13), 48, 48, (3, 3), (2, 2), (1, 1, 1, 1), group=3),
     Case(2, (9, 18), 32, 32, (3, 3), (2, 2), (0, 0, 1, 1), group=2),
     Case(1, (7, 19), 144, 144, (5, 5), (1, 2), (2, 0, 1, 2), group=9),
@@ -107,8 +107,15 @@ PANELS = [
     Case(1, (7, 7), 144, 144, (3, 3), (1, 1), (1, 1, 1, 1), group=9),
     Case(2, (30,), 48, 48, (4,), (1,), (1, 1), group=3),
     Case(1, (6, 5), 64, 64, (1, 1), group=4),
+    # of other groups, whose windows lie in the image or cross its border, in some lines or in all
+    Case(1, (13, 29), 36, 36, (3, 3), (2, 2), (1, 1, 1, 1), group=3),
+    Case(2, (15, 9), 48, 120, (5, 3), (2, 1), (2, 1, 2, 0), group=2),
+    Case(1, (28, 6), 60, 33, (3, 5), (1, 2), (0, 4, 1, 4), (2, 1), group=3),
+    Case(1, (2, 3), 40, 40, (5, 5), (2, 2), (2, 2, 2, 2), group=2),
+    Case(2, (33,), 80, 12, (4,), (3,), (0, 3), group=4),
+    Case(1, (8, 8), 112, 112, (5, 5), (2, 2), (2, 2, 2, 2), group=2),
 ]
-"""Groups that are panels."""
+"""Groups that are multiplied line by line, those of whole panels first."""
 WINOGRAD = [
     Case(1, (40, 40), 32, 48, (3, 3), (1, 1), (1, 1, 1, 1)),
     Case(1, (31, 30), 64, 40, (3, 3), (1, 1), (0, 0, 0, 0)),
@@ -163,7 +170,7 @@ def assert_close(actual: np.ndarray, expected: np.ndarray, error: float) -> None
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("case", CASES + DEPTHWISE + LANES + PANELS, ids=str)
+@pytest.mark.parametrize("case", CASES + DEPTHWISE + LANES + GROUPED, ids=str)
 def test_equals_float64(case: Case, variant: str) -> None:
     x, w, bias = case.arrays()
     assert_close(run(case, x, w, bias, variant=variant, biased=1), convolve(case, x, w) + bias, 2e-6)
@@ -179,7 +186,7 @@ def test_winograd_equals_float64(case: Case, variant: str) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(
-    "case", [CASES[0], CASES[1], CASES[8], *CASES[-3:], *DEPTHWISE[:2], *LANES[:3], *PANELS[:3], *WINOGRAD], ids=str
+    "case", [CASES[0], CASES[1], CASES[8], *CASES[-3:], *DEPTHWISE[:2], *LANES[:3], *GROUPED[:3], *WINOGRAD], ids=str
 )
 def test_threads_do_not_change_a_bit(case: Case, variant: str) -> None:
     x, w, _ = case.arrays()
@@ -191,7 +198,7 @@ def test_threads_do_not_change_a_bit(case: Case, variant: str) -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf, 3e38])
 @pytest.mark.parametrize(
-    "case", [CASES[3], DEPTHWISE[0], LANES[0], PANELS[0], *(WINOGRAD[i] for i in (0, 5, 8, 10, 12))], ids=str
+    "case", [CASES[3], DEPTHWISE[0], LANES[0], GROUPED[0], *(WINOGRAD[i] for i in (0, 5, 8, 10, 12))], ids=str
 )
 def test_what_is_not_finite_reaches_its_windows_alone(case: Case, number: float, variant: str) -> None:
     x, w, _ = case.arrays()
@@ -210,7 +217,7 @@ def test_what_is_not_finite_reaches_its_windows_alone(case: Case, number: float,
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(
-    "case", [CASES[1], DEPTHWISE[0], LANES[0], PANELS[0], WINOGRAD[0], Case(1, (14, 14), 40, 70, (3, 3))], ids=str
+    "case", [CASES[1], DEPTHWISE[0], LANES[0], GROUPED[0], WINOGRAD[0], Case(1, (14, 14), 40, 70, (3, 3))], ids=str
 )
 @pytest.mark.parametrize(
     "expression",

@@ -33,10 +33,6 @@ struct Geometry {
     const std::int64_t depth = channels / groups;
     return groups > 1 && filters == channels && (depth == 1 || depth == 2 || depth == 4 || depth == 8);
   }
-  /// Whether the filters of a group, as many as its channels, fill one panel of 16, and read a window.
-  bool is_panelwise() const {
-    return groups > 1 && filters == channels && channels == groups * static_cast<std::int64_t>(gemm::kPanel) && taps() > 1;
-  }
 };
 
 /// One convolution over contiguous tensors.
@@ -107,6 +103,7 @@ struct Variant {
   void (*dense)(const Plan&, std::int64_t task);
   void (*depthwise)(const Plan&, std::int64_t task);
   void (*narrow)(const Plan&, std::int64_t task);
+  void (*grouped)(const Plan&, std::int64_t task);
   void (*separable)(const SeparablePlan&, std::int64_t task);
   void (*inverted_residual)(const InvertedResidualPlan&, std::int64_t task);
   void (*join_parts)(const InvertedResidualPlan&, std::int64_t task);

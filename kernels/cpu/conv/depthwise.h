@@ -1,5 +1,5 @@
-// Depthwise convolutions, those whose groups are lanes of a vector or a panel, and pooling: vectors of channels, a few neighbouring
-// pixels of the output at a time.
+// Depthwise convolutions, those whose groups are lanes of a vector, and pooling: vectors of channels, a few neighbouring pixels of
+// the output at a time.
 #pragma once
 
 #include <limits>
@@ -58,8 +58,6 @@ inline void store_channels(float* p, F x, std::size_t count) {
 struct OwnChannel {
   static constexpr std::int64_t depth() { return 1; }
   static constexpr std::int64_t offset(std::int64_t, std::int64_t) { return 0; }
-  /// From a tap's weights to those of a vector of channels.
-  static constexpr std::int64_t weights_of(std::int64_t channel) { return channel; }
 
   template <bool Whole>
   static F read(const float* p, std::int64_t, std::size_t count) {
@@ -131,24 +129,6 @@ struct LaneProducts : Products {
   const std::int32_t (*lanes_)[V::kWidth];
 };
 
-/// The same where a group is a panel: all lanes read one channel at a time.
-struct PanelProducts : Products {
-  static constexpr auto kDepth = static_cast<std::int64_t>(kPanel);
-
-  PanelProducts(const Products& products, std::int64_t taps) : Products(products), panel_(taps * kDepth * kDepth) {}
-
-  static constexpr std::int64_t depth() { return kDepth; }
-  static std::int64_t offset(std::int64_t channel, std::int64_t i) { return i - channel % kDepth; }
-  std::int64_t weights_of(std::int64_t channel) const { return channel / kDepth * panel_ + channel % kDepth; }
-  template <bool Whole>
-  static F read(const float* p, std::int64_t, std::size_t) {
-    return V::set1(*p);
-  }
-
- private:
-  std::int64_t panel_;  // floats of its weights
-};
-
 struct Maxima : OwnChannel {
   template <bool Whole>
   static F start(std::int64_t, std::size_t) {
@@ -197,13 +177,6 @@ inline void fetch_next_line(const Window& w, std::int64_t channel) {
     for (std::int64_t p = 0; p < P; ++p) __builtin_prefetch(x + p * w.pixel_step);
 }
 
-/// The columns of the next pixels of a line come into the second-level cache, where products leave the time for it.
-template <int C>
-inline void fetch_next_columns(const float* x, std::int64_t step) {
-#pragma GCC unroll 16
-  for (std::int64_t c = 0; c < C; ++c) __builtin_prefetch(x + c * step, 0, 2);
-}
-
 /// P pixels, N vectors of channels from `channel` on.
 template <int P, int N, bool Whole, class Body>
 inline void run_vectors(const Window& w, const Body& body, std::int64_t channel, std::size_t count, float* y) {
@@ -217,7 +190,7 @@ inline void run_vectors(const Window& w, const Body& body, std::int64_t channel,
 #pragma GCC unroll 4
   for (int v = 0; v < N; ++v) fetch_next_line<P>(w, channel + v * kWidth);
   const float* line = w.first + channel;
-  const float* weight_line = w.weights + body.weights_of(channel);
+  const float* weight_line = w.weights + channel;
   for (std::int64_t ky = w.ky.begin; ky < w.ky.end; ++ky, line += w.line_step, weight_line += w.weight_line) {
     const float* tap = line;
     const float* weights = weight_line;
@@ -225,8 +198,7 @@ inline void run_vectors(const Window& w, const Body& body, std::int64_t channel,
       for (std::int64_t i = 0; i < body.depth(); ++i) {
 #pragma GCC unroll 4
         for (int v = 0; v < N; ++v) {
-          const std::int64_t further = body.weights_of(channel + v * kWidth) - body.weights_of(channel);
-          const F weight = body.template weight<Whole>(weights + i * w.weight_channel + further, count);
+          const F weight = body.template weight<Whole>(weights + i * w.weight_channel + v * kWidth, count);
           const float* x = tap + v * kWidth + body.offset(channel + v * kWidth, i);
 #pragma GCC unroll 8
           for (int p = 0; p < P; ++p, x += w.pixel_step)
@@ -252,9 +224,8 @@ inline void run_shared(const Window& w, Range inside, const Body& body, std::int
   for (F& sum : sums) sum = start;
   fetch_next_line<P>(w, channel);
   const float* line = w.first + channel;
-  const float* weights = w.weights + body.weights_of(channel);
+  const float* weights = w.weights + channel;
   for (std::int64_t ky = w.ky.begin; ky < w.ky.end; ++ky, line += w.line_step, weights += w.weight_line) {
-    if constexpr (std::is_same_v<Body, PanelProducts>) fetch_next_columns<P * S>(line + (P * S + K - S) * w.tap_step, w.tap_step);
     for (std::int64_t i = 0; i < body.depth(); ++i) {
       F taps[K];
 #pragma GCC unroll 8
@@ -402,12 +373,12 @@ class Line {
   const float* top_;
 };
 
-/// Some channels of lines of results, the first of which goes to `y`, strip by strip. A row of weights has `width`.
+/// Some channels of lines of results, the first of which goes to `y`, strip by strip.
 template <class Body>
-inline void lines_of_strips(const Plan& plan, Range lines, Range channels, float* y, std::int64_t width, const Body& products) {
+inline void lines_of_strips(const Plan& plan, Range lines, Range channels, float* y, const Body& products) {
   const Convolution& convolution = *plan.convolution;
   const Geometry& g = convolution.geometry;
-  const Taps weights{convolution.weights, products.depth() * width, width};
+  const Taps weights{convolution.weights, products.depth() * g.channels, g.channels};
   in_even_parts(g.output[1], plan.strip_pixels, [&](std::int64_t begin, std::int64_t count) {
     const Range pixels{begin, begin + count};
     for (std::int64_t number = lines.begin; number < lines.end; ++number) {
@@ -419,20 +390,20 @@ inline void lines_of_strips(const Plan& plan, Range lines, Range channels, float
 
 inline void depthwise_lines(const Plan& plan, Range lines, Range channels, float* y) {
   const Convolution& convolution = *plan.convolution;
-  const Geometry& g = convolution.geometry;
   const Products products{convolution.bias, convolution.clip, convolution.gate};
-  if (plan.group_channels == 1) return lines_of_strips(plan, lines, channels, y, g.channels, products);
-  if (g.is_lanewise()) return lines_of_strips(plan, lines, channels, y, g.channels, LaneProducts(products, plan.group_channels));
-  lines_of_strips(plan, lines, channels, y, PanelProducts::kDepth, PanelProducts(products, g.taps()));
+  if (plan.group_channels == 1) return lines_of_strips(plan, lines, channels, y, products);
+  lines_of_strips(plan, lines, channels, y, LaneProducts(products, plan.group_channels));
 }
 
 inline void run_depthwise(const Plan& plan, std::int64_t task) {
   const Geometry& g = plan.convolution->geometry;
-  const std::int64_t channel_tasks = ceil_div(g.channels, plan.strip_channels);
-  const std::int64_t channel = task % channel_tasks * plan.strip_channels, line = task / channel_tasks * plan.task_lines;
+  const std::int64_t channel_tasks = ceil_div(g.channels, plan.task_channels);
+  const std::int64_t line = task / channel_tasks * plan.task_lines, first = task % channel_tasks * plan.task_channels;
   const Range lines{line, least(line + plan.task_lines, g.batch * g.output[0])};
-  const Range channels{channel, least(channel + plan.strip_channels, g.channels)};
-  depthwise_lines(plan, lines, channels, plan.convolution->y + line * g.output[1] * g.channels);
+  const Range channels{first, least(first + plan.task_channels, g.channels)};
+  for (std::int64_t strip = channels.begin; strip < channels.end; strip += plan.strip_channels)
+    depthwise_lines(plan, lines, {strip, least(strip + plan.strip_channels, channels.end)},
+                    plan.convolution->y + line * g.output[1] * g.channels);
   finish(plan, {lines.begin * g.output[1], lines.end * g.output[1], channels.begin, channels.end});
 }
 

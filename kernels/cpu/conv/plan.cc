@@ -17,6 +17,8 @@ constexpr auto kPanel = static_cast<std::int64_t>(gemm::kPanel);
 constexpr std::int64_t kTaskWork = 200'000;
 /// Below this, threads cost more than they save.
 constexpr std::int64_t kLeastWork = 30'000;
+/// The same where all that a thread reads lies in its own cache.
+constexpr std::int64_t kLeastLineWork = 15'000;
 /// So many tasks at least, if they are large enough: with fewer, a thread waits for the other's last one.
 constexpr std::int64_t kFewTasks = 8;
 /// A multiple of the rows of every instruction set's block.
@@ -34,8 +36,6 @@ constexpr std::int64_t kPanelFloats = 48 * 1024;
 /// Floats of the windows of a strip, which stay in the first-level cache from line to line.
 constexpr std::int64_t kStripFloats = 6 * 1024;
 constexpr std::int64_t kStripPixels = 8;
-/// Groups of a task, where they are panels.
-constexpr std::int64_t kStripGroups = 8;
 /// Floats between a depthwise convolution and the product that reads them.
 constexpr std::int64_t kSeparableFloats = 64 * 1024;
 /// Pixels of an inverted residual's output that are computed together: a few blocks of rows; and the least of a line.
@@ -60,6 +60,8 @@ constexpr std::int64_t kTileCall = 8;
 /// It has to take no more than this part of the time: it reads and writes more besides.
 constexpr double kWinogradGain = 0.8;
 constexpr std::int64_t kLeastWinogradChannels = 8;
+/// Floats of a group's weights that are read again for a few pixels, at most.
+constexpr std::int64_t kGroupFloats = 24 * 1024;
 
 template <class AnyPlan>
 struct Job {
@@ -105,6 +107,11 @@ void some_together(std::int64_t total, std::int64_t floats, std::int64_t least, 
 /// Whether a row of the window is shorter than a panel is wide: tap by tap, the products would be too short.
 bool is_narrow(const Geometry& g) {
   return g.groups == 1 && g.channels < kLeastWinogradChannels && g.kernel[1] > 1 && g.dilations[1] == 1;
+}
+
+/// Whether a group is multiplied line by line.
+bool is_grouped(const Geometry& g) {
+  return g.groups > 1 && g.taps() > 1 && g.taps() * g.channels / g.groups * round_up(g.filters / g.groups, kPanel) <= kGroupFloats;
 }
 
 bool is_plain(const Geometry& g) {
@@ -228,10 +235,16 @@ Plan plan_depthwise(const Convolution& convolution) {
   const std::int64_t fitting = std::max(kStripFloats / (columns(kStripPixels) + weights) / kPanel, std::int64_t{1}) * kPanel;
   const std::int64_t strips = std::max<std::int64_t>(ceil_div(g.channels, fitting), 1);
   const std::int64_t channels = std::max(round_up(ceil_div(g.channels, strips), kPanel), kPanel);
-  const std::int64_t lines = g.batch * g.output[0];
-  Plan plan = plan_lines(convolution, lines, g.output[1] * ceil_div(channels, kPanel) * (g.taps() * depth + 4));
-  // Few lines would share little of what they read.
-  plan.task_lines = std::min(std::max(plan.task_lines, 2 * g.kernel[0]), lines);
+  const std::int64_t lines = g.batch * g.output[0], vectors = ceil_div(g.channels, kPanel);
+  const std::int64_t line_work = g.output[1] * vectors * (g.taps() * depth + 4), work = lines * line_work;
+  Plan plan = describe(convolution);
+  // Threads find the lines in their own caches that they have made of the same part of the image. Few lines would share little of
+  // what they read: the channels are cut then, as they are where an epilogue would not find the results in the cache.
+  const std::int64_t tasks = std::max(work / (kTaskWork / 4), std::clamp<std::int64_t>(work / kLeastLineWork, 1, kFewTasks));
+  plan.task_lines = ceil_div(lines, std::clamp<std::int64_t>(lines / (2 * g.kernel[0]), 1, tasks));
+  const std::int64_t parts = ceil_div(tasks, ceil_div(lines, plan.task_lines));
+  const std::int64_t together = std::max<std::int64_t>(kTileBlockFloats / (plan.task_lines * g.output[1] * channels), 1);
+  plan.task_channels = std::min(ceil_div(strips, parts), together) * channels;
   plan.strip_channels = channels;
   plan.strip_pixels = kStripPixels;
   while (plan.strip_pixels < g.output[1] && (columns(plan.strip_pixels + kStripPixels) + weights) * channels <= kStripFloats)
@@ -239,21 +252,21 @@ Plan plan_depthwise(const Convolution& convolution) {
   return plan;
 }
 
-/// Where groups are panels: a vector multiplies so often that the second-level cache delivers weights and windows in time, in
-/// order.
-Plan plan_panelwise(const Convolution& convolution) {
-  const Geometry& g = convolution.geometry;
-  const std::int64_t strips = ceil_div(g.groups, kStripGroups), groups = ceil_div(g.groups, strips), lines = g.batch * g.output[0];
-  Plan plan = plan_lines(convolution, lines, g.output[1] * groups * (g.taps() * kPanel + 4));
-  plan.task_lines = ceil_div(lines, ceil_div(lines, plan.task_lines));
-  plan.strip_channels = groups * kPanel;
-  plan.strip_pixels = g.output[1];
-  return plan;
-}
-
 Plan plan_narrow(const Convolution& convolution) {
   const Geometry& g = convolution.geometry;
   return plan_lines(convolution, g.batch * g.output[0], g.output[1] * ceil_div(g.filters, kPanel) * (g.taps() * g.channels + 4));
+}
+
+/// Tasks of few groups each where there are enough of them: they read no line twice.
+Plan plan_grouped(const Convolution& convolution) {
+  const Geometry& g = convolution.geometry;
+  const std::int64_t lines = g.batch * g.output[0];
+  const std::int64_t line_work = g.output[1] * ceil_div(g.filters / g.groups, kPanel) * (g.taps() * g.channels / g.groups + 4);
+  const std::int64_t tasks = std::max<std::int64_t>(lines * line_work * g.groups / kLeastWork, 1);
+  const std::int64_t groups = ceil_div(g.groups, std::min(tasks, g.groups));
+  Plan plan = plan_lines(convolution, lines, line_work * groups);
+  plan.task_groups = groups;
+  return plan;
 }
 
 /// Whether Winograd's filtering takes less time than the products would.
@@ -304,17 +317,22 @@ Convolution along_the_width(Convolution convolution) {
 
 void run_lines(const Convolution& convolution, const Variant& variant, const ParallelFor& parallel_for) {
   const Geometry& g = convolution.geometry;
-  const bool panelwise = g.is_panelwise() && convolution.added == nullptr && !prefers_winograd(g);
-  if (g.is_lanewise() || panelwise) {
-    const Plan plan = panelwise ? plan_panelwise(convolution) : plan_depthwise(convolution);
-    const std::int64_t line_tasks = ceil_div(g.batch * g.output[0], plan.task_lines);
-    return run_tasks(plan, variant.depthwise, line_tasks * ceil_div(g.channels, plan.strip_channels), parallel_for);
+  const std::int64_t lines = g.batch * g.output[0];
+  if (g.is_lanewise()) {
+    const Plan plan = plan_depthwise(convolution);
+    const std::int64_t channel_tasks = ceil_div(g.channels, plan.task_channels);
+    return run_tasks(plan, variant.depthwise, ceil_div(lines, plan.task_lines) * channel_tasks, parallel_for);
   }
   if (convolution.planar || is_narrow(g)) {
     const Plan plan = plan_narrow(convolution);
-    return run_tasks(plan, variant.narrow, ceil_div(g.batch * g.output[0], plan.task_lines), parallel_for);
+    return run_tasks(plan, variant.narrow, ceil_div(lines, plan.task_lines), parallel_for);
   }
   if (prefers_winograd(g)) return run_winograd(convolution, variant, parallel_for);
+  if (is_grouped(g)) {
+    const Plan plan = plan_grouped(convolution);
+    const std::int64_t group_tasks = ceil_div(g.groups, plan.task_groups);
+    return run_tasks(plan, variant.grouped, ceil_div(lines, plan.task_lines) * group_tasks, parallel_for);
+  }
   const Plan plan = plan_product(convolution);
   run_tasks(plan, variant.dense, g.groups * plan.row_tasks * plan.column_tasks, parallel_for);
 }
@@ -549,6 +567,7 @@ void run(const SqueezeExcite& block, const Variant& variant, const ParallelFor& 
   void dense(const Plan&, std::int64_t);                             \
   void depthwise(const Plan&, std::int64_t);                         \
   void narrow(const Plan&, std::int64_t);                            \
+  void grouped(const Plan&, std::int64_t);                           \
   void separable(const SeparablePlan&, std::int64_t);                \
   void inverted_residual(const InvertedResidualPlan&, std::int64_t); \
   void join_parts(const InvertedResidualPlan&, std::int64_t);        \
@@ -573,6 +592,7 @@ std::span<const Variant> variants() {
    &space::dense,                \
    &space::depthwise,            \
    &space::narrow,               \
+   &space::grouped,              \
    &space::separable,            \
    &space::inverted_residual,    \
    &space::join_parts,           \
