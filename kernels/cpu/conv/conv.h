@@ -103,7 +103,7 @@ struct Variant {
   void (*dense)(const Plan&, std::int64_t task);
   void (*depthwise)(const Plan&, std::int64_t task);
   void (*narrow)(const Plan&, std::int64_t task);
-  void (*grouped)(const Plan&, std::int64_t task);
+  void (*linewise)(const Plan&, std::int64_t task);
   void (*separable)(const SeparablePlan&, std::int64_t task);
   void (*inverted_residual)(const InvertedResidualPlan&, std::int64_t task);
   void (*join_parts)(const InvertedResidualPlan&, std::int64_t task);

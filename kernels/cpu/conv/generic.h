@@ -3,8 +3,8 @@
 
 #include "kernels/cpu/conv/depthwise.h"
 #include "kernels/cpu/conv/expand.h"
-#include "kernels/cpu/conv/grouped.h"
 #include "kernels/cpu/conv/inverted_residual.h"
+#include "kernels/cpu/conv/linewise.h"
 #include "kernels/cpu/conv/narrow.h"
 #include "kernels/cpu/conv/scale.h"
 #include "kernels/cpu/conv/separable.h"
@@ -15,7 +15,7 @@ namespace onnxopt::conv::ONNXOPT_VARIANT {
 void dense(const Plan& plan, std::int64_t task) { run_dense(plan, task); }
 void depthwise(const Plan& plan, std::int64_t task) { run_depthwise(plan, task); }
 void narrow(const Plan& plan, std::int64_t task) { Narrow(plan).run(task); }
-void grouped(const Plan& plan, std::int64_t task) { Grouped(plan).run(task); }
+void linewise(const Plan& plan, std::int64_t task) { Linewise(plan).run(task); }
 void separable(const SeparablePlan& plan, std::int64_t task) { run_separable(plan, task); }
 void inverted_residual(const InvertedResidualPlan& plan, std::int64_t task) { InvertedResidualTask(plan, task).run(); }
 void join_parts(const InvertedResidualPlan& plan, std::int64_t task) { join_sums(plan, task); }

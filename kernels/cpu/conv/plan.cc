@@ -60,8 +60,8 @@ constexpr std::int64_t kTileCall = 8;
 /// It has to take no more than this part of the time: it reads and writes more besides.
 constexpr double kWinogradGain = 0.8;
 constexpr std::int64_t kLeastWinogradChannels = 8;
-/// Floats of a group's weights that are read again for a few pixels, at most.
-constexpr std::int64_t kGroupFloats = 24 * 1024;
+/// Floats of the weights that are read again for each line of a group, at most.
+constexpr std::int64_t kLineFloats = 24 * 1024;
 
 template <class AnyPlan>
 struct Job {
@@ -109,9 +109,10 @@ bool is_narrow(const Geometry& g) {
   return g.groups == 1 && g.channels < kLeastWinogradChannels && g.kernel[1] > 1 && g.dilations[1] == 1;
 }
 
-/// Whether a group is multiplied line by line.
-bool is_grouped(const Geometry& g) {
-  return g.groups > 1 && g.taps() > 1 && g.taps() * g.channels / g.groups * round_up(g.filters / g.groups, kPanel) <= kGroupFloats;
+/// Whether windows are multiplied line by line, where there are enough lines for threads to share them.
+bool is_linewise(const Geometry& g) {
+  if (g.taps() == 1 || g.batch * g.output[0] * g.groups < kFewTasks) return false;
+  return g.taps() * g.channels / g.groups * round_up(g.filters / g.groups, kPanel) <= kLineFloats;
 }
 
 bool is_plain(const Geometry& g) {
@@ -258,7 +259,7 @@ Plan plan_narrow(const Convolution& convolution) {
 }
 
 /// Tasks of few groups each where there are enough of them: they read no line twice.
-Plan plan_grouped(const Convolution& convolution) {
+Plan plan_linewise(const Convolution& convolution) {
   const Geometry& g = convolution.geometry;
   const std::int64_t lines = g.batch * g.output[0];
   const std::int64_t line_work = g.output[1] * ceil_div(g.filters / g.groups, kPanel) * (g.taps() * g.channels / g.groups + 4);
@@ -328,10 +329,10 @@ void run_lines(const Convolution& convolution, const Variant& variant, const Par
     return run_tasks(plan, variant.narrow, ceil_div(lines, plan.task_lines), parallel_for);
   }
   if (prefers_winograd(g)) return run_winograd(convolution, variant, parallel_for);
-  if (is_grouped(g)) {
-    const Plan plan = plan_grouped(convolution);
+  if (is_linewise(g)) {
+    const Plan plan = plan_linewise(convolution);
     const std::int64_t group_tasks = ceil_div(g.groups, plan.task_groups);
-    return run_tasks(plan, variant.grouped, ceil_div(lines, plan.task_lines) * group_tasks, parallel_for);
+    return run_tasks(plan, variant.linewise, ceil_div(lines, plan.task_lines) * group_tasks, parallel_for);
   }
   const Plan plan = plan_product(convolution);
   run_tasks(plan, variant.dense, g.groups * plan.row_tasks * plan.column_tasks, parallel_for);
@@ -567,7 +568,7 @@ void run(const SqueezeExcite& block, const Variant& variant, const ParallelFor& 
   void dense(const Plan&, std::int64_t);                             \
   void depthwise(const Plan&, std::int64_t);                         \
   void narrow(const Plan&, std::int64_t);                            \
-  void grouped(const Plan&, std::int64_t);                           \
+  void linewise(const Plan&, std::int64_t);                          \
   void separable(const SeparablePlan&, std::int64_t);                \
   void inverted_residual(const InvertedResidualPlan&, std::int64_t); \
   void join_parts(const InvertedResidualPlan&, std::int64_t);        \
@@ -592,7 +593,7 @@ std::span<const Variant> variants() {
    &space::dense,                \
    &space::depthwise,            \
    &space::narrow,               \
-   &space::grouped,              \
+   &space::linewise,             \
    &space::separable,            \
    &space::inverted_residual,    \
    &space::join_parts,           \

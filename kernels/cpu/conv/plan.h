@@ -48,9 +48,9 @@ struct Plan {
   std::int64_t transformed_floats;
   float* transformed;  // weights [points, groups, panels, channels of a group, 16], or inputs [groups, points, tiles, channels]
 
-  // Depthwise convolutions, those of few channels and those of groups: a task is some lines of the output; of depthwise ones some
-  // channels of them, and of groups some groups, which are numbered fastest. Windows of so many pixels and channels stay in the
-  // first-level cache from line to line.
+  // Depthwise convolutions and those of few channels or of groups of them: a task is some lines of the output; of depthwise ones
+  // some channels of them, and of groups some groups, which are numbered fastest. Windows of so many pixels and channels stay in
+  // the first-level cache from line to line.
   std::int64_t task_lines, task_channels, task_groups, strip_pixels, strip_channels;
 };
 

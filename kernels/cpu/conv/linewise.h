@@ -1,5 +1,5 @@
-// Convolutions of groups of few channels as products, line by line: whole windows of a line lie at a constant distance, tap by tap,
-// and those that cross the border are found by pointers, for several lines at a time.
+// Convolutions of few channels or of groups of them as products, line by line: whole windows of a line lie at a constant distance,
+// tap by tap, and those that cross the border are found by pointers, for several lines at a time.
 #pragma once
 
 #include "kernels/cpu/conv/depthwise.h"
@@ -8,9 +8,9 @@
 namespace onnxopt::conv {
 namespace {
 
-class Grouped {
+class Linewise {
  public:
-  explicit Grouped(const Plan& plan)
+  explicit Linewise(const Plan& plan)
       : plan_(plan),
         c_(*plan.convolution),
         g_(c_.geometry),
