@@ -123,8 +123,11 @@ inline void multiply_block(const Plan& plan, std::int64_t group, const Rectangle
   const Convolution& convolution = *plan.convolution;
   const std::int64_t width = convolution.geometry.filters, taps = convolution.geometry.taps(), depth = plan.group_channels;
   const float* const weights = convolution.weights + group * plan.panels * taps * depth * static_cast<std::int64_t>(kPanel);
-  for (std::int64_t column = block.column; column < block.column_end; column += kColumns) {
-    const std::int64_t columns = least(static_cast<std::int64_t>(kColumns), block.column_end - column);
+  const bool few = block.row_end - block.row <= gemm::kFewRows;
+  for (std::int64_t column = block.column, columns = 0; column < block.column_end; column += columns) {
+    const std::int64_t left = block.column_end - column;
+    const bool wide = few && left >= static_cast<std::int64_t>(gemm::kWideColumns);
+    columns = least(static_cast<std::int64_t>(wide ? gemm::kWideColumns : kColumns), left);
     const std::int64_t filter = group * plan.group_filters + column;
     for (std::int64_t tap = 0; tap < taps; tap += plan.block_taps) {
       const std::int64_t some_taps = least(plan.block_taps, taps - tap);
@@ -143,8 +146,11 @@ inline void multiply_block(const Plan& plan, std::int64_t group, const Rectangle
                                   .gate = is_last ? convolution.gate : nullptr,
                                   .added = is_last && convolution.added ? convolution.added + first : nullptr,
                                   .added_ld = width};
-        gemm::multiply(static_cast<int>(rows), part.rows, static_cast<std::size_t>(part.count), static_cast<std::size_t>(depth), b,
-                       target);
+        const auto count = static_cast<std::size_t>(part.count), channels = static_cast<std::size_t>(depth);
+        if (wide)
+          gemm::multiply_few(static_cast<int>(rows), part.rows, count, channels, b, target);
+        else
+          gemm::multiply(static_cast<int>(rows), part.rows, count, channels, b, target);
       });
     }
   }

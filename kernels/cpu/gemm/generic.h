@@ -11,12 +11,6 @@ namespace {
 /// least.
 constexpr std::int64_t kFinished = 6 << 10, kLeastFinished = 2 * kRows;
 
-/// Panels that few rows are multiplied with together: enough sums that none waits for the one before, so that weights stream as
-/// fast as they are read. `kFewRows` rows of them need no more registers than a block.
-constexpr int kWidePanels = 4, kWideVectors = kWidePanels * kVectorsOfPanel, kBlockSums = kRows * kPanels * kVectorsOfPanel;
-constexpr int kFewRows = kBlockSums / kWideVectors < 2 ? kBlockSums / kWideVectors : 2;
-constexpr std::size_t kWideColumns = kWidePanels * kPanel;
-
 std::int64_t least(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 
 /// A block of C, and the rows and columns of it.
@@ -66,14 +60,6 @@ Columns columns_of(const Problem& problem, const Product& product, std::int64_t 
   return {floats, kWidth, depth * kWidth};
 }
 
-/// Computes `rows` (1 to kFewRows) rows of C by kWideColumns columns.
-template <int R = kFewRows>
-inline void multiply_few(std::int64_t rows, Strided a, std::size_t depth, Columns b, const Target& target) {
-  if constexpr (R > 1)
-    if (rows < R) return multiply_few<R - 1>(rows, a, depth, b, target);
-  if constexpr (R > 0) run_block<R, kWideVectors, false>(a, 1, depth, b, target);
-}
-
 /// One product of a block, into memory whose rows are `ld` apart.
 void multiply_block(const Problem& problem, const Product& product, const Blocking& blocking, const Block& block, float* c,
                     std::int64_t ld) {
@@ -97,7 +83,7 @@ void multiply_block(const Problem& problem, const Product& product, const Blocki
         target.added = last && problem.added ? problem.added + (block.row + i) * problem.columns + column : nullptr;
         target.added_ld = problem.columns;
         if (wide)
-          multiply_few(block.rows, a, static_cast<std::size_t>(depth), b, target);
+          multiply_few(static_cast<int>(block.rows), a, 1, static_cast<std::size_t>(depth), b, target);
         else
           multiply(static_cast<int>(least(kRows, block.rows - i)), a, 1, static_cast<std::size_t>(depth), b, target);
       }

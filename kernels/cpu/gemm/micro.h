@@ -26,6 +26,11 @@ constexpr int kVectorsOfPanel = static_cast<int>(kPanel / V::kWidth);
 constexpr int kRows = V::kMatrixRows;
 constexpr int kPanels = V::kMatrixPanels;
 constexpr std::size_t kColumns = kPanels * kPanel;
+/// Panels that few rows are multiplied with together: enough sums that none waits for the one before, so that weights stream as
+/// fast as they are read. `kFewRows` rows of them need no more registers than a block.
+constexpr int kWidePanels = 4, kWideVectors = kWidePanels * kVectorsOfPanel, kBlockSums = kRows * kPanels * kVectorsOfPanel;
+constexpr int kFewRows = kBlockSums / kWideVectors < 2 ? kBlockSums / kWideVectors : 2;
+constexpr std::size_t kWideColumns = kWidePanels * kPanel;
 /// Floats of a cache line.
 constexpr int kLineFloats = 16;
 /// How far ahead B is fetched, in floats: far enough for what is not in a cache yet, where a new page stops the processor's own
@@ -209,6 +214,14 @@ inline void multiply(int rows, Source source, std::size_t taps, std::size_t dept
   if constexpr (R > 1)
     if (rows < R) return multiply<Source, R - 1>(rows, source, taps, depth, b, target);
   choose_width<R>(source, taps, depth, b, target);
+}
+
+/// Computes `rows` (1 to kFewRows) rows of C by kWideColumns columns.
+template <class Source, int R = kFewRows>
+inline void multiply_few(int rows, Source source, std::size_t taps, std::size_t depth, Columns b, const Target& target) {
+  if constexpr (R > 1)
+    if (rows < R) return multiply_few<Source, R - 1>(rows, source, taps, depth, b, target);
+  if constexpr (R > 0) run_block<R, kWideVectors, false>(source, taps, depth, b, target);
 }
 
 }  // namespace
