@@ -228,6 +228,17 @@ def test_verification_that_cannot_be_done_is_no_success(tmp_path: Path, capsys) 
     assert code == 1 and "Not verified: it holds random ops" in out
 
 
+@pytest.mark.parametrize("as_json", [False, True])
+def test_an_interruption_is_a_sentence(model: Path, capsys, monkeypatch: pytest.MonkeyPatch, as_json: bool) -> None:  # type: ignore[no-untyped-def]
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("onnxopt.inspection.inspect", interrupted)
+    code, out, err = run(capsys, "inspect", model, *(["--json"] if as_json else []))
+    assert code == 130 and code in cli.EXIT_CODES
+    assert json.loads(out)["error"] == "Interrupted." if as_json else err.strip() == "onnxopt: Interrupted."
+
+
 def test_wrong_instruction_set_in_the_environment_is_a_sentence(capsys, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setenv("ONNXOPT_MAX_ISA", "sse9")
     code, _, err = run(capsys, "ops")

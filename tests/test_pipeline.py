@@ -354,6 +354,12 @@ def test_passes_as_one_text_are_refused() -> None:
         optimize(model(), passes="fold_constants")
 
 
+@pytest.mark.parametrize("target", ["tpu", None, {"name": "cpu"}])
+def test_what_is_no_target_is_refused(target: Any) -> None:
+    with pytest.raises(OptionError, match=r"There is no target '.*'\. The targets are: cpu, cuda, generic"):
+        optimize(model(), target=target)
+
+
 @pytest.mark.parametrize("size", [-1, (5, 2), (-1, 2), "4", (1, 2, 3), (1, None), 1.5, 2**63])
 def test_sizes_of_dims_that_are_none_are_refused(size: Any) -> None:
     with pytest.raises(OptionError, match=r"The dim 'N' is .*expected a size or"):
@@ -380,7 +386,9 @@ def test_dims_that_are_not_there_are_warned_of() -> None:
     assert reports[0].warnings == ["No dim is named 'batch'; the inputs' dims are: N."]
 
 
-@pytest.mark.parametrize(("dims", "shape"), [({"N": 3}, 3), ({"N": (2, 9)}, "N")])
+@pytest.mark.parametrize(
+    ("dims", "shape"), [({"N": 3}, 3), ({"N": (2, 9)}, "N"), ({"N": np.int64(3)}, 3), ({"N": (np.int32(2), 9)}, "N")]
+)
 def test_stated_dims_are_fixed_or_bounded(dims: dict[str, Any], shape: int | str) -> None:
     dim = optimize(model(), dims=dims).graph.input[0].type.tensor_type.shape.dim[0]
     assert (dim.dim_value or dim.dim_param) == shape

@@ -207,7 +207,7 @@ class PassManager:
         instruments: Iterable[Instrument] = (),
         sizes: bool = True,
     ) -> None:
-        self.target = Target.named(target) if isinstance(target, str) else target
+        self.target = Target.named(target)
         passes.load_all()
         self.options = options or Options()
         self.stop_after = stop_after
@@ -457,7 +457,7 @@ def optimize(
         chosen = dataclasses.replace(chosen, allow_contrib=True)
     plan = None if tuning is None else _plan(tuning, passes)
     if plan is not None:
-        target = plan.target_of(Target.named(target) if isinstance(target, str) else target)
+        target = plan.target_of(Target.named(target))
         chosen, passes = plan.options_of(chosen), [] if plan.keep_original else None
     manager = PassManager(
         target,

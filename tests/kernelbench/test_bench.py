@@ -97,6 +97,7 @@ def test_a_wrong_kernel_is_not_measured(quick: None, monkeypatch: pytest.MonkeyP
     ("op", "shape", "more", "sentence"),
     [
         ("FusedFoo", (1,), {}, "no problem for the op 'FusedFoo'"),
+        ("FusedNorm", (10**11, 10**8), {}, "FusedNorm of 100000000000x100000000 reads and writes"),
         ("FusedNorm", (1, 2, 3), {}, "The shape of FusedNorm is ROWSxWIDTH, all at least 1; '1x2x3' is not."),
         ("FusedNorm", (0, 4), {}, "'0x4' is not"),
         ("FusedRecurrence", (4, 2, 8), {"dtype": "float16"}, "in float32, not in 'float16'"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -97,8 +99,10 @@ def test_defaults() -> None:
         ("int4", 8, "A block of weights has 8 rows; expected a power of two of at least 16."),
         ("int4", 48, "expected a power of two"),
         ("int8", -32, "expected a power of two"),
+        ("int4", 32.0, "expected a power of two"),
+        ("int4", "32", "expected a power of two"),
     ],
 )
-def test_wrong_formats(dtype: str, block: int | None, sentence: str) -> None:
+def test_wrong_formats(dtype: str, block: Any, sentence: str) -> None:
     with pytest.raises(OptionError, match=sentence):
         WeightFormat.of(dtype, block)

@@ -134,11 +134,12 @@ def test_samples_that_onnxruntime_cannot_run() -> None:
         ({"format": "int4"}, "There is no format 'int4'"),
         ({"method": "best"}, "There is no method 'best'"),
         ({"format": "qdq"}, "needs calibration samples"),
+        ({"keep": "a"}, "are one text; expected a list of names"),
     ],
 )
-def test_wrong_options(options: dict[str, str], sentence: str) -> None:
+def test_wrong_options(options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(OptionError, match=sentence):
-        quantize(perceptron(), **options)  # type: ignore[arg-type]
+        quantize(perceptron(), **options)
 
 
 @pytest.mark.parametrize("format", ["fused", "qdq"])

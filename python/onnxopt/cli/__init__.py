@@ -41,6 +41,9 @@ _CODE_OF: tuple[tuple[type[BaseException], int], ...] = (
 )
 
 
+INTERRUPTED = 130
+"""What typer exits with where a command is interrupted."""
+
 OBJECTS_BETWEEN_COLLECTIONS = 500_000
 """New objects after which Python looks for garbage: a command makes many objects and hardly any garbage, and its 700 cost a tenth of the time."""
 
@@ -60,6 +63,14 @@ def main(arguments: list[str] | None = None) -> None:
     except (OnnxOptError, OSError) as error:
         of_system = isinstance(error, OSError) and error.filename is not None
         sentence = f"{error.strerror}: '{error.filename}'" if of_system else str(error)  # type: ignore[union-attr]
-        payload: Mapping[str, object] = {"error": sentence, "kind": type(error).__name__}
-        typer.echo(json.dumps(payload) if as_json else f"onnxopt: {sentence}", err=not as_json)
+        _tell(sentence, type(error).__name__, as_json)
         sys.exit(exit_code(error))
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:
+            _tell("Interrupted.", KeyboardInterrupt.__name__, as_json)
+        raise
+
+
+def _tell(sentence: str, kind: str, as_json: bool) -> None:
+    payload: Mapping[str, object] = {"error": sentence, "kind": kind}
+    typer.echo(json.dumps(payload) if as_json else f"onnxopt: {sentence}", err=not as_json)

@@ -14,6 +14,7 @@ EXIT_CODES = {
     4: "a pass failed",
     5: "onnxruntime or the native library is missing",
     6: "the output cannot be written",
+    130: "interrupted",
 }
 
 

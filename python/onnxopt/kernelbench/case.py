@@ -6,6 +6,7 @@ Where nothing becomes the op by itself, and for ops of your own, the model calls
 from __future__ import annotations
 
 import dataclasses
+import os
 import runpy
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -110,14 +111,22 @@ class Problem:
         """The case of a shape.
 
         Raises:
-            OptionError: another number of sizes, a size of 0, or a dtype that the kernel does not compute.
+            OptionError: another number of sizes, a size of 0, more than the machine's memory holds, or a dtype that the kernel does not
+                compute.
         """
         if dtype not in self.dtypes:
             raise OptionError(f"{op} is measured in {' or '.join(self.dtypes)}, not in '{dtype}'.")
         if len(shape) != len(self.sizes) or not all(shape):
             found = "x".join(map(str, shape))
             raise OptionError(f"The shape of {op} is {'x'.join(self.sizes)}, all at least 1; '{found}' is not.")
-        return self.make(*shape, item=np.dtype(dtype).itemsize)
+        made = self.make(*shape, item=np.dtype(dtype).itemsize)
+        needed, held = made.bytes_read + made.bytes_written, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if needed > held:
+            found = "x".join(map(str, shape))
+            raise OptionError(
+                f"{op} of {found} reads and writes {needed >> 20} MiB, and this machine has {held >> 20} MiB of memory."
+            )
+        return made
 
 
 def load_problems(file: Path) -> dict[str, Problem]:

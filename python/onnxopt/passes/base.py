@@ -6,7 +6,7 @@ import abc
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar, cast
 
 import numpy as np
 
@@ -224,6 +224,7 @@ class Options:
     not_at: Mapping[str, frozenset[str]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "dims", {name: _plain_sizes(size) for name, size in self.dims.items()})
         for name, size in self.dims.items():
             bounds = (size, size) if isinstance(size, int) else size
             if not _is_range(bounds):
@@ -236,6 +237,13 @@ class Options:
             raise OptionError(f"unroll_nodes is {self.unroll_nodes}; expected at least 0.")
         if self.unroll_factor is not None and self.unroll_factor < 2:
             raise OptionError(f"unroll_factor is {self.unroll_factor}; expected at least 2.")
+
+
+def _plain_sizes(size: Any) -> Any:
+    """Sizes of numpy as Python's."""
+    if isinstance(size, (tuple, list)):
+        return tuple(map(_plain_sizes, size))
+    return int(size) if isinstance(size, np.integer) else size
 
 
 def _is_range(bounds: object) -> bool:

@@ -45,7 +45,7 @@ class WeightFormat:
         """
         if dtype not in TYPES:
             raise OptionError(f"There is no type '{dtype}' of weights. The types are: {', '.join(TYPES)}.")
-        if block is not None and (block < MIN_BLOCK or block & (block - 1)):
+        if block is not None and (not isinstance(block, int) or block < MIN_BLOCK or block & (block - 1)):
             raise OptionError(f"A block of weights has {block} rows; expected a power of two of at least {MIN_BLOCK}.")
         return cls(dtype, DEFAULT_BLOCKS[dtype] if block is None else block)
 

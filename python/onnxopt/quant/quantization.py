@@ -82,13 +82,14 @@ def quantize(
         MetricError: the metric fails, or gives no number.
     """
     _check(format, method, rounding, calibration, weights, block)
+    if isinstance(keep, str):
+        raise OptionError(f"The nodes to keep, '{keep}', are one text; expected a list of names.")
     budget = _budget(max_drop, metric, calibration)
     original = ir.load_copy(model) if calibration is not None else None
     loaded = ir.load(model)
     if output is not None:
         ir.check_output(output, loaded)
-    aim = Target.named(target) if isinstance(target, str) else target
-    task = Task(format, aim, dict(dims or {}), frozenset(keep), tick)
+    task = Task(format, Target.named(target), dict(dims or {}), frozenset(keep), tick)
     if weights is None:
         job = Job(loaded, task, smooth=smooth, bias_correction=bias_correction, adaptive=rounding == "adaptive")
     else:

@@ -23,13 +23,15 @@ class Target:
     costs: Costs = dataclasses.field(default_factory=lambda: Costs.of("cpu"))
 
     @staticmethod
-    def named(name: str) -> Target:
-        """The target of that name.
+    def named(name: Target | str) -> Target:
+        """The target of that name; a target is itself.
 
         Raises:
             OptionError: there is none.
         """
-        if name not in TARGETS:
+        if isinstance(name, Target):
+            return name
+        if not isinstance(name, str) or name not in TARGETS:
             raise OptionError(f"There is no target '{name}'. The targets are: {', '.join(TARGETS)}.")
         return TARGETS[name]
 
