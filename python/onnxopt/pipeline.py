@@ -450,11 +450,7 @@ def optimize(
         PassError: a pass failed.
         VerificationError: outputs differ; the text names the pass, the rule and the node that is to blame.
     """
-    chosen = options or Options()
-    if dims:
-        chosen = dataclasses.replace(chosen, dims=dict(dims))
-    if allow_contrib:
-        chosen = dataclasses.replace(chosen, allow_contrib=True)
+    chosen = _with_arguments(options or Options(), dims, allow_contrib)
     plan = None if tuning is None else _plan(tuning, passes)
     if plan is not None:
         target = plan.target_of(Target.named(target))
@@ -483,6 +479,12 @@ def optimize(
 
     result.verification = verify_run(lambda: ir.load_copy(original), loaded, manager)
     return _deliver(model, loaded, result, output, external_data, report)
+
+
+def _with_arguments(options: Options, dims: Mapping[str, int | tuple[int, int]] | None, allow_contrib: bool) -> Options:
+    return dataclasses.replace(
+        options, dims=dict(dims or options.dims), allow_contrib=allow_contrib or options.allow_contrib
+    )
 
 
 def _plan(tuning: str | Path | Tuning, passes: Sequence[str | Pass] | None) -> Tuning:

@@ -82,11 +82,7 @@ def optimize(
         )
     result = reports[0]
     if report is not None:
-        from onnxopt.report import write_report
-
-        if report.suffix == ".html":
-            measure_latency(result, [model, output], dim)
-        write_report(report, result, model, output)
+        _write_report(report, result, model, output, dim)
     if as_json:
         print_json(report_json(result))
     else:
@@ -94,6 +90,14 @@ def optimize(
     warn([*result.warnings, *(f"a rewrite was left out: {defect}" for defect in result.defects)])
     if result.verification is not None and not result.verification.equal:
         raise typer.Exit(1)
+
+
+def _write_report(path: Path, result: Report, source: Path, output: Path, dim: list[str] | None) -> None:
+    from onnxopt.report import write_report
+
+    if path.suffix == ".html":
+        measure_latency(result, [source, output], dim)
+    write_report(path, result, source, output)
 
 
 def _parse_passes(text: str | None) -> list[str] | None:

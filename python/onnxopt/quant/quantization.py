@@ -93,9 +93,7 @@ def quantize(
     if weights is None:
         job = Job(loaded, task, smooth=smooth, bias_correction=bias_correction, adaptive=rounding == "adaptive")
     else:
-        from onnxopt.quant.weight_only import WeightJob
-
-        job = WeightJob(loaded, task, WeightFormat.of(weights, block))
+        job = _weight_job(loaded, task, weights, block)
     if calibration is not None:
         job.calibrate(calibration, method, _beside(output, "calibration"))
     chosen = job.keep
@@ -110,6 +108,12 @@ def quantize(
         ir.save(loaded, output, external_data=external_data)
         return Path(output)
     return ir.as_kind_of(model, loaded)
+
+
+def _weight_job(model: ir.Model, task: Task, weights: str, block: int | None) -> Job:
+    from onnxopt.quant.weight_only import WeightJob
+
+    return WeightJob(model, task, WeightFormat.of(weights, block))
 
 
 def _beside(output: str | Path | None, what: str) -> Path | None:

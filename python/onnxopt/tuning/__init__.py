@@ -92,11 +92,14 @@ def tune(
         measured: dict[str, str | float] = {"threads": threads, **bench.shapes, **_speeds(search, chosen)}
         tuning = dataclasses.replace(bench.tuning(chosen), measured=measured)
     tuning.write(file)
-    trials = tuple(
+    return Tuned(file, tuning, chosen.label(), _trials(journal))
+
+
+def _trials(journal: Journal) -> tuple[Trial, ...]:
+    return tuple(
         Trial(name, refused=outcome) if isinstance(outcome, str) else Trial(name, tuple(outcome))
         for name, outcome in journal.trials.items()
     )
-    return Tuned(file, tuning, chosen.label(), trials)
 
 
 def _speeds(search: Search, chosen: Candidate) -> dict[str, float]:
