@@ -291,6 +291,25 @@ def test_python_runs_the_package_as_the_command() -> None:
     assert "optimize" in done.stdout
 
 
+COMMAND = '"$0" -m onnxopt "$@"'
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_streams_that_are_closed_are_no_error(model: Path, tmp_path: Path, closed: str) -> None:
+    output = tmp_path / "out.onnx"
+    command = ["bash", "-c", f"{COMMAND} {closed}", sys.executable, "optimize", str(model), "-o", str(output)]
+    assert subprocess.run(command, check=False).returncode == 0 and output.exists()
+
+
+@pytest.mark.parametrize("name", ["模型.onnx", os.fsdecode(b"\xff.onnx")], ids=["letters", "bytes"])
+def test_names_that_the_terminal_has_no_letters_for(model: Path, tmp_path: Path, name: str) -> None:
+    source, report = model.rename(tmp_path / name), tmp_path / "report.html"
+    command = [sys.executable, "-m", "onnxopt", "optimize", source, "-o", tmp_path / "out.onnx", "--report", report]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii:strict"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "\\" in done.stdout and "onnx" in report.read_text(encoding="utf-8")
+
+
 def test_dims_are_sizes_or_bounds() -> None:
     assert cli.parse_dims(["N=1", "S=1..512"]) == {"N": 1, "S": (1, 512)}
 

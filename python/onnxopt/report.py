@@ -83,7 +83,7 @@ def write_report(path: Path, report: Report, source: Path, output: Path) -> None
     """
     data = {"source": source.name, "output": output.name, **report_json(report)}
     text = json_text(data) if path.suffix == ".json" else _html(data)
-    path.write_text(text, encoding="utf-8")
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _html(data: dict[str, Any]) -> str:

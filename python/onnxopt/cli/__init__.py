@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import io
 import json
 import sys
 from collections.abc import Mapping
@@ -56,6 +57,7 @@ def exit_code(error: BaseException) -> int:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; errors of ours become one sentence on standard error and a documented exit code."""
     as_json = "--json" in (sys.argv[1:] if arguments is None else arguments)
+    _prepare_streams()
     gc.set_threshold(OBJECTS_BETWEEN_COLLECTIONS)
     atexit.register(gc.freeze)  # the end of the process frees what is left faster than a last look for garbage
     try:
@@ -69,6 +71,16 @@ def main(arguments: list[str] | None = None) -> None:
         if stop.code == INTERRUPTED:
             _tell("Interrupted.", KeyboardInterrupt.__name__, as_json)
         raise
+
+
+def _prepare_streams() -> None:
+    """Streams that are closed take what is printed and drop it; letters that the encoding of one has no bytes for are written as numbers."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, io.StringIO())
+        elif isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _tell(sentence: str, kind: str, as_json: bool) -> None:

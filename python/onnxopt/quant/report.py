@@ -35,7 +35,7 @@ def write_report(path: Path, result: Quantization, source: Path, output: Path) -
     """
     data = {"source": source.name, "output": output.name, **report_json(result)}
     text = json_text(data) if path.suffix == ".json" else _html(data, result)
-    path.write_text(text, encoding="utf-8")
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _html(data: dict[str, Any], result: Quantization) -> str:
