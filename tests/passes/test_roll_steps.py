@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import onnx
@@ -36,15 +36,18 @@ def written_out(
     before: str = "",
     after: str = "",
     reverse: bool = False,
+    constants: Mapping[str, np.ndarray] | None = None,
 ) -> onnx.ModelProto:
     """A model of as many steps; `step` gives the nodes of one, which leave what is stacked in `e0`, `e1` ..., the last one first with `reverse`."""
     body = "\n".join(step(number) + f"\n u{number} = Unsqueeze(e{number}, one)" for number in range(STEPS))
     joined = ", ".join(f"u{number}" for number in range(STEPS)[:: -1 if reverse else 1])
     text = f"g ({inputs}) => ({outputs}) {{ {before} {body} {stack} = Concat<axis = 1>({joined}) {after} }}"
-    used = {
-        name: array for name, array in {**NUMBERS, **LISTS, **MORE}.items() if f"{name})" in text or f"{name}," in text
-    }
-    return model(text, **used)
+    return model(text, **_used_in(text), **(constants or {}))
+
+
+def _used_in(text: str) -> dict[str, np.ndarray]:
+    named = {**NUMBERS, **LISTS, **MORE}
+    return {name: array for name, array in named.items() if f"{name})" in text or f"{name}," in text}
 
 
 def average(number: int) -> str:
@@ -150,13 +153,14 @@ def last_alone(
     last: str = "y = Neg(h11)",
     inputs: str = "float[2,12,4] x",
     outputs: str = "float[2,4] y",
+    constants: Mapping[str, np.ndarray] | None = None,
 ) -> onnx.ModelProto:
     """A model of as many steps, of which what the last one leaves in `h11` is read."""
     nodes = "\n".join(map(step, range(STEPS)))
     text = f"g ({inputs}) => ({outputs}) {{ {nodes} {last} }}"
-    named = {**NUMBERS, **LISTS, **MORE}
-    used = {name: array for name, array in named.items() if f"{name})" in text or f"{name}," in text}
-    return run_passes(model(text, **used), "eliminate_noops", "eliminate_dead_code", target="cpu")[0]
+    return run_passes(
+        model(text, **_used_in(text), **(constants or {})), "eliminate_noops", "eliminate_dead_code", target="cpu"
+    )[0]
 
 
 def gated(number: int) -> str:
@@ -256,6 +260,26 @@ def test_reshapes_that_add_the_dim_are_no_part_of_a_step() -> None:
             node.op_type, node.input[1] = "Reshape", "row"
     after, _ = run_passes(before, PASS, target="cpu")
     assert op_list(after) == ["Scan"]
+    assert_same(before, after, {"x": RNG.standard_normal((2, 12, 4)).astype(np.float32)})
+
+
+def folded(number: int) -> str:
+    """Of the first step's products, the exporter has left what a state of zeros makes of them."""
+    h, c = (f"h{number - 1}", f"c{number - 1}") if number else ("zero", "zero")
+    product = f"p{number} = Gemm({h}, square, row)" if number else ""
+    return f"""x{number} = Gather<axis = 1>(x, n{number})  {product}  a{number} = Add({f"p{number}" if number else "rows"}, x{number})
+        g{number} = Sigmoid(a{number})  k{number} = Mul(g{number}, {c})  c{number} = Add(k{number}, x{number})
+        h{number} = Mul(g{number}, c{number})  e{number} = Tanh(h{number})"""
+
+
+@pytest.mark.parametrize("row", [[1, 2, 3, 4], [1, 2, 3, 5]], ids=["zeros", "another state"])
+@pytest.mark.parametrize("stacked", [True, False], ids=["stacked", "last alone"])
+def test_first_step_whose_state_was_folded(stacked: bool, row: list[float]) -> None:
+    values = {"square": RNG.standard_normal((4, 4)), "row": np.array([1, 2, 3, 4]), "rows": np.tile(row, (2, 1))}
+    arrays = {name: array.astype(np.float32) for name, array in values.items()}
+    before = written_out(folded, constants=arrays) if stacked else last_alone(folded, constants=arrays)
+    after, _ = run_passes(before, PASS, "eliminate_dead_code", target="cpu")
+    assert op_list(after).count("Scan") == 1 and op_list(after).count("Gather") == (row[-1] == 5), op_list(after)
     assert_same(before, after, {"x": RNG.standard_normal((2, 12, 4)).astype(np.float32)})
 
 
@@ -382,6 +406,7 @@ class RandomSteps:
         self.updated = self.rng.choice(len(self.plan), len(self.states))
         self.stacked = sorted({len(self.plan) - 1, int(self.rng.integers(0, len(self.plan)))}) if stacks else []
         self.order = self.rng.choice([1, -1], 2)
+        self.starts = self.rng.choice(["input", "zeros", "numbers"], len(self.states))
         self.read = self.states[: self.rng.integers(0 if stacks else 1, 2 if stacks else len(self.states) + 1)]
 
     def _choice(self) -> tuple[str, str, str]:
@@ -411,7 +436,10 @@ class RandomSteps:
     def model(self) -> onnx.ModelProto:
         shape = [2, 4]
         shape.insert(self.axis["x"], STEPS)
-        starts = ", ".join(f"float[2,4] {state}0" for state in self.states)
+        made = {"zeros": np.zeros((2, 4)), "numbers": self.rng.standard_normal((2, 4))}
+        named = dict(zip(self.states, self.starts, strict=True))
+        starts = "".join(f", float[2,4] {state}0" for state, start in named.items() if start == "input")
+        begun = {f"{state}0": made[start].astype(np.float32) for state, start in named.items() if start != "input"}
         joined = [
             f"y{index} = Concat<axis = 1>({', '.join(f'u{index}_{step}' for step in range(STEPS)[:: self.order[index % 2]])})"
             for index in self.stacked
@@ -420,10 +448,10 @@ class RandomSteps:
         outputs += [f"float[2,4] w{state}" for state in self.read]
         joined += [f"w{state} = Neg({state}{STEPS})" for state in self.read]
         nodes = "\n".join([*map(self.step, range(STEPS)), *joined])
-        text = f"g (float[{','.join(map(str, shape))}] x, float[2,{STEPS},4] z, {starts}) => ({', '.join(outputs)}) {{ {nodes} }}"
+        text = f"g (float[{','.join(map(str, shape))}] x, float[2,{STEPS},4] z{starts}) => ({', '.join(outputs)}) {{ {nodes} }}"
         matrix = self.rng.standard_normal((4, 4)).astype(np.float32)
         used = {name: array for name, array in NUMBERS.items() if array < STEPS} | {"one": MORE["one"]}
-        return model(text, matrix=matrix, **used)
+        return model(text, matrix=matrix, **used, **begun)
 
     def feeds(self, proto: onnx.ModelProto) -> dict[str, np.ndarray]:
         shapes = {one.name: [dim.dim_value for dim in one.type.tensor_type.shape.dim] for one in proto.graph.input}

@@ -133,7 +133,7 @@ def _element_rows(least: int, ctx: Context) -> Iterator[Row]:
             continue
         places: dict[Element, dict[int, ir.Value]] = {}
         for value in values:
-            element = _read(value, ctx)
+            element = read_element(value, ctx)
             if element is not None:
                 places.setdefault(dataclasses.replace(element, first=0), {})[element.first] = value
         for found in places.values():
@@ -283,12 +283,13 @@ def _difference(row: Row, makers: tuple[ir.Node, ...]) -> Refusal | None:
     first = makers[0]
     if any(value.index() != row[0].index() for value in row) or ir.inner_graphs(first):
         return Refusal("its values are made in different ways", culprit=first)
-    form = _form(first)
-    unlike = next((node for node in makers if _form(node) != form), None)
+    form = node_form(first)
+    unlike = next((node for node in makers if node_form(node) != form), None)
     return None if unlike is None else Refusal("nodes of different steps differ", culprit=unlike)
 
 
-def _form(node: ir.Node) -> tuple[object, ...]:
+def node_form(node: ir.Node) -> tuple[object, ...]:
+    """What nodes of different steps have in common."""
     attributes = sorted((name, _plain(attr.value)) for name, attr in node.attributes.items())
     return node.domain, node.op_type, node.overload, len(node.inputs), len(node.outputs), tuple(attributes)
 
@@ -299,7 +300,7 @@ def _plain(value: object) -> object:
 
 def _element(row: Row, ctx: Context) -> Element | None:
     """The elements of a sequence, one after the other, or the other way round."""
-    reads = [_read(value, ctx) for value in row]
+    reads = [read_element(value, ctx) for value in row]
     first = reads[0]
     if first is None or any(read is None for read in reads):
         return None
@@ -312,7 +313,7 @@ def _element(row: Row, ctx: Context) -> Element | None:
     return dataclasses.replace(first, reverse=step < 0)
 
 
-def _read(value: ir.Value, ctx: Context) -> Element | None:
+def read_element(value: ir.Value, ctx: Context) -> Element | None:
     """A value as one index of a sequence."""
     node = value.producer()
     source = None if node is None else ir.input_at(node, 0)
@@ -422,6 +423,8 @@ __all__ = [
     "find_last_states",
     "find_steps",
     "needs_itself",
+    "node_form",
+    "read_element",
     "readers_outside",
     "same_sequence",
     "sequence_part",

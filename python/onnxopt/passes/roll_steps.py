@@ -8,6 +8,7 @@ import numpy as np
 
 from onnxopt import ir
 from onnxopt.loops.dependences import is_recurrent
+from onnxopt.loops.first_step import initial_states
 from onnxopt.loops.steps import (
     MOST_NODES,
     Element,
@@ -76,15 +77,15 @@ class RollSteps(Pass):
             found = [(not one.updates_all, first, one) for first, one in enumerate(matches) if isinstance(one, Steps)]
             if found:
                 _, first, steps = min(found, key=lambda one: one[:2])
-                return self._apply(_Writer(steps, ctx, anchor), first, ctx)
+                return self._apply(_writer(steps, first, anchor, ctx), ctx)
             if refusal is None and isinstance(matches[-1], Refusal):
                 refusal = matches[-1]
         if refusal is not None:
             ctx.log.refused(self.name, anchor, refusal, 1)
         return False
 
-    def _apply(self, writer: _Writer, first: int, ctx: Context) -> bool:
-        patch = writer.patch(self.name, first)
+    def _apply(self, writer: _Writer, ctx: Context) -> bool:
+        patch = writer.patch(self.name)
         graph = patch.anchor.graph
         assert graph is not None
         if not ctx.editor.apply(patch):
@@ -165,19 +166,38 @@ def _refusal(steps: Steps, ctx: Context) -> Refusal | None:
     return None
 
 
-class _Writer:
-    """Builds the Scan that stands for steps, before the node of a stack."""
+def _writer(steps: Steps, first: int, anchor: ir.Node, ctx: Context) -> _Writer:
+    """What writes steps, and the first one as well where constants alone make it another one."""
+    if steps.stacks and first == 0:
+        return _Writer(steps, 0, None, ctx, anchor)
+    results = [(stack.row[0], stack.row[1]) for stack in steps.stacks]
+    return _Writer(steps, first, initial_states(steps, results, ctx), ctx, anchor)
 
-    def __init__(self, steps: Steps, ctx: Context, anchor: ir.Node) -> None:
+
+class _Writer:
+    """Builds the Scan that stands for steps, before the node of a stack.
+
+    What the first step leaves comes from elsewhere where `first` is 1, but for `initial`: states before its step, which then is one more.
+    """
+
+    def __init__(
+        self,
+        steps: Steps,
+        first: int,
+        initial: dict[Row, ir.Value | np.ndarray] | None,
+        ctx: Context,
+        anchor: ir.Node,
+    ) -> None:
         self.steps, self.ctx = steps, ctx
+        self.first, self.initial = first, initial
         self.builder = Builder(ctx, anchor)
         self._inside: dict[tuple[ir.Value, ir.Value], ir.Value] = {}
         self._inputs: list[ir.Value] = []
         self._nodes: list[ir.Node] = []
         self._results: list[ir.Value] = []
 
-    def patch(self, rule: str, first: int) -> Patch:
-        """The Scan and what makes of its outputs what was there; of stacks, the first values come from elsewhere."""
+    def patch(self, rule: str) -> Patch:
+        """The Scan and what makes of its outputs what was there."""
         b, steps = self.builder, self.steps
         initials, states = self._take_states()
         sequences = self._take_elements()
@@ -186,7 +206,7 @@ class _Writer:
         for after in states:
             self._give(after)
         for stack in steps.stacks:
-            self._give(stack.row[first:])
+            self._give(stack.row[self.first :])
         imports = dict(self.ctx.model.graph.opset_imports)
         body = ir.Graph(self._inputs, self._results, nodes=self._nodes, opset_imports=imports, name="step")
         attributes = {
@@ -203,20 +223,21 @@ class _Writer:
         replaced = {after[-1]: final for after, final in zip(states, outputs, strict=False) if after[-1] in read}
         for stack, stacked in zip(steps.stacks, outputs[len(states) :], strict=True):
             whole = stacked if stack.unsqueezed else b.squeeze(stacked, stack.axis + 1)
-            replaced[stack.node.outputs[0]] = self._with_first_steps(whole, stack, first)
+            replaced[stack.node.outputs[0]] = self._with_first_step(whole, stack)
         return b.patch(rule, replaced)
 
-    def _with_first_steps(self, whole: ir.Value, stack: Stack, first: int) -> ir.Value:
-        if first == 0:
+    def _with_first_step(self, whole: ir.Value, stack: Stack) -> ir.Value:
+        if self.first == 0 or self.initial is not None:
             return whole
-        given = [value for value in stack.node.inputs if value is not None]
-        parts = [whole, *given[-first:]] if stack.reverse else [*given[:first], whole]
+        values = [value for value in stack.node.inputs if value is not None]
+        parts = [whole, values[-1]] if stack.reverse else [values[0], whole]
         return self.builder.Concat(*parts, axis=stack.axis)
 
     def _take_states(self) -> tuple[list[ir.Value], list[Row]]:
         initials: list[ir.Value] = []
         for before, after in self.steps.states.items():
-            initials.append(before[0])
+            initial = before[0] if self.initial is None else self.initial[before]
+            initials.append(self.builder.constant(initial) if isinstance(initial, np.ndarray) else initial)
             self._inside[before[0], before[1]] = self._input(after[0])
         return initials, list(self.steps.states.values())
 
@@ -232,6 +253,8 @@ class _Writer:
 
     def _sequence(self, element: Element) -> ir.Value:
         start, end = sequence_part(element, self.steps.count)
+        if self.initial is not None:
+            start, end = (start, end + 1) if element.reverse else (start - 1, end)
         shape = self.ctx.shapes.shape(element.sequence) or ()
         if start == 0 and end == shape[element.axis]:
             return element.sequence
