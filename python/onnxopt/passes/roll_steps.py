@@ -73,7 +73,9 @@ class RollSteps(Pass):
         """Roll what makes a row, in the first order of its values that is one of steps."""
         refusal: Refusal | None = None
         for row in orders:
-            matches = [_match(row, first, anchor, stacks, ctx) for first in (0, 1)]
+            matches = [_match(row, 0, anchor, stacks, ctx)]
+            if not (isinstance(matches[0], Steps) and matches[0].updates_all):
+                matches.append(_match(row, 1, anchor, stacks, ctx))
             found = [(not one.updates_all, first, one) for first, one in enumerate(matches) if isinstance(one, Steps)]
             if found:
                 _, first, steps = min(found, key=lambda one: one[:2])
