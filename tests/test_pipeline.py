@@ -634,3 +634,17 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
         check=True,
     )
     assert not {"numpy", "onnx", "onnx_ir", "onnxruntime", "rich", "typer", "jinja2"} & set(done.stdout.split())
+
+
+def test_views_of_what_fusion_leaves_are_merged() -> None:
+    """The mean of a channels-last image has its channels last, where the model has them in the middle."""
+    rng = np.random.default_rng(0)
+    arrays = {"w": rng.standard_normal((64, 16, 3, 3)), "v": rng.standard_normal((64, 64, 3, 3))}
+    text = """g (float[1,16,28,28] x) => (float[1,64] y) {
+        a = Conv<pads=[1,1,1,1]>(x, w) b = Relu(a) c = Conv<pads=[1,1,1,1]>(b, v) d = Relu(c)
+        e = GlobalAveragePool(d) y = Flatten(e) }"""
+    before = helpers.model(text, **{name: one.astype(np.float32) for name, one in arrays.items()})
+    after = optimize(before)
+    assert helpers.op_list(after)[-2:] == ["FusedPool", "Reshape"]
+    x = rng.standard_normal((1, 16, 28, 28)).astype(np.float32)
+    helpers.assert_same(before, after, {"x": x}, rtol=1e-4, library=True)

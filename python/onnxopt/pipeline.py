@@ -126,7 +126,7 @@ PHASES: Mapping[str, tuple[str, ...]] = {
         "fuse_prologues",
         "fuse_elementwise",
     ),
-    "lower": ("dequantize_after_moves", "eliminate_dead_code", "deduplicate_initializers"),
+    "lower": ("simplify_reshapes", "dequantize_after_moves", "eliminate_dead_code", "deduplicate_initializers"),
 }
 """Phases in order, and the passes of each. `fold`, `unroll` and `simplify` are repeated until none changes the model."""
 
