@@ -92,6 +92,7 @@ struct Case {
   Attributes attributes;
   Shape shape;
   std::int64_t width = 1, inner = 1;
+  std::int64_t groups = 0;  // of channels that lie last
   std::vector<Tensor> inputs;
   std::vector<double> kept, expected;
 };
@@ -108,6 +109,16 @@ void transform_row(const Case& one, const std::vector<double>& x, std::vector<do
   }
   for (std::int64_t k = 0; k < one.width; ++k)
     y[at(k)] = one.softmax ? std::exp(x[at(k)] - largest) / total : (x[at(k)] - mean) / std::sqrt(squares + double(1e-5f));
+}
+
+void add_epilogue(Generator& generator, Case& one) {
+  if (generator.below(2) == 0) return;
+  one.attributes.strings_of["epilogue"] = "i0:f32 i1:f32 | t0=abs(i0) t1=add(t0,i1) | t1:f32";
+  one.inputs.push_back(generator.operand(one.shape));
+  for (std::int64_t i = 0; i < count_of(one.shape); ++i) {
+    double& y = one.expected[static_cast<std::size_t>(i)];
+    y = std::fabs(y) + one.inputs.back().at(i, one.shape);
+  }
 }
 
 Case draw(Generator& generator) {
@@ -152,14 +163,40 @@ Case draw(Generator& generator) {
     for (std::int64_t outer = 0; outer < count / (one.width * one.inner); ++outer)
       for (std::int64_t column = 0; column < one.inner; ++column)
         transform_row(one, one.kept, one.expected, outer * one.width * one.inner + column);
-  if (generator.below(2) != 0) {
-    one.attributes.strings_of["epilogue"] = "i0:f32 i1:f32 | t0=abs(i0) t1=add(t0,i1) | t1:f32";
-    one.inputs.push_back(generator.operand(one.shape));
-    for (std::int64_t i = 0; i < count; ++i) {
-      double& y = one.expected[static_cast<std::size_t>(i)];
-      y = std::fabs(y) + one.inputs.back().at(i, one.shape);
+  add_epilogue(generator, one);
+  return one;
+}
+
+/// Groups of channels that lie last.
+Case draw_groups(Generator& generator) {
+  Case one;
+  one.groups = 1 + generator.below(5);
+  const std::int64_t of_group = generator.below(8) == 0 ? 100 : 1 + generator.below(9), channels = one.groups * of_group;
+  one.shape.push_back(generator.size() % 4);
+  one.shape.push_back(generator.below(4) == 0 ? 700 : generator.size());
+  if (generator.below(2) != 0) one.shape.push_back(1 + generator.below(9));
+  one.shape.push_back(channels);
+  one.attributes.integers_of["groups"] = one.groups;
+  one.attributes.integers_of["channels_last"] = 1;
+  one.inputs.push_back(generator.floats(one.shape));
+  const std::int64_t count = count_of(one.shape), places = one.shape[0] == 0 ? 0 : count / one.shape[0] / channels;
+  one.expected.resize(static_cast<std::size_t>(count));
+  const auto for_group = [&](std::int64_t image, std::int64_t group, auto body) {
+    for (std::int64_t place = 0; place < places; ++place)
+      for (std::int64_t c = group * of_group; c < (group + 1) * of_group; ++c) body((image * places + place) * channels + c);
+  };
+  for (std::int64_t image = 0; image < one.shape[0]; ++image)
+    for (std::int64_t group = 0; group < one.groups; ++group) {
+      const double share = 1.0 / static_cast<double>(places * of_group);
+      double mean = 0.0, squares = 0.0;
+      const auto x = [&](std::int64_t i) { return static_cast<double>(one.inputs[0].data[i]); };
+      for_group(image, group, [&](std::int64_t i) { mean += x(i) * share; });
+      for_group(image, group, [&](std::int64_t i) { squares += (x(i) - mean) * (x(i) - mean) * share; });
+      for_group(image, group, [&](std::int64_t i) {
+        one.expected[static_cast<std::size_t>(i)] = (x(i) - mean) / std::sqrt(squares + double(1e-5f));
+      });
     }
-  }
+  add_epilogue(generator, one);
   return one;
 }
 
@@ -192,10 +229,10 @@ bool run(const Case& one, const ops::Op& op, const ops::Variant& variant) {
 }
 
 bool run_one(Generator& generator, int) {
-  const Case one = draw(generator);
+  const Case one = generator.below(4) == 0 ? draw_groups(generator) : draw(generator);
   const ops::Op& op = one.softmax ? ops::fused_softmax() : ops::fused_norm();
   std::vector<ops::Variant> variants(op.variants.begin(), op.variants.end());
-  variants.push_back({"norm__cuda_emulated", "scalar"});
+  if (one.groups == 0) variants.push_back({"norm__cuda_emulated", "scalar"});
   for (const ops::Variant& variant : variants)
     if (dispatch::supports(variant.isa) && !run(one, op, variant)) {
       std::printf("It has the shape %s.\n", ops::text_of(one.shape).c_str());
